@@ -1,0 +1,3 @@
+from facttune_ray.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,152 @@
+"""`facttune`: the command line. Thin: jobs/ call the same functions.
+
+Exit codes: 0 done; 1 a bug (traceback); 2 bad input (one line); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from facttune_ray.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from facttune_ray.config import Config
+
+COMMANDS = ("quickstart", "run", "stage", "status", "report", "annotator")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn a UserError into one line and exit code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        return _fail(f'no command "{words[0]}".{did_you_mean(words[0], COMMANDS)}')
+    args = _parser().parse_args(words)
+    try:
+        return args.run(args)
+    except UserError as e:
+        return _fail(str(e))
+    except KeyboardInterrupt:
+        print("facttune: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(message: str) -> int:
+    print(f"facttune: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="facttune",
+        description="Tune language models for factuality: sample, score, prefer, train, measure.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: object, help: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=help, description=help)
+        p.set_defaults(run=run)
+        return p
+
+    def takes_config(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        p.add_argument(
+            "config",
+            nargs="*",
+            metavar="CONFIG|key=value",
+            help="presets (a YAML path or a name in conf/) in order, and overrides",
+        )
+        return p
+
+    p = add("quickstart", _quickstart, "the whole loop on an embedded world: no key, GPU, network")
+    p.add_argument("--out", help="folder of the run (default: runs/quickstart)")
+    p.add_argument("--seed", type=int, help="seed of world, model and sampling (default: 0)")
+    takes_config(p)
+    takes_config(add("run", _run, "make every missing table, train, evaluate, report"))
+    p = add("stage", _stage, "make the missing tables of one stage")
+    p.add_argument("name", metavar="NAME", help="such as facts, verdicts, train")
+    takes_config(p)
+    takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
+    takes_config(add("report", _report, "write summary.json and report.html from finished tables"))
+    p = add("annotator", _annotator, "serve the rule-based OpenAI-compatible endpoint")
+    p.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    p.add_argument("--port", type=int, required=True, help="0: any free port")
+    p.add_argument("options", nargs="*", metavar="key=value", help="see --help-options")
+    return parser
+
+
+def _config(
+    args: argparse.Namespace, first: Sequence[str] = (), also: Sequence[str] = ()
+) -> Config:
+    from facttune_ray import config
+
+    presets = [*first, *(w for w in args.config if "=" not in w)]
+    if not presets:
+        names = ", ".join(sorted(p.stem for p in config.conf_dir().glob("*.yaml")))
+        raise UserError(f"name a preset: a YAML file, or one of conf/: {names}")
+    return config.load(presets, [*(w for w in args.config if "=" in w), *also])
+
+
+def _make(cfg: Config, only: str | None = None) -> int:
+    from facttune_ray import facttune
+
+    summary, made = facttune.run(cfg, only)
+    if summary:
+        _close(cfg, summary)
+    elif not made:
+        print(f"stage {only}: nothing to do, every table matches its recipe")
+    return 0
+
+
+def _close(cfg: Config, summary: dict) -> None:
+    from facttune_ray.evaluation import report
+
+    print(report.table(summary))
+    print(f"\n{cfg.run.out}/report.html  {cfg.run.out}/summary.json")
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+    also = [f"run.out={args.out}"] if args.out is not None else []
+    also += [f"run.seed={args.seed}"] if args.seed is not None else []
+    return _make(_config(args, ["quickstart"], also))
+
+
+def _run(args: argparse.Namespace) -> int:
+    return _make(_config(args))
+
+
+def _stage(args: argparse.Namespace) -> int:
+    return _make(_config(args), args.name)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from facttune_ray import pipeline
+
+    cfg = _config(args)
+    for name, manifest in pipeline.status(cfg):
+        print(pipeline.describe(name, manifest) if manifest else f"{name:<36} unfinished")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from facttune_ray import facttune
+
+    cfg = _config(args)
+    _close(cfg, facttune.report(cfg))
+    return 0
+
+
+def _annotator(args: argparse.Namespace) -> int:
+    from facttune_ray.quickstart import annotator
+
+    annotator.serve(annotator.options(args.host, args.port, args.options))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

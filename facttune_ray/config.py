@@ -1,0 +1,357 @@
+"""Every setting, its default and its unit: frozen dataclasses are the only source of defaults.
+
+    cfg = load(["quickstart"], ["run.seed=1", "train.lr=3e-5"])
+
+`load` merges: dataclass <- YAML presets in order <- `key=value` overrides. A preset is a path to
+a YAML file or the name of one in conf/. Config keys are stage names: `facts` configures the
+stage `facts` that writes the table `facts`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from facttune_ray.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: where its tables go and what its seeds derive from."""
+
+    name: str = "run"  # shown in the report
+    out: str = "runs/default"  # folder of every table, model and report of this run
+    seed: int = 0  # every random choice derives from this and from row ids
+    shards: int = 8  # parts a table; a topic is whole in one part, a part is the unit of work
+    workers: int = 0  # Ray actors of a stage; 0: one a CPU of the cluster (never more than shards)
+    max_error_fraction: float = 0.05  # a stage fails when a larger share of its rows has an error
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The embedded world of fictional people (data.source: world)."""
+
+    people: int = 400  # topics
+    train: int = 200  # topics whose responses are scored and trained on
+    val: int = 50  # topics that choose the round
+    test: int = 100  # topics of the summary
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Topics, prompts and the knowledge source."""
+
+    source: Literal["world", "factscore"] = "world"  # factscore: labelled JSONL with responses
+    folder: str = ""  # factscore: folder that `files` and `knowledge` are in
+    files: list[str] = field(default_factory=list)  # factscore: JSONL files, one a model
+    knowledge: str = ""  # {title, text} JSONL, or a FActScore SQLite database
+    val: float = 0.15  # factscore: share of topics in the val split
+    test: float = 0.25  # factscore: share of topics in the test split
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The tiny Llama that stands for the base model when model.path is empty."""
+
+    documents: Literal["world", "responses"] = "world"  # text it is trained on
+    epochs: float = 3.0  # passes over the documents; 0: random weights
+    batch_tokens: int = 2048  # tokens a step
+    lr: float = 3e-3  # AdamW peak learning rate
+    hidden: int = 128  # width
+    layers: int = 2
+    heads: int = 4
+    vocab_size: int = 3000  # tokenizer entries at most
+    max_length: int = 512  # positions; a longer document is cut
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model."""
+
+    path: str = ""  # Hugging Face folder or hub id; empty: pre-train a tiny one
+    chat: Literal["auto", "never"] = "auto"  # use the tokenizer's chat template if it has one
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of sampling weights
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """The OpenAI-compatible endpoint that facts, verdicts and questions are asked of."""
+
+    base_url: str = "embedded"  # embedded: start the built-in annotator for the run
+    model: str = "annotator"  # model name sent with each request
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key
+    temperature: float = 0.0
+    max_tokens: int = 512  # completion tokens at most
+    concurrency: int = 32  # requests in flight, each worker
+    timeout_s: float = 60.0  # one attempt
+    max_attempts: int = 6  # attempts of one request before its row fails
+    max_wait_s: float = 30.0  # longest pause between two attempts
+    reasks: int = 2  # times an answer that cannot be parsed is asked again
+    usd_per_million_input: float = 0.0  # price of prompt tokens
+    usd_per_million_output: float = 0.0  # price of completion tokens
+
+
+@dataclass(frozen=True)
+class ResponsesConfig:
+    """Responses to each prompt."""
+
+    samples: int = 10  # a train prompt (paper: 10)
+    max_tokens: int = 256  # generated tokens at most
+    temperature: float = 1.0
+    top_p: float = 1.0
+    gpus: float = 0.0  # GPUs a sampling worker; 0: CPU
+
+
+@dataclass(frozen=True)
+class FactsConfig:
+    """Responses to atomic facts."""
+
+    method: Literal["llm", "rules", "labels"] = "llm"  # labels: the labelled file's human facts
+
+
+@dataclass(frozen=True)
+class VerdictsConfig:
+    """Facts to verdicts, against the topic's article."""
+
+    estimator: Literal["lexical", "chat"] = "chat"
+    passages: int = 5  # passages given to `chat`, best by BM25 (FActScore: 5)
+    threshold: float | None = None  # lexical: supported from this score; null: its default
+
+
+@dataclass(frozen=True)
+class AnswersConfig:
+    """Questions to sampled answers of the model that wrote the responses."""
+
+    samples: int = 20  # a question (paper: 20)
+    max_tokens: int = 15  # tokens an answer
+    temperature: float = 1.0
+    top_p: float = 0.9
+    examples: Literal["none", "bio"] = "bio"  # worked questions before each question
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """Verdicts and answers to one row of rewards a response."""
+
+    distinct_facts: bool = False  # count a repeated fact once; false: as the reference does
+    gamma: float = 10.0  # facts below which factscore_lp is penalised (FActScore: 10)
+
+
+@dataclass(frozen=True)
+class GroupsConfig:
+    """Rewards to preference groups."""
+
+    threshold: float = 0.0  # a pair needs a reward difference above this
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """DPO on groups: Ray Train + DeepSpeed."""
+
+    loss: Literal["dpo", "cdpo", "ipo"] = "dpo"
+    beta: float = 0.1
+    label_smoothing: float = 0.0  # cdpo: share of flipped preferences
+    lr: float = 5e-7
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    warmup_steps: int = 150  # linear
+    clip: float = 10.0  # gradient norm
+    epochs: int = 1  # passes over the groups, each round
+    max_steps: int = 0  # stop after this many optimizer steps; 0: all epochs
+    groups_per_step: int = 8  # prompts an optimizer step, all workers together
+    max_length: int = 512  # tokens of prompt and response; a longer response is cut at its end
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    workers: int = 1  # Ray Train workers
+    gpus: float = 0.0  # GPUs a worker; 0: CPU, gloo
+    zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO stage: conf/deepspeed/zero{N}.json
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """One tuned model: which reward, and how many on-policy rounds."""
+
+    reward: Literal["factscore", "factscore_lp", "neg_ent", "max_conf", "exp_conf"] = "factscore"
+    rounds: int = 1  # sample, score, train; each round starts from the round before
+    lr: float | None = None  # null: train.lr
+    epochs: int | None = None  # null: train.epochs
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out measurement."""
+
+    samples: int = 10  # responses a val or test prompt
+    tuned: bool = True  # sample and score the tuned models
+    select: Literal["net", "error_rate", "correct"] = "net"  # val figure that chooses the round
+    resamples: int = 2000  # bootstrap resamples over topics
+    examples: int = 24  # test topics shown in the report
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything. Each field is one section of a YAML preset."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    responses: ResponsesConfig = field(default_factory=ResponsesConfig)
+    facts: FactsConfig = field(default_factory=FactsConfig)
+    verdicts: VerdictsConfig = field(default_factory=VerdictsConfig)
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tune: dict[str, TuneConfig] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def conf_dir() -> Path:
+    """The presets' folder: conf/ of the checkout, or its copy inside an installed wheel."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "conf", package / "conf"):
+        if folder.is_dir():
+            return folder
+    raise UserError("conf/ not found: reinstall facttune_ray, or give presets by path")
+
+
+def preset_path(name: str) -> Path:
+    """Path of a preset given by name or path; UserError when there is none."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = {p.stem: p for p in conf_dir().glob("*.yaml")}
+    if name in known:
+        return known[name]
+    if path.suffix in {".yaml", ".yml"} or "/" in name:
+        raise UserError(f"config file {name} does not exist")
+    raise UserError(f'no preset "{name}" in conf/.{did_you_mean(name, known)}')
+
+
+def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
+    """Merge dataclass defaults, presets in order and `key=value` overrides; check; freeze."""
+    merged = OmegaConf.structured(Config)
+    for name in presets:
+        path = preset_path(name)
+        try:
+            layer = OmegaConf.load(path)
+        except (OSError, ValueError) as e:
+            raise UserError(f"{path}: {one_line(e)}") from None
+        except Exception as e:  # the YAML parser's own error tree, which OmegaConf passes on
+            raise UserError(f"{path}: not valid YAML: {one_line(e)}") from None
+        merged = _merge(merged, layer, str(path))
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals or not key:
+            raise UserError(f'"{item}" is not key=value, e.g. run.seed=1')
+        try:
+            layer = OmegaConf.from_dotlist([item])
+        except Exception as e:
+            raise UserError(f'"{item}": not a valid value: {one_line(e)}') from None
+        merged = _merge(merged, layer, f'"{item}"')
+    try:
+        cfg = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as e:
+        raise UserError(f"config: {one_line(e)}") from None
+    assert isinstance(cfg, Config)
+    check(cfg)
+    return cfg
+
+
+def _merge(base: Any, layer: Any, source: str) -> Any:
+    if not OmegaConf.is_dict(layer):
+        raise UserError(f"{source}: expected sections such as `run:`, got {layer!r:.60}")
+    if unknown := _unknown_key(base, layer):
+        raise UserError(f"{source}: {unknown}")
+    try:
+        return OmegaConf.merge(base, layer)
+    except OmegaConfBaseException as e:
+        key = getattr(e, "full_key", "") or ""
+        raise UserError(f"{source}: {key + ': ' if key else ''}{one_line(e)}") from None
+
+
+def _unknown_key(base: Any, layer: Any, prefix: str = "") -> str:
+    """One line about the first key of `layer` that no dataclass has, or ''."""
+    for key in layer:
+        here = f"{prefix}{key}"
+        if prefix == "tune.":  # names of tuned models are the user's
+            template = OmegaConf.structured(TuneConfig)
+        elif key not in base:
+            return f'unknown key "{here}".{did_you_mean(str(key), map(str, base))}'
+        else:
+            template = base[key]
+        if OmegaConf.is_dict(layer[key]) and OmegaConf.is_dict(template):
+            if found := _unknown_key(template, layer[key], here + "."):
+                return found
+    return ""
+
+
+def check(cfg: Config) -> None:
+    """Ranges that types cannot say. UserError names the key."""
+    at_least = {
+        "run.shards": 1,
+        "run.workers": 0,
+        "responses.samples": 1,
+        "responses.max_tokens": 1,
+        "answers.samples": 1,
+        "answers.max_tokens": 1,
+        "evaluation.samples": 1,
+        "llm.concurrency": 1,
+        "llm.max_attempts": 1,
+        "train.epochs": 1,
+        "train.groups_per_step": 1,
+        "train.workers": 1,
+        "verdicts.passages": 1,
+    }
+    flat = flatten(to_dict(cfg))
+    for key, low in at_least.items():
+        if flat[key] < low:
+            raise UserError(f"{key}={flat[key]}: must be at least {low}")
+    for key in ("responses.top_p", "answers.top_p"):
+        if not 0 < flat[key] <= 1:
+            raise UserError(f"{key}={flat[key]}: must be above 0 and at most 1")
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value}: must be a finite number")
+    world = cfg.data.world
+    if cfg.data.source == "world" and world.train + world.val + world.test > world.people:
+        raise UserError(
+            f"data.world: train + val + test = {world.train + world.val + world.test} topics, "
+            f"but people={world.people}"
+        )
+    for name, tune in cfg.tune.items():
+        if tune.rounds < 1:
+            raise UserError(f"tune.{name}.rounds={tune.rounds}: must be at least 1")
+        if not name.isidentifier() or name in {"base", "imported", "world"}:
+            raise UserError(f'tune.{name}: name a tuned model in letters, digits, "_", not "base"')
+
+
+def to_dict(cfg: Config) -> dict[str, Any]:
+    """Nested plain dict of the whole config (for the report and manifests)."""
+    out = OmegaConf.to_container(OmegaConf.structured(cfg))
+    assert isinstance(out, dict)
+    return {str(k): v for k, v in out.items()}
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"run": {"seed": 0}} -> {"run.seed": 0}`"""
+    out: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text on one line, without OmegaConf's indented key dump."""
+    text = str(error).split("\n    full_key:")[0]
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,42 @@
+"""Error tree: who made the mistake decides what happens.
+
+    FacttuneError
+    ├── UserError        bad input: one line on stderr, exit code 2, tables intact
+    │   ├── RecipeMismatch   a table exists, made by another recipe
+    │   └── EndpointError    the LLM endpoint is down or refuses us
+    └── RowError         one row failed: becomes that row's `error` column, the stage goes on
+
+Everything else is a bug and raises with its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FacttuneError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UserError(FacttuneError):
+    """Bad input. The message is one line: what, where, and what to do."""
+
+
+class RecipeMismatch(UserError):
+    """A table on disk was made by another recipe than the one asked for."""
+
+
+class EndpointError(UserError):
+    """The LLM endpoint cannot be reached, or rejects every request (401, 404, no quota)."""
+
+
+class RowError(FacttuneError):
+    """One row could not be computed: a refusal, an unparseable answer. Data, not a crash."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`' Did you mean "facts"?'`, or the known names when nothing is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f' Did you mean "{close[0]}"?' if close else f" Known: {', '.join(known)}."

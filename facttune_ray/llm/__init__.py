@@ -1,0 +1,1 @@
+"""Calls to OpenAI-compatible endpoints: client, ledger of paid completions, cost."""

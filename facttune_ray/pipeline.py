@@ -1,0 +1,237 @@
+"""The stage graph of one run: what is missing is made, what matches its recipe is kept, what
+differs is refused with the keys that differ.
+
+    with Run(cfg) as run:
+        run.table("base/tune", "verdicts", ["base/tune/facts"])
+
+A node is a folder with a manifest: a table (one stage's output, made shard by shard on the
+cluster) or an artifact (a database, a model). Its recipe holds the settings that change it, its
+prompts' hashes and its inputs' fingerprints, so a change upstream shows downstream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from facttune_ray import tables
+from facttune_ray.config import Config
+from facttune_ray.errors import UserError, did_you_mean
+from facttune_ray.stages import STAGES, prompts, stage
+from facttune_ray.stages.context import Work
+from facttune_ray.tables import Folder, Recipe
+
+STEPS = ("knowledge", "prompts", "pretrain", *STAGES, "train", "evaluate")
+
+
+class Missing(UserError):
+    """`facttune stage NAME` came to a table that another stage has to make first."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model at one point of the run: "base", "facttune_fs/round_1", "imported"."""
+
+    name: str
+    path: str  # Hugging Face folder; "" for imported responses
+    fingerprint: str
+
+
+class Run:
+    """One run on disk, and the services it starts when a table has to be made."""
+
+    def __init__(self, cfg: Config, only: str | None = None) -> None:
+        if only is not None and only not in STEPS:
+            raise UserError(f'no stage "{only}".{did_you_mean(only, STEPS)}')
+        self.cfg, self.only = cfg, only
+        self.root = Folder.of(cfg.run.out)
+        self.manifests: dict[str, dict] = {}  # in the order of the graph
+        self.made: list[str] = []
+        self._services = contextlib.ExitStack()
+        self._base_url = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._services.close()
+
+    # -- tables and artifacts ------------------------------------------------------------
+
+    def ensure(self, name: str, step: str, recipe: Recipe, make: Callable[[], Any]) -> str:
+        """Keep, make or refuse `out/name`. `make` writes everything but the manifest's absence."""
+        folder = self.root / name
+        found = tables.finished(folder, recipe)
+        if found is None:
+            if self.only not in (None, step):
+                raise Missing(
+                    f"stage {self.only} needs {name}, which is missing: "
+                    f"run `facttune stage {step}` with the same config first"
+                )
+            say(f"{name:<36} ...", end="\r")
+            make()
+            found = tables.manifest(folder)
+            self.made.append(name)
+            say(describe(name, found))
+        self.manifests[name] = found
+        return name
+
+    def fingerprint(self, name: str) -> str:
+        return self.manifests[name]["fingerprint"]
+
+    def driver_table(
+        self, name: str, table: str, recipe: Recipe, rows: Callable[[], Iterable[dict]]
+    ) -> str:
+        """A table that the driver writes by itself: prompts and imports."""
+
+        def make() -> None:
+            started, folder = time.monotonic(), self.root / name
+            shards = prompts.by_shard(rows(), self.cfg.run.shards)
+            tables.begin(folder, recipe)
+            for shard, some in shards.items():
+                tables.write_part(folder, table, shard, some, {})
+            wall_s = time.monotonic() - started
+            tables.finish(folder, table, recipe, self.cfg.run.shards, wall_s)
+
+        return self.ensure(name, table, recipe, make)
+
+    def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
+        """One stage's table `scope/name` from tables given by their full names."""
+        module, output = stage(name), f"{scope}/{name}"
+        by_role = {i.rsplit("/", 1)[-1]: i for i in inputs}
+        recipe = module.recipe(self.cfg) | {"stage": name, "version": module.VERSION}
+        recipe |= {f"input.{role}": self.fingerprint(i) for role, i in by_role.items()}
+        if "splits" in work:
+            recipe["splits"] = list(work["splits"])
+        if "reward" in work:
+            recipe["reward"] = work["reward"]
+        if model := work.pop("model", None):
+            recipe |= {"input.model": model.fingerprint, "snapshot": model.name}
+            work |= {"snapshot": model.name, "model_path": model.path}
+
+        def make() -> None:
+            needs_llm = name in ("facts", "verdicts", "questions") and "llm.model" in recipe
+            job = Work(
+                stage=name,
+                output=output,
+                inputs=by_role,
+                cfg=self.cfg,
+                base_url=self.base_url() if needs_llm else "",
+                knowledge=str(Path(self.root.path) / "knowledge" / "knowledge.db"),
+                **work,
+            )
+            self._run_stage(job, recipe)
+
+        return self.ensure(output, name, recipe, make)
+
+    def _run_stage(self, work: Work, recipe: Recipe) -> None:
+        from facttune_ray.stages import worker
+
+        cfg, folder = self.cfg, self.root / work.output
+        started = time.monotonic()
+        tables.begin(folder, recipe)
+        left = set(range(cfg.run.shards)) - tables.present(folder, cfg.run.shards)
+        if left:
+            worker.start_ray()
+            import ray
+
+            gpus = cfg.responses.gpus if work.stage in ("responses", "answers") else 0.0
+            cpus = int(ray.cluster_resources().get("CPU", 1))
+            worker.run(work, left, cfg.run.workers or cpus, gpus)
+        self._check_errors(work, folder)
+        wall_s = time.monotonic() - started
+        tables.finish(folder, work.stage, recipe, cfg.run.shards, wall_s)
+
+    def _check_errors(self, work: Work, folder: Folder) -> None:
+        stats = [tables.part_stats(folder, s) for s in range(self.cfg.run.shards)]
+        rows, errors = sum(s["rows"] for s in stats), sum(s["errors"] for s in stats)
+        if rows and errors / rows > self.cfg.run.max_error_fraction:
+            # the parts go, so that the next run asks again what failed; the ledger keeps the rest
+            first = _first_error(folder, self.cfg.run.shards)
+            folder.delete()
+            raise UserError(
+                f"{work.output}: {errors} of {rows} rows failed, more than "
+                f"run.max_error_fraction={self.cfg.run.max_error_fraction}; the first: {first}"
+            )
+
+    def base_url(self) -> str:
+        """The LLM endpoint; `embedded` starts the annotator once for the whole run."""
+        if self.cfg.llm.base_url != "embedded":
+            return self.cfg.llm.base_url
+        if not self._base_url:
+            from facttune_ray.quickstart import annotator
+
+            journal = Path(self.root.path) / "annotator" / "journal.jsonl"
+            options = annotator.AnnotatorOptions(port=0, journal=str(journal))
+            self._base_url = self._services.enter_context(annotator.running(options))
+        return self._base_url
+
+    def finish_artifact(self, name: str, recipe: Recipe, started: float, extra: dict) -> None:
+        """Write the manifest of a folder that is not a table."""
+        made = {
+            "table": name.rsplit("/", 1)[-1],
+            "recipe": recipe,
+            "fingerprint": tables.fingerprint(recipe),
+            "wall_s": round(time.monotonic() - started, 2),
+            "errors": 0,
+        }
+        (self.root / name / tables.MANIFEST).write_json(made | extra)
+
+
+def status(cfg: Config) -> list[tuple[str, dict | None]]:
+    """Every table on disk with its manifest; None for an unfinished one."""
+    root = Path(Folder.of(cfg.run.out).path)
+    if not root.is_dir():
+        raise UserError(f"{cfg.run.out} does not exist: nothing has been run there")
+    found = {p.parent for name in (tables.MANIFEST, tables.RECIPE) for p in root.rglob(name)}
+    rows = [(str(p.relative_to(root)), Folder.of(str(p))) for p in sorted(found)]
+    return [(name, (folder / tables.MANIFEST).read_json()) for name, folder in rows]
+
+
+def model_digest(path: str) -> str:
+    """A local model by its files' names, sizes and ends (not its path); a hub id by its name."""
+    from facttune_ray.schema import digest
+
+    folder = Path(path)
+    if not folder.is_dir():
+        return digest("hub", path)
+    parts: list[object] = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix in {".safetensors", ".json", ".bin", ".model"}:
+            with file.open("rb") as f:
+                head = f.read(2**20)
+                f.seek(max(0, file.stat().st_size - 2**20))
+                parts += [file.name, file.stat().st_size, digest(head, f.read())]
+    if not parts:
+        raise UserError(f"model.path={path}: no model files in this folder")
+    return digest(*parts)
+
+
+def describe(name: str, manifest: dict) -> str:
+    """One line about a finished table."""
+    parts = [f"{name:<36} {manifest.get('rows', 0):>8,} rows {manifest['wall_s']:>7.1f} s"]
+    if manifest.get("calls") or manifest.get("cached"):
+        parts.append(f"{manifest['calls']:,} calls, {manifest['cached']:,} from the ledger")
+    if manifest.get("cost_usd"):
+        parts.append(f"${manifest['cost_usd']:.2f}")
+    if manifest.get("errors"):
+        parts.append(f"{manifest['errors']:,} errors")
+    return "  ".join(parts)
+
+
+def say(line: str, end: str = "\n") -> None:
+    if end == "\n" or sys.stderr.isatty():
+        print(line, end=end, file=sys.stderr, flush=True)
+
+
+def _first_error(folder: Folder, shards: int) -> str:
+    for shard in range(shards):
+        for value in tables.read_part(folder, shard, ["error"])["error"].to_pylist():
+            if value is not None:
+                return value
+    return "unknown"

@@ -1,0 +1,27 @@
+"""Two answers to one question -> do they mean the same?
+
+render("Where was Ada born?", "London", "in London")  ->  chat messages
+parse("Yes")                                          ->  True
+"""
+
+from __future__ import annotations
+
+import re
+
+from facttune_ray.errors import RowError
+from facttune_ray.prompts import template
+
+TEMPLATE = "equivalence"
+
+
+def render(question: str, first: str, second: str) -> list[dict[str, str]]:
+    slots = {"question": question, "first": first, "second": second}
+    return template.messages(TEMPLATE, **{k: " ".join(v.split()) for k, v in slots.items()})
+
+
+def parse(answer: str) -> bool:
+    """True for yes; RowError when the answer says neither or both."""
+    words = set(re.findall(r"[a-z]+", answer.lower()))
+    if ("yes" in words) == ("no" in words):
+        raise RowError(f"neither Yes nor No in the answer {answer[:80]!r}")
+    return "yes" in words

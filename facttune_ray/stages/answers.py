@@ -1,0 +1,61 @@
+"""questions -> answers: the model's own answers, sampled n times (paper, section 3.2: 20).
+
+in   questions  {"fact_id": "c07e", "question_id": "77d0", "topic": "Mara Veldt",
+                 "question": "What does Mara Veldt play?"}
+out  answers    {"question_id": "77d0", "answers": ["the cello", "cello", "the harp", ...],
+                 "classes": [0, 0, 1, ...], ...}
+
+One row a distinct question of a topic. `classes` says which answers mean the same.
+"""
+
+from __future__ import annotations
+
+from facttune_ray.config import Config
+from facttune_ray.prompts import template
+from facttune_ray.schema import seed_from
+from facttune_ray.scoring.equivalence import classes
+from facttune_ray.stages.context import Context
+
+VERSION = 1
+
+
+def recipe(cfg: Config) -> dict:
+    keys = ("samples", "max_tokens", "temperature", "top_p", "examples")
+    out = {f"answers.{k}": getattr(cfg.answers, k) for k in keys}
+    if cfg.answers.examples != "none":
+        name = f"answers_{cfg.answers.examples}"
+        out[f"prompts/{name}.txt"] = template.fingerprint(name)
+    return out | {"run.seed": cfg.run.seed, "model.dtype": cfg.model.dtype}
+
+
+async def run(context: Context, shard: int) -> list[dict]:
+    cfg = context.cfg.answers
+    asked = {q["question_id"]: q for q in context.rows("questions", shard) if q["question"]}
+    prefix = ""
+    if cfg.examples != "none":
+        prefix = template.text(f"answers_{cfg.examples}") + "\n"
+    sampled = context.sampler.sample(
+        [f"Question: {q['question']}\nAnswer:" for q in asked.values()],
+        n=cfg.samples,
+        seeds=[seed_from(context.cfg.run.seed, context.work.snapshot, qid) for qid in asked],
+        max_tokens=cfg.max_tokens,
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        prefix=prefix,
+        stop="\n",
+        raw=True,
+    )
+    out = []
+    for (qid, q), samples in zip(asked.items(), sampled, strict=True):
+        answers = [s.text.strip() for s in samples]
+        out.append(
+            {
+                "question_id": qid,
+                "topic": q["topic"],
+                "question": q["question"],
+                "answers": answers,
+                "classes": classes(answers),
+                "error": None,
+            }
+        )
+    return out

@@ -1,0 +1,89 @@
+"""What a stage may touch while it works on one shard: inputs, LLM client, model, articles.
+
+A worker process keeps its context between shards, so a model or a connection is made once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from facttune_ray import tables
+from facttune_ray.config import Config
+from facttune_ray.tables import Folder
+
+if TYPE_CHECKING:
+    from facttune_ray.knowledge.articles import Articles
+    from facttune_ray.llm.client import Client
+    from facttune_ray.sampling.protocol import Sampler
+
+
+@dataclass(frozen=True)
+class Work:
+    """One table to make, as it is sent to the workers. Names are relative to `cfg.run.out`."""
+
+    stage: str
+    output: str  # table to write: "base/tune/facts"
+    inputs: Mapping[str, str]  # role -> table: {"responses": "base/tune/responses"}
+    cfg: Config
+    splits: tuple[str, ...] = ("train", "val", "test")  # only rows of these splits
+    snapshot: str = ""  # model that samples: "base", "facttune_fs/round_1"
+    model_path: str = ""  # its Hugging Face folder
+    reward: str = ""  # groups: the column that orders responses
+    base_url: str = ""  # LLM endpoint
+    knowledge: str = ""  # SQLite knowledge source
+    recipe: Mapping[str, object] = field(default_factory=dict)
+
+
+class Context:
+    """Resources of one worker, made when first used."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.cfg = work, work.cfg
+        self.root = Folder.of(work.cfg.run.out)
+
+    def rows(self, role: str, shard: int) -> list[dict]:
+        """Rows of one input table's shard, in order, of the wanted splits; [] if not an input."""
+        if role not in self.work.inputs:
+            return []
+        found = tables.rows(self.root / self.work.inputs[role], shard)
+        return [r for r in found if r.get("split", None) in (None, *self.work.splits)]
+
+    @functools.cached_property
+    def client(self) -> Client:
+        from facttune_ray.llm.client import Client
+        from facttune_ray.llm.ledger import Ledger
+
+        ledger = Ledger(self.root / "ledger" / self.work.stage)
+        return Client(self.cfg.llm, ledger, self.work.base_url)
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        from facttune_ray.sampling.transformers import TransformersSampler
+
+        return TransformersSampler(
+            self.work.model_path,
+            chat=self.cfg.model.chat,
+            dtype=self.cfg.model.dtype,
+            device="cuda" if self.cfg.responses.gpus else "cpu",
+        )
+
+    @functools.cached_property
+    def articles(self) -> Articles:
+        from facttune_ray.knowledge.articles import Articles
+
+        return Articles(self.work.knowledge)
+
+    def usage(self) -> dict[str, float]:
+        """Counters of the client so far; zeros when no request was made."""
+        if "client" not in self.__dict__:
+            return {"calls": 0, "cached": 0, "tokens": 0, "cost_usd": 0.0}
+        used = self.client.usage
+        return {
+            "calls": used.calls,
+            "cached": used.cached,
+            "tokens": used.prompt_tokens + used.completion_tokens,
+            "cost_usd": used.cost_usd,
+        }

@@ -1,0 +1,66 @@
+"""prompts -> responses: n samples a prompt (paper, section 3: 10 at temperature 1.0).
+
+in   prompts    {"prompt_id": "8f2c", "topic": "Mara Veldt", "split": "train",
+                 "prompt": "Write a biography of Mara Veldt."}
+out  responses  {"response_id": "51ab", "prompt_id": "8f2c", "model": "base", "sample": 3,
+                 "text": "Mara Veldt was born in Ostrava. She ...", "tokens": 31, ...}
+"""
+
+from __future__ import annotations
+
+from facttune_ray.config import Config
+from facttune_ray.schema import digest, seed_from
+from facttune_ray.scoring.decompose import abstained
+from facttune_ray.stages.context import Context
+
+VERSION = 1
+
+
+def recipe(cfg: Config) -> dict:
+    keys = ("samples", "max_tokens", "temperature", "top_p")
+    return {f"responses.{k}": getattr(cfg.responses, k) for k in keys} | {
+        "evaluation.samples": cfg.evaluation.samples,
+        "model.chat": cfg.model.chat,
+        "model.dtype": cfg.model.dtype,
+        "run.seed": cfg.run.seed,
+    }
+
+
+async def run(context: Context, shard: int) -> list[dict]:
+    cfg, snapshot = context.cfg, context.work.snapshot
+    prompts = context.rows("prompts", shard)
+    out: list[dict] = []
+    for n, chosen in _by_count(prompts, cfg).items():
+        sampled = context.sampler.sample(
+            [p["prompt"] for p in chosen],
+            n=n,
+            seeds=[seed_from(cfg.run.seed, snapshot, p["prompt_id"]) for p in chosen],
+            max_tokens=cfg.responses.max_tokens,
+            temperature=cfg.responses.temperature,
+            top_p=cfg.responses.top_p,
+        )
+        for prompt, samples in zip(chosen, sampled, strict=True):
+            out += [
+                {
+                    **prompt,
+                    "response_id": digest(prompt["prompt_id"], snapshot, i),
+                    "model": snapshot,
+                    "sample": i,
+                    "text": s.text,
+                    "tokens": s.tokens,
+                    "abstained": abstained(s.text),
+                    "error": None,
+                }
+                for i, s in enumerate(samples)
+            ]
+    return out
+
+
+def _by_count(prompts: list[dict], cfg: Config) -> dict[int, list[dict]]:
+    """Prompts by how many responses each gets: `responses.samples` to train on, else fewer."""
+    out: dict[int, list[dict]] = {}
+    for p in prompts:
+        train = p["split"] == "train"
+        n = cfg.responses.samples if train else cfg.evaluation.samples
+        out.setdefault(n, []).append(p)
+    return out

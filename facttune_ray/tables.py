@@ -1,0 +1,233 @@
+"""Parquet tables on any `pyarrow.fs` path (a local folder, s3://, gs://).
+
+    out/base/facts/
+        _RECIPE.json            written first: what the parts are being made by
+        part-00000.parquet ...  one a shard, each complete or absent
+        _MANIFEST.json          written last: a table without it is unfinished
+
+Every table of a run has the same shards and a topic lies whole in one of them, so stages join
+shard by shard, without a shuffle. The manifest holds the recipe (the values that change the
+rows; never paths or hardware), its fingerprint, row and error counts, calls and cost.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from facttune_ray.config import one_line
+from facttune_ray.errors import RecipeMismatch, UserError
+from facttune_ray.schema import TABLES, digest
+
+MANIFEST, RECIPE = "_MANIFEST.json", "_RECIPE.json"
+Recipe = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on some file system. `Folder.of("s3://bucket/run") / "facts"`."""
+
+    fs: pafs.FileSystem
+    path: str
+
+    @staticmethod
+    def of(uri: str) -> Folder:
+        try:
+            fs, path = pafs.FileSystem.from_uri(uri) if "://" in uri else _local(uri)
+        except (pa.ArrowInvalid, OSError) as e:
+            raise UserError(f"{uri}: {one_line(e)}") from None
+        return Folder(fs, path.rstrip("/"))
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self.fs, f"{self.path}/{name}")
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def exists(self) -> bool:
+        return self.fs.get_file_info(self.path).type != pafs.FileType.NotFound
+
+    def names(self) -> list[str]:
+        """Names directly inside, sorted; [] when the folder is absent."""
+        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def read_bytes(self) -> bytes:
+        with self.fs.open_input_stream(self.path) as f:
+            return f.read()
+
+    def read_json(self) -> Any | None:
+        """The file's JSON, or None when it is absent."""
+        return json.loads(self.read_bytes()) if self.exists() else None
+
+    def write_bytes(self, data: bytes) -> None:
+        """Whole or not at all: a temporary file renamed locally, one put on an object store."""
+        with writing(self.path):
+            parent = self.path.rsplit("/", 1)[0]
+            self.fs.create_dir(parent, recursive=True)
+            target = self.path + ".tmp" if self.local else self.path
+            with self.fs.open_output_stream(target) as f:
+                f.write(data)
+            if self.local:
+                self.fs.move(target, self.path)
+
+    def write_json(self, value: Any) -> None:
+        self.write_bytes(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+    def delete(self) -> None:
+        if self.exists():
+            self.fs.delete_dir(self.path)
+
+
+def _local(path: str) -> tuple[pafs.FileSystem, str]:
+    import os
+
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+
+
+class writing:
+    """Turn a full disk, a missing right or a bad path into one clear line."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        hint = {
+            errno.ENOSPC: "no space left on the disk: free some, then run the same command again",
+            errno.EDQUOT: "disk quota reached: free some, then run the same command again",
+            errno.EACCES: "permission denied: choose another run.out",
+            errno.EROFS: "the file system is read-only: choose another run.out",
+            errno.ENOTDIR: "a part of this path is a file, not a folder: choose another run.out",
+            errno.EEXIST: "a file is in the way: choose another run.out",
+        }.get(error.errno or 0)
+        raise UserError(f"cannot write {self.path}: {hint or one_line(error)}") from None
+
+
+def part(shard: int) -> str:
+    return f"part-{shard:05d}.parquet"
+
+
+def write_part(folder: Folder, table: str, shard: int, rows: list[dict], stats: dict) -> None:
+    """Cast rows to the table's schema and write one shard. `stats` travel in its metadata."""
+    schema = TABLES[table]
+    data = pa.Table.from_pylist(rows, schema=schema)
+    data = data.replace_schema_metadata({"facttune": json.dumps(stats)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(data, sink, compression="zstd")
+    (folder / part(shard)).write_bytes(sink.getvalue().to_pybytes())
+
+
+def read_part(folder: Folder, shard: int, columns: list[str] | None = None) -> pa.Table:
+    """One shard of a table."""
+    file = folder / part(shard)
+    return pq.read_table(file.path, filesystem=file.fs, columns=columns, partitioning=None)
+
+
+def read(folder: Folder, columns: list[str] | None = None) -> pa.Table:
+    """A whole finished table, shards in order. For the small ones: reports, not stages."""
+    shards = range(manifest(folder)["shards"])
+    return pa.concat_tables([read_part(folder, s, columns) for s in shards])
+
+
+def rows(folder: Folder, shard: int) -> Iterator[dict]:
+    """The rows of one shard as dicts."""
+    for batch in read_part(folder, shard).to_batches():
+        yield from batch.to_pylist()
+
+
+def part_stats(folder: Folder, shard: int) -> dict:
+    """Rows, errors and the stats that `write_part` stored, without reading the rows."""
+    file = folder / part(shard)
+    with file.fs.open_input_file(file.path) as f:
+        parquet = pq.ParquetFile(f)
+        stats = json.loads(parquet.schema_arrow.metadata[b"facttune"])
+        stats["rows"] = parquet.metadata.num_rows
+        errors = 0
+        if "error" in parquet.schema_arrow.names:
+            errors = pc.sum(pc.is_valid(parquet.read(["error"])["error"])).as_py() or 0
+        return stats | {"errors": errors}
+
+
+def fingerprint(recipe: Recipe) -> str:
+    return digest(json.dumps(recipe, sort_keys=True), chars=16)
+
+
+def manifest(folder: Folder) -> dict:
+    """The finished table's manifest; UserError when the table is absent or unfinished."""
+    found = (folder / MANIFEST).read_json()
+    if found is None:
+        raise UserError(f"{folder.path} is not a finished table (no {MANIFEST})")
+    return found
+
+
+def finished(folder: Folder, recipe: Recipe) -> dict | None:
+    """The manifest when the table is there and made by this recipe, None when there is none.
+
+    RecipeMismatch when another recipe made it: the line names each key that differs.
+    """
+    found = (folder / MANIFEST).read_json()
+    if found is None:
+        return None
+    if found["fingerprint"] == fingerprint(recipe):
+        return found
+    raise RecipeMismatch(
+        f"{folder.path} was made by another recipe: {difference(found['recipe'], recipe)}. "
+        f"Use those values, another run.out, or delete that folder to make it again "
+        f"(paid completions stay in the ledger)"
+    )
+
+
+def difference(old: Recipe, new: Recipe, most: int = 4) -> str:
+    """`train.lr was 1e-05, now 3e-05; ...`"""
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    # what the user set explains what follows from it: inputs are named only when alone
+    keys = [k for k in keys if not k.startswith("input.")] or keys
+    shown = [f"{k} was {old.get(k)!r:.60}, now {new.get(k)!r:.60}" for k in keys[:most]]
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return "; ".join(shown) + more
+
+
+def begin(folder: Folder, recipe: Recipe) -> None:
+    """Start or resume a table: parts left by the same recipe stay, others are removed."""
+    if (folder / RECIPE).read_json() != recipe:
+        with writing(folder.path):
+            folder.delete()
+        (folder / RECIPE).write_json(recipe)
+
+
+def present(folder: Folder, shards: int) -> set[int]:
+    """Shards whose part is already written."""
+    names = set(folder.names())
+    return {s for s in range(shards) if part(s) in names}
+
+
+def finish(folder: Folder, table: str, recipe: Recipe, shards: int, wall_s: float) -> dict:
+    """Write the manifest from the parts' stats, and return it."""
+    totals: dict[str, float] = {}
+    for shard in range(shards):
+        for key, value in part_stats(folder, shard).items():
+            totals[key] = totals.get(key, 0) + value
+    made = {
+        "table": table,
+        "recipe": recipe,
+        "fingerprint": fingerprint(recipe),
+        "shards": shards,
+        "wall_s": round(wall_s, 2),
+        **{k: round(v, 6) if isinstance(v, float) else v for k, v in totals.items()},
+    }
+    (folder / MANIFEST).write_json(made)
+    return made
