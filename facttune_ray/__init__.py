@@ -1,0 +1,1 @@
+"""FactTune (Tian et al., ICLR 2024) as a distributed system: see README.md."""

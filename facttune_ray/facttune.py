@@ -195,7 +195,7 @@ class FactTune(Run):
         cfg = self.cfg
         self.knowledge()
         self.driver_table("prompts", "prompts", prompts.recipe(cfg), lambda: prompts.prompts(cfg))
-        wanted = {t.reward for t in cfg.tune.values()}
+        wanted: set[str] = {t.reward for t in cfg.tune.values()}
         if cfg.data.source == "factscore":
             first = Snapshot("imported", "", "")
             source = "imported/all"
@@ -238,9 +238,9 @@ class FactTune(Run):
         recipe = {k: m["fingerprint"] for k, m in self.manifests.items()}
         recipe["evaluation"] = tables.fingerprint(vars(self.cfg.evaluation))
         found = (self.root / "summary.json").read_json()
-        done = found and found["run"]["fingerprint"] == tables.fingerprint(recipe)
-        if done and not again and (self.root / "report.html").exists():
-            return found
+        if found and not again and found["run"]["fingerprint"] == tables.fingerprint(recipe):
+            if (self.root / "report.html").exists():
+                return found
         return measure.write(
             self.root,
             self.cfg,

@@ -65,10 +65,8 @@ def select(root: Folder, rounds: list[Any], by: str) -> dict:
     for snapshot in rounds:
         found = metrics.summarise(counts(root, f"{snapshot.name}/tune", "val"), resamples=0)
         shown = {k: found[k]["value"] for k in ("error_rate", "correct", "incorrect")}
-        known = shown["error_rate"] is not None
-        candidates.append(
-            {"round": snapshot.name, "value": figure(found) if known else None} | shown
-        )
+        value = figure(found) if shown["error_rate"] is not None else None
+        candidates.append({"round": snapshot.name, "value": value} | shown)
     best = max(candidates, key=lambda c: float("-inf") if c["value"] is None else c["value"])
     return {"chosen": best["round"], "metric": f"val {label}", "candidates": candidates}
 
@@ -162,30 +160,24 @@ def _stage(name: str, manifest: dict) -> dict:
 
 
 def _examples(root: Folder, scopes: dict[str, str], most: int) -> list[dict]:
-    """The first topics' responses with their facts, models side by side."""
+    """The first topics' first responses with their facts, models side by side."""
     shown: dict[str, dict] = {}
     for label, scope in scopes.items():
-        shard, left = 0, most
-        while left > 0 and shard < tables.manifest(root / scope / "responses")["shards"]:
+        for shard in range(tables.manifest(root / scope / "responses")["shards"]):
             rows = {t: list(tables.rows(root / scope / t, shard)) for t in TABLES}
             facts = _facts(rows["facts"], rows["verdicts"])
             for r in rows["responses"]:
-                if r["sample"] != 0 or (left == 0 and r["topic"] not in shown):
+                if r["sample"] != 0:
                     continue
                 if r["topic"] not in shown:
-                    shown[r["topic"]] = {
-                        "topic": r["topic"],
-                        "prompt": r["prompt"],
-                        "responses": [],
-                    }
+                    if len(shown) == most:
+                        continue
+                    head = {"topic": r["topic"], "prompt": r["prompt"]}
+                    shown[r["topic"]] = head | {"responses": []}
                 entry = {"model": label or r["model"], "text": r["text"]}
                 entry["facts"] = facts.get(r["response_id"], [])
                 shown[r["topic"]]["responses"].append(entry)
-                left = most - len(shown)
-            shard += 1
-            if label and shown and label != next(iter(scopes)):
-                left = most  # later models: look for the topics that the first one chose
-    return list(shown.values())[:most]
+    return list(shown.values())
 
 
 TABLES = ("responses", "facts", "verdicts")

@@ -1,0 +1,1 @@
+"""The reference systems' file forms."""

@@ -1,0 +1,1 @@
+"""The knowledge source: build it, read it, find passages in it."""

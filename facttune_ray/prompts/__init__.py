@@ -1,0 +1,1 @@
+"""Every prompt text, one `.txt` a template, beside its parser."""

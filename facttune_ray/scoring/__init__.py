@@ -1,0 +1,1 @@
+"""Pure scoring functions: no Ray, no I/O."""

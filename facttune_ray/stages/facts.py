@@ -51,7 +51,8 @@ def _rows(response: dict, units: Iterable[Unit]) -> Iterable[dict]:
     seen: set[str] = set()
     position = 0
     for index, (sentence, found, error) in enumerate(units):
-        for fact, label in found or [(None, None)] * bool(error):
+        listed: list[tuple[str | None, str | None]] = [*found]
+        for fact, label in listed or [(None, None)] * bool(error):
             normal = normal_fact(fact) if fact else None
             yield {
                 "fact_id": digest(response["response_id"], position),

@@ -1,0 +1,1 @@
+"""Grouped DPO: losses, batches, reference, the Ray Train loop, export."""

@@ -2,7 +2,8 @@
 
 in   groups   one row a prompt (schema.GROUPS)
 out  model/   Hugging Face folder; train.jsonl beside it, one line a step:
-     {"step": 12, "steps": 60, "epoch": 0, "loss": 0.61, "reward_accuracy": 0.71, "margin": 0.4, "pairs": 180}
+     {"step": 12, "steps": 60, "epoch": 0, "loss": 0.61, "reward_accuracy": 0.71, "margin": 0.4,
+      "pairs": 180}
 
 An optimizer step takes `train.groups_per_step` whole groups over all workers. The loss is the
 mean over all their pairs (the reference trainer's), however the groups fall on the workers.
