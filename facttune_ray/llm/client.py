@@ -142,13 +142,14 @@ class Client:
 
     def _explain(self, error: Exception, attempts: int) -> Exception:
         """A rejected or unreachable endpoint stops the run; other failures are the row's."""
-        if isinstance(error, openai.APITimeoutError):
-            return RowError(f"no answer within {self.cfg.timeout_s:g} s, {attempts} attempts")
-        if isinstance(error, openai.APIConnectionError):
+        # the aiohttp transport reports a refused connection as a ConnectTimeout
+        if type(error.__cause__).__name__ in ("ConnectTimeout", "ConnectError"):
             return EndpointError(
                 f"LLM endpoint {self.base_url} is down ({attempts} attempts): start it, or set "
                 f"llm.base_url; then run the same command again"
             )
+        if isinstance(error, openai.APITimeoutError):
+            return RowError(f"no answer within {self.cfg.timeout_s:g} s, {attempts} attempts")
         if isinstance(error, openai.APIStatusError) and not is_transient(error):
             hint = {
                 401: f"set {self.cfg.api_key_env}",

@@ -73,12 +73,15 @@ def run(work: Work, shards: set[int], workers: int, gpus: float) -> None:
         [{"shard": s} for s in sorted(shards)], override_num_blocks=len(shards)
     )
     size: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy"}
+    workers = min(workers, len(shards))
     if gpus:
+        pool: Any = ray.data.ActorPoolStrategy(size=workers)
         size |= {"fn_constructor_args": (work,), "num_gpus": gpus, "num_cpus": 0}
-        done = data.map_batches(ShardWorker, concurrency=min(workers, len(shards)), **size)
+        done = data.map_batches(ShardWorker, compute=pool, **size)
     else:
+        pool = ray.data.TaskPoolStrategy(size=workers)
         task = functools.partial(run_shard, work=work)
-        done = data.map_batches(task, num_cpus=1, concurrency=min(workers, len(shards)), **size)
+        done = data.map_batches(task, compute=pool, num_cpus=1, **size)
     for row in done.iter_rows():
         if row["stopped"]:
             raise UserError(row["stopped"])
@@ -89,6 +92,7 @@ def start_ray() -> None:
     import logging
     import os
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # its warnings are not the user's to act on
     import ray
     import ray.data
 
@@ -107,7 +111,8 @@ def start_ray() -> None:
             log_to_driver=False,  # workers' lines stay in Ray's session logs
             object_store_memory=512 * 2**20,  # tables travel as files, not as objects
         )
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray", "ray.data", "ray._private.authentication"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False

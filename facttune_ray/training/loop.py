@@ -72,21 +72,19 @@ def train(job: TrainJob) -> int:
         run_config=ray.train.RunConfig(storage_path=str(storage), name="train"),
     )
     with _progress(Path(job.out) / "train.jsonl"):
-        metrics = trainer.fit().metrics or {}
+        outcome = trainer.fit().return_value
     shutil.rmtree(storage, ignore_errors=True)
-    if metrics["stopped"]:
-        raise UserError(metrics["stopped"])
-    return metrics["steps"]
+    if isinstance(outcome, str):
+        raise UserError(outcome)
+    return outcome
 
 
-def worker(config: dict[str, Any]) -> None:
-    """One Ray Train worker. Bad input is reported, not raised: the driver says it in one line."""
-    import ray.train
-
+def worker(config: dict[str, Any]) -> int | str:
+    """One Ray Train worker. -> steps, or what was wrong with the input: the driver says it."""
     try:
-        ray.train.report({"stopped": "", "steps": _train(config["job"])})
+        return _train(config["job"])
     except UserError as e:
-        ray.train.report({"stopped": str(e), "steps": 0})
+        return str(e)
 
 
 def _train(job: TrainJob) -> int:

@@ -1,0 +1,33 @@
+"""Shared fixtures: one local Ray cluster a session, and the labelled data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    import ray
+
+    from facttune_ray.stages import worker
+
+    worker.start_ray()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def labelled_data() -> Path:
+    """Folder with ChatGPT.jsonl, InstructGPT.jsonl and knowledge.jsonl (FActScore's release)."""
+    folder = Path(os.environ.get("FACTTUNE_DATA", REPO.parent / "shared" / "data" / "factscore"))
+    if not (folder / "ChatGPT.jsonl").exists():
+        pytest.skip("labelled data not found: set FACTTUNE_DATA to its folder")
+    return folder

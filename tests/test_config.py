@@ -1,0 +1,65 @@
+import dataclasses
+
+import pytest
+
+from facttune_ray import config
+from facttune_ray.errors import UserError
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in config.conf_dir().glob("*.yaml")))
+def test_every_shipped_preset_loads(name):
+    cfg = config.load([name])
+    assert cfg.run.name == name
+    assert cfg.tune
+
+
+def test_later_layers_win(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("train: {lr: 1e-3, beta: 0.2}\n")
+    second.write_text("train: {lr: 2e-3}\ntune: {fs: {reward: factscore}}\n")
+    cfg = config.load([str(first), str(second)], ["train.beta=0.3", "tune.fs.rounds=2"])
+    assert (cfg.train.lr, cfg.train.beta, cfg.tune["fs"].rounds) == (2e-3, 0.3, 2)
+    assert cfg.responses.samples == 10  # the dataclass's default
+
+
+def test_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.load([]).run.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("run.sed=1", 'unknown key "run.sed". Did you mean "seed"?'),
+        ("tune.fs.rewrd=factscore", 'Did you mean "reward"?'),
+        ("facts.method=foo", "expected one of ['llm', 'rules', 'labels']"),
+        ("run.seed=one", "could not be converted to Integer"),
+        ("run.shards=0", "run.shards=0: must be at least 1"),
+        ("answers.top_p=0", "above 0 and at most 1"),
+        ("train.lr=inf", "must be a finite number"),
+        ("data.world.train=500", "people=400"),
+        ("tune.base.rounds=1", "name a tuned model"),
+        ("run.seed", "is not key=value"),
+        ("train=3", "Merge error"),
+    ],
+)
+def test_bad_override_is_one_line_that_names_the_key(override, says):
+    with pytest.raises(UserError) as caught:
+        config.load([], [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_malformed_files(tmp_path):
+    with pytest.raises(UserError, match="gone.yaml does not exist"):
+        config.load(["gone.yaml"])
+    with pytest.raises(UserError, match='Did you mean "quickstart"'):
+        config.load(["quikstart"])
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("run: {seed: [1\n")
+    with pytest.raises(UserError, match="not valid YAML") as caught:
+        config.load([str(bad)])
+    assert "\n" not in str(caught.value)
+    bad.write_text("- 1\n")
+    with pytest.raises(UserError, match="expected sections"):
+        config.load([str(bad)])

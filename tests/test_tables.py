@@ -1,0 +1,78 @@
+import errno
+
+import pytest
+
+from facttune_ray import tables
+from facttune_ray.errors import RecipeMismatch, UserError
+from facttune_ray.schema import digest, seed_from
+from facttune_ray.tables import Folder
+
+PROMPT = {"prompt_id": "p", "topic": "Mara Veldt", "split": "train", "prompt": "Write."}
+
+
+def make(folder, recipe, shards=2):
+    tables.begin(folder, recipe)
+    for shard in range(shards):
+        tables.write_part(folder, "prompts", shard, [PROMPT] * (shard + 1), {"calls": 10})
+    return tables.finish(folder, "prompts", recipe, shards, wall_s=1.5)
+
+
+def test_round_trip_and_manifest(tmp_path):
+    folder = Folder.of(str(tmp_path)) / "prompts"
+    made = make(folder, {"a": 1})
+    assert (made["rows"], made["calls"], made["errors"], made["shards"]) == (3, 20, 0, 2)
+    assert tables.finished(folder, {"a": 1}) == made
+    assert list(tables.rows(folder, 1)) == [PROMPT, PROMPT]
+    assert tables.read(folder).num_rows == 3
+
+
+def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path):
+    folder = Folder.of(str(tmp_path)) / "prompts"
+    make(folder, {"train.lr": 1e-5, "same": 1, "input.groups": "x"})
+    with pytest.raises(RecipeMismatch) as caught:
+        tables.finished(folder, {"train.lr": 3e-5, "same": 1, "input.groups": "y"})
+    message = str(caught.value)
+    assert "train.lr was 1e-05, now 3e-05" in message
+    assert "another run.out" in message
+    assert "same" not in message and "input.groups" not in message
+
+
+def test_unfinished_table_resumes_its_own_parts_only(tmp_path):
+    folder = Folder.of(str(tmp_path)) / "prompts"
+    tables.begin(folder, {"a": 1})
+    tables.write_part(folder, "prompts", 1, [PROMPT], {})
+    assert tables.finished(folder, {"a": 1}) is None
+    tables.begin(folder, {"a": 1})
+    assert tables.present(folder, 2) == {1}
+    tables.begin(folder, {"a": 2})
+    assert tables.present(folder, 2) == set()
+
+
+def test_errors_are_counted_without_reading_rows(tmp_path):
+    folder = Folder.of(str(tmp_path)) / "answers"
+    rows = [{"question_id": "q", "error": None}, {"question_id": "r", "error": "timeout"}]
+    tables.write_part(folder, "answers", 0, rows, {})
+    assert tables.part_stats(folder, 0) == {"rows": 2, "errors": 1}
+
+
+def test_a_path_through_a_file_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another run.out") as caught:
+        (Folder.of(str(tmp_path / "file")) / "a" / "b").write_json({})
+    assert "\n" not in str(caught.value)
+
+
+def test_full_disk_is_one_clear_line():
+    with pytest.raises(UserError, match="no space left on the disk"), tables.writing("t"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_unknown_scheme():
+    with pytest.raises(UserError, match="nope://x"):
+        Folder.of("nope://x")
+
+
+def test_ids_are_the_same_in_every_process():
+    assert digest("Mara Veldt", "Write.") == "0db45f0affcc45c988d3"
+    assert digest("a", "b") != digest("ab", "")
+    assert 0 <= seed_from(0, "x") < 2**63
