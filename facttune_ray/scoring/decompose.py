@@ -1,24 +1,33 @@
 """Response text -> sentences -> atomic facts, by rules of ordinary English.
 
-    sentences("J. R. Smith was born in 1950. He acts.")  ->  ["J. R. Smith was born in 1950.",
-                                                              "He acts."]
-    rule_facts("Ada Lovelace", "She was a writer and mathematician who lived in London.")
-        ->  ["Ada Lovelace was a writer.", "Ada Lovelace was a mathematician.",
-             "Ada Lovelace lived in London."]
+sentences("J. R. Smith was born in 1950. He acts.")  ->  ["J. R. Smith was born in 1950.",
+                                                          "He acts."]
+rule_facts("Ada Lovelace", "She was a writer and mathematician who lived in London.")
+    ->  ["Ada Lovelace was a writer.", "Ada Lovelace was a mathematician.",
+         "Ada Lovelace lived in London."]
 """
 
 from __future__ import annotations
 
 import re
 
-from facttune_ray.scoring.clauses import POSSESSIVES, PRONOUNS, name_length, split
+from facttune_ray.scoring.clauses import (
+    CAP,
+    CAPS,
+    LEAD,
+    MARK,
+    POSSESSIVES,
+    PRONOUNS,
+    facts,
+    name_length,
+)
 from facttune_ray.scoring.verbs import KNOWN, third
 
 # ---------------------------------------------------------------- sentences
 
 _ABBREVIATIONS = set(
     "mr mrs ms dr prof sr jr st mt ft lt col gen capt sgt cmdr adm maj rev hon gov sen rep pres "
-    "messrs no vol vs etc inc ltd co corp bros dept univ assn est fig ed eds trans feat ca cf al "
+    "pvt no vol vs etc inc ltd co corp bros dept univ assn est fig ed eds trans feat ca cf al "
     "jan feb mar apr jun jul aug sep sept oct nov dec e.g i.e a.m p.m b.c a.d ph.d m.d u.s u.k "
     "u.n d.c b.a m.a b.sc m.sc ll.b ll.m".split()
 )  # fmt: skip
@@ -53,7 +62,10 @@ def _ends(before: str, mark: str, after: str) -> bool:
     """Whether a sentence ends between `before` + `mark` and `after`."""
     if re.match(r"[a-z,;:)]", after):
         return False
-    if before.count('"') % 2 and '"' not in mark or before.count("(") > before.count(")"):
+    quoted = re.sub(r"\d'\d+\"", "", before)  # 6'7" is no quotation
+    if quoted.count('"') % 2 and '"' not in mark and '"' in after:
+        return False
+    if before.count("(") > before.count(")") and ")" in after:
         return False
     if not mark.startswith(".") or not before:
         return bool(before)
@@ -102,6 +114,29 @@ def normal_fact(text: str) -> str:
     return text.strip(" .!?;:,\"'\u201c\u201d")
 
 
+_DATE = (
+    r"(?:(?:January|February|March|April|May|June|July|August|September|October|November|"
+    r"December)\s\d{1,2},\s\d{3,4})"
+)
+_LIFE = re.compile(r"\s\(([^()]*?\d{3,4}(?:\sBC)?)\s?[-\u2013\u2014]\s?([^()]*?\d{3,4}[^()]*)\)")
+_MASKED = (
+    re.compile(
+        rf'()("[^"]+"|\u201c[^\u201d]+\u201d|\([^()]*\)|{_DATE}|[A-Z]\w+,\s(?:Jr|Sr)\b\.?|'
+        r"Bosnia and Herzegovina|Trinidad and Tobago|Antigua and Barbuda|Jammu and Kashmir)"
+    ),
+    # "City, Region", but not the list "Paris, London and Rome"
+    re.compile(
+        rf"(\b(?:in|at|of|to|from|near)\s)((?!\d){CAPS},\s{CAPS}(?:,\s{CAPS})?)"
+        rf"(?!\S|,?\s(?:and|or)\s{CAP}|,\s{CAP}|\s(?:was|is|has|had|[a-z]+ed)\b)"
+    ),
+    # "the Ministry of Trade and Industry"
+    re.compile(
+        r"(\b(?:School|Department|Faculty|Academy|Ministry|Institute|University|Minister|"
+        rf"Secretary|Committee)\s)((?:of|for)(?:\sthe)?\s{CAPS}(?:,\s{CAPS})*,?\sand\s{CAPS})"
+    ),
+)
+
+
 def rule_facts(topic: str, sentence: str) -> list[str]:
     """Atomic facts of a sentence, pronouns for the topic replaced; [] when it states none.
 
@@ -112,8 +147,57 @@ def rule_facts(topic: str, sentence: str) -> list[str]:
     text = _BULLET.sub("", " ".join(sentence.split()))
     if not re.search(r"\w", text) or text.endswith("?"):
         return []
-    found = [_finish(f, name) for f in split(text.rstrip(" .!;:"), name)]
-    return list(dict.fromkeys(f for f in found if f))
+    text, found = _lifespan(text.rstrip(" .!;:"))
+    masked: list[str] = []
+    text = mask(text.replace(", however,", "," if LEAD.match(text) else ""), masked, name)
+    found += facts(text, name)
+    done = [_finish(unmask(f, masked), name) for f in found]
+    return list(dict.fromkeys(f for f in done if f))
+
+
+def _lifespan(text: str) -> tuple[str, list[str]]:
+    """Life dates: "A B (1703-63) was" -> ("A B was", ["A B was born in 1703", ...])."""
+    if match := _LIFE.search(text):
+        who = text[: match.start()]
+        if len(who.split()) <= 6:
+            text = who + text[match.end() :]
+            return text, [f"{who} {verb} {_when(date)}" for verb, date in
+                          zip(("was born", "died"), match.groups(), strict=True)]  # fmt: skip
+    if match := re.match(r"([^(]{2,60}?) \((?:also )?born ([^()]*?)\)(?= )", text):
+        born = match[2] if match[2].startswith(("in ", "on ", "as ")) else _when(match[2])
+        return match[1] + text[match.end() :], [f"{match[1]} was born {born}"]
+    return text, []
+
+
+def _when(date: str) -> str:
+    """Date: "1703" -> "in 1703"; "May 3, 1703" -> "on May 3, 1703"."""
+    date = re.sub(r"^(?:born|died|in|on)\s", "", date.strip())
+    day = re.search(r"[A-Za-z]{3,} \d{1,2}\b|\b\d{1,2} [A-Z]", date)
+    return f"{'on' if day else 'in'} {date}"
+
+
+def mask(text: str, masked: list[str], name: str) -> str:
+    """Quotations, brackets, dates with a comma and "City, Region" become one word each."""
+
+    def keep(match: re.Match[str]) -> str:
+        whole, comma = match[2], ""
+        if match[1] and set(name.split()) & set(whole.replace(",", " ").split()[1:]):
+            return match[0]  # "At Real Madrid, Ronaldo ..." is no place
+        if whole[0] in '"\u201c' and whole[-2] in ",.":  # American style: "Title," -> "Title",
+            whole, comma = whole[:-2] + whole[-1], whole[-2].replace(".", "")
+        masked.append(whole)
+        return f"{match[1]}{MARK}{len(masked) - 1}{MARK}{comma}"
+
+    for pattern in _MASKED:
+        text = pattern.sub(keep, text)
+    return text
+
+
+def unmask(text: str, masked: list[str]) -> str:
+    pattern = re.compile(f"{MARK}(\\d+){MARK}")
+    while MARK in text:
+        text = pattern.sub(lambda m: masked[int(m[1])], text)
+    return text
 
 
 def _finish(text: str, name: str) -> str:

@@ -150,7 +150,7 @@ def past(infinitive: str) -> str:
 
 
 def third(verb: str) -> str:
-    """"write" -> "writes", "carry" -> "carries"."""
+    """Third person: "write" -> "writes", "carry" -> "carries"."""
     if re.search(r"[^aeiou]y$", verb):
         return verb[:-1] + "ies"
     return verb + ("es" if re.search(r"(?:s|x|z|ch|sh|o)$", verb) else "s")
@@ -174,4 +174,4 @@ def is_finite(word: str) -> bool:
 
 
 PAST_FORMS = set(PASTS.values()) | PARTICIPLES
-NOT_VERBS = set("hundred sacred united indeed speed breed need feed seed kindred infrared so-called".split())
+NOT_VERBS = set("hundred sacred united indeed speed breed need feed seed kindred infrared".split())

@@ -80,7 +80,7 @@ async def _lexical(context: Context, topic: str, facts: list[str]) -> list[dict]
     threshold = context.cfg.verdicts.threshold
     if threshold is None:
         threshold = verify_lexical.THRESHOLD
-    prepared = verify_lexical.prepare(topic, passages)
+    prepared = verify_lexical.prepare(topic, passages, context.articles.rarity)
     out = []
     for fact in facts:
         score, evidence = verify_lexical.support_prepared(fact, prepared)

@@ -1,0 +1,311 @@
+"""Fact -> the question it answers, by rules of ordinary English.
+
+    question("Mara Veldt", "Mara Veldt works as a baker.")       ->  "What does Mara Veldt work as?"
+    question("Mara Veldt", "She was born on May 3, 1950.")       ->  "When was Mara Veldt born?"
+    question("Mara Veldt", "Mara Veldt has won three prizes.")   ->  "How many prizes has Mara Veldt won?"
+
+The clause is read as subject + operator + verb + rest: the operator ("was", "has", or a "did" the
+verb is rid of its ending for) changes places with the subject, and what the fact says newest, its
+time, its place, its number, its object, gives way to the question word.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from facttune_ray.scoring.clauses import (
+    ADVERBS,
+    ARTICLES,
+    CAP,
+    COUNTS,
+    MARK,
+    POSSESSIVES,
+    PREPOSITIONS,
+    PRONOUNS,
+    name_length,
+    verb_at,
+)
+from facttune_ray.scoring.decompose import mask, unmask
+from facttune_ray.scoring.verbs import AUXILIARIES, BE, KNOWN, base, is_past, is_present
+
+_MONTHS = set(
+    "january february march april may june july august september october november december".split()
+)
+_TIME_WORDS = _MONTHS | set(
+    "the a of and or to until early late mid mid- spring summer autumn fall winter century "
+    "centuries bc ad bce ce age around about same year years years' end beginning start".split()
+)
+_TIME_PREPOSITIONS = set("in on at since until by from during around before after between".split())
+_DEMONYM = re.compile(r"[A-Z]\w*(?:ese|ish|ian|ean|can|man|[^aeiou]an|ch|ian|aeli|aqi|ani|eek|wiss)$")
+# With these a place answers "Where": "studied in Rome", but not "appeared in Rome, Open City".
+_PLACE_VERBS = set(
+    "bear live die grow reside study work raise bury base locate educate settle situate train teach "
+    "stay hold".split()
+)
+_PERSON_VERBS = set("marry meet succeed replace defeat beat divorce date befriend mentor".split())
+_CATENATIVES = set("begin start continue enjoy stop finish keep go try want seek help".split())
+
+
+@dataclass(frozen=True)
+class _Clause:
+    """ "Ada has also won a prize" -> subject "Ada", operator "has", verb ["also", "won"]."""
+
+    subject: str
+    operator: str  # is, was, has, would, do, does, did
+    verb: list[str]  # adverbs and the verb as they stand behind the subject; [] for a bare "is"
+    lemma: str  # infinitive of the last verb
+    rest: list[str]
+
+    def ask(self, words: str, *, rest: list[str] | None = None, last: str = "") -> str:
+        parts = [words, self.operator, self.subject, *self.verb, *(rest or []), last]
+        return " ".join(p for p in parts if p).rstrip(" ,") + "?"
+
+
+def question(topic: str, fact: str) -> str:
+    """One question, on one line, that names the topic and does not contain the answer."""
+    name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
+    text = " ".join(fact.split()).rstrip(" .!;:")
+    masked: list[str] = []
+    clause = _clause(mask(text, masked, name).split(), name, masked)
+    if clause is None:
+        return f"What is true of {name}?"
+    asked = unmask(_asked(clause, name, masked), masked)
+    return asked[0].upper() + asked[1:]
+
+
+def _clause(words: list[str], name: str, masked: list[str]) -> _Clause | None:
+    at = verb_at(words, name)
+    if at is None or not words:
+        return None
+    start = at
+    while start > 1 and (words[start - 1] in ADVERBS or re.fullmatch(r"[a-z]+ly", words[start - 1])):
+        start -= 1
+    subject, verb, rest = words[:start], [*words[start:at]], words[at + 1 :]
+    length = name_length(subject, name)
+    if subject[0].lower() in PRONOUNS:
+        subject = [name]
+    elif subject[0].lower() in POSSESSIVES:
+        subject = [f"{name}'s", *subject[1:]]
+    elif length:
+        subject = [name, *subject[length:]]
+    elif subject[0].lower() in ARTICLES | COUNTS | {"some", "one"}:
+        subject = [subject[0].lower(), *subject[1:]]
+    who, word = " ".join(subject).strip(" ,"), words[at].lower()
+    they = words[0].lower() == "they"
+    if they:
+        word = {"were": "was", "are": "is", "have": "has", "do": "does"}.get(word, word)
+    if word in AUXILIARIES:
+        follow = next((i for i, w in enumerate(rest) if not _is_adverb(w)), len(rest))
+        main = rest[follow] if follow < len(rest) else ""
+        if main == "been" and follow + 1 < len(rest) and is_past(rest[follow + 1]):
+            follow, main = follow + 1, rest[follow + 1]
+        joined = is_past(main) or main == "been" or (word in BE and main.endswith("ing"))
+        if joined or (word not in BE | {"has", "have", "had"} and main):
+            return _Clause(who, word, [*verb, *rest[: follow + 1]], base(main), rest[follow + 1 :])
+        if word in BE:
+            return _Clause(who, word, verb, "be", rest)
+    if word in {"has", "have", "had"} or not word:
+        do = {"has": "does", "have": "do", "had": "did"}[word]
+        return _Clause(who, do, [*verb, "have"], "have", rest)
+    plain = base(word)
+    present = not is_past(word) or (is_present(word) and word not in KNOWN)
+    do = ("do" if word == plain and not they else "does") if present else "did"
+    return _Clause(who, do, [*verb, plain], plain, rest)
+
+
+def _is_adverb(word: str) -> bool:
+    return word in ADVERBS or bool(re.fullmatch(r"[a-z]+ly", word))
+
+
+def _asked(clause: _Clause, name: str, masked: list[str]) -> str:
+    """The question, masks in place: the first rule that fits decides."""
+    if name.lower() not in clause.subject.lower() and name in " ".join(clause.rest):
+        # the topic is what the fact says of something else: ask for that
+        who = "Who" if re.fullmatch(rf"{CAP} {CAP}", clause.subject) else "What"
+        aside = [clause.operator] if clause.operator not in {"do", "does", "did"} else []
+        verb = clause.verb if aside else [*clause.verb[:-1], _again(clause)]
+        return " ".join([who, *aside, *verb, *clause.rest]) + "?"
+    for rule in (_when, _chained, _complement, _how_many, _where, _which):
+        if asked := rule(clause, masked):
+            return asked
+    return f"What is true of {name}?"
+
+
+def _again(clause: _Clause) -> str:
+    """The verb form that the operator was taken from."""
+    from facttune_ray.scoring.verbs import past, third
+
+    if clause.operator == "did":
+        return "had" if clause.lemma == "have" else past(clause.lemma)
+    return third(clause.lemma) if clause.operator == "does" else clause.lemma
+
+
+def _when(clause: _Clause, masked: list[str]) -> str | None:
+    """ "... in 1950", "... from 1995 until 2000", "... at the age of six"."""
+    rest, at = clause.rest, len(clause.rest)
+    dated = False
+    while at > 0 and (timeish := _is_time(rest[at - 1], masked)) is not None:
+        dated = dated or timeish
+        at -= 1
+    while at < len(rest) and rest[at] not in _TIME_PREPOSITIONS:
+        at += 1
+    tail = rest[at:]
+    if not tail or not dated or (clause.lemma == "be" and at and rest[at - 1] in PREPOSITIONS):
+        return None
+    wh = "At what age" if "age" in tail else "When"
+    return clause.ask(wh, rest=rest[:at] or (["do"] if clause.verb == [] and not at else []))
+
+
+def _is_time(word: str, masked: list[str]) -> bool | None:
+    """True: a date, a year, a month, a century. False: a word that goes with them. None: neither."""
+    if match := re.fullmatch(rf"{MARK}(\d+){MARK},?", word):
+        return True if re.fullmatch(r"[A-Z][a-z]+ \d{1,2}, \d{3,4}", masked[int(match[1])]) else None
+    bare = word.strip(",").lower()
+    if bare in _MONTHS or bare in {"century", "age"} or re.fullmatch(r"\d{3,4}s?", bare):
+        return True
+    if bare in _TIME_WORDS or bare in _TIME_PREPOSITIONS or bare in COUNTS:
+        return False
+    return False if re.fullmatch(r"\d{1,2}(?:st|nd|rd|th)?", bare) else None
+
+
+def _chained(clause: _Clause, masked: list[str]) -> str | None:
+    """A verb that hangs on the first: "went on to direct ...", "began playing ..."."""
+    rest = clause.rest
+    at = next((i for i, w in enumerate(rest[:4]) if w == "to"), None)
+    if at is not None and at + 1 < len(rest) and rest[at + 1] in KNOWN and (
+        at == 0 or (clause.lemma == "go" and rest[0] == "on")
+    ):  # fmt: skip
+        return clause.ask("What", rest=rest[:at], last="to do")
+    if rest and rest[0].endswith("ing") and clause.lemma in _CATENATIVES and len(rest) > 1:
+        longer = _Clause(
+            clause.subject, clause.operator, [*clause.verb, rest[0]], base(rest[0]), rest[1:]
+        )
+        return _where(longer, masked) or _which(longer, masked)
+    return None
+
+
+def _complement(clause: _Clause, masked: list[str]) -> str | None:
+    """After a bare "is": a nationality, a place, a role, an age, a quality."""
+    if clause.lemma != "be":
+        return None
+    rest = clause.rest
+    while rest and _is_adverb(rest[0]):
+        rest = rest[1:]
+    if not rest:
+        return None
+    noun = rest[1:] if rest[0] in ARTICLES else rest
+    if len(noun) <= 2 and _DEMONYM.fullmatch(noun[-1]) and noun[0][0].isupper():
+        return clause.ask("What nationality")
+    if rest[0] in {"in", "at", "on", "near"} and len(rest) > 1 and re.match(CAP, rest[-1]):
+        return clause.ask("Where")
+    if rest[0] == "from":
+        return clause.ask("Where", last="from")
+    if "years" in rest[1:2] and rest[-1:] == ["old"]:
+        return clause.ask("How old")
+    if rest[0] in ARTICLES or rest[0] in POSSESSIVES or rest[0] in {"one", "both"}:
+        at = next((i for i, w in enumerate(rest) if w in PREPOSITIONS), None)
+        if at and rest[at] == "of" and at + 1 < len(rest) and at <= 4 and rest[0] != "one":
+            return clause.ask("What", rest=rest[: at + 1])
+        return clause.ask("What")
+    at = next((i for i, w in enumerate(rest) if w in PREPOSITIONS), None)
+    if at and at + 1 < len(rest):
+        who = _who(clause, rest[at + 1 :], rest[at])
+        return clause.ask(who, rest=rest[: at + 1])
+    if re.match(CAP, rest[0]):
+        person = re.search(r"\b(?:wife|husband|father|mother|son|daughter|brother|sister|partner|"
+                           r"teacher|mentor|spouse|coach)$", clause.subject)  # fmt: skip
+        return clause.ask("Who" if person else "What")
+    return clause.ask("What", last="like") if rest[0].islower() and len(rest) <= 3 else None
+
+
+def _how_many(clause: _Clause, masked: list[str]) -> str | None:
+    """ "... three prizes", "... more than 50 wickets for the club"."""
+    rest = clause.rest
+    at = {"over": 1, "about": 1, "nearly": 1, "more": 2, "at": 2}.get(rest[0], 0) if rest else 0
+    if at + 1 >= len(rest) or clause.lemma == "be":
+        return None
+    number = rest[at]
+    if not (re.fullmatch(r"\d[\d,.]*", number) or number in COUNTS) or number in {"some", "various"}:
+        return None
+    end = next((i for i, w in enumerate(rest) if i > at and w in PREPOSITIONS - {"of"}), len(rest))
+    if end == at + 1 or rest[at + 1] == "of":
+        return None
+    return clause.ask(f"How many {' '.join(rest[at + 1 : end])}", rest=rest[end:])
+
+
+def _where(clause: _Clause, masked: list[str]) -> str | None:
+    """ "born in Lyon", "studied law at the University of Oslo", "moved to Peru"."""
+    rest = clause.rest
+    if clause.lemma in {"move", "emigrate", "immigrate", "relocate", "return"} and (
+        len(rest) > 1 and rest[0] in {"to", "from"}
+    ):  # fmt: skip
+        return clause.ask("Where", last=rest[0])
+    at = max((i for i, w in enumerate(rest) if w in {"in", "at", "on", "near"}), default=None)
+    if clause.lemma == "grow" and rest[:1] == ["up"]:
+        return clause.ask("Where", rest=["up"]) if len(rest) > 2 else None
+    if at is None or at + 1 == len(rest) or clause.lemma not in _PLACE_VERBS:
+        return None
+    capital = any(re.match(CAP, w) for w in rest[at + 1 :])
+    if not capital and (at or clause.lemma not in {"bear", "live", "die", "reside", "stay"}):
+        return None
+    if at and rest[0] in PREPOSITIONS:  # "worked as a nurse in Lyon": see _which
+        return None
+    return clause.ask("Where", rest=rest[:at])
+
+
+def _which(clause: _Clause, masked: list[str]) -> str | None:
+    """The object, or what stands behind the verb's preposition."""
+    rest = clause.rest
+    if not rest:
+        happened = clause.operator in BE
+        return f"What happened to {clause.subject}?" if happened else clause.ask(
+            "What", last="" if clause.operator not in {"did", "does", "do"} else ""
+        ) if False else _did_what(clause)  # fmt: skip
+    if clause.lemma == "bear" and re.match(CAP, rest[0]):
+        return clause.ask("What name", last="with")
+    particle = 1 if rest[0] in {"up", "out", "away", "back", "off", "down"} else 0
+    if particle == len(rest):
+        return _did_what(clause)
+    first = rest[particle]
+    if first in PREPOSITIONS and len(rest) > particle + 1:
+        if clause.lemma in {"play", "pitch", "sign", "debut"} and first == "for":
+            return clause.ask("Which team", rest=rest[:particle], last="for")
+        return clause.ask(_who(clause, rest[particle + 1 :], first), rest=rest[: particle + 1])
+    if re.match(CAP, first) or first in {"the"} or first.islower() and len(rest) <= 3:
+        until = next((i for i, w in enumerate(rest) if w in PREPOSITIONS - {"of"}), len(rest))
+        named = re.match(CAP, first) and len(rest) > until
+        return clause.ask(_who(clause, rest), rest=rest[:particle] + (rest[until:] if named and not (
+            _is_title(rest)) else []))  # fmt: skip
+    at = max((i for i, w in enumerate(rest) if w in PREPOSITIONS - {"of", "as", "like"} and i > particle and i + 1 < len(rest)), default=None)
+    as_at = next((i for i, w in enumerate(rest) if w == "as" and 0 < i < len(rest) - 1), None)
+    at = as_at if as_at is not None else at
+    if at is None or _content_free(rest[particle:at]):
+        return clause.ask(_who(clause, rest), rest=rest[:particle])
+    return clause.ask(_who(clause, rest[at + 1 :], rest[at]), rest=rest[: at + 1])
+
+
+def _did_what(clause: _Clause) -> str:
+    """No object at all: "Ada retired." -> "What did Ada do?"."""
+    if clause.operator in BE:
+        return f"What happened to {clause.subject}?"
+    done = "done" if clause.operator in {"has", "have", "had"} else "do"
+    return f"What {clause.operator} {clause.subject} {done}?"
+
+
+def _is_title(rest: list[str]) -> bool:
+    """Whether all words could belong to one name: "House of the Rising Sun"."""
+    return all(re.match(CAP, w) or w in ARTICLES | PREPOSITIONS or w == "and" for w in rest)
+
+
+def _content_free(words: list[str]) -> bool:
+    return not [w for w in words if w not in ARTICLES | COUNTS]
+
+
+def _who(clause: _Clause, words: list[str], preposition: str = "") -> str:
+    """ "Who" where the words look like a person's name and the verb takes one."""
+    name = len(words) >= 1 and all(re.match(rf"{CAP}$", w) and w.isalpha() for w in words[:2])
+    if preposition:
+        personal = preposition in {"by", "with"} or (preposition == "to" and "marry" == clause.lemma)
+        return "Who" if personal and name and len(words) <= 3 else "What"
+    return "Who" if name and clause.lemma in _PERSON_VERBS else "What"
