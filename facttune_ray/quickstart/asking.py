@@ -1,8 +1,8 @@
 """Fact -> the question it answers, by rules of ordinary English.
 
-    question("Mara Veldt", "Mara Veldt works as a baker.")       ->  "What does Mara Veldt work as?"
-    question("Mara Veldt", "She was born on May 3, 1950.")       ->  "When was Mara Veldt born?"
-    question("Mara Veldt", "Mara Veldt has won three prizes.")   ->  "How many prizes has Mara Veldt won?"
+    question("Mara Veldt", "Mara Veldt works as a baker.")  ->  "What does Mara Veldt work as?"
+    question("Mara Veldt", "She was born on May 3, 1950.")  ->  "When was Mara Veldt born?"
+    question("Mara Veldt", "She has won three prizes.")  ->  "How many prizes has Mara Veldt won?"
 
 The clause is read as subject + operator + verb + rest: the operator ("was", "has", or a "did" the
 verb is rid of its ending for) changes places with the subject, and what the fact says newest, its
@@ -27,7 +27,16 @@ from facttune_ray.scoring.clauses import (
     verb_at,
 )
 from facttune_ray.scoring.decompose import mask, unmask
-from facttune_ray.scoring.verbs import AUXILIARIES, BE, KNOWN, base, is_past, is_present
+from facttune_ray.scoring.verbs import (
+    AUXILIARIES,
+    BE,
+    KNOWN,
+    base,
+    is_past,
+    is_present,
+    past,
+    third,
+)
 
 _MONTHS = set(
     "january february march april may june july august september october november december".split()
@@ -37,19 +46,22 @@ _TIME_WORDS = _MONTHS | set(
     "centuries bc ad bce ce age around about same year years years' end beginning start".split()
 )
 _TIME_PREPOSITIONS = set("in on at since until by from during around before after between".split())
-_DEMONYM = re.compile(r"[A-Z]\w*(?:ese|ish|ian|ean|can|man|[^aeiou]an|ch|ian|aeli|aqi|ani|eek|wiss)$")
+_DEMONYM = re.compile(
+    r"[A-Z]\w*(?:ese|ish|ian|ean|can|man|[^aeiou]an|ch|ian|aeli|aqi|ani|eek|wiss)$"
+)
 # With these a place answers "Where": "studied in Rome", but not "appeared in Rome, Open City".
 _PLACE_VERBS = set(
-    "bear live die grow reside study work raise bury base locate educate settle situate train teach "
-    "stay hold".split()
+    "bear live die grow reside study work raise bury base locate educate settle situate train "
+    "teach stay hold".split()
 )
 _PERSON_VERBS = set("marry meet succeed replace defeat beat divorce date befriend mentor".split())
+_PARTICLES = {"up", "out", "away", "back", "off", "down"}
 _CATENATIVES = set("begin start continue enjoy stop finish keep go try want seek help".split())
 
 
 @dataclass(frozen=True)
 class _Clause:
-    """ "Ada has also won a prize" -> subject "Ada", operator "has", verb ["also", "won"]."""
+    """Of "Ada has also won a prize": subject "Ada", operator "has", verb ["also", "won"]."""
 
     subject: str
     operator: str  # is, was, has, would, do, does, did
@@ -79,7 +91,9 @@ def _clause(words: list[str], name: str, masked: list[str]) -> _Clause | None:
     if at is None or not words:
         return None
     start = at
-    while start > 1 and (words[start - 1] in ADVERBS or re.fullmatch(r"[a-z]+ly", words[start - 1])):
+    while start > 1 and (
+        words[start - 1] in ADVERBS or re.fullmatch(r"[a-z]+ly", words[start - 1])
+    ):
         start -= 1
     subject, verb, rest = words[:start], [*words[start:at]], words[at + 1 :]
     length = name_length(subject, name)
@@ -89,7 +103,7 @@ def _clause(words: list[str], name: str, masked: list[str]) -> _Clause | None:
         subject = [f"{name}'s", *subject[1:]]
     elif length:
         subject = [name, *subject[length:]]
-    elif subject[0].lower() in ARTICLES | COUNTS | {"some", "one"}:
+    elif subject[0].lower() in ARTICLES or subject[1:2] and subject[1].islower():
         subject = [subject[0].lower(), *subject[1:]]
     who, word = " ".join(subject).strip(" ,"), words[at].lower()
     they = words[0].lower() == "they"
@@ -134,15 +148,13 @@ def _asked(clause: _Clause, name: str, masked: list[str]) -> str:
 
 def _again(clause: _Clause) -> str:
     """The verb form that the operator was taken from."""
-    from facttune_ray.scoring.verbs import past, third
-
     if clause.operator == "did":
         return "had" if clause.lemma == "have" else past(clause.lemma)
     return third(clause.lemma) if clause.operator == "does" else clause.lemma
 
 
 def _when(clause: _Clause, masked: list[str]) -> str | None:
-    """ "... in 1950", "... from 1995 until 2000", "... at the age of six"."""
+    """A time at the end: "in 1950", "from 1995 until 2000", "at the age of six"."""
     rest, at = clause.rest, len(clause.rest)
     dated = False
     while at > 0 and (timeish := _is_time(rest[at - 1], masked)) is not None:
@@ -154,13 +166,15 @@ def _when(clause: _Clause, masked: list[str]) -> str | None:
     if not tail or not dated or (clause.lemma == "be" and at and rest[at - 1] in PREPOSITIONS):
         return None
     wh = "At what age" if "age" in tail else "When"
-    return clause.ask(wh, rest=rest[:at] or (["do"] if clause.verb == [] and not at else []))
+    return clause.ask(wh, rest=rest[:at])
 
 
 def _is_time(word: str, masked: list[str]) -> bool | None:
-    """True: a date, a year, a month, a century. False: a word that goes with them. None: neither."""
+    """True: a date, year, month, century. False: a word that goes with one. None: neither."""
     if match := re.fullmatch(rf"{MARK}(\d+){MARK},?", word):
-        return True if re.fullmatch(r"[A-Z][a-z]+ \d{1,2}, \d{3,4}", masked[int(match[1])]) else None
+        return (
+            True if re.fullmatch(r"[A-Z][a-z]+ \d{1,2}, \d{3,4}", masked[int(match[1])]) else None
+        )
     bare = word.strip(",").lower()
     if bare in _MONTHS or bare in {"century", "age"} or re.fullmatch(r"\d{3,4}s?", bare):
         return True
@@ -189,7 +203,7 @@ def _complement(clause: _Clause, masked: list[str]) -> str | None:
     """After a bare "is": a nationality, a place, a role, an age, a quality."""
     if clause.lemma != "be":
         return None
-    rest = clause.rest
+    rest, who = clause.rest, clause.subject
     while rest and _is_adverb(rest[0]):
         rest = rest[1:]
     if not rest:
@@ -198,7 +212,8 @@ def _complement(clause: _Clause, masked: list[str]) -> str | None:
     if len(noun) <= 2 and _DEMONYM.fullmatch(noun[-1]) and noun[0][0].isupper():
         return clause.ask("What nationality")
     if rest[0] in {"in", "at", "on", "near"} and len(rest) > 1 and re.match(CAP, rest[-1]):
-        return clause.ask("Where")
+        thing = re.search(r"(?:degree|doctorate|major|expertise|career|research|books?)$", who)
+        return clause.ask("What", last=rest[0]) if thing else clause.ask("Where")
     if rest[0] == "from":
         return clause.ask("Where", last="from")
     if "years" in rest[1:2] and rest[-1:] == ["old"]:
@@ -210,23 +225,25 @@ def _complement(clause: _Clause, masked: list[str]) -> str | None:
         return clause.ask("What")
     at = next((i for i, w in enumerate(rest) if w in PREPOSITIONS), None)
     if at and at + 1 < len(rest):
-        who = _who(clause, rest[at + 1 :], rest[at])
-        return clause.ask(who, rest=rest[: at + 1])
+        return clause.ask(_who(clause, rest[at + 1 :], rest[at]), rest=rest[: at + 1])
     if re.match(CAP, rest[0]):
         person = re.search(r"\b(?:wife|husband|father|mother|son|daughter|brother|sister|partner|"
-                           r"teacher|mentor|spouse|coach)$", clause.subject)  # fmt: skip
+                           r"teacher|mentor|spouse|coach)$", who)  # fmt: skip
         return clause.ask("Who" if person else "What")
     return clause.ask("What", last="like") if rest[0].islower() and len(rest) <= 3 else None
 
 
 def _how_many(clause: _Clause, masked: list[str]) -> str | None:
-    """ "... three prizes", "... more than 50 wickets for the club"."""
+    """A number: "three prizes", "more than 50 wickets for the club"."""
     rest = clause.rest
     at = {"over": 1, "about": 1, "nearly": 1, "more": 2, "at": 2}.get(rest[0], 0) if rest else 0
     if at + 1 >= len(rest) or clause.lemma == "be":
         return None
     number = rest[at]
-    if not (re.fullmatch(r"\d[\d,.]*", number) or number in COUNTS) or number in {"some", "various"}:
+    if not (re.fullmatch(r"\d[\d,.]*", number) or number in COUNTS) or number in {
+        "some",
+        "various",
+    }:
         return None
     end = next((i for i, w in enumerate(rest) if i > at and w in PREPOSITIONS - {"of"}), len(rest))
     if end == at + 1 or rest[at + 1] == "of":
@@ -235,7 +252,7 @@ def _how_many(clause: _Clause, masked: list[str]) -> str | None:
 
 
 def _where(clause: _Clause, masked: list[str]) -> str | None:
-    """ "born in Lyon", "studied law at the University of Oslo", "moved to Peru"."""
+    """A place: "born in Lyon", "studied law at the University of Oslo", "moved to Peru"."""
     rest = clause.rest
     if clause.lemma in {"move", "emigrate", "immigrate", "relocate", "return"} and (
         len(rest) > 1 and rest[0] in {"to", "from"}
@@ -255,38 +272,46 @@ def _where(clause: _Clause, masked: list[str]) -> str | None:
 
 
 def _which(clause: _Clause, masked: list[str]) -> str | None:
-    """The object, or what stands behind the verb's preposition."""
+    """The object, or what stands behind a preposition."""
     rest = clause.rest
-    if not rest:
-        happened = clause.operator in BE
-        return f"What happened to {clause.subject}?" if happened else clause.ask(
-            "What", last="" if clause.operator not in {"did", "does", "do"} else ""
-        ) if False else _did_what(clause)  # fmt: skip
-    if clause.lemma == "bear" and re.match(CAP, rest[0]):
-        return clause.ask("What name", last="with")
-    particle = 1 if rest[0] in {"up", "out", "away", "back", "off", "down"} else 0
-    if particle == len(rest):
+    particle = 1 if rest and rest[0] in _PARTICLES else 0
+    if len(rest) == particle:
         return _did_what(clause)
-    first = rest[particle]
+    first, kept = rest[particle], rest[:particle]
+    if clause.lemma == "bear":
+        return clause.ask("What name", last="with") if re.match(CAP, first) else None
     if first in PREPOSITIONS and len(rest) > particle + 1:
-        if clause.lemma in {"play", "pitch", "sign", "debut"} and first == "for":
-            return clause.ask("Which team", rest=rest[:particle], last="for")
-        return clause.ask(_who(clause, rest[particle + 1 :], first), rest=rest[: particle + 1])
-    if re.match(CAP, first) or first in {"the"} or first.islower() and len(rest) <= 3:
+        team = first == "for" and clause.lemma in {"play", "pitch", "sign", "debut"}
+        who = "Which team" if team else _who(clause, rest[particle + 1 :], first)
+        return clause.ask(who, rest=[*kept, first])
+    simple = first == "the" or len(rest) <= 3 or clause.lemma == "become" or first == "one"
+    if re.match(CAP, first) or simple:
         until = next((i for i, w in enumerate(rest) if w in PREPOSITIONS - {"of"}), len(rest))
-        named = re.match(CAP, first) and len(rest) > until
-        return clause.ask(_who(clause, rest), rest=rest[:particle] + (rest[until:] if named and not (
-            _is_title(rest)) else []))  # fmt: skip
-    at = max((i for i, w in enumerate(rest) if w in PREPOSITIONS - {"of", "as", "like"} and i > particle and i + 1 < len(rest)), default=None)
-    as_at = next((i for i, w in enumerate(rest) if w == "as" and 0 < i < len(rest) - 1), None)
-    at = as_at if as_at is not None else at
-    if at is None or _content_free(rest[particle:at]):
-        return clause.ask(_who(clause, rest), rest=rest[:particle])
+        aside = rest[until:] if re.match(CAP, first) and not _is_title(rest) else []
+        return clause.ask(_who(clause, rest[particle:until]), rest=[*kept, *aside])
+    at = _preposition_after_object(rest, particle)
+    if at is None:
+        return clause.ask(_who(clause, rest[particle:]), rest=kept)
+    if rest[at] == "to" and rest[at + 1] in KNOWN:
+        return clause.ask("What", rest=rest[:at], last="to do")
     return clause.ask(_who(clause, rest[at + 1 :], rest[at]), rest=rest[: at + 1])
+
+
+def _preposition_after_object(rest: list[str], particle: int) -> int | None:
+    """Of "his career as an actor": the index of "as". "of" and "such as" belong to their noun."""
+    found = [
+        i
+        for i, w in enumerate(rest[:-1])
+        if w in PREPOSITIONS - {"of", "like", "including"} and i > particle
+        and rest[i - 1] != "such" and any(v not in ARTICLES | COUNTS for v in rest[particle:i])
+    ]  # fmt: skip
+    return found[0] if found else None
 
 
 def _did_what(clause: _Clause) -> str:
     """No object at all: "Ada retired." -> "What did Ada do?"."""
+    if clause.operator in {"is", "are"}:
+        return f"What {clause.operator} {clause.subject} like?"
     if clause.operator in BE:
         return f"What happened to {clause.subject}?"
     done = "done" if clause.operator in {"has", "have", "had"} else "do"
@@ -298,14 +323,13 @@ def _is_title(rest: list[str]) -> bool:
     return all(re.match(CAP, w) or w in ARTICLES | PREPOSITIONS or w == "and" for w in rest)
 
 
-def _content_free(words: list[str]) -> bool:
-    return not [w for w in words if w not in ARTICLES | COUNTS]
-
-
 def _who(clause: _Clause, words: list[str], preposition: str = "") -> str:
-    """ "Who" where the words look like a person's name and the verb takes one."""
-    name = len(words) >= 1 and all(re.match(rf"{CAP}$", w) and w.isalpha() for w in words[:2])
+    """Who, where the words look like a person's name and the verb takes one; else What."""
+    until = next((i for i, w in enumerate(words) if w in PREPOSITIONS), len(words))
+    name = 0 < until <= 3 and all(w[0].isupper() and w.isalpha() for w in words[:until])
     if preposition:
-        personal = preposition in {"by", "with"} or (preposition == "to" and "marry" == clause.lemma)
-        return "Who" if personal and name and len(words) <= 3 else "What"
+        personal = preposition in {"by", "with"} or (
+            preposition == "to" and "marry" == clause.lemma
+        )
+        return "Who" if personal and name else "What"
     return "Who" if name and clause.lemma in _PERSON_VERBS else "What"

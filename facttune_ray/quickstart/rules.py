@@ -5,8 +5,8 @@
 
 The system message tells the task; the slots are read back out of the last user message with the
 template's own text, so words inside a slot cannot change the task. Facts and questions are made
-by `scoring.decompose` and `quickstart.asking`, verdicts by `scoring.verify_lexical` and a check
-that what the statement says of the topic stands in one sentence.
+by `scoring.decompose` and `quickstart.asking`, verdicts by `scoring.verify_lexical` and, where the
+passages hold plain statements of the same kind, by their objects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 from facttune_ray.prompts import template
 from facttune_ray.quickstart.asking import question
 from facttune_ray.scoring import equivalence, verify_lexical
-from facttune_ray.scoring.decompose import rule_facts, sentences
+from facttune_ray.scoring.decompose import rule_facts
 from facttune_ray.scoring.verbs import AUXILIARIES, KNOWN, base, is_finite
 
 CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions and equivalence."
@@ -33,7 +33,7 @@ def answer(messages: list[dict[str, str]], sample: int = 0) -> str:
 
 
 def task_of(messages: list[dict[str, str]]) -> str | None:
-    """ "facts", "verdicts", "questions" or "equivalence"; None for any other conversation."""
+    """One of the tasks; None for any other conversation."""
     first = messages[0] if messages else {}
     return _systems().get(first.get("content", "")) if first.get("role") == "system" else None
 
@@ -49,7 +49,8 @@ def _pattern(task: str) -> re.Pattern[str]:
     pieces = re.split(r"\{(\w+)\}", template.blocks(task)[-1][1])
     parts = [re.escape(p) for p in pieces]
     for i in range(1, len(pieces), 2):
-        parts[i] = f"(?P<{pieces[i]}>{'(?s:.*)' if pieces[i] == 'passages' else '[^\n]*'})"
+        inside = "(?s:.*)" if pieces[i] == "passages" else "[^\\n]*"
+        parts[i] = f"(?P<{pieces[i]}>{inside})"
     return re.compile("".join(parts))
 
 
@@ -85,8 +86,9 @@ def _meaning(text: str) -> tuple[str, ...]:
 
 _EMPTY = set(
     "a an the of in on at for with by from to as into about over and or but his her their its he "
-    "she they it who which that this these those also one".split()
+    "she they it who which that this these those also".split()
 )
+_SHORT = 9  # words: a sentence of at most so many states one thing
 
 
 def _verdicts(topic: str, passages: str, fact: str) -> str:
@@ -95,36 +97,55 @@ def _verdicts(topic: str, passages: str, fact: str) -> str:
 
 
 def supported(topic: str, fact: str, passages: list[str]) -> bool:
-    """Whether the passages support the whole fact: the lexical score, and no other object.
+    """Whether the passages support the whole fact.
 
-    Where a sentence states what the fact states, of another object ("born in Lyon" against
-    "born in Ostrava"), the object decides; a fact of few words needs every one of them.
+    Short plain statements about the topic with the fact's verb decide by their object: "Ada was
+    born in Lyon." makes "Ada was born in Rome." false. Otherwise the lexical score decides.
     """
-    found = verify_lexical.support(fact, topic, passages)
-    if found.score is None:
-        return False
-    verb, said = _content(fact, topic)
-    told = [_content(s, topic) for p in passages for s in sentences(p)]
-    with_all = [v for v, words in told if said <= words | v]
-    if len(said) <= 3:
-        if not with_all:
+    parts = rule_facts(topic, fact)
+    if len(parts) > 1:
+        return all(_supported(topic, part, passages) for part in parts)
+    return _supported(topic, fact, passages)
+
+
+def _supported(topic: str, fact: str, passages: list[str]) -> bool:
+    verbs, said = _content(fact, topic)
+    if verbs and said:
+        told = _statements(topic, tuple(passages))
+        alike = [(v, words) for v, words in told if v & verbs]
+        if any(said <= words for _, words in alike):
+            return True
+        if any(v == verbs and len(words) <= len(said) + 1 for v, words in alike):
             return False
-        rivals = any(v & verb for v, _ in told)
-        if verb and rivals and not any(v & verb for v in with_all):
-            return False  # "lives in Lyon" against "was born in Lyon" and "lives in Ostrava"
-        return True
-    return found.score >= verify_lexical.THRESHOLD
+    article = _article(topic, tuple(sorted(passages)))
+    score = verify_lexical.support_prepared(fact, article).score
+    return score is not None and score >= verify_lexical.THRESHOLD
+
+
+@functools.lru_cache(maxsize=256)  # a topic's facts come close together
+def _article(topic: str, passages: tuple[str, ...]) -> verify_lexical.Prepared:
+    return verify_lexical.prepare(topic, passages)
+
+
+@functools.lru_cache(maxsize=256)
+def _statements(topic: str, passages: tuple[str, ...]) -> list[tuple[set[str], set[str]]]:
+    """Content of the passages' short sentences that open with the topic or a pronoun."""
+    found = (s for p in passages for s in re.split(r"(?<=[.!?;])\s+", p.strip()))
+    opening = (f"{topic} ",)
+    return [_content(s, topic) for s in found if s.startswith(opening) and s.count(" ") < _SHORT]
 
 
 def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
-    """(verbs, other content words) of a sentence as stems, without the topic's name."""
-    own = {w for w in re.findall(r"\w+", topic.lower())}
+    """(verbs, other content words) of a sentence, inflection aside, without the topic's name."""
+    own = set(re.findall(r"\w+", topic.lower()))
     verbs, words = set(), set()
     for word in re.findall(r"\d[\d,.]*\d|\w+", sentence.lower()):
         if word in own or word in _EMPTY or word in AUXILIARIES:
             continue
-        if is_finite(word) and base(word) in KNOWN:
+        if not verbs and is_finite(word) and base(word) in KNOWN:
             verbs.add(base(word))
+        elif not verbs and word in KNOWN:  # "did not study"
+            verbs.add(word)
         else:
             words.add(_NUMBERS.get(word, equivalence.singular(word)))
     return verbs, words
@@ -133,6 +154,6 @@ def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
 TASKS = {
     "facts": _facts,
     "verdicts": _verdicts,
-    "questions": lambda topic, fact: question(topic, fact),
+    "questions": question,
     "equivalence": _equivalence,
 }
