@@ -26,7 +26,7 @@ THRESHOLD = 0.5  # supported from here
 SENTENCE, WINDOW, PASSAGE = 0.5, 0.3, 0.2  # how much each width of place counts
 PAIRS = 0.2  # share of the score that adjacent words decide
 NUMBER, NAME, LIGHT = 2.0, 1.5, 0.5  # weights of numbers, capitalised and near-empty words
-MISSING_YEAR, NEGATION = 0.7, 0.5  # factors for what speaks against
+MISSING_YEAR, NEGATION = 0.7, 0.4  # factors for what speaks against
 
 _STOP = frozenset(
     "a an the and or of in on at by for to from with as is was were are be been being has have had "
