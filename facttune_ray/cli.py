@@ -76,7 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     p = add("annotator", _annotator, "serve the rule-based OpenAI-compatible endpoint")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on")
     p.add_argument("--port", type=int, required=True, help="0: any free port")
-    p.add_argument("options", nargs="*", metavar="key=value", help="see --help-options")
+    p.add_argument(
+        "options",
+        nargs="*",
+        metavar="key=value",
+        help="latency, limits, faults: the fields of AnnotatorOptions in quickstart/annotator.py",
+    )
     return parser
 
 
@@ -142,9 +147,11 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _annotator(args: argparse.Namespace) -> int:
+    from facttune_ray import config
     from facttune_ray.quickstart import annotator
 
-    annotator.serve(annotator.options(args.host, args.port, args.options))
+    given = [f"host={args.host}", f"port={args.port}", *args.options]
+    annotator.serve(config.override(annotator.AnnotatorOptions, given))
     return 0
 
 

@@ -13,12 +13,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facttune_ray.errors import UserError, did_you_mean
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,17 @@ def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
         except Exception as e:  # the YAML parser's own error tree, which OmegaConf passes on
             raise UserError(f"{path}: not valid YAML: {one_line(e)}") from None
         merged = _merge(merged, layer, str(path))
+    cfg = _frozen(_override(merged, overrides))
+    check(cfg)
+    return cfg
+
+
+def override(kind: type[T], overrides: Sequence[str]) -> T:
+    """A frozen dataclass from its defaults and `key=value` overrides."""
+    return _frozen(_override(OmegaConf.structured(kind), overrides))
+
+
+def _override(merged: Any, overrides: Sequence[str]) -> Any:
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key:
@@ -256,13 +269,14 @@ def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
         except Exception as e:
             raise UserError(f'"{item}": not a valid value: {one_line(e)}') from None
         merged = _merge(merged, layer, f'"{item}"')
+    return merged
+
+
+def _frozen(merged: Any) -> Any:
     try:
-        cfg = OmegaConf.to_object(merged)
+        return OmegaConf.to_object(merged)
     except OmegaConfBaseException as e:
         raise UserError(f"config: {one_line(e)}") from None
-    assert isinstance(cfg, Config)
-    check(cfg)
-    return cfg
 
 
 def _merge(base: Any, layer: Any, source: str) -> Any:

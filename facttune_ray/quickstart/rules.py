@@ -129,10 +129,10 @@ def _article(topic: str, passages: tuple[str, ...]) -> verify_lexical.Prepared:
 
 @functools.lru_cache(maxsize=256)
 def _statements(topic: str, passages: tuple[str, ...]) -> list[tuple[set[str], set[str]]]:
-    """Content of the passages' short sentences that open with the topic or a pronoun."""
+    """Content of the passages' short sentences that open with the topic's name."""
     found = (s for p in passages for s in re.split(r"(?<=[.!?;])\s+", p.strip()))
-    opening = (f"{topic} ",)
-    return [_content(s, topic) for s in found if s.startswith(opening) and s.count(" ") < _SHORT]
+    name = re.sub(r"\s*\([^)]*\)$", "", topic)
+    return [_content(s, topic) for s in found if s.startswith(f"{name} ") and s.count(" ") < _SHORT]
 
 
 def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
