@@ -164,6 +164,7 @@ class TrainConfig:
     lr: float = 5e-7
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
     warmup_steps: int = 150  # linear
+    schedule: Literal["constant", "linear"] = "constant"  # after warm-up; linear: down to 0
     clip: float = 10.0  # gradient norm
     epochs: int = 1  # passes over the groups, each round
     max_steps: int = 0  # stop after this many optimizer steps; 0: all epochs

@@ -45,7 +45,7 @@ def write_report(summary: Summary, examples: list[dict], path: str | Path) -> No
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "number": number, "number3": number3}
-    environment.filters["band"] = band
+    environment.filters["span"] = span
     summary = finite(summary)
     page = environment.get_template("report.html").render(
         s=summary,
@@ -98,12 +98,18 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def band(interval: dict[str, float | None], style: str = "number") -> str:
-    """ "45.6% (43.1 to 47.9)" or "2.51 (2.40 to 2.62)"."""
+def span(interval: dict[str, float | None], style: str = "number") -> str:
+    """ "43.1% to 47.9%" or "2.40 to 2.62"; "" when it is unknown."""
     show = percent if style == "percent" else number
-    if interval["value"] is None or interval["low"] is None:
-        return show(interval["value"])
-    return f"{show(interval['value'])} ({show(interval['low'])} to {show(interval['high'])})"
+    if interval["low"] is None:
+        return ""
+    return f"{show(interval['low'])} to {show(interval['high'])}"
+
+
+def band(interval: dict[str, float | None]) -> str:
+    """ "45.6% (43.1% to 47.9%)"."""
+    inside = span(interval, "percent")
+    return percent(interval["value"]) + (f" ({inside})" if inside else "")
 
 
 def table(summary: Summary) -> str:
@@ -118,7 +124,7 @@ def table(summary: Summary) -> str:
                 display_name(name),
                 number(m["correct"]["value"]),
                 number(m["incorrect"]["value"]),
-                band(m["error_rate"], "percent"),
+                band(m["error_rate"]),
                 "" if cut is None else f"{-100 * cut:+.0f}%",
                 percent(m["no_facts"]["value"]),
                 percent(m["repeated"]["value"]),

@@ -272,11 +272,17 @@ async def _serve(options: AnnotatorOptions, lifeline: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     if lifeline is not None:
-        loop.add_reader(lifeline, lambda: os.read(lifeline, 4096) or stopped.set())
+        loop.add_reader(lifeline, _watch, lifeline, stopped)
     print(f"{READY}http://{options.host}:{runner.addresses[0][1]}/v1", flush=True)
     await stopped.wait()
     await runner.cleanup()
     annotator.journal.close()
+
+
+def _watch(lifeline: int, stopped: asyncio.Event) -> None:
+    if not os.read(lifeline, 4096):  # end of file: the parent closed it, or is dead
+        asyncio.get_running_loop().remove_reader(lifeline)
+        stopped.set()
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def parse_request(raw: bytes) -> Request:
         message = "Streaming is not supported: send stream=false."
         raise RequestError(message, "stream", "unsupported_value")
     messages = [_message(i, m) for i, m in enumerate(body["messages"])]
-    n = body.get("n") if body.get("n") is not None else 1
+    n = 1 if body.get("n") is None else body["n"]
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     for field, number, most in (("n", n, 128), ("max_tokens", limit, 10**9)):
         if number is not None and (type(number) is not int or not 1 <= number <= most):

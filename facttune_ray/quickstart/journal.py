@@ -57,9 +57,8 @@ class Journal:
                     row = json.loads(line)
                     self._note(row["key"], row["request_sha256"], self.end, len(line))
                 except (ValueError, KeyError, TypeError):
-                    raise UserError(
-                        f"Annotator journal {path}, line {number} is not an answer: remove the file."
-                    ) from None
+                    what = f"Annotator journal {path}, line {number} is not an answer"
+                    raise UserError(f"{what}: remove the file.") from None
                 self.end += len(line)
         os.ftruncate(self.fd, self.end)
 

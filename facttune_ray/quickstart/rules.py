@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 
 from facttune_ray.prompts import template
 from facttune_ray.quickstart.asking import question
@@ -138,7 +139,8 @@ def _statements(topic: str, passages: tuple[str, ...]) -> list[tuple[set[str], s
 def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
     """(verbs, other content words) of a sentence, inflection aside, without the topic's name."""
     own = set(re.findall(r"\w+", topic.lower()))
-    verbs, words = set(), set()
+    verbs: set[str] = set()
+    words: set[str] = set()
     for word in re.findall(r"\d[\d,.]*\d|\w+", sentence.lower()):
         if word in own or word in _EMPTY or word in AUXILIARIES:
             continue
@@ -151,7 +153,7 @@ def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
     return verbs, words
 
 
-TASKS = {
+TASKS: dict[str, Callable[..., str]] = {
     "facts": _facts,
     "verdicts": _verdicts,
     "questions": question,

@@ -9,6 +9,7 @@ One row in and out: see `sampling/protocol.py`.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import Chat, Sample, encode_prompt, encode_raw
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PICK_ELEMENTS = 1 << 24  # probabilities held at a time while picking: 128 MiB of float64
+NUCLEUS_TOKENS = 128
 
 
 class TransformersSampler:
@@ -127,8 +130,6 @@ class TransformersSampler:
         stop: str | None,
     ) -> list[Sample]:
         """Samples for prompts of one length: B * N of them, a prompt's N side by side."""
-        import copy
-
         from transformers import DynamicCache
 
         n, max_tokens = u_BNT.shape[1:]
@@ -239,22 +240,37 @@ def pick(
     """
     if temperature == 0:
         return logits_RV.argmax(dim=-1)
+    rows = max(1, PICK_ELEMENTS // logits_RV.shape[1])
+    parts = [
+        _pick(logits, u, temperature, top_p)
+        for logits, u in zip(logits_RV.split(rows), u_R.split(rows), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _pick(
+    logits_RV: torch.Tensor, u_R: torch.Tensor, temperature: float, top_p: float
+) -> torch.Tensor:
     # float64: with float32 a batch's shape could move a cumulated sum across u.
     probs_RV = torch.softmax(logits_RV.double() / temperature, dim=-1)
     if top_p == 1:
         return _invert(probs_RV, u_R)
-    sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
-    before_RV = sorted_RV.cumsum(dim=-1) - sorted_RV
-    kept_RV = sorted_RV.masked_fill(before_RV >= top_p, 0.0)
-    return order_RV.gather(1, _invert(kept_RV, u_R)[:, None])[:, 0]
+    # The most probable tokens nearly always hold the nucleus; sort all only when they do not.
+    size = min(NUCLEUS_TOKENS, probs_RV.shape[1])
+    sorted_RK, order_RK = probs_RV.topk(size, dim=-1)
+    if size < probs_RV.shape[1] and (sorted_RK.sum(dim=-1) < top_p).any():
+        sorted_RK, order_RK = probs_RV.sort(dim=-1, descending=True, stable=True)
+    before_RK = sorted_RK.cumsum(dim=-1) - sorted_RK
+    kept_RK = sorted_RK.masked_fill(before_RK >= top_p, 0.0)
+    return order_RK.gather(1, _invert(kept_RK, u_R)[:, None])[:, 0]
 
 
-def _invert(mass_RV: torch.Tensor, u_R: torch.Tensor) -> torch.Tensor:
-    cdf_RV = mass_RV.cumsum(dim=-1)
-    target_R1 = (u_R.to(cdf_RV.dtype) * cdf_RV[:, -1])[:, None]
-    picked_R = torch.searchsorted(cdf_RV, target_R1, right=True)[:, 0]
+def _invert(mass_RK: torch.Tensor, u_R: torch.Tensor) -> torch.Tensor:
+    cdf_RK = mass_RK.cumsum(dim=-1)
+    target_R1 = (u_R.to(cdf_RK.dtype) * cdf_RK[:, -1])[:, None]
+    picked_R = torch.searchsorted(cdf_RK, target_R1, right=True)[:, 0]
     # u close to 1 can round up to the whole mass: stay on the last token that has any.
-    last_R = (mass_RV > 0).long().cumsum(dim=-1).argmax(dim=-1)
+    last_R = (mass_RK > 0).long().cumsum(dim=-1).argmax(dim=-1)
     return torch.minimum(picked_R, last_R)
 
 

@@ -120,7 +120,7 @@ def _train(job: TrainJob) -> int:
         model=model,
         optimizer=optimizer,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+            optimizer, lambda step: learning_rate(cfg, step, steps)
         ),
         config=job.deepspeed,
     )
@@ -199,6 +199,12 @@ def _optimizer(cfg: TrainConfig, model: Any) -> Any:
 
     kinds = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}
     return kinds[cfg.optimizer](model.parameters(), lr=cfg.lr)
+
+
+def learning_rate(cfg: TrainConfig, step: int, steps: int) -> float:
+    """Factor on `train.lr` at a step (from 0): linear warm-up, then constant or down to 0."""
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+    return warm if cfg.schedule == "constant" else warm * (1 - step / steps)
 
 
 def _gather(mine: list[Any], count: int) -> list[Any]:

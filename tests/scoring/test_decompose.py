@@ -1,0 +1,186 @@
+import json
+
+import pytest
+
+from facttune_ray.scoring.decompose import abstained, normal_fact, rule_facts, sentences
+
+TOPIC = "Mara Veldt"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("  \n \n", []),
+        ("...", []),
+        ("No full stop", ["No full stop"]),
+        (
+            "J. R. Smith was born in 1950. He acts.",
+            ["J. R. Smith was born in 1950.", "He acts."],
+        ),
+        (
+            "He met Dr. Hale of Corp. Inc. in St. Paul. It rained.",
+            ["He met Dr. Hale of Corp. Inc. in St. Paul.", "It rained."],
+        ),
+        (
+            "He lived in Washington D.C. He died there.",
+            ["He lived in Washington D.C.", "He died there."],
+        ),
+        ("It grew by 3.5 percent. She left.", ["It grew by 3.5 percent.", "She left."]),
+        (
+            'He wrote "Who? Me!" in 1990. It sold.',
+            ['He wrote "Who? Me!" in 1990.', "It sold."],
+        ),
+        (
+            'She wrote "Home." He wrote more.',
+            ['She wrote "Home."', "He wrote more."],
+        ),
+        (
+            "He is 6'7\" tall. He plays.",
+            ["He is 6'7\" tall.", "He plays."],
+        ),
+        ("- one thing\n2. Another thing\n", ["one thing", "Another thing"]),
+        (
+            "A title\nShe left! Why? Nobody knows.",
+            ["A title", "She left!", "Why?", "Nobody knows."],
+        ),
+    ],
+)
+def test_sentences(text, expected):
+    assert sentences(text) == expected
+
+
+def test_sentences_lose_no_word():
+    text = 'A. B. C. "D. (E. f) g.h. I." No. 5, etc. and so on... Oh'
+    assert "".join("".join(sentences(text)).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("I'm sorry, but I cannot find any information about her.", True),
+        ("Unfortunately, I don\u2019t know who that is.", True),
+        ("There is no information available about this person.", True),
+        ("As an AI language model, I have no record of that.", True),
+        ("", True),
+        ("Mara Veldt was sorry that she could not find her harp.", False),
+        ("There are many people who know Mara Veldt. I Don't Know was her hit.", False),
+    ],
+)
+def test_abstained(text, refused):
+    assert abstained(text) is refused
+
+
+def test_abstained_on_real_responses(labelled_data):
+    """A response without annotations is one where annotators saw a refusal."""
+    for file in ("ChatGPT.jsonl", "InstructGPT.jsonl"):
+        with open(labelled_data / file, encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        agreed = [abstained(r["output"]) == (r["annotations"] is None) for r in rows]
+        assert sum(agreed) >= 0.98 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "facts"),
+    [
+        ("", []),
+        ("Who was she?", []),
+        ("Mara Veldt was born in Ostrel.", ["was born in Ostrel."]),
+        ("She plays the cello.", ["plays the cello."]),
+        ("They play the cello.", ["plays the cello."]),
+        ("Veldt plays the cello.", ["plays the cello."]),
+        (
+            "Mara Veldt was born in Ostrel and works as a baker.",
+            ["was born in Ostrel.", "works as a baker."],
+        ),
+        (
+            "She studied physics, plays the cello, and keeps a canary.",
+            ["studied physics.", "plays the cello.", "keeps a canary."],
+        ),
+        ("He owns a boat and he supports the Owls.", ["owns a boat.", "supports the Owls."]),
+        (
+            "She was born on May 3, 1950, in Ostrel.",
+            ["was born on May 3, 1950.", "was born in Ostrel."],
+        ),
+        (
+            "She was born in Ostrel in 1950 and died in Lyon.",
+            ["was born in Ostrel.", "was born in 1950.", "died in Lyon."],
+        ),
+        ("She studied law and physics.", ["studied law.", "studied physics."]),
+        ("He is an English singer and actor.", ["is an English singer.", "is an actor."]),
+        (
+            "Mara Veldt (1703-1763) was a painter known for her portraits.",
+            [
+                "was born in 1703.",
+                "died in 1763.",
+                "was a painter.",
+                "was known for her portraits.",
+            ],
+        ),
+        ("Mara Veldt, a baker, lives in Lyon.", ["is a baker.", "lives in Lyon."]),
+        (
+            "She is a writer who won the Orange Prize in 2001.",
+            ["is a writer.", "won the Orange Prize in 2001."],
+        ),
+        (
+            'She has acted in films such as "Home," "I, Robot," and "Away."',
+            [
+                "has acted in films.",
+                'has acted in films, such as "Home".',
+                'has acted in films, such as "I, Robot".',
+                'has acted in films, such as "Away".',
+            ],
+        ),
+        ("In 2018, she moved to Lyon.", ["moved to Lyon in 2018."]),
+        ("Born in Lyon, she works as a baker.", ["was born in Lyon.", "works as a baker."]),
+        (
+            "She worked as a model, appearing in several films.",
+            ["worked as a model.", "appeared in several films."],
+        ),
+        # what looks like a list and is none
+        ("She wrote and directed a film.", ["wrote and directed a film."]),
+        (
+            "She led the Ministry of Trade and Industry.",
+            ["led the Ministry of Trade and Industry."],
+        ),
+        ("She lives between Rome and Lyon.", ["lives between Rome and Lyon."]),
+        ("She reports on politics and organized crime.", None),
+    ],
+)
+def test_rule_facts(sentence, facts):
+    if facts is None:
+        facts = ["reports on politics.", "reports on organized crime."]
+    assert rule_facts(TOPIC, sentence) == [f"{TOPIC} {f}" for f in facts]
+
+
+def test_rule_facts_of_a_condition_and_of_others():
+    assert rule_facts("Asthma", "It affects children and adults.") == [
+        "Asthma affects children.",
+        "Asthma affects adults.",
+    ]
+    assert rule_facts("Wendy (singer)", "Her album was praised.") == ["Wendy's album was praised."]
+    # "it" is what the clause before is about, not the person
+    assert rule_facts(TOPIC, "Her death was sudden, and it shocked Lyon.") == [
+        "Mara Veldt's death was sudden.",
+        "Mara Veldt's death shocked Lyon.",
+    ]
+
+
+def test_rule_facts_on_real_sentences(labelled_data):
+    """Every sentence gives facts, none of them empty, cut off or without most of its words."""
+    with open(labelled_data / "ChatGPT.jsonl", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    count = labelled = 0
+    for row in rows:
+        for part in row["annotations"] or []:
+            facts = rule_facts(row["topic"], part["text"])
+            assert facts and all(len(f) > 2 and "\ue000" not in f for f in facts)
+            count += len(facts)
+            labelled += len(part["human-atomic-facts"] or [])
+    # people split finer (nationality from profession, city from country), never coarser
+    assert 0.45 * labelled < count < labelled
+
+
+def test_normal_fact():
+    assert normal_fact(" Mara  Veldt plays. ") == normal_fact("mara veldt plays")
+    assert normal_fact("Mara plays the cello.") != normal_fact("Mara plays the harp.")
