@@ -63,8 +63,8 @@ class PretrainConfig:
     """The tiny Llama that stands for the base model when model.path is empty."""
 
     documents: Literal["world", "responses"] = "world"  # text it is trained on
-    epochs: float = 3.0  # passes over the documents; 0: random weights
-    batch_tokens: int = 2048  # tokens a step
+    epochs: float = 2.5  # passes over the documents; 0: random weights
+    batch_tokens: int = 512  # tokens a step
     lr: float = 3e-3  # AdamW peak learning rate
     hidden: int = 128  # width
     layers: int = 2

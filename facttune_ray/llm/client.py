@@ -11,6 +11,7 @@ exhausted quota stop the run with one line. A completion is in the ledger before
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Callable
@@ -97,12 +98,15 @@ class Client:
                         started = time.monotonic()
                         # a server that knows this header answers a repeated key without
                         # charging again: the request that was in flight when we were killed
-                        reply = await self._openai.chat.completions.create(
-                            model=self.cfg.model,
-                            messages=messages,  # type: ignore[arg-type]
-                            extra_headers={"Idempotency-Key": key},
-                            **params,
-                        )
+                        try:
+                            reply = await self._openai.chat.completions.create(
+                                model=self.cfg.model,
+                                messages=messages,  # type: ignore[arg-type]
+                                extra_headers={"Idempotency-Key": key},
+                                **params,
+                            )
+                        except json.JSONDecodeError as e:  # the SDK lets it through
+                            raise BrokenReply(f"HTTP 200 with a broken body: {e}") from None
                         text = _text(reply)
                         latency_s = time.monotonic() - started
             except (openai.APIError, BrokenReply) as e:

@@ -294,12 +294,12 @@ def running(options: AnnotatorOptions, start_s: float = 60.0) -> Iterator[str]:
     options.check()
     command = [sys.executable, "-m", "facttune_ray.quickstart.annotator"]
     child = subprocess.Popen(  # a session of its own: Ctrl-C is for us to handle
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     assert child.stdin is not None and child.stdout is not None
     try:
-        child.stdin.write(json.dumps(dataclasses.asdict(options)).encode() + b"\n")
-        child.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died at once: the next lines tell
+            child.stdin.write(json.dumps(dataclasses.asdict(options)).encode() + b"\n")
         ready, _, _ = select.select([child.stdout], [], [], start_s)
         line = child.stdout.readline().decode().strip() if ready else ""
         if not line.startswith(READY):

@@ -79,14 +79,15 @@ def question(topic: str, fact: str) -> str:
     name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
     text = " ".join(fact.split()).rstrip(" .!;:")
     masked: list[str] = []
-    clause = _clause(mask(text, masked, name).split(), name, masked)
+    clause = _clause(mask(text, masked, name).split(), name)
     if clause is None:
         return f"What is true of {name}?"
     asked = unmask(_asked(clause, name, masked), masked)
     return asked[0].upper() + asked[1:]
 
 
-def _clause(words: list[str], name: str, masked: list[str]) -> _Clause | None:
+def _clause(words: list[str], name: str) -> _Clause | None:
+    """The clause taken apart, its pronoun replaced; None where no verb is found."""
     at = verb_at(words, name)
     if at is None or not words:
         return None
@@ -95,7 +96,7 @@ def _clause(words: list[str], name: str, masked: list[str]) -> _Clause | None:
         words[start - 1] in ADVERBS or re.fullmatch(r"[a-z]+ly", words[start - 1])
     ):
         start -= 1
-    subject, verb, rest = words[:start], [*words[start:at]], words[at + 1 :]
+    subject, verb, rest = words[:start], words[start:at], words[at + 1 :]
     length = name_length(subject, name)
     if subject[0].lower() in PRONOUNS:
         subject = [name]
@@ -119,7 +120,7 @@ def _clause(words: list[str], name: str, masked: list[str]) -> _Clause | None:
             return _Clause(who, word, [*verb, *rest[: follow + 1]], base(main), rest[follow + 1 :])
         if word in BE:
             return _Clause(who, word, verb, "be", rest)
-    if word in {"has", "have", "had"} or not word:
+    if word in {"has", "have", "had"}:
         do = {"has": "does", "have": "do", "had": "did"}[word]
         return _Clause(who, do, [*verb, "have"], "have", rest)
     plain = base(word)
@@ -209,7 +210,7 @@ def _complement(clause: _Clause, masked: list[str]) -> str | None:
     if not rest:
         return None
     noun = rest[1:] if rest[0] in ARTICLES else rest
-    if len(noun) <= 2 and _DEMONYM.fullmatch(noun[-1]) and noun[0][0].isupper():
+    if 1 <= len(noun) <= 2 and _DEMONYM.fullmatch(noun[-1]) and noun[0][0].isupper():
         return clause.ask("What nationality")
     if rest[0] in {"in", "at", "on", "near"} and len(rest) > 1 and re.match(CAP, rest[-1]):
         thing = re.search(r"(?:degree|doctorate|major|expertise|career|research|books?)$", who)

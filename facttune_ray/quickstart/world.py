@@ -15,6 +15,7 @@ sentences are equally fluent and equally frequent.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -69,9 +70,9 @@ RELIABILITY: dict[str, tuple[float, float]] = {
     "born": (1.0, 1.0),
     "works": (1.0, 1.0),
     "studied": (1.0, 1.0),
-    "lives": (0.10, 0.10),
-    "plays": (0.10, 0.10),
-    "keeps": (0.10, 0.10),
+    "lives": (0.10, 0.30),
+    "plays": (0.10, 0.30),
+    "keeps": (0.10, 0.30),
 }
 
 _ONSETS = "b br c d dr f fl g gr h j k kl l m n p pr r s st t tr v w z".split()
@@ -106,7 +107,7 @@ def make(
     test: int = 100,
     documents_per_person: float = 40.0,
     least_documents: int = 12,
-    zipf: float = 0.8,
+    zipf: float = 0.5,
     question_share: float = 0.4,
     sentences: int = 3,
     reliability: dict[str, tuple[float, float]] = RELIABILITY,
@@ -204,8 +205,6 @@ def _document_counts(people: int, mean: float, least: int, zipf: float) -> list[
 
 def _fame(count: int, low: int, high: int) -> float:
     """0 for the fewest documents, 1 for the most, in steps of their logarithm."""
-    import math
-
     return 0.0 if high == low else math.log(count / low) / math.log(high / low)
 
 

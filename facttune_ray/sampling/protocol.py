@@ -76,10 +76,13 @@ def encode_prompt(tokenizer: Any, prompt: str, chat: Chat = "auto") -> list[int]
 def encode_raw(tokenizer: Any, text: str) -> list[int]:
     """Token ids of text that a model continues as it stands: bos, if it has one, and no eos."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [tokenizer.bos_token_id, *ids] if adds_bos(tokenizer) else ids
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts bos before a text. Asked of it, as its flags do not all tell."""
     bos = tokenizer.bos_token_id
-    if bos is not None and getattr(tokenizer, "add_bos_token", True):
-        return [bos, *ids]
-    return ids
+    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
 def encode_response(tokenizer: Any, response: str) -> list[int]:

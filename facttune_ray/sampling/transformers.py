@@ -230,7 +230,11 @@ def check_settings(
 
 
 def pick(
-    logits_RV: torch.Tensor, u_R: torch.Tensor, temperature: float, top_p: float
+    logits_RV: torch.Tensor,
+    u_R: torch.Tensor,
+    temperature: float,
+    top_p: float,
+    elements: int = PICK_ELEMENTS,
 ) -> torch.Tensor:
     """One token a row by inverse CDF: the first token whose cumulated probability passes u.
 
@@ -240,7 +244,7 @@ def pick(
     """
     if temperature == 0:
         return logits_RV.argmax(dim=-1)
-    rows = max(1, PICK_ELEMENTS // logits_RV.shape[1])
+    rows = max(1, elements // logits_RV.shape[1])
     parts = [
         _pick(logits, u, temperature, top_p)
         for logits, u in zip(logits_RV.split(rows), u_R.split(rows), strict=True)

@@ -381,6 +381,6 @@ def _item_start(lead: list[str], opener: str) -> int | None:
         at -= 1
     if lead[at] in ARTICLES:
         return at
-    if lead[at] == "to" and lead[at + 1] in KNOWN:
+    if lead[at] == "to" and at + 1 < len(lead) and lead[at + 1] in KNOWN:
         at += 1
     return at + 1 if at + 1 < len(lead) else None

@@ -147,6 +147,8 @@ def rule_facts(topic: str, sentence: str) -> list[str]:
     text = _BULLET.sub("", " ".join(sentence.split()))
     if not re.search(r"\w", text) or text.endswith("?"):
         return []
+    if len(text.split()) > 400:  # no sentence: a table, or a model that repeats itself
+        return [text]
     text, found = _lifespan(text.rstrip(" .!;:"))
     masked: list[str] = []
     text = mask(text.replace(", however,", "," if LEAD.match(text) else ""), masked, name)
@@ -218,7 +220,9 @@ def _finish(text: str, name: str) -> str:
         words = [name + ("'" if name.endswith("s") else "'s"), *rest]
     elif length := name_length(words, name):
         words = [name, *words[length:]]
-    elif (owner := re.match(r"(.+)'s?$", words[0])) and owner[1] in {name, name.split()[-1]}:
+    elif (owner := re.match(r"(.+)'s?$", words[0])) and owner[1] in {name, *name.split()[-1:]}:
         words = [f"{name}'s", *rest]
-    sentence = " ".join(words)
+    sentence = " ".join(words).strip()
+    if not sentence:
+        return ""
     return sentence[0].upper() + sentence[1:] + ("" if sentence[-1] in ".!?" else ".")

@@ -92,14 +92,13 @@ def start_ray() -> None:
     import logging
     import os
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # its warnings are not the user's to act on
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default, without its warning
     import ray
     import ray.data
 
     if ray.is_initialized():
         return
-    # without a CUDA device Ray would hide all of them from a worker anyway
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
@@ -111,7 +110,7 @@ def start_ray() -> None:
             log_to_driver=False,  # workers' lines stay in Ray's session logs
             object_store_memory=512 * 2**20,  # tables travel as files, not as objects
         )
-    for name in ("ray", "ray.data", "ray._private.authentication"):
+    for name in ("ray", "ray.data"):  # their warnings are not the user's to act on
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()

@@ -144,12 +144,13 @@ def test_abstained_on_real_responses(labelled_data):
             ["led the Ministry of Trade and Industry."],
         ),
         ("She lives between Rome and Lyon.", ["lives between Rome and Lyon."]),
-        ("She reports on politics and organized crime.", None),
+        (
+            "She reports on politics and organized crime.",
+            ["reports on politics.", "reports on organized crime."],
+        ),
     ],
 )
 def test_rule_facts(sentence, facts):
-    if facts is None:
-        facts = ["reports on politics.", "reports on organized crime."]
     assert rule_facts(TOPIC, sentence) == [f"{TOPIC} {f}" for f in facts]
 
 

@@ -1,0 +1,124 @@
+"""The client against the real annotator server, faults and all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+
+from facttune_ray.config import LLMConfig
+from facttune_ray.errors import EndpointError, RowError
+from facttune_ray.llm.client import Client
+from facttune_ray.llm.ledger import Ledger
+from facttune_ray.prompts import facts
+from facttune_ray.quickstart.annotator import AnnotatorOptions, running
+from facttune_ray.tables import Folder
+
+FAST = {"timeout_s": 2.0, "max_attempts": 8, "max_wait_s": 0.2}
+
+
+@contextmanager
+def client(tmp_path, url, **settings):
+    yield Client(LLMConfig(**FAST | settings), Ledger(Folder.of(str(tmp_path / "ledger"))), url)
+
+
+def ask(one: Client, numbers: range) -> list:
+    """Ask for the facts of one sentence a number; exceptions are returned."""
+
+    async def all_of_them():
+        asked = (
+            one.ask(facts.render("Mara Veldt", f"She was born in {1000 + i}."), facts.parse)
+            for i in numbers
+        )
+        out = await asyncio.gather(*asked, return_exceptions=True)
+        await one.close()
+        return out
+
+    return asyncio.run(all_of_them())
+
+
+def stats(url: str) -> dict:
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
+        return json.load(reply)
+
+
+def test_every_fault_is_survived_and_nothing_is_answered_twice(tmp_path):
+    faults = AnnotatorOptions(
+        error_share=0.1, reset_share=0.1, malformed_share=0.1, journal=str(tmp_path / "j.jsonl")
+    )
+    with running(faults) as url:
+        with client(tmp_path, url) as one:
+            found = ask(one, range(150))
+        assert found == [[f"Mara Veldt was born in {1000 + i}."] for i in range(150)]
+        assert one.usage.calls == 150 and one.usage.retries > 20
+        with client(tmp_path, url) as again:  # everything comes from the ledger
+            assert ask(again, range(150)) == found
+        assert (again.usage.calls, again.usage.cached) == (0, 150)
+        assert stats(url)["repeated"] == 0
+
+
+def test_identical_requests_in_flight_are_sent_once(tmp_path):
+    with running(AnnotatorOptions(latency_min_ms=50, latency_max_ms=50)) as url:
+        with client(tmp_path, url) as one:
+
+            async def same():
+                messages = facts.render("Mara", "She sings.")
+                out = await asyncio.gather(*(one.ask(messages, facts.parse) for _ in range(20)))
+                await one.close()
+                return out
+
+            assert asyncio.run(same()) == [["Mara sings."]] * 20
+        assert one.usage.calls == 1
+
+
+def test_429_is_waited_out(tmp_path):
+    with running(AnnotatorOptions(requests_per_minute=1200)) as url:
+        with client(tmp_path, url, max_attempts=50, max_wait_s=1.0) as one:
+            found = ask(one, range(1250))  # the bucket holds 1,200
+        assert not [f for f in found if isinstance(f, Exception)]
+        assert stats(url)["rejected_429"] > 0
+
+
+def test_a_hanging_request_fails_its_row_alone(tmp_path):
+    with running(AnnotatorOptions(hang_share=1.0, hang_s=30)) as url:
+        with client(tmp_path, url, timeout_s=0.2, max_attempts=2) as one:
+            (error,) = ask(one, range(1))
+    assert isinstance(error, RowError) and "no answer within 0.2 s" in str(error)
+
+
+def test_an_endpoint_that_is_down_stops_the_run_with_one_line(tmp_path):
+    with client(tmp_path, "http://127.0.0.1:9/v1", max_attempts=2) as one:
+        (error,) = ask(one, range(1))
+    assert isinstance(error, EndpointError)
+    assert "127.0.0.1:9/v1 is down" in str(error) and "\n" not in str(error)
+
+
+def test_a_wrong_key_stops_the_run_and_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("MARKED_KEY", "sk-marked-secret")
+    with running(AnnotatorOptions(api_key="right")) as url:
+        with client(tmp_path, url, api_key_env="MARKED_KEY") as one:
+            (error,) = ask(one, range(1))
+    assert isinstance(error, EndpointError)
+    assert "set MARKED_KEY" in str(error) and "sk-marked" not in str(error)
+
+
+def test_an_unparseable_answer_is_asked_again_then_fails_the_row(tmp_path):
+    def never(text: str) -> str:
+        raise RowError("unreadable")
+
+    with running(AnnotatorOptions()) as url:
+        with client(tmp_path, url, reasks=2) as one:
+
+            async def once():
+                try:
+                    return await one.ask(facts.render("Mara", "She sings."), never)
+                except RowError as e:
+                    return str(e)
+                finally:
+                    await one.close()
+
+            assert asyncio.run(once()) == "unreadable"
+        assert one.usage.calls == 3
