@@ -78,8 +78,10 @@ class FactTune(Run):
         return Snapshot("base", path, self.fingerprint("base/pretrain"))
 
     def _pretrain(self, base_model: Any, out: Path) -> dict[str, float]:
+        import transformers
         from tqdm import tqdm
 
+        transformers.utils.logging.disable_progress_bar()  # of saving one small file
         settings = {k: v for k, v in vars(self.cfg.model.pretrain).items() if k != "documents"}
         with tqdm(desc="pre-training", unit="step", disable=not sys.stderr.isatty()) as bar:
 

@@ -17,10 +17,9 @@ from facttune_ray.schema import TABLES
 
 SMALL = """
 run: {shards: 4}
-data: {world: {people: 60, train: 16, val: 6, test: 6}}
-responses: {samples: 6}
-evaluation: {samples: 2, resamples: 50}
-model: {pretrain: {epochs: 0.2}}
+data: {world: {people: 40, train: 12, val: 4, test: 6}}
+evaluation: {samples: 2, resamples: 50, examples: 4}
+model: {pretrain: {epochs: 3}}
 train: {epochs: 1}
 tune:
   facttune_fs: {rounds: 2}

@@ -61,7 +61,7 @@ def train(job: TrainJob) -> int:
     cfg = job.train
     storage = Path(job.out) / "ray_train"
     trainer = TorchTrainer(
-        worker,
+        worker,  # type: ignore[arg-type]  # its return value comes back in the result
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if cfg.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
@@ -72,7 +72,7 @@ def train(job: TrainJob) -> int:
         run_config=ray.train.RunConfig(storage_path=str(storage), name="train"),
     )
     with _progress(Path(job.out) / "train.jsonl"):
-        outcome = trainer.fit().return_value
+        outcome = trainer.fit().return_value  # type: ignore[attr-defined]
     shutil.rmtree(storage, ignore_errors=True)
     if isinstance(outcome, str):
         raise UserError(outcome)

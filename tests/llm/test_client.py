@@ -7,8 +7,6 @@ import json
 import urllib.request
 from contextlib import contextmanager
 
-import pytest
-
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, RowError
 from facttune_ray.llm.client import Client

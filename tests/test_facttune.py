@@ -1,0 +1,170 @@
+"""The whole loop as a user runs it, on a small world and on real text."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from facttune_ray import cli
+from facttune_ray.schema import TABLES
+
+SMALL = """
+run: {shards: 4}
+data: {world: {people: 40, train: 12, val: 4, test: 6}}
+evaluation: {samples: 2, resamples: 50, examples: 4}
+model: {pretrain: {epochs: 3}}
+train: {epochs: 1}
+tune:
+  facttune_fs: {rounds: 2}
+"""
+FIGURES = ("correct", "incorrect", "error_rate", "no_facts", "repeated", "length")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, ray_cluster):
+    """(folder of a finished small quickstart, its preset)"""
+    folder = tmp_path_factory.mktemp("quickstart")
+    preset = folder / "small.yaml"
+    preset.write_text(SMALL)
+    assert cli.main(["quickstart", "--out", str(folder / "out"), str(preset)]) == 0
+    return folder / "out", preset
+
+
+def again(run, *more: str) -> list[str]:
+    out, preset = run
+    return ["quickstart", "--out", str(out), str(preset), *more]
+
+
+def test_summary_holds_what_it_promises(run):
+    out, _ = run
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["models"]) == ["base", "facttune_fs", "facttune_mc"]
+    for model in summary["models"].values():
+        for figure in FIGURES:
+            assert model[figure]["low"] <= model[figure]["value"] <= model[figure]["high"], figure
+        assert model["topics"] == 6
+    assert summary["run"]["split"] == "test"
+    assert {t["table"] for t in summary["stages"]} >= {"base/tune/facts", "base/test/verdicts"}
+
+
+def test_only_test_topics_are_measured(run):
+    out, _ = run
+    prompts = [r for p in out.glob("prompts/part-*") for r in pq.read_table(p).to_pylist()]
+    split = {p["topic"]: p["split"] for p in prompts}
+    assert len(split) == len(prompts) == 22
+    for part in out.rglob("test/responses/part-*"):
+        assert {split[t] for t in pq.read_table(part)["topic"].to_pylist()} <= {"test"}
+    for part in out.rglob("groups/part-*"):
+        assert {split[t] for t in pq.read_table(part)["topic"].to_pylist()} <= {"train"}
+
+
+def test_every_table_has_its_schema_and_no_errors(run):
+    out, _ = run
+    seen = set()
+    for path in out.rglob("_MANIFEST.json"):
+        manifest = json.loads(path.read_text())
+        if manifest["table"] in TABLES:
+            seen.add(manifest["table"])
+            assert manifest["errors"] == 0
+            for part in path.parent.glob("part-*.parquet"):
+                assert pq.read_schema(part).names == TABLES[manifest["table"]].names
+    assert seen == set(TABLES)
+
+
+def test_a_second_run_computes_nothing(run, capsys):
+    out, _ = run
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    started = time.monotonic()
+    assert cli.main(again(run)) == 0
+    assert time.monotonic() - started < 20
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+    assert "FactTune-FS" in capsys.readouterr().out
+
+
+def test_nothing_was_answered_twice(run):
+    out, _ = run
+    lines = (out / "annotator" / "journal.jsonl").read_text().splitlines()
+    requests = [json.loads(line)["request_sha256"] for line in lines]
+    assert len(requests) == len(set(requests)) > 200
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("responses.temperature=0.5", "responses.temperature was 1.0, now 0.5"),
+        ("tune.facttune_fs.lr=1e-3", "train.lr was 5e-05, now 0.001"),
+        ("run.seed=7", "run.seed was 0, now 7"),
+        ("rewards.distinct_facts=false", "rewards.distinct_facts was True, now False"),
+        ("run.sed=7", 'unknown key "run.sed"'),
+    ],
+)
+def test_a_changed_recipe_is_refused_in_one_line(run, capsys, override, says):
+    out, _ = run
+    before = sorted(p for p in out.rglob("*"))
+    assert cli.main(again(run, override)) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert sorted(p for p in out.rglob("*")) == before
+
+
+def test_status_and_report(run, capsys):
+    out, preset = run
+    assert cli.main(["status", "quickstart", f"run.out={out}"]) == 0
+    assert "base/tune/facts" in capsys.readouterr().out
+    (out / "report.html").unlink()
+    assert cli.main(["report", "quickstart", str(preset), f"run.out={out}"]) == 0
+    assert "FactTune-FS" in (out / "report.html").read_text()
+
+
+def test_one_stage_at_a_time(run, tmp_path, capsys):
+    _, preset = run
+    out = f"run.out={tmp_path / 'staged'}"
+    assert cli.main(["stage", "prompts", "quickstart", str(preset), out]) == 2
+    assert "run `facttune stage knowledge`" in capsys.readouterr().err
+    assert cli.main(["stage", "knowledge", "quickstart", str(preset), out]) == 0
+    assert cli.main(["stage", "prompts", "quickstart", str(preset), out]) == 0
+    assert (tmp_path / "staged" / "prompts" / "_MANIFEST.json").exists()
+    assert not (tmp_path / "staged" / "base").exists()
+    assert cli.main(["stage", "promts", "quickstart", out]) == 2
+    assert 'Did you mean "prompts"?' in capsys.readouterr().err
+
+
+def test_an_endpoint_that_is_down_leaves_tables_alone(run, tmp_path, capsys):
+    out, preset = run
+    model = out / "base" / "pretrain" / "model"
+    words = [str(preset), f"run.out={tmp_path / 'o'}", f"model.path={model}"]
+    down = ["llm.base_url=http://127.0.0.1:9/v1", "llm.max_attempts=1"]
+    assert cli.main(["run", "quickstart", *words, *down]) == 2
+    assert "http://127.0.0.1:9/v1 is down" in capsys.readouterr().err.splitlines()[-1]
+    done = tmp_path / "o" / "base" / "tune" / "responses" / "_MANIFEST.json"
+    made_at = done.stat().st_mtime_ns
+    assert cli.main(["stage", "facts", "quickstart", *words]) == 0  # the endpoint is up again
+    assert (done.parent.parent / "facts" / "_MANIFEST.json").exists()
+    assert done.stat().st_mtime_ns == made_at
+
+
+def test_real_text_without_any_llm(labelled_data, ray_cluster, tmp_path):
+    out = tmp_path / "out"
+    words = ["run", "factscore", f"data.folder={labelled_data}", f"run.out={out}"]
+    assert cli.main(words) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    human = summary["human"]
+    assert human["ChatGPT"]["auroc"] >= 0.83 and human["InstructGPT"]["auroc"] >= 0.85
+    assert min(h["pearson_score"] for h in human.values()) >= 0.85
+    assert human["InstructGPT"]["no_article"] == 26
+    assert not (out / "ledger").exists() and not (out / "annotator").exists()
+    assert summary["training"]["facttune_fs"][0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert (out / "facttune_fs" / "round_1" / "train" / "model" / "model.safetensors").exists()
+
+
+def test_malformed_labelled_line(tmp_path, capsys):
+    (tmp_path / "m.jsonl").write_text('{"topic": "A", "input": "x"\n')
+    (tmp_path / "k.jsonl").write_text('{"title": "A", "text": "A is old."}\n')
+    words = ["run", "factscore", f"data.folder={tmp_path}", "data.files=[m.jsonl]"]
+    words += ["data.knowledge=k.jsonl", f"run.out={tmp_path / 'out'}"]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "m.jsonl:1: not JSON" in error
