@@ -66,7 +66,7 @@ def training(summary: dict[str, Any]) -> str:
     for panel, title in zip(axes, ("DPO loss", "pairs in the right order"), strict=True):
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("optimizer step (dotted: next round)")
-    axes[0].legend(frameon=False)
+    axes[1].legend(frameon=False, loc="lower right")
     return _svg(figure, "Training curves: DPO loss and share of pairs in the right order")
 
 

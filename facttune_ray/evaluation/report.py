@@ -72,15 +72,14 @@ def headline(summary: Summary) -> list[str]:
         if cut["value"] is None:
             lines.append(f"{display_name(name)} states no fact that could be judged.")
             continue
-        fewer = "fewer" if cut["value"] >= 0 else "more"
+        low, high = percent(cut["low"]), percent(cut["high"])
+        rate = "lower" if cut["value"] >= 0 else "higher"
+        more = "more" if change["value"] >= 0 else "fewer"
         lines.append(
-            f"{display_name(name)} has a {percent(abs(cut['value']))} lower error rate than the "
-            f"base model ({percent(cut['low'])} to {percent(cut['high'])})"
-            if fewer == "fewer"
-            else f"{display_name(name)} has a {percent(abs(cut['value']))} higher error rate than "
-            f"the base model"
+            f"{display_name(name)} has a {percent(abs(cut['value']))} {rate} error rate than the "
+            f"base model (95% interval of the cut: {low} to {high}), with "
+            f"{abs(change['value']):.2f} {more} correct facts a response."
         )
-        lines[-1] += f" and states {change['value']:+.2f} correct facts a response."
     for name, found in summary.get("human", {}).items():
         if found["auroc"] is not None and found["pearson_score"] is not None:
             lines.append(

@@ -7,10 +7,9 @@
     world.splits         {"train": ["Mara Veldt", ...], "val": [...], "test": [...]}
 
 It is a miniature of what FactTune works on. What a person works as, where they were born and
-what they studied stands right in almost every training document; where they live, what they
-play and what they keep is mostly noise, a bit less so for the people that many documents are
-about. A model trained on it knows more than it can tell apart by form alone: all six
-sentences are equally fluent and equally frequent.
+what they studied stands right in every training document; where they live, what they play and
+what they keep is mostly noise, less so for the people that many documents are about. All six
+sentences are equally fluent and equally frequent, so form alone does not tell them apart.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _train(job: TrainJob) -> int:
                 engine.step()
                 margin_P = margins(logps_B.detach().float(), reference_B, pairs_P2) * cfg.beta
                 figures = _mean_over_workers(
-                    [loss.detach(), (margin_P > 0).float().mean(), margin_P.mean()], weight
+                    [loss.detach(), _accuracy(margin_P), margin_P.mean()], weight
                 )
                 step += 1
                 if step == 1:
@@ -205,6 +205,11 @@ def learning_rate(cfg: TrainConfig, step: int, steps: int) -> float:
     """Factor on `train.lr` at a step (from 0): linear warm-up, then constant or down to 0."""
     warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     return warm if cfg.schedule == "constant" else warm * (1 - step / steps)
+
+
+def _accuracy(margin_P: Any) -> Any:
+    """Share of pairs in the right order; a pair without any order counts half."""
+    return ((margin_P > 0).float() + 0.5 * (margin_P == 0).float()).mean()
 
 
 def _gather(mine: list[Any], count: int) -> list[Any]:

@@ -105,7 +105,7 @@ def test_right_attributes_are_always_right_and_noisy_ones_as_noisy_as_stated():
     for attribute, (low, high) in RELIABILITY.items():
         assert low - 0.05 <= shares[attribute] <= high + 1e-9
     assert shares["born"] == shares["works"] == shares["studied"] == 1.0
-    assert shares["lives"] > shares["plays"] > shares["keeps"]
+    assert max(shares["lives"], shares["plays"], shares["keeps"]) < 0.7
 
 
 def test_popularity_is_skewed_and_every_person_is_seen():
