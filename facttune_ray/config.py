@@ -40,7 +40,7 @@ class WorldConfig:
     """The embedded world of fictional people (data.source: world)."""
 
     people: int = 400  # topics
-    train: int = 200  # topics whose responses are scored and trained on
+    train: int = 150  # topics whose responses are scored and trained on
     val: int = 50  # topics that choose the round
     test: int = 100  # topics of the summary
 

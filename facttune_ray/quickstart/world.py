@@ -69,8 +69,8 @@ RELIABILITY: dict[str, tuple[float, float]] = {
     "born": (1.0, 1.0),
     "works": (1.0, 1.0),
     "studied": (1.0, 1.0),
-    "lives": (0.10, 0.30),
-    "plays": (0.10, 0.30),
+    "lives": (0.30, 0.80),
+    "plays": (0.20, 0.50),
     "keeps": (0.10, 0.30),
 }
 
