@@ -16,12 +16,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from facttune_ray import tables
 from facttune_ray.config import Config, TuneConfig
 from facttune_ray.errors import UserError
 from facttune_ray.pipeline import Missing, Run, Snapshot, model_digest
+from facttune_ray.quickstart import base_model
 from facttune_ray.scoring.confidence import CONFIDENCES
 from facttune_ray.stages import prompts
 from facttune_ray.tables import Recipe
@@ -62,22 +62,20 @@ class FactTune(Run):
         if cfg.model.path:
             return Snapshot("base", cfg.model.path, model_digest(cfg.model.path))
         recipe = {f"model.pretrain.{k}": v for k, v in vars(cfg.model.pretrain).items()}
-        recipe |= prompts.source_recipe(cfg)
+        recipe |= prompts.source_recipe(cfg) | {"version": base_model.VERSION}
 
         def make() -> None:
-            from facttune_ray.quickstart import base_model
-
             started = time.monotonic()
             out = Path(self.root.path) / "base" / "pretrain"
             tables.begin(self.root / "base/pretrain", recipe)
-            figures = self._pretrain(base_model, out / "model")
+            figures = self._pretrain(out / "model")
             self.finish_artifact("base/pretrain", recipe, started, {"rows": 1, "figures": figures})
 
         self.ensure("base/pretrain", "pretrain", recipe, make)
         path = str(Path(self.root.path) / "base" / "pretrain" / "model")
         return Snapshot("base", path, self.fingerprint("base/pretrain"))
 
-    def _pretrain(self, base_model: Any, out: Path) -> dict[str, float]:
+    def _pretrain(self, out: Path) -> dict[str, float]:
         import transformers
         from tqdm import tqdm
 
@@ -179,13 +177,14 @@ class FactTune(Run):
         for number in range(1, tune.rounds + 1):
             start = self.train(name, tune, number, start, source)
             rounds.append(start)
-            if not self.cfg.evaluation.tuned:
-                continue
             more = number < tune.rounds
+            val = ("val",) if self.cfg.evaluation.tuned else ()
+            if not more and not val:
+                continue
             source = f"{start.name}/tune"
-            self.respond(start, source, ("train", "val") if more else ("val",))
+            self.respond(start, source, (("train",) if more else ()) + val)
             train_too = more and tune.reward.startswith("factscore")
-            self.judge(source, ("train", "val") if train_too else ("val",))
+            self.judge(source, (("train",) if train_too else ()) + val)
             if more:
                 self.rewards(start, source, {tune.reward})
         return rounds

@@ -23,6 +23,7 @@ from typing import Any
 
 from facttune_ray.errors import UserError
 
+VERSION = 1  # raised when the code changes the trained weights
 EOS = "<|end|>"
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 from facttune_ray.errors import UserError
 
+VERSION = 1  # raised when the code changes the world of a seed
+
 # Attribute -> (statement, question). The question is what the annotator's rules make of the
 # statement, so that a model trained on this world has seen the questions it is asked.
 FORMS: dict[str, tuple[str, str]] = {

@@ -22,7 +22,7 @@ VERSION = 1
 
 def recipe(cfg: Config) -> dict:
     """What decides the tables of prompts and imported responses."""
-    return {"run.shards": cfg.run.shards} | source_recipe(cfg)
+    return {"run.shards": cfg.run.shards, "version": VERSION} | source_recipe(cfg)
 
 
 def source_recipe(cfg: Config) -> dict:
@@ -30,6 +30,7 @@ def source_recipe(cfg: Config) -> dict:
     if cfg.data.source == "world":
         return {
             "data.source": "world",
+            "world.version": world.VERSION,
             "run.seed": cfg.run.seed,
             **{f"data.world.{k}": v for k, v in vars(cfg.data.world).items()},
         }
