@@ -14,6 +14,12 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
+def small_preset() -> str:
+    """Path of the preset that makes a quickstart small."""
+    return str(REPO / "tests" / "small.yaml")
+
+
+@pytest.fixture(scope="session")
 def ray_cluster():
     import ray
 

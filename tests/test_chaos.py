@@ -1,4 +1,4 @@
-"""SIGKILL at three stages, then the same command again: equal tables, nothing paid twice."""
+"""SIGKILL at four stages, then the same command again: equal tables, nothing paid twice."""
 
 from __future__ import annotations
 
@@ -15,15 +15,6 @@ import pytest
 
 from facttune_ray.schema import TABLES
 
-SMALL = """
-run: {shards: 4}
-data: {world: {people: 40, train: 12, val: 4, test: 6}}
-evaluation: {samples: 2, resamples: 50, examples: 4}
-model: {pretrain: {epochs: 3}}
-train: {epochs: 1}
-tune:
-  facttune_fs: {rounds: 2}
-"""
 IDS = {
     "prompts": "prompt_id",
     "responses": "response_id",
@@ -36,8 +27,8 @@ IDS = {
 }
 
 
-def start(out: Path, preset: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "facttune_ray", "quickstart", "--out", str(out), str(preset)]
+def start(out: Path, preset: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "facttune_ray", "quickstart", "--out", str(out), preset]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -76,19 +67,17 @@ def tables_of(out: Path) -> dict[str, list[dict]]:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_killed_three_times_ends_with_the_same_tables(tmp_path):
-    preset = tmp_path / "small.yaml"
-    preset.write_text(SMALL)
+def test_killed_four_times_ends_with_the_same_tables(tmp_path, small_preset):
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    finish(start(calm, preset))
+    finish(start(calm, small_preset))
     for table in (
         "base/tune/facts",
         "base/tune/questions",
         "facttune_fs/round_1/train",
         "facttune_fs/round_1/tune/verdicts",
     ):
-        kill_inside(start(killed, preset), killed / table)
-    finish(start(killed, preset))
+        kill_inside(start(killed, small_preset), killed / table)
+    finish(start(killed, small_preset))
 
     expected, found = tables_of(calm), tables_of(killed)
     assert found.keys() == expected.keys() and len(found) > 20

@@ -11,31 +11,20 @@ import pytest
 from facttune_ray import cli
 from facttune_ray.schema import TABLES
 
-SMALL = """
-run: {shards: 4}
-data: {world: {people: 40, train: 12, val: 4, test: 6}}
-evaluation: {samples: 2, resamples: 50, examples: 4}
-model: {pretrain: {epochs: 3}}
-train: {epochs: 1}
-tune:
-  facttune_fs: {rounds: 2}
-"""
 FIGURES = ("correct", "incorrect", "error_rate", "no_facts", "repeated", "length")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, ray_cluster):
+def run(tmp_path_factory, ray_cluster, small_preset):
     """(folder of a finished small quickstart, its preset)"""
-    folder = tmp_path_factory.mktemp("quickstart")
-    preset = folder / "small.yaml"
-    preset.write_text(SMALL)
-    assert cli.main(["quickstart", "--out", str(folder / "out"), str(preset)]) == 0
-    return folder / "out", preset
+    out = tmp_path_factory.mktemp("quickstart") / "out"
+    assert cli.main(["quickstart", "--out", str(out), small_preset]) == 0
+    return out, small_preset
 
 
 def again(run, *more: str) -> list[str]:
     out, preset = run
-    return ["quickstart", "--out", str(out), str(preset), *more]
+    return ["quickstart", "--out", str(out), preset, *more]
 
 
 def test_summary_holds_what_it_promises(run):
@@ -115,17 +104,17 @@ def test_status_and_report(run, capsys):
     assert cli.main(["status", "quickstart", f"run.out={out}"]) == 0
     assert "base/tune/facts" in capsys.readouterr().out
     (out / "report.html").unlink()
-    assert cli.main(["report", "quickstart", str(preset), f"run.out={out}"]) == 0
+    assert cli.main(["report", "quickstart", preset, f"run.out={out}"]) == 0
     assert "FactTune-FS" in (out / "report.html").read_text()
 
 
 def test_one_stage_at_a_time(run, tmp_path, capsys):
     _, preset = run
     out = f"run.out={tmp_path / 'staged'}"
-    assert cli.main(["stage", "prompts", "quickstart", str(preset), out]) == 2
+    assert cli.main(["stage", "prompts", "quickstart", preset, out]) == 2
     assert "run `facttune stage knowledge`" in capsys.readouterr().err
-    assert cli.main(["stage", "knowledge", "quickstart", str(preset), out]) == 0
-    assert cli.main(["stage", "prompts", "quickstart", str(preset), out]) == 0
+    assert cli.main(["stage", "knowledge", "quickstart", preset, out]) == 0
+    assert cli.main(["stage", "prompts", "quickstart", preset, out]) == 0
     assert (tmp_path / "staged" / "prompts" / "_MANIFEST.json").exists()
     assert not (tmp_path / "staged" / "base").exists()
     assert cli.main(["stage", "promts", "quickstart", out]) == 2
@@ -135,7 +124,7 @@ def test_one_stage_at_a_time(run, tmp_path, capsys):
 def test_an_endpoint_that_is_down_leaves_tables_alone(run, tmp_path, capsys):
     out, preset = run
     model = out / "base" / "pretrain" / "model"
-    words = [str(preset), f"run.out={tmp_path / 'o'}", f"model.path={model}"]
+    words = [preset, f"run.out={tmp_path / 'o'}", f"model.path={model}"]
     down = ["llm.base_url=http://127.0.0.1:9/v1", "llm.max_attempts=1"]
     assert cli.main(["run", "quickstart", *words, *down]) == 2
     assert "http://127.0.0.1:9/v1 is down" in capsys.readouterr().err.splitlines()[-1]
