@@ -242,15 +242,16 @@ class FactTune(Run):
         if found and not again and found["run"]["fingerprint"] == tables.fingerprint(recipe):
             if (self.root / "report.html").exists():
                 return found
-        return measure.write(
-            self.root,
-            self.cfg,
-            measured=self.measured,
-            imported="imported/all" if "imported/all/facts" in self.manifests else "",
-            selection=self.selection,
-            manifests=self.manifests,
-            fingerprint=tables.fingerprint(recipe),
-        )
+        with tables.writing(self.root.path):
+            return measure.write(
+                self.root,
+                self.cfg,
+                measured=self.measured,
+                imported="imported/all" if "imported/all/facts" in self.manifests else "",
+                selection=self.selection,
+                manifests=self.manifests,
+                fingerprint=tables.fingerprint(recipe),
+            )
 
 
 def run(cfg: Config, only: str | None = None) -> tuple[dict, list[str]]:

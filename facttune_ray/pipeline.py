@@ -74,7 +74,8 @@ class Run:
                     f"run `facttune stage {step}` with the same config first"
                 )
             say(f"{name:<36} ...", end="\r")
-            make()
+            with tables.writing(folder.path):
+                make()
             found = tables.manifest(folder)
             self.made.append(name)
             say(describe(name, found))

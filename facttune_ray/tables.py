@@ -94,6 +94,17 @@ def _local(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
 
 
+FULL = "no space left: free some, then run the same command again"
+HINTS = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: "disk quota reached: free some, then run the same command again",
+    errno.EACCES: "permission denied: choose another run.out",
+    errno.EROFS: "the file system is read-only: choose another run.out",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: choose another run.out",
+    errno.EEXIST: "a file is in the way: choose another run.out",
+}
+
+
 class writing:
     """Turn a full disk, a missing right or a bad path into one clear line."""
 
@@ -104,17 +115,13 @@ class writing:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError):
+        if error is None or isinstance(error, UserError):
             return
-        hint = {
-            errno.ENOSPC: "no space left on the disk: free some, then run the same command again",
-            errno.EDQUOT: "disk quota reached: free some, then run the same command again",
-            errno.EACCES: "permission denied: choose another run.out",
-            errno.EROFS: "the file system is read-only: choose another run.out",
-            errno.ENOTDIR: "a part of this path is a file, not a folder: choose another run.out",
-            errno.EEXIST: "a file is in the way: choose another run.out",
-        }.get(error.errno or 0)
-        raise UserError(f"cannot write {self.path}: {hint or one_line(error)}") from None
+        hint = HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
+        if hint is None and "No space left on device" in str(error):
+            hint = FULL  # libraries wrap it in errors of their own
+        if hint is not None:
+            raise UserError(f"cannot write {self.path}: {hint}") from None
 
 
 def part(shard: int) -> str:

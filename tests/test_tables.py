@@ -63,8 +63,18 @@ def test_a_path_through_a_file_is_one_clear_line(tmp_path):
 
 
 def test_full_disk_is_one_clear_line():
-    with pytest.raises(UserError, match="no space left on the disk"), tables.writing("t"):
+    with pytest.raises(UserError, match="no space left"), tables.writing("t"):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_inside_a_library_is_one_clear_line():
+    with pytest.raises(UserError, match="no space left"), tables.writing("model"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+def test_a_bug_is_not_mistaken_for_bad_input():
+    with pytest.raises(ZeroDivisionError), tables.writing("t"):
+        raise ZeroDivisionError
 
 
 def test_unknown_scheme():
