@@ -74,17 +74,19 @@ def headline_png(summary: dict[str, Any], path: str | Path) -> None:
     """Bars of correct and incorrect facts a response for each model: the README's picture."""
     figure, axes = _axes(6.4, 2.6)
     models = summary["models"]
-    for row, (_name, m) in enumerate(models.items()):
-        good, bad = m["correct"]["value"], m["incorrect"]["value"]
+    for row, m in enumerate(models.values()):
+        good, bad = m["correct"]["value"] or 0.0, m["incorrect"]["value"] or 0.0
+        rate = m["error_rate"]["value"]
         axes.barh(row, good, color="#0f8b6d", label="correct" if row == 0 else None)
         axes.barh(row, bad, left=good, color="#c2483d", label="incorrect" if row == 0 else None)
-        rate = m["error_rate"]["value"]
-        axes.text(good + bad + 0.04, row, f"{100 * rate:.1f}% wrong", va="center", fontsize=9)
+        shown = "nothing judged" if rate is None else f"{100 * rate:.1f}% wrong"
+        axes.text(good + bad + 0.04, row, shown, va="center", fontsize=9)
     axes.set_yticks(range(len(models)), [_label(n) for n in models])
     axes.invert_yaxis()
-    axes.set_xlabel("distinct facts a response, held-out topics")
+    where = {"all": "all topics"}.get(summary["run"]["split"], "held-out topics")
+    axes.set_xlabel(f"distinct facts a response, {where}")
     axes.margins(x=0.14)
-    axes.legend(frameon=False, loc="lower right", fontsize=8, ncols=2)
+    figure.legend(frameon=False, loc="outside upper right", fontsize=9, ncols=2)
     figure.savefig(path, dpi=160, bbox_inches="tight", facecolor="white")
 
 

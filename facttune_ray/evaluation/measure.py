@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from facttune_ray import config, tables
 from facttune_ray.config import Config
-from facttune_ray.evaluation import metrics, report
+from facttune_ray.evaluation import charts, metrics, report
 from facttune_ray.tables import Folder
 
 
@@ -81,8 +81,10 @@ def write(
     manifests: dict[str, dict],
     fingerprint: str,
 ) -> dict:
-    """summary.json and report.html of a finished run. `measured`: model -> scope of test tables;
-    `imported`: scope of imported responses, or ""."""
+    """summary.json, report.html and headline.png of a finished run.
+
+    `measured`: model -> scope of its test tables; `imported`: scope of imported responses, or "".
+    """
     settings = {"resamples": cfg.evaluation.resamples, "seed": cfg.run.seed}
     found = {name: counts(root, scope) for name, scope in measured.items()}
     human: dict[str, dict] = {}
@@ -117,6 +119,7 @@ def write(
     scopes = measured or {"": imported}
     examples = _examples(root, scopes, cfg.evaluation.examples)
     report.write_report(summary, examples, Path(root.path) / "report.html")
+    charts.headline_png(summary, Path(root.path) / "headline.png")
     return summary
 
 
