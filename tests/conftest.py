@@ -21,12 +21,12 @@ def small_preset() -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    import ray
-
     from facttune_ray.stages import worker
 
     worker.start_ray()
     yield
+    import ray
+
     ray.shutdown()
 
 

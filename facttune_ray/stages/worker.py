@@ -92,8 +92,9 @@ def start_ray() -> None:
     import logging
     import os
 
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default, without its warning
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        # Ray's default, without its warning; Ray reads it when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
     import ray.data
 
