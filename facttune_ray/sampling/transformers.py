@@ -40,19 +40,10 @@ class TransformersSampler:
     ) -> None:
         """`path`: HF folder or hub name. `max_rows`: sequences decoded at a time, which bounds
         memory. `threads`: torch threads, None leaves them as they are."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        if dtype not in DTYPES:
-            raise UserError(f'dtype is "{dtype}"; it is one of {", ".join(DTYPES)}.')
         if threads is not None:
             torch.set_num_threads(threads)
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
-        except (OSError, ValueError) as error:
-            where = "" if Path(path).exists() else " (no such folder)"
-            line = " ".join(str(error).split())[:200]
-            raise UserError(f"Cannot load a model from {path}{where}: {line}") from error
+        tokenizer, model = load(path, dtype)
+        self.tokenizer: Any = tokenizer
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         self.chat: Chat = chat
@@ -212,6 +203,21 @@ class TransformersSampler:
         return self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+
+
+def load(path: str, dtype: str) -> tuple[Any, Any]:
+    """(tokenizer, causal LM) of a Hugging Face folder or hub name; UserError when it has none."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise UserError(f'dtype is "{dtype}"; it is one of {", ".join(DTYPES)}.')
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        return tokenizer, AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+    except (OSError, ValueError) as error:
+        where = "" if Path(path).exists() else " (no such folder)"
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"Cannot load a model from {path}{where}: {line}") from error
 
 
 def check_settings(

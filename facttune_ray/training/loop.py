@@ -93,8 +93,8 @@ def _train(job: TrainJob) -> int:
     import deepspeed
     import ray.train
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from facttune_ray.sampling.transformers import load
     from facttune_ray.training.batches import batch_indices, epoch_order
     from facttune_ray.training.export import export
     from facttune_ray.training.losses import LOSSES, margins
@@ -107,8 +107,7 @@ def _train(job: TrainJob) -> int:
     if not cfg.gpus:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     torch.manual_seed(job.seed)
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, cfg.dtype))
+    tokenizer, model = load(job.model, cfg.dtype)
     model.train()  # dropout is whatever the model's config says: 0 in every current Llama
     groups = _groups(job, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

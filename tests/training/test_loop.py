@@ -102,6 +102,12 @@ def test_no_pair_is_one_clear_line(groups, tmp_path, ray_cluster):
         run((str(tmp_path / "groups" / "part-00000.parquet"), groups[1]), tmp_path / "out")
 
 
+def test_a_model_that_is_not_there_is_one_clear_line(groups, tmp_path, ray_cluster):
+    with pytest.raises(UserError, match="Cannot load a model from") as caught:
+        run((groups[0], str(tmp_path / "gone")), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
 def test_learning_rate_warms_up_and_decays():
     constant = TrainConfig(warmup_steps=4)
     assert [loop.learning_rate(constant, s, 10) for s in (0, 1, 3, 9)] == [0.25, 0.5, 1, 1]
