@@ -181,7 +181,7 @@ class TuneConfig:
     """One tuned model: which reward, and how many on-policy rounds."""
 
     reward: Literal["factscore", "factscore_lp", "neg_ent", "max_conf", "exp_conf"] = "factscore"
-    rounds: int = 1  # sample, score, train; each round starts from the round before
+    rounds: int = 1  # sample, score, train; each starts from the one before; 0: not tuned
     lr: float | None = None  # null: train.lr
     epochs: int | None = None  # null: train.epochs
 
@@ -342,8 +342,8 @@ def check(cfg: Config) -> None:
             f"but people={world.people}"
         )
     for name, tune in cfg.tune.items():
-        if tune.rounds < 1:
-            raise UserError(f"tune.{name}.rounds={tune.rounds}: must be at least 1")
+        if tune.rounds < 0:
+            raise UserError(f"tune.{name}.rounds={tune.rounds}: must be at least 0")
         if not name.isidentifier() or name in {"base", "imported", "world"}:
             raise UserError(f'tune.{name}: name a tuned model in letters, digits, "_", not "base"')
 

@@ -79,6 +79,7 @@ class FactTune(Run):
         import transformers
         from tqdm import tqdm
 
+        transformers.utils.logging.set_verbosity_error()  # it warns of documents that are cut
         transformers.utils.logging.disable_progress_bar()  # of saving one small file
         settings = {k: v for k, v in vars(self.cfg.model.pretrain).items() if k != "documents"}
         with tqdm(desc="pre-training", unit="step", disable=not sys.stderr.isatty()) as bar:
@@ -196,7 +197,8 @@ class FactTune(Run):
         cfg = self.cfg
         self.knowledge()
         self.driver_table("prompts", "prompts", prompts.recipe(cfg), lambda: prompts.prompts(cfg))
-        wanted: set[str] = {t.reward for t in cfg.tune.values()}
+        tuned = {name: t for name, t in cfg.tune.items() if t.rounds}
+        wanted: set[str] = {t.reward for t in tuned.values()}
         if cfg.data.source == "factscore":
             first = Snapshot("imported", "", "")
             source = "imported/all"
@@ -213,7 +215,7 @@ class FactTune(Run):
             self.respond(first, source, ("train", "val"))
             self.judge(source, ("train", "val"))
         self.rewards(first if first.path else self.base(), source, wanted)
-        rounds = {n: self.tune(n, t, first, source) for n, t in cfg.tune.items()}
+        rounds = {n: self.tune(n, t, first, source) for n, t in tuned.items()}
         measured = {"base": "base/test"} if first.path else {}
         selection = {}
         if cfg.evaluation.tuned:

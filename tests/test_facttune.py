@@ -135,6 +135,20 @@ def test_an_endpoint_that_is_down_leaves_tables_alone(run, tmp_path, capsys):
     assert done.stat().st_mtime_ns == made_at
 
 
+def test_tables_do_not_depend_on_the_number_of_workers(run, tmp_path):
+    out, preset = run
+    model = out / "base" / "pretrain" / "model"
+    found = {}
+    for workers in (1, 2):
+        here = tmp_path / str(workers)
+        words = [preset, f"run.out={here}", f"model.path={model}", f"run.workers={workers}"]
+        for name in ("knowledge", "prompts", "responses", "facts"):
+            assert cli.main(["stage", name, "quickstart", *words]) == 0
+        parts = sorted(here.glob("base/tune/*/part-*"))
+        found[workers] = [pq.read_table(p).to_pylist() for p in parts]
+    assert found[1] == found[2] and len(found[1]) == 8
+
+
 def test_real_text_without_any_llm(labelled_data, ray_cluster, tmp_path):
     out = tmp_path / "out"
     words = ["run", "factscore", f"data.folder={labelled_data}", f"run.out={out}"]
@@ -147,6 +161,22 @@ def test_real_text_without_any_llm(labelled_data, ray_cluster, tmp_path):
     assert not (out / "ledger").exists() and not (out / "annotator").exists()
     assert summary["training"]["facttune_fs"][0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert (out / "facttune_fs" / "round_1" / "train" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["labels", "llm"])
+def test_real_text_with_the_annotator(labelled_data, ray_cluster, tmp_path, method):
+    words = ["run", "factscore", f"data.folder={labelled_data}", f"run.out={tmp_path / 'out'}"]
+    words += ["verdicts.estimator=chat", f"facts.method={method}", "tune.facttune_fs.rounds=0"]
+    assert cli.main(words) == 0
+    manifests = [json.loads(p.read_text()) for p in (tmp_path / "out").rglob("_MANIFEST.json")]
+    verdicts = next(m for m in manifests if m["table"] == "verdicts")
+    assert verdicts["errors"] == 0 and verdicts["calls"] > 4000
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    if method == "labels":
+        assert min(h["accuracy"] for h in summary["human"].values()) > 0.7
+    else:
+        assert "human" not in summary  # facts of its own carry no labels
 
 
 def test_malformed_labelled_line(tmp_path, capsys):

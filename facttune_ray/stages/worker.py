@@ -82,6 +82,7 @@ def run(work: Work, shards: set[int], workers: int, gpus: float) -> None:
         pool = ray.data.TaskPoolStrategy(size=workers)
         task = functools.partial(run_shard, work=work)
         done = data.map_batches(task, compute=pool, num_cpus=1, **size)
+    done.set_name(work.output.replace("/", "."))  # what the progress bar shows
     for row in done.iter_rows():
         if row["stopped"]:
             raise UserError(row["stopped"])
