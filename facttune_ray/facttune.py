@@ -109,7 +109,7 @@ class FactTune(Run):
         """`scope/facts`, and `scope/verdicts` for the given splits."""
         facts = self.table(scope, "facts", [f"{scope}/responses"])
         if splits:
-            self.table(scope, "verdicts", [facts], splits=splits)
+            self.table(scope, "verdicts", [facts, "knowledge"], splits=splits)
         return facts
 
     def rewards(self, model: Snapshot, scope: str, wanted: set[str]) -> str:

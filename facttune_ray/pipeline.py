@@ -64,7 +64,7 @@ class Run:
     # -- tables and artifacts ------------------------------------------------------------
 
     def ensure(self, name: str, step: str, recipe: Recipe, make: Callable[[], Any]) -> str:
-        """Keep, make or refuse `out/name`. `make` writes everything but the manifest's absence."""
+        """Keep, make or refuse `out/name`. `make` writes the folder, its manifest last."""
         folder = self.root / name
         found = tables.finished(folder, recipe)
         if found is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pyarrow.parquet as pq
@@ -177,6 +178,24 @@ def test_real_text_with_the_annotator(labelled_data, ray_cluster, tmp_path, meth
         assert min(h["accuracy"] for h in summary["human"].values()) > 0.7
     else:
         assert "human" not in summary  # facts of its own carry no labels
+
+
+def test_another_knowledge_source_is_refused(ray_cluster, tmp_path, capsys):
+    fact = {"text": "Ada sings.", "label": "S"}
+    line = {"topic": "Ada", "input": "Tell me.", "output": "Ada sings."}
+    line["annotations"] = [{"text": "Ada sings.", "human-atomic-facts": [fact]}]
+    (tmp_path / "m.jsonl").write_text(json.dumps(line) + "\n")
+    source = tmp_path / "k.jsonl"
+    words = ["run", "factscore", f"data.folder={tmp_path}", "data.files=[m.jsonl]"]
+    words += ["data.knowledge=k.jsonl", f"run.out={tmp_path / 'out'}", "tune.facttune_fs.rounds=0"]
+    source.write_text('{"title": "Ada", "text": "Ada sings well."}\n')
+    assert cli.main(words) == 0
+    source.write_text('{"title": "Ada", "text": "Ada paints."}\n')
+    assert cli.main(words) == 2
+    assert "knowledge was made by another recipe" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out" / "knowledge")
+    assert cli.main(words) == 2  # and the verdicts, which came from the old one
+    assert "verdicts was made by another recipe: input.knowledge" in capsys.readouterr().err
 
 
 def test_malformed_labelled_line(tmp_path, capsys):
