@@ -1,6 +1,7 @@
 """`facttune`: the command line. Thin: jobs/ call the same functions.
 
-Exit codes: 0 done; 1 a bug (traceback); 2 bad input (one line); 130 interrupted.
+Exit codes: 0 done; 1 a bug (traceback); 2 bad input (one line); 3 the budget is spent (one line);
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from facttune_ray.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from facttune_ray.config import Config
 
-COMMANDS = ("quickstart", "run", "stage", "status", "report", "annotator")
+COMMANDS = (
+    "quickstart",
+    "run",
+    "stage",
+    "estimate",
+    "status",
+    "report",
+    "ledger",
+    "annotator",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except UserError as e:
-        return _fail(str(e))
+        return _fail(str(e), e.exit_code)
     except KeyboardInterrupt:
         print("facttune: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -37,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, exit_code: int = 2) -> int:
     print(f"facttune: error: {message}", file=sys.stderr)
-    return 2
+    return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,8 +81,21 @@ def _parser() -> argparse.ArgumentParser:
     p = add("stage", _stage, "make the missing tables of one stage")
     p.add_argument("name", metavar="NAME", help="such as facts, verdicts, train")
     takes_config(p)
+    p = add("estimate", _estimate, "LLM requests, tokens, dollars and hours, before paying them")
+    p.add_argument("--topics", type=int, default=100, help="topics that it counts (default: 100)")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    takes_config(p)
     takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
     takes_config(add("report", _report, "write summary.json and report.html from finished tables"))
+    p = add("ledger", _ledger, "look after a ledger of paid completions")
+    p.add_argument("action", choices=("stats", "compact", "verify", "gc"), metavar="ACTION")
+    p.add_argument("folder", metavar="FOLDER", help="such as runs/quickstart/ledger; any URI")
+    p.add_argument("--days", type=float, help="gc: remove completions older than this")
+    p.add_argument("--model", help="gc: only those of this served model")
+    p.epilog = (
+        "stats: by stage and model. compact: few segments, each key once. verify: read and check "
+        "every row; exit code 2 when some are damaged. gc: torn segments, and what --days says."
+    )
     p = add("annotator", _annotator, "serve the rule-based OpenAI-compatible endpoint")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on")
     p.add_argument("--port", type=int, required=True, help="0: any free port")
@@ -136,6 +159,26 @@ def _status(args: argparse.Namespace) -> int:
     for name, manifest in pipeline.status(cfg):
         print(pipeline.describe(name, manifest) if manifest else f"{name:<36} unfinished")
     return 0
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    import json
+
+    from facttune_ray import estimate
+
+    if args.topics < 1:
+        raise UserError(f"--topics {args.topics}: must be at least 1")
+    cfg = _config(args)
+    rows = estimate.estimate(cfg, args.topics)
+    print(json.dumps(rows, indent=1) if args.json else estimate.table(rows, cfg))
+    return 0
+
+
+def _ledger(args: argparse.Namespace) -> int:
+    from facttune_ray.llm import ledger_tools
+    from facttune_ray.tables import Folder
+
+    return ledger_tools.main(args.action, Folder.of(args.folder), args.days, args.model)
 
 
 def _report(args: argparse.Namespace) -> int:

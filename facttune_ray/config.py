@@ -9,7 +9,6 @@ stage `facts` that writes the table `facts`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,21 +83,44 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class EndpointConfig:
+    """One address and key of the LLM, with its own limits. Null: what the server's headers say."""
+
+    base_url: str = ""  # "": llm.base_url
+    api_key_env: str = ""  # "": llm.api_key_env
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None  # prompt and completion tokens
+
+
+@dataclass(frozen=True)
 class LLMConfig:
     """The OpenAI-compatible endpoint that facts, verdicts and questions are asked of."""
 
     base_url: str = "embedded"  # embedded: start the built-in annotator for the run
     model: str = "annotator"  # model name sent with each request
+    mode: Literal["online", "batch"] = "online"  # batch: Files + Batches API, within 24 h
     api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key
-    temperature: float = 0.0
-    max_tokens: int = 512  # completion tokens at most
-    concurrency: int = 32  # requests in flight, each worker
+    temperature: float | None = 0.0  # null: not sent
+    max_tokens: int | None = 512  # completion tokens at most; null: not sent
+    params: dict[str, Any] = field(default_factory=dict)  # sent as they are: seed, response_format
+    requests_per_minute: int | None = None  # of the whole cluster; null: from the server's headers
+    tokens_per_minute: int | None = None  # prompt and completion tokens, as above
+    endpoints: list[EndpointConfig] = field(default_factory=list)  # several addresses or keys
+    concurrency: int = 128  # requests in flight at most, each worker
     timeout_s: float = 60.0  # one attempt
-    max_attempts: int = 6  # attempts of one request before its row fails
+    max_attempts: int = 8  # attempts of one request before its row fails; a 429 is none
+    max_elapsed_s: float = 900.0  # from a request's first attempt until its row fails
     max_wait_s: float = 30.0  # longest pause between two attempts
     reasks: int = 2  # times an answer that cannot be parsed is asked again
-    usd_per_million_input: float = 0.0  # price of prompt tokens
-    usd_per_million_output: float = 0.0  # price of completion tokens
+    budget_usd: float | None = None  # stop cleanly before this run has paid more (exit code 3)
+    usd_per_million_input: float | None = None  # price of prompt tokens; null: conf/prices
+    usd_per_million_output: float | None = None  # price of completion tokens, as above
+    ledger: str = ""  # folder of paid completions, may be shared by runs; "": run.out/ledger
+    flush_rows: int = 256  # completions a ledger segment at most
+    flush_s: float = 0.1  # longest wait before a completion is written; raise it on s3://
+    batch_requests: int = 50_000  # mode batch: lines a file at most (OpenAI: 50,000)
+    batch_mb: int = 190  # mode batch: megabytes a file at most (OpenAI: 200)
+    batch_poll_s: float = 30.0  # mode batch: seconds between two looks at a batch
 
 
 @dataclass(frozen=True)
@@ -240,6 +262,8 @@ def preset_path(name: str) -> Path:
 
 def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     """Merge dataclass defaults, presets in order and `key=value` overrides; check; freeze."""
+    from facttune_ray.config_checks import check
+
     merged = OmegaConf.structured(Config)
     for name in presets:
         path = preset_path(name)
@@ -296,6 +320,8 @@ def _unknown_key(base: Any, layer: Any, prefix: str = "") -> str:
     """One line about the first key of `layer` that no dataclass has, or ''."""
     for key in layer:
         here = f"{prefix}{key}"
+        if prefix.startswith("llm.params."):  # the provider's words, not ours
+            return ""
         if prefix == "tune.":  # names of tuned models are the user's
             template = OmegaConf.structured(TuneConfig)
         elif key not in base:
@@ -306,46 +332,6 @@ def _unknown_key(base: Any, layer: Any, prefix: str = "") -> str:
             if found := _unknown_key(template, layer[key], here + "."):
                 return found
     return ""
-
-
-def check(cfg: Config) -> None:
-    """Ranges that types cannot say. UserError names the key."""
-    at_least = {
-        "run.shards": 1,
-        "run.workers": 0,
-        "responses.samples": 1,
-        "responses.max_tokens": 1,
-        "answers.samples": 1,
-        "answers.max_tokens": 1,
-        "evaluation.samples": 1,
-        "llm.concurrency": 1,
-        "llm.max_attempts": 1,
-        "train.epochs": 1,
-        "train.groups_per_step": 1,
-        "train.workers": 1,
-        "verdicts.passages": 1,
-    }
-    flat = flatten(to_dict(cfg))
-    for key, low in at_least.items():
-        if flat[key] < low:
-            raise UserError(f"{key}={flat[key]}: must be at least {low}")
-    for key in ("responses.top_p", "answers.top_p"):
-        if not 0 < flat[key] <= 1:
-            raise UserError(f"{key}={flat[key]}: must be above 0 and at most 1")
-    for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value}: must be a finite number")
-    world = cfg.data.world
-    if cfg.data.source == "world" and world.train + world.val + world.test > world.people:
-        raise UserError(
-            f"data.world: train + val + test = {world.train + world.val + world.test} topics, "
-            f"but people={world.people}"
-        )
-    for name, tune in cfg.tune.items():
-        if tune.rounds < 0:
-            raise UserError(f"tune.{name}.rounds={tune.rounds}: must be at least 0")
-        if not name.isidentifier() or name in {"base", "imported", "world"}:
-            raise UserError(f'tune.{name}: name a tuned model in letters, digits, "_", not "base"')
 
 
 def to_dict(cfg: Config) -> dict[str, Any]:

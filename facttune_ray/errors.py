@@ -3,7 +3,8 @@
     FacttuneError
     ├── UserError        bad input: one line on stderr, exit code 2, tables intact
     │   ├── RecipeMismatch   a table exists, made by another recipe
-    │   └── EndpointError    the LLM endpoint is down or refuses us
+    │   ├── EndpointError    the LLM endpoint is down or refuses us
+    │   └── BudgetReached    llm.budget_usd is spent: exit code 3
     └── RowError         one row failed: becomes that row's `error` column, the stage goes on
 
 Everything else is a bug and raises with its traceback.
@@ -22,6 +23,8 @@ class FacttuneError(Exception):
 class UserError(FacttuneError):
     """Bad input. The message is one line: what, where, and what to do."""
 
+    exit_code = 2
+
 
 class RecipeMismatch(UserError):
     """A table on disk was made by another recipe than the one asked for."""
@@ -29,6 +32,12 @@ class RecipeMismatch(UserError):
 
 class EndpointError(UserError):
     """The LLM endpoint cannot be reached, or rejects every request (401, 404, no quota)."""
+
+
+class BudgetReached(UserError):
+    """The run has paid `llm.budget_usd`. What is paid is kept; a higher budget goes on."""
+
+    exit_code = 3
 
 
 class RowError(FacttuneError):

@@ -192,8 +192,6 @@ class FactTune(Run):
 
     def loop(self) -> None:
         """FactTune: sample, score, prefer, train; choose by val; measure on test."""
-        from facttune_ray.evaluation import measure
-
         cfg = self.cfg
         self.knowledge()
         self.driver_table("prompts", "prompts", prompts.recipe(cfg), lambda: prompts.prompts(cfg))
@@ -222,11 +220,17 @@ class FactTune(Run):
             if measured:
                 self._test(first)
             for name, snapshots in rounds.items():
-                selection[name] = measure.select(self.root, snapshots, cfg.evaluation.select)
+                selection[name] = self.select(snapshots)
                 chosen = next(s for s in snapshots if s.name == selection[name]["chosen"])
                 self._test(chosen)
                 measured[name] = f"{chosen.name}/test"
         self.measured, self.selection = measured, selection
+
+    def select(self, rounds: list[Snapshot]) -> dict:
+        """The round that the val topics choose, and what it was chosen from."""
+        from facttune_ray.evaluation import measure
+
+        return measure.select(self.root, rounds, self.cfg.evaluation.select)
 
     def _test(self, model: Snapshot) -> None:
         self.respond(model, f"{model.name}/test", ("test",))

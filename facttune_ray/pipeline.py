@@ -15,13 +15,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from facttune_ray import tables
 from facttune_ray.config import Config
-from facttune_ray.errors import UserError, did_you_mean
+from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.stages import STAGES, prompts, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.tables import Folder, Recipe
@@ -54,6 +54,7 @@ class Run:
         self.made: list[str] = []
         self._services = contextlib.ExitStack()
         self._base_url = ""
+        self._meter: tuple[str, Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -143,10 +144,48 @@ class Run:
 
             gpus = cfg.responses.gpus if work.stage in ("responses", "answers") else 0.0
             cpus = int(ray.cluster_resources().get("CPU", 1))
-            worker.run(work, left, cfg.run.workers or cpus, gpus)
+            workers = cfg.run.workers or cpus
+            if work.base_url:
+                self._ask(work, left, workers)
+            else:
+                worker.run(work, left, workers, gpus)
         self._check_errors(work, folder)
         wall_s = time.monotonic() - started
         tables.finish(folder, work.stage, recipe, cfg.run.shards, wall_s)
+
+    def _ask(self, work: Work, left: set[int], workers: int) -> None:
+        """A stage of LLM requests: metered, watched, and stopped by its budget in one line."""
+        from facttune_ray import progress
+        from facttune_ray.stages import worker
+
+        name, meter = self.meter()
+        try:
+            with progress.watch(work, meter):
+                worker.run(replace(work, meter=name), left, workers, 0.0)
+        except BudgetReached as e:
+            import ray
+
+            spent = ray.get(meter.snapshot.remote())["spent_usd"]
+            done = len(tables.present(self.root / work.output, self.cfg.run.shards))
+            raise BudgetReached(
+                f"{e}: ${spent:,.4f} paid by this run, {done} of {self.cfg.run.shards} parts of "
+                f"{work.output} done; raise llm.budget_usd and run the same command again: what "
+                f"is paid is kept"
+            ) from None
+
+    def meter(self) -> tuple[str, Any]:
+        """(name, handle) of this run's meter actor, started once; it knows what was paid before."""
+        if self._meter is None:
+            from facttune_ray.llm import actors, cost
+            from facttune_ray.stages import connect
+
+            cost.price_of(self.cfg.llm)  # a budget without a price is refused here
+            name = f"facttune-meter-{connect.run_id(self.cfg)}-{time.time_ns()}"
+            budget, spent = self.cfg.llm.budget_usd, 0.0
+            if budget is not None:
+                spent = connect.open_ledger(self.cfg).spent_usd(connect.run_id(self.cfg))
+            self._meter = (name, actors.start_meter(name, budget, spent))
+        return self._meter
 
     def _check_errors(self, work: Work, folder: Folder) -> None:
         stats = [tables.part_stats(folder, s) for s in range(self.cfg.run.shards)]
@@ -162,6 +201,8 @@ class Run:
 
     def base_url(self) -> str:
         """The LLM endpoint; `embedded` starts the annotator once for the whole run."""
+        if self.cfg.llm.endpoints and all(e.base_url for e in self.cfg.llm.endpoints):
+            return self.cfg.llm.endpoints[0].base_url
         if self.cfg.llm.base_url != "embedded":
             return self.cfg.llm.base_url
         if not self._base_url:

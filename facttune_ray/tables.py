@@ -87,6 +87,11 @@ class Folder:
         if self.exists():
             self.fs.delete_dir(self.path)
 
+    def delete_file(self) -> None:
+        """Remove a file; one that is gone already is no error."""
+        if self.exists():
+            self.fs.delete_file(self.path)
+
 
 def _local(path: str) -> tuple[pafs.FileSystem, str]:
     import os

@@ -1,37 +1,55 @@
-"""Durable store of paid completions: each is on disk before it is used, and never paid twice.
+"""Durable store of paid completions: each is written before it is used, and never paid twice.
 
-    ledger/facts/6f1c....arrow   one append-only Arrow IPC stream a writer
+    ledger/0192f3...-00012.arrow    one Arrow IPC file, rows sorted by key: a segment
 
-One row: key (SHA-256 of model, messages, parameters, sample index), the completion's text, its
-usage and how it was had. A stream that ends in the middle of a row (its writer was killed) gives
-the rows before the tear. Neither keys of an account nor headers are stored.
+One row: key (SHA-256 of model, messages, parameters, sample index), the completion and how it was
+had. Segments are only added: a writer puts one down every `flush_rows` rows or `flush_s` seconds
+and merges its own small ones; `compact` merges all. A reader holds the first 8 bytes of each key
+(8 bytes a row) and reads a completion when it is asked for. A segment that is torn (its writer's
+file system lost the end) is left out. Neither keys of an account nor headers are stored.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import threading
 import time
 import uuid
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from facttune_ray.tables import Folder, writing
 
 SCHEMA = pa.schema(
     [
-        ("key", pa.string()),
+        ("key", pa.binary(32)),
         ("text", pa.string()),
+        ("refusal", pa.string()),  # the model's words of refusal; null: it did not refuse
+        ("finish_reason", pa.string()),
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
+        ("prompt_chars", pa.int64()),  # characters of the messages
         ("served_model", pa.string()),
+        ("cost_usd", pa.float64()),  # at the price when it was paid
         ("attempts", pa.int32()),
-        ("latency_s", pa.float64()),  # of the attempt that succeeded
+        ("latency_s", pa.float64()),  # of the attempt that succeeded; null in batch mode
         ("created_s", pa.float64()),  # Unix time
+        ("stage", pa.string()),  # that paid
+        ("run", pa.string()),  # that paid: its budget counts it
+        ("crc", pa.uint32()),  # of key, text and tokens: `verify` checks it
     ]
 )
+ROWS = 4096  # a record batch: what one look-up reads at least
+MERGE, MERGED_ROWS = 16, 2**16  # a writer merges so many small segments, up to so many rows
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 @dataclass(frozen=True)
@@ -43,56 +61,239 @@ class Completion:
     completion_tokens: int
     served_model: str
     attempts: int
-    latency_s: float
+    latency_s: float | None
+    refusal: str | None = None
+    finish_reason: str | None = None
+    cost_usd: float = 0.0
+    prompt_chars: int = 0
 
 
-def request_key(model: str, messages: list[dict], params: dict[str, Any], sample: int) -> str:
-    """SHA-256 (hex) of everything that decides a completion. The endpoint's address does not."""
+def request_key(model: str, messages: list[dict], params: dict[str, Any], sample: int) -> bytes:
+    """SHA-256 of everything that decides a completion. The endpoint's address does not."""
     body = json.dumps([model, messages, params, sample], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(body.encode()).hexdigest()
+    return hashlib.sha256(body.encode()).digest()
+
+
+class Segment:
+    """One file: its keys' first 8 bytes in order, and where its batches begin."""
+
+    def __init__(self, file: Folder, prefixes: np.ndarray, starts: np.ndarray) -> None:
+        self.file, self.prefixes, self.starts = file, prefixes, starts
+
+    @staticmethod
+    def load(file: Folder) -> Segment | None:
+        """None when the file is torn."""
+        try:
+            options = pa.ipc.IpcReadOptions(included_fields=[0])
+            with file.fs.open_input_file(file.path) as f:
+                reader = pa.ipc.open_file(f, options=options)
+                batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+                keys = [_prefixes(b.column(0)) for b in batches]
+        except (pa.ArrowInvalid, pa.ArrowSerializationError, pa.ArrowTypeError, OSError) as e:
+            if isinstance(e, FileNotFoundError):
+                raise
+            return None
+        starts = np.cumsum([0, *(len(k) for k in keys)])
+        return Segment(file, np.concatenate(keys) if keys else np.empty(0, np.uint64), starts)
+
+    def find(self, keys: np.ndarray, raw: list[bytes]) -> Iterator[tuple[bytes, dict]]:
+        """(key, row) of those `keys` (sorted prefixes of `raw`) that stand here."""
+        first = np.searchsorted(self.prefixes, keys, side="left")
+        last = np.searchsorted(self.prefixes, keys, side="right")
+        hits = np.flatnonzero(last > first)
+        if not len(hits):
+            return
+        batches: dict[int, list[tuple[int, bytes]]] = {}
+        for hit in hits.tolist():
+            for row in range(int(first[hit]), int(last[hit])):
+                batch = int(np.searchsorted(self.starts, row, side="right")) - 1
+                batches.setdefault(batch, []).append((row - int(self.starts[batch]), raw[hit]))
+        with self.file.fs.open_input_file(self.file.path) as f:
+            reader = pa.ipc.open_file(f)
+            for index, wanted in batches.items():
+                found = reader.get_batch(index).take(pa.array([row for row, _ in wanted]))
+                for (_, key), row in zip(wanted, found.to_pylist(), strict=True):
+                    if row["key"] == key:
+                        yield key, row
+
+    def read(self, first: int, last: int) -> pa.Table:
+        """Rows first..last-1."""
+        with self.file.fs.open_input_file(self.file.path) as f:
+            reader = pa.ipc.open_file(f)
+            parts = []
+            for i, start in enumerate(self.starts[:-1].tolist()):
+                low, high = max(first, start), min(last, int(self.starts[i + 1]))
+                if low < high:
+                    parts.append(reader.get_batch(i).slice(low - start, high - low))
+        return pa.Table.from_batches(parts, schema=SCHEMA)
+
+
+def _prefixes(keys: pa.Array) -> np.ndarray:
+    """Big-endian first 8 bytes of each 32-byte key: sorted as the keys are."""
+    if not len(keys):
+        return np.empty(0, np.uint64)
+    data = np.frombuffer(keys.buffers()[1], np.dtype(">u8"), len(keys) * 4, keys.offset * 32)
+    return data[::4].astype(np.uint64)
 
 
 class Ledger:
-    """Completions of one stage: those of every finished or killed writer, plus this one's."""
+    """Completions of every finished, running or killed writer under one folder."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
-        self.known: dict[str, Completion] = {}
-        for name in folder.names():
-            if name.endswith(".arrow"):
-                self._load(folder / name)
-        self._writer: pa.ipc.RecordBatchStreamWriter | None = None
-        self._sink: pa.NativeFile | None = None
+    def __init__(
+        self, folder: Folder, flush_rows: int = 256, flush_s: float = 0.1, run: str = "", stage=""
+    ) -> None:
+        self.folder, self.flush_rows, self.flush_s = folder, flush_rows, flush_s
+        self.run, self.stage = run, stage
+        self.segments: dict[str, Segment] = {}
+        self.torn: set[str] = set()
+        self._writer, self._written = uuid.uuid4().hex, 0
+        self._mine: list[tuple[str, int]] = []  # this writer's segments and their rows
+        self._unwritten: dict[bytes, dict] = {}
+        self._flushing: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._segments_lock = threading.Lock()  # flushes and look-ups run in threads
+        self.refresh()
 
-    def _load(self, file: Folder) -> None:
-        try:
-            with file.fs.open_input_stream(file.path) as f, pa.ipc.open_stream(f) as reader:
-                for batch in reader:
-                    for row in batch.to_pylist():
-                        key, _ = row.pop("key"), row.pop("created_s")
-                        self.known[key] = Completion(**row)
-        except (pa.ArrowInvalid, OSError):
-            pass  # the writer was killed inside a row: what came before it is kept
+    # -- reading ---------------------------------------------------------------------------
 
-    def get(self, key: str) -> Completion | None:
-        return self.known.get(key)
+    def refresh(self) -> None:
+        """See the segments that other writers have completed since, and drop merged ones."""
+        with self._segments_lock:
+            while not self._refreshed():
+                pass
 
-    def put(self, key: str, completion: Completion) -> None:
-        """Write the completion out at once: after this returns, a killed process loses nothing."""
+    def _refreshed(self) -> bool:
+        names = {n for n in self.folder.names() if n.endswith(".arrow")}
+        for gone in self.segments.keys() - names:
+            del self.segments[gone]
+        for name in sorted(names - self.segments.keys() - self.torn):
+            try:
+                segment = Segment.load(self.folder / name)
+            except FileNotFoundError:  # merged since it was listed: list again
+                return False
+            if segment is None:
+                self.torn.add(name)
+            else:
+                self.segments[name] = segment
+        return True
+
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
+        """The completions of those keys that are here; of several, the oldest."""
+        raw = sorted(set(keys))
+        prefixes = np.frombuffer(b"".join(k[:8] for k in raw), ">u8").astype(np.uint64)
+        found: dict[bytes, dict] = {}
+        while True:
+            try:
+                for segment in list(self.segments.values()):
+                    for key, row in segment.find(prefixes, raw):
+                        if key not in found or row["created_s"] < found[key]["created_s"]:
+                            found[key] = row
+                break
+            except FileNotFoundError:  # merged by another process
+                self.refresh()
+        mine = {key: self._unwritten[key] for key in raw if key in self._unwritten}
+        return {key: _completion(row) for key, row in (mine | found).items()}
+
+    # -- writing ---------------------------------------------------------------------------
+
+    async def put(self, key: bytes, completion: Completion) -> None:
+        """Return when the completion is durable: many are written together."""
+        row = asdict(completion) | {"key": key, "created_s": time.time()}
+        self._unwritten[key] = row | {"stage": self.stage, "run": self.run}
+        if len(self._unwritten) >= self.flush_rows:
+            await self._flush()
+            return
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush_later())
+        await asyncio.shield(self._flushing)
+
+    async def _flush_later(self) -> None:
+        await asyncio.sleep(self.flush_s)
+        self._flushing = None  # who comes from here on waits for the next one
+        await self._flush()
+
+    async def _flush(self) -> None:
+        async with self._lock:
+            if self._unwritten:
+                rows = dict(self._unwritten)
+                await asyncio.to_thread(self.write, list(rows.values()))
+                for key in rows:
+                    del self._unwritten[key]
+
+    def write(self, rows: list[dict]) -> None:
+        """One segment of these rows, then merge this writer's small ones when there are many."""
         with writing(self.folder.path):
-            if self._writer is None:
-                self.folder.fs.create_dir(self.folder.path, recursive=True)
-                file = self.folder / f"{uuid.uuid4().hex}.arrow"
-                self._sink = self.folder.fs.open_output_stream(file.path)
-                self._writer = pa.ipc.new_stream(self._sink, SCHEMA)
-            row = {"key": key, "created_s": time.time(), **vars(completion)}
-            self._writer.write_batch(pa.RecordBatch.from_pylist([row], schema=SCHEMA))
-            assert self._sink is not None
-            self._sink.flush()
-        self.known[key] = completion
+            self._mine.append((self.add(_table(rows)), len(rows)))
+            while (small := self._to_merge()) is not None:
+                merged = pa.concat_tables(read_segment(self.folder / name) for name, _ in small)
+                self._mine = [m for m in self._mine if m not in small]
+                self._mine.append((self.add(merged.sort_by("key")), merged.num_rows))
+                for name, _ in small:
+                    self.remove(name)
 
-    def close(self) -> None:
-        if self._writer is not None and self._sink is not None:
-            self._writer.close()
-            self._sink.close()
-            self._writer = self._sink = None
+    def add(self, table: pa.Table) -> str:
+        """Write one segment of rows sorted by key."""
+        name = f"{self._writer}-{self._written:06d}.arrow"
+        self._written += 1
+        (self.folder / name).write_bytes(_segment(table))
+        prefixes = _prefixes(table["key"].combine_chunks())
+        starts = np.array([*range(0, table.num_rows, ROWS), table.num_rows])
+        with self._segments_lock:
+            self.segments[name] = Segment(self.folder / name, prefixes, starts)
+        return name
+
+    def remove(self, name: str) -> None:
+        with self._segments_lock:
+            self.segments.pop(name, None)
+        (self.folder / name).delete_file()
+
+    def _to_merge(self) -> list[tuple[str, int]] | None:
+        """The newest segments, when MERGE of them are of about one size."""
+        newest = self._mine[-MERGE:]
+        similar = newest[0][1] < 4 * newest[-1][1] + self.flush_rows
+        if len(newest) == MERGE and similar and sum(rows for _, rows in newest) <= MERGED_ROWS:
+            return newest
+        return None
+
+    async def close(self) -> None:
+        await self._flush()
+
+    def spent_usd(self, run: str) -> float:
+        """What one run has paid into this ledger."""
+        total = 0.0
+        for name in list(self.segments):
+            table = read_segment(self.folder / name, ["run", "cost_usd"])
+            total += pc.sum(table.filter(pc.equal(table["run"], run))["cost_usd"]).as_py() or 0.0
+        return total
+
+
+def _completion(row: dict) -> Completion:
+    return Completion(**{name: row[name] for name in Completion.__dataclass_fields__})
+
+
+def crc(row: dict) -> int:
+    """Checksum of what a row was paid for."""
+    body = f"{row['text']}\x1f{row['refusal']}\x1f{row['prompt_tokens']}"
+    body += f"\x1f{row['completion_tokens']}"
+    return zlib.crc32(body.encode("utf-8", "surrogatepass"), zlib.crc32(row["key"]))
+
+
+def _table(rows: list[dict]) -> pa.Table:
+    for row in rows:
+        row["crc"] = crc(row)
+    return pa.Table.from_pylist(sorted(rows, key=lambda r: r["key"]), schema=SCHEMA)
+
+
+def _segment(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, SCHEMA, options=_OPTIONS) as writer:
+        writer.write_table(table, max_chunksize=ROWS)
+    return sink.getvalue().to_pybytes()
+
+
+def read_segment(file: Folder, columns: list[str] | None = None) -> pa.Table:
+    """All its rows, or these columns of them."""
+    wanted = None if columns is None else [SCHEMA.get_field_index(c) for c in columns]
+    options = pa.ipc.IpcReadOptions(included_fields=wanted)
+    with file.fs.open_input_file(file.path) as f:
+        return pa.ipc.open_file(f, options=options).read_all()

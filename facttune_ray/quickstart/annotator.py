@@ -4,7 +4,7 @@
         client = openai.OpenAI(base_url=base_url, api_key="none")
         client.chat.completions.create(model="rules", messages=prompts.facts.render(...))
 
-    POST /v1/chat/completions   GET /v1/models   GET /stats
+    POST /v1/chat/completions   GET /v1/models   GET /stats   and files and batches: batch_api.py
 
 It behaves as a paid provider does: rate limits with their headers, usage, error bodies, and on
 request latency and faults, so that what calls it is tested against them. A request that carries
@@ -26,7 +26,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +34,15 @@ from aiohttp import web
 
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart import rules
-from facttune_ray.quickstart.chat_api import Request, RequestError, complete, parse_request, problem
+from facttune_ray.quickstart.batch_api import Batches
+from facttune_ray.quickstart.chat_api import (
+    Limits,
+    Request,
+    RequestError,
+    complete,
+    parse_request,
+    problem,
+)
 from facttune_ray.quickstart.journal import Journal
 
 MODEL = "facttune-rules"
@@ -53,6 +60,12 @@ class AnnotatorOptions:
     latency_max_ms: float = 0.0
     requests_per_minute: int = 600_000  # token bucket that starts full
     tokens_per_minute: int = 1_000_000_000  # prompt and completion tokens, as above
+    burst_s: float = 60.0  # seconds of work that each bucket holds; 1: per-second limits
+    halve_after_s: float = 0.0  # so long after the first chat request both limits halve; 0: never
+    refuse_every_s: float = 0.0  # in each such period from the first chat request on, ...
+    refuse_for_s: float = 0.0  # ... the last seconds in which all of them get 429; 0: none
+    headers: bool = True  # x-ratelimit-*; Retry-After is always sent
+    slots: int = 0  # requests answered at once, others queue, as in a vLLM server; 0: any number
     error_share: float = 0.0  # answered with HTTP 500
     reset_share: float = 0.0  # connection broken once the answer is made: paid for, but lost
     hang_share: float = 0.0  # kept waiting for hang_s, then answered
@@ -61,6 +74,11 @@ class AnnotatorOptions:
     seed: int = 0  # of latencies and faults
     api_key: str | None = None  # if set, every other key gets 401
     journal: str | None = None  # append-only JSONL file of answers; None: kept nowhere
+    batch_max_requests: int = 50_000  # a larger input file fails its batch
+    batch_max_bytes: int = 200 * 2**20
+    batch_delay_s: float = 0.0  # time before a batch's results are there
+    batch_error_share: float = 0.0  # of a batch's lines, answered with HTTP 500
+    batch_expire_share: float = 0.0  # of batches, expiring halfway
 
     def check(self) -> None:
         shares = (self.error_share, self.reset_share, self.hang_share, self.malformed_share)
@@ -73,32 +91,18 @@ class AnnotatorOptions:
             )
         if self.requests_per_minute < 1 or self.tokens_per_minute < 1:
             raise UserError("Annotator limits must be at least 1 per minute.")
-
-
-class Bucket:
-    """Token bucket of `per_minute` units; it may go below zero, and then refills first."""
-
-    def __init__(self, per_minute: int) -> None:
-        self.per_minute, self.level, self.filled = per_minute, float(per_minute), time.monotonic()
-
-    def wait_s(self, units: float) -> float:
-        """Seconds until `units` are there; 0 when they are."""
-        now = time.monotonic()
-        refill = (now - self.filled) * self.per_minute / 60
-        self.level, self.filled = min(float(self.per_minute), self.level + refill), now
-        # more than a full bucket would never be there
-        return max(0.0, (min(units, self.per_minute) - self.level) * 60 / self.per_minute)
-
-    def take(self, units: float) -> None:
-        self.level -= units
-
-    def headers(self, kind: str) -> dict[str, str]:
-        missing_s = max(0.0, self.per_minute - self.level) * 60 / self.per_minute
-        return {
-            f"x-ratelimit-limit-{kind}": str(self.per_minute),
-            f"x-ratelimit-remaining-{kind}": str(max(0, int(self.level))),
-            f"x-ratelimit-reset-{kind}": f"{math.ceil(missing_s * 1000)}ms",
-        }
+        if not self.burst_s > 0:
+            raise UserError(f"Annotator burst_s={self.burst_s:g} must be above 0.")
+        for name in ("halve_after_s", "refuse_every_s", "refuse_for_s", "slots", "batch_delay_s"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"Annotator {name}={getattr(self, name):g} must not be below 0.")
+        if self.refuse_for_s and self.refuse_for_s >= self.refuse_every_s:
+            raise UserError("Annotator refuse_for_s must be below refuse_every_s.")
+        for name in ("batch_error_share", "batch_expire_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"Annotator {name}={getattr(self, name):g} must be in [0, 1].")
+        if self.batch_max_requests < 1 or self.batch_max_bytes < 1:
+            raise UserError("Annotator batch limits must be at least 1.")
 
 
 class Annotator:
@@ -107,70 +111,80 @@ class Annotator:
     def __init__(self, options: AnnotatorOptions) -> None:
         self.options = options
         self.journal = Journal(options.journal)
-        self.requests = Bucket(options.requests_per_minute)
-        self.tokens = Bucket(options.tokens_per_minute)
+        self.limits = Limits(options)
+        self.batches = Batches(self)
         self.random = random.Random(f"annotator/{options.seed}")
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
         self.tasks: Counter[str] = Counter()
         self.running: dict[str, asyncio.Future[None]] = {}  # keys being answered now
+        self.inside = self.most_inside = 0  # requests that came and have no reply yet
+        self.slots: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
+        if options.slots:
+            self.slots = asyncio.Semaphore(options.slots)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
+        self.authorize(request)
+        asked = parse_request(raw)
+        self.counts["received"] += 1
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
+        try:
+            if (wait_s := self.limits.admit(asked.prompt_tokens)) > 0:
+                return self._refusal(asked, wait_s)
+            async with self.slots:
+                return await self._reply(request, asked)
+        finally:
+            self.inside -= 1
+
+    def authorize(self, request: web.Request) -> None:
         if self.options.api_key is not None:
             if request.headers.get("Authorization") != f"Bearer {self.options.api_key}":
-                return problem(401, "Incorrect API key provided.", code="invalid_api_key")
-        try:
-            asked = parse_request(raw)
-        except RequestError as e:
-            return problem(400, e.message, param=e.param, code=e.code)
-        if (refused := self._limit(asked)) is not None:
-            return refused
+                message = "Incorrect API key provided."
+                raise RequestError(message, code="invalid_api_key", status=401)
+
+    def _refusal(self, asked: Request, wait_s: float) -> web.Response:
+        self.counts["rejected_429"] += 1
+        retry = {
+            "Retry-After": str(math.ceil(wait_s)),
+            "retry-after-ms": str(math.ceil(wait_s * 1000)),
+        }
+        return problem(
+            429,
+            f"Rate limit reached for {asked.model}. Please try again in {wait_s:.3f}s.",
+            kind="requests",
+            code="rate_limit_exceeded",
+            add=self.limits.headers() | retry,
+        )
+
+    async def _reply(self, request: web.Request, asked: Request) -> web.StreamResponse:
+        if request.transport is None:  # the client gave up in the queue
+            return web.Response()
         fault = self._fault()
         if fault == "500":
-            return problem(
-                500, "The server had an error.", kind="server_error", add=self._headers()
-            )
+            headers = self.limits.headers()
+            return problem(500, "The server had an error.", kind="server_error", add=headers)
         if fault == "hang":
             await asyncio.sleep(self.options.hang_s)
             if request.transport is None:  # the client gave up: nothing is answered or paid
                 return web.Response()
         key = request.headers.get("Idempotency-Key")
-        while key is not None and key in self.running:
-            await self.running[key]
-        if key is not None and (known := self.journal.find(key)) is not None:
-            if known[0] != asked.sha256:
-                message = "This Idempotency-Key was used for another request."
-                return problem(400, message, code="idempotency_key_reused")
-            self.counts["replayed"] += 1
-            body, replayed = known[1], {"Idempotent-Replayed": "true"}
+        replayed: dict[str, str] = {}
+        if (body := await self.known(asked, key)) is not None:
+            replayed = {"Idempotent-Replayed": "true"}
         elif fault == "malformed":
             half = b'{"id": "chatcmpl-0", "object": "chat.completion", "choices": [{"mess'
             return web.Response(body=half, content_type="application/json")
         else:
-            body, replayed = await self._answer(asked, key), {}
+            body, completion_tokens = await self.answer(asked, key, self._latency_s())
+            self.limits.take_tokens(completion_tokens)
         if fault == "reset":
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
-        headers = self._headers() | replayed
+        headers = self.limits.headers() | replayed
         return web.Response(body=body, content_type="application/json", headers=headers)
-
-    def _limit(self, asked: Request) -> web.Response | None:
-        wait_s = max(self.requests.wait_s(1), self.tokens.wait_s(asked.prompt_tokens))
-        if wait_s > 0:
-            self.counts["rejected_429"] += 1
-            retry = {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": f"{wait_s * 1e3:.0f}"}
-            return problem(
-                429,
-                f"Rate limit reached for {asked.model}. Please try again in {wait_s:.3f}s.",
-                kind="requests",
-                code="rate_limit_exceeded",
-                add=self._headers() | retry,
-            )
-        self.requests.take(1)
-        self.tokens.take(asked.prompt_tokens)
-        return None
 
     def _fault(self) -> str | None:
         o = self.options
@@ -183,40 +197,67 @@ class Annotator:
             draw -= share
         return None
 
-    async def _answer(self, asked: Request, key: str | None) -> bytes:
+    def _latency_s(self) -> float:
+        o = self.options
+        if not o.latency_max_ms:
+            return 0.0
+        return self.random.uniform(o.latency_min_ms, o.latency_max_ms) / 1000
+
+    async def known(self, asked: Request, key: str | None) -> bytes | None:
+        """The answer that this key's request has had; RequestError: it was another request."""
+        while key is not None and key in self.running:
+            await self.running[key]
+        if key is None or (known := self.journal.find(key)) is None:
+            return None
+        if known[0] != asked.sha256:
+            message = "This Idempotency-Key was used for another request."
+            raise RequestError(message, code="idempotency_key_reused")
+        self.counts["replayed"] += 1
+        return known[1]
+
+    async def answer(
+        self, asked: Request, key: str | None, latency_s: float = 0.0
+    ) -> tuple[bytes, int]:
+        """(body, completion tokens) of an answer that is in the journal; call `known` before."""
         done = asyncio.get_running_loop().create_future()
         if key is not None:
             self.running[key] = done
         try:
-            if self.options.latency_max_ms:
-                o = self.options
-                wait_ms = self.random.uniform(o.latency_min_ms, o.latency_max_ms)
-                await asyncio.sleep(wait_ms / 1000)
+            if latency_s:
+                await asyncio.sleep(latency_s)
             body, completion_tokens = complete(asked)
             self.journal.add(key, asked.sha256, body)
         finally:
             done.set_result(None)
             if key is not None:
                 del self.running[key]
-        self.tokens.take(completion_tokens)
         self.counts["answered"] += 1
         self.tasks[rules.task_of(asked.messages) or "chat"] += 1
-        return body
-
-    def _headers(self) -> dict[str, str]:
-        return self.requests.headers("requests") | self.tokens.headers("tokens")
+        return body, completion_tokens
 
     async def stats(self, request: web.Request) -> web.Response:
-        """`answered`: by this process; `journal`: ever; `repeated`: answers beyond a request's
-        first, ever (a replay from the journal is no answer)."""
+        """`answered`: by this process, `batch_lines` of them in batches; `journal`: ever;
+        `repeated`: answers beyond a request's first, ever (a replay from the journal is none).
+        `received`, `seconds` and the 429s are of chat requests only."""
         total = self.journal.answered.total()
+        self.limits.update()
         return web.json_response(
             {
                 "answered": self.counts["answered"],
                 "journal": total,
                 "repeated": total - len(self.journal.answered),
                 "replayed": self.counts["replayed"],
+                "received": self.counts["received"],
+                "max_running": self.most_inside,
                 "rejected_429": self.counts["rejected_429"],
+                "refused_429": self.limits.refused,
+                "limits": {
+                    "requests_per_minute": self.limits.requests.per_minute,
+                    "tokens_per_minute": self.limits.tokens.per_minute,
+                },
+                "seconds": self.limits.traffic(),
+                "batches": len(self.batches.batches),
+                "batch_lines": self.counts["batch_lines"],
                 "faults": dict(self.faults),
                 "by_task": dict(self.tasks),
             }
@@ -231,6 +272,7 @@ class Annotator:
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/stats", self.stats)
+        self.batches.add_to(app.router)
         return app
 
 
@@ -238,9 +280,11 @@ class Annotator:
 async def _in_api_form(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Unknown paths, wrong methods and a full disk answer as the API's errors do."""
+    """Bad requests, unknown paths, wrong methods and a full disk answer as the API's errors do."""
     try:
         return await handler(request)
+    except RequestError as e:
+        return problem(e.status, e.message, param=e.param, code=e.code)
     except web.HTTPException as e:
         message = f"Invalid URL ({request.method} {request.path}): {e.reason}."
         return problem(e.status, message, code="unknown_url" if e.status == 404 else None)

@@ -1,4 +1,4 @@
-"""OpenAI's chat-completions API as data: requests checked, responses and errors written.
+"""OpenAI's chat-completions API: requests checked and limited, responses and errors written.
 
 asked = parse_request(b'{"model": "rules", "messages": [{"role": "user", "content": "Hi"}]}')
 complete(asked)  ->  (b'{"id": "chatcmpl-...", "object": "chat.completion", ...}', 16)
@@ -10,12 +10,16 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from facttune_ray.quickstart import rules
+
+if TYPE_CHECKING:
+    from facttune_ray.quickstart.annotator import AnnotatorOptions
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,31 @@ class Request:
 
 
 class RequestError(Exception):
-    """A request that the API's schema refuses."""
+    """A request that the API refuses."""
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        self.message, self.param, self.code = message, param, code
+    def __init__(
+        self, message: str, param: str | None = None, code: str | None = None, status: int = 400
+    ) -> None:
+        self.message, self.param, self.code, self.status = message, param, code, status
 
 
 def parse_request(raw: bytes) -> Request:
     """The request in a body; RequestError says what is wrong with it."""
+    return check_request(parse_object(raw))
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw)
     except ValueError:
         raise RequestError("We could not parse the JSON body of your request.") from None
     if not isinstance(body, dict):
         raise RequestError("The body of your request must be a JSON object.")
+    return body
+
+
+def check_request(body: dict[str, Any]) -> Request:
+    """As `parse_request`, of a parsed body."""
     for field, kind in (("model", str), ("messages", list)):
         if field not in body:
             message = f"Missing required parameter: '{field}'."
@@ -127,5 +142,123 @@ def problem(
     add: dict[str, str] | None = None,
 ) -> web.Response:
     """An error in OpenAI's form."""
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return web.json_response({"error": error}, status=status, headers=add)
+    body = error_body(message, kind=kind, param=param, code=code)
+    return web.json_response(body, status=status, headers=add)
+
+
+def error_body(
+    message: str,
+    *,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Bucket:
+    """Token bucket that holds `burst_s` seconds of `per_minute` units, and starts full.
+
+    It may go below zero, and then refills first.
+    """
+
+    def __init__(self, per_minute: int, burst_s: float) -> None:
+        self.per_minute, self.burst_s = per_minute, burst_s
+        self.level, self.filled = self.size, time.monotonic()
+
+    @property
+    def size(self) -> float:
+        return self.per_minute * self.burst_s / 60
+
+    def wait_s(self, units: float) -> float:
+        """Seconds until `units` are there; 0 when they are."""
+        self._refill(time.monotonic())
+        # more than a full bucket would never be there
+        return max(0.0, (min(units, self.size) - self.level) * 60 / self.per_minute)
+
+    def take(self, units: float) -> None:
+        self.level -= units
+
+    def halve(self, at: float) -> None:
+        self._refill(at)  # at the old rate until then
+        self.per_minute = max(1, self.per_minute // 2)
+        self.level = min(self.level, self.size)
+
+    def _refill(self, now: float) -> None:
+        refill = (now - self.filled) * self.per_minute / 60
+        self.level, self.filled = min(self.size, self.level + refill), now
+
+    def headers(self, kind: str) -> dict[str, str]:
+        missing_s = max(0.0, self.size - self.level) * 60 / self.per_minute
+        return {
+            f"x-ratelimit-limit-{kind}": str(self.per_minute),
+            f"x-ratelimit-remaining-{kind}": str(max(0, int(self.level))),
+            f"x-ratelimit-reset-{kind}": f"{math.ceil(missing_s * 1000)}ms",
+        }
+
+
+class Limits:
+    """Which requests are admitted now; and what was, second by second from the first one."""
+
+    def __init__(self, options: AnnotatorOptions) -> None:
+        self.options = options
+        self.requests = Bucket(options.requests_per_minute, options.burst_s)
+        self.tokens = Bucket(options.tokens_per_minute, options.burst_s)
+        self.first: float | None = None  # when the first request came
+        self.halved = False
+        self.refused = 0  # requests that came while every one is refused
+        self.seconds: dict[int, Counter[str]] = {}
+
+    def admit(self, prompt_tokens: int) -> float:
+        """0: admitted, and taken from the buckets; else the seconds to wait before the next try."""
+        if self.first is None:
+            self.first = time.monotonic()
+        self.update()
+        wait_s = self._refusing_s()
+        if wait_s > 0:
+            self.refused += 1
+        else:
+            wait_s = max(self.requests.wait_s(1), self.tokens.wait_s(prompt_tokens))
+        if wait_s > 0:
+            self._second()["rejected"] += 1
+            return wait_s
+        self._second()["accepted"] += 1
+        self.requests.take(1)
+        self.take_tokens(prompt_tokens)
+        return 0.0
+
+    def take_tokens(self, units: int) -> None:
+        self.tokens.take(units)
+        self._second()["tokens"] += units
+
+    def update(self) -> None:
+        """Halve both limits once their time has come."""
+        after_s = self.options.halve_after_s
+        if self.halved or not after_s or self.first is None or self._elapsed_s() < after_s:
+            return
+        self.halved = True
+        for bucket in (self.requests, self.tokens):
+            bucket.halve(max(bucket.filled, self.first + after_s))
+
+    def headers(self) -> dict[str, str]:
+        if not self.options.headers:
+            return {}
+        return self.requests.headers("requests") | self.tokens.headers("tokens")
+
+    def traffic(self) -> list[dict[str, int]]:
+        kinds = ("accepted", "rejected", "tokens")
+        return [{"t": t, **{k: n[k] for k in kinds}} for t, n in self.seconds.items()]
+
+    def _refusing_s(self) -> float:
+        """Seconds left of the burst of refusals; 0: there is none now."""
+        every_s, for_s = self.options.refuse_every_s, self.options.refuse_for_s
+        if not for_s:
+            return 0.0
+        left_s = every_s - self._elapsed_s() % every_s
+        return left_s if left_s <= for_s else 0.0
+
+    def _elapsed_s(self) -> float:
+        return 0.0 if self.first is None else time.monotonic() - self.first
+
+    def _second(self) -> Counter[str]:
+        return self.seconds.setdefault(int(self._elapsed_s()), Counter())

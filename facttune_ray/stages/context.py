@@ -32,7 +32,8 @@ class Work:
     snapshot: str = ""  # model that samples: "base", "facttune_fs/round_1"
     model_path: str = ""  # its Hugging Face folder
     reward: str = ""  # groups: the column that orders responses
-    base_url: str = ""  # LLM endpoint
+    base_url: str = ""  # LLM endpoint; "" when the stage asks none
+    meter: str = ""  # name of the run's meter actor
     knowledge: str = ""  # SQLite knowledge source
     recipe: Mapping[str, object] = field(default_factory=dict)
 
@@ -53,11 +54,9 @@ class Context:
 
     @functools.cached_property
     def client(self) -> Client:
-        from facttune_ray.llm.client import Client
-        from facttune_ray.llm.ledger import Ledger
+        from facttune_ray.stages.connect import connect
 
-        ledger = Ledger(self.root / "ledger" / self.work.stage)
-        return Client(self.cfg.llm, ledger, self.work.base_url)
+        return connect(self.work)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -75,15 +74,3 @@ class Context:
         from facttune_ray.knowledge.articles import Articles
 
         return Articles(self.work.knowledge)
-
-    def usage(self) -> dict[str, float]:
-        """Counters of the client so far; zeros when no request was made."""
-        if "client" not in self.__dict__:
-            return {"calls": 0, "cached": 0, "tokens": 0, "cost_usd": 0.0}
-        used = self.client.usage
-        return {
-            "calls": used.calls,
-            "cached": used.cached,
-            "tokens": used.prompt_tokens + used.completion_tokens,
-            "cost_usd": used.cost_usd,
-        }

@@ -23,6 +23,7 @@ from facttune_ray.prompts import facts as prompt
 from facttune_ray.prompts import template
 from facttune_ray.schema import digest
 from facttune_ray.scoring.decompose import normal_fact, rule_facts, sentences
+from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 
 VERSION = 1
@@ -34,8 +35,7 @@ def recipe(cfg: Config) -> dict:
         return {"facts.method": cfg.facts.method}
     return {
         "facts.method": "llm",
-        "llm.model": cfg.llm.model,
-        "llm.temperature": cfg.llm.temperature,
+        **connect.recipe(cfg),
         "prompts/facts.txt": template.fingerprint(prompt.TEMPLATE),
     }
 

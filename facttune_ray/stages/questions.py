@@ -17,6 +17,7 @@ from facttune_ray.prompts import questions as prompt
 from facttune_ray.prompts import template
 from facttune_ray.schema import digest
 from facttune_ray.scoring.decompose import normal_fact
+from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 
 VERSION = 1
@@ -24,8 +25,7 @@ VERSION = 1
 
 def recipe(cfg: Config) -> dict:
     return {
-        "llm.model": cfg.llm.model,
-        "llm.temperature": cfg.llm.temperature,
+        **connect.recipe(cfg),
         "prompts/questions.txt": template.fingerprint(prompt.TEMPLATE),
     }
 

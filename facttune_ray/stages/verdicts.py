@@ -19,6 +19,7 @@ from facttune_ray.prompts import template
 from facttune_ray.prompts import verdicts as prompt
 from facttune_ray.scoring import verify_lexical
 from facttune_ray.scoring.decompose import normal_fact
+from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 
 VERSION = 1
@@ -35,8 +36,7 @@ def recipe(cfg: Config) -> dict:
     return {
         "verdicts.estimator": "chat",
         "verdicts.passages": cfg.verdicts.passages,
-        "llm.model": cfg.llm.model,
-        "llm.temperature": cfg.llm.temperature,
+        **connect.recipe(cfg),
         "prompts/verdicts.txt": template.fingerprint(prompt.TEMPLATE),
     }
 

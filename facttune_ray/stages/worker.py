@@ -1,8 +1,10 @@
 """Ray Data over shards: the unit of work is one shard of a table, durable once written.
 
 CPU stages run as Ray Data tasks in worker processes that keep their context (a loaded model, an
-open connection) between shards, and stay warm from stage to stage: an actor pool a stage would
-start and import everything again each time. GPU stages run as an actor pool.
+open connection) between tables: an actor pool a stage would start and import everything again
+each time. A stage that asks the LLM gets one task a worker, with all of its shards: one event loop
+gathers their requests, and the next shard begins before the stragglers of the last have come.
+GPU stages run as an actor pool.
 """
 
 from __future__ import annotations
@@ -14,16 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from facttune_ray import tables
+from facttune_ray import errors, tables
 from facttune_ray.errors import UserError
 from facttune_ray.stages import stage
 from facttune_ray.stages.context import Context, Work
 
 Batch = dict[str, np.ndarray]
+OPEN_SHARDS = 64  # of one worker, at once: their rows are in memory
 
 
 class ShardWorker:
-    """Makes shards of one table. Input batch: {"shard": [i]}; output: how it went."""
+    """Makes shards of one table. Input batch: {"shards": ["0,2,4"]}; output: how it went."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -31,18 +34,54 @@ class ShardWorker:
         self.loop = asyncio.new_event_loop()
 
     def __call__(self, batch: Batch) -> Batch:
-        (shard,) = batch["shard"].tolist()
+        shards = [int(s) for s in batch["shards"][0].split(",")]
         try:
-            self.make(shard)
+            make = self.ask_all if self.work.base_url else self.make_all
+            self.loop.run_until_complete(make(shards))
         except UserError as e:  # one line for the driver to raise, without a worker's traceback
-            return {"shard": batch["shard"], "stopped": np.array([str(e)])}
-        return {"shard": batch["shard"], "stopped": np.array([""])}
+            return {"stopped": np.array([str(e)]), "kind": np.array([type(e).__name__])}
+        return {"stopped": np.array([""]), "kind": np.array([""])}
 
-    def make(self, shard: int) -> None:
-        before = self.context.usage()
-        module = stage(self.work.stage)
-        rows = self.loop.run_until_complete(module.run(self.context, shard))
-        stats = {k: v - before[k] for k, v in self.context.usage().items()}
+    async def make_all(self, shards: list[int]) -> None:
+        for shard in shards:
+            await self.make(shard)
+
+    async def ask_all(self, shards: list[int]) -> None:
+        """Shards of a stage that asks the LLM: as many at once as keep the endpoint busy."""
+        client = self.context.client
+        await asyncio.to_thread(client.ledger.refresh)
+        # a task that Ray tries again finds what the lost worker had written
+        done = tables.present(self.context.root / self.work.output, self.work.cfg.run.shards)
+        running: set[asyncio.Task[None]] = set()
+        try:
+            for shard in shards:
+                if shard in done:
+                    continue
+                running.add(asyncio.create_task(self.make(shard)))
+                await asyncio.sleep(0.01)  # it reads its rows and makes its requests
+                while running and (len(running) >= OPEN_SHARDS or not client.hungry()):
+                    running = await _some_done(running, 0.05)
+            while running:
+                running = await _some_done(running, None)
+        except UserError as e:
+            await client.drain(e)
+            await asyncio.gather(*running, return_exceptions=True)
+            raise
+        finally:
+            await client.pause()
+
+    async def make(self, shard: int) -> None:
+        from facttune_ray.llm.cost import Usage, counted
+
+        used = Usage()
+        counted.set(used)
+        rows = await stage(self.work.stage).run(self.context, shard)
+        stats = {
+            "calls": used.calls,
+            "cached": used.cached,
+            "tokens": used.tokens,
+            "cost_usd": used.cost_usd,
+        }
         folder = self.context.root / self.work.output
         tables.write_part(folder, self.work.stage, shard, rows, stats)
 
@@ -52,40 +91,60 @@ class ShardWorker:
         self.loop.close()
 
 
+async def _some_done(
+    running: set[asyncio.Task[None]], timeout_s: float | None
+) -> set[asyncio.Task[None]]:
+    """Those still running, after one has ended or the time is over; raises what they raised."""
+    done, running = await asyncio.wait(
+        running, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+    )
+    for task in done:
+        task.result()
+    return running
+
+
 _kept: dict[str, ShardWorker] = {}  # this process's worker, by table: at most one
 
 
-def run_shard(batch: Batch, work: Work) -> Batch:
+def run_shards(batch: Batch, work: Work) -> Batch:
     """`ShardWorker` as a task: made once a process and table."""
     if work.output not in _kept or _kept[work.output].work != work:
         for old in _kept.values():
             old.close()
         _kept.clear()
         _kept[work.output] = ShardWorker(work)
-    return _kept[work.output](batch)
+    made = _kept[work.output](batch)
+    if made["kind"][0]:  # a client that was stopped does not start again
+        _kept.pop(work.output).close()
+    return made
 
 
 def run(work: Work, shards: set[int], workers: int, gpus: float) -> None:
     """Make these shards on the cluster; UserError when a worker stopped on bad input."""
     import ray.data
 
+    workers, left = min(workers, len(shards)), sorted(shards)
+    lanes = workers if work.base_url else len(left)
     data = ray.data.from_items(
-        [{"shard": s} for s in sorted(shards)], override_num_blocks=len(shards)
+        [{"shards": ",".join(map(str, left[i::lanes]))} for i in range(lanes)],
+        override_num_blocks=lanes,
     )
     size: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy"}
-    workers = min(workers, len(shards))
     if gpus:
         pool: Any = ray.data.ActorPoolStrategy(size=workers)
         size |= {"fn_constructor_args": (work,), "num_gpus": gpus, "num_cpus": 0}
         done = data.map_batches(ShardWorker, compute=pool, **size)
     else:
         pool = ray.data.TaskPoolStrategy(size=workers)
-        task = functools.partial(run_shard, work=work)
+        task = functools.partial(run_shards, work=work)
         done = data.map_batches(task, compute=pool, num_cpus=1, **size)
     done.set_name(work.output.replace("/", "."))  # what the progress bar shows
-    for row in done.iter_rows():
-        if row["stopped"]:
-            raise UserError(row["stopped"])
+    stopped: UserError | None = None
+    for row in done.iter_rows():  # the others drain, too: what they paid for is kept
+        if row["stopped"] and stopped is None:
+            stopped = getattr(errors, row["kind"])(row["stopped"])
+    if stopped is not None:
+        raise stopped
 
 
 def start_ray() -> None:

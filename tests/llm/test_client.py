@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, RowError
 from facttune_ray.llm.client import Client
+from facttune_ray.llm.cost import Allowance, Meter
+from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.limiter import Limits
+from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.tables import Folder
@@ -19,8 +23,21 @@ FAST = {"timeout_s": 2.0, "max_attempts": 8, "max_wait_s": 0.2}
 
 
 @contextmanager
-def client(tmp_path, url, **settings):
-    yield Client(LLMConfig(**FAST | settings), Ledger(Folder.of(str(tmp_path / "ledger"))), url)
+def client(tmp_path, url, meter: Meter | None = None, urls=(), **settings):
+    """A client with a limiter of its own."""
+    cfg = LLMConfig(**FAST | settings)
+    limits = Limits(cfg.requests_per_minute, cfg.tokens_per_minute)
+    endpoints = [
+        Endpoint(u, cfg.api_key_env, cfg.timeout_s, Gate(local_renew(limits), 64, "w"))
+        for u in urls or [url]
+    ]
+
+    async def report(ask) -> Allowance:
+        assert meter is not None
+        return meter.report(ask)
+
+    ledger = Ledger(Folder.of(str(tmp_path / "ledger")), flush_s=0.01, run="r", stage="facts")
+    yield Client(cfg, ledger, endpoints, report if meter else None)
 
 
 def ask(one: Client, numbers: range) -> list:
@@ -72,12 +89,14 @@ def test_identical_requests_in_flight_are_sent_once(tmp_path):
         assert one.usage.calls == 1
 
 
-def test_429_is_waited_out(tmp_path):
-    with running(AnnotatorOptions(requests_per_minute=1200)) as url:
-        with client(tmp_path, url, max_attempts=50, max_wait_s=1.0) as one:
-            found = ask(one, range(1250))  # the bucket holds 1,200
+def test_429_pauses_and_no_attempt_is_lost(tmp_path):
+    limited = AnnotatorOptions(requests_per_minute=6000, burst_s=0.5, headers=False)
+    with running(limited) as url:
+        # told to send twice what the server permits, and not told of it by headers
+        with client(tmp_path, url, max_attempts=1, requests_per_minute=12_000) as one:
+            found = ask(one, range(400))
         assert not [f for f in found if isinstance(f, Exception)]
-        assert stats(url)["rejected_429"] > 0
+        assert stats(url)["rejected_429"] == one.usage.refused > 0
 
 
 def test_a_hanging_request_fails_its_row_alone(tmp_path):

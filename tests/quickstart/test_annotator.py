@@ -219,10 +219,8 @@ def test_a_key_is_answered_once_even_after_sigkill(tmp_path):
         assert again.content == first.content
         with pytest.raises(openai.BadRequestError):
             call(url, questions.render("Mara Veldt", "Mara Veldt sings."), key="k1")
-        assert stats(url) | {"by_task": None, "faults": None} == {
-            "answered": 1, "journal": 1, "repeated": 0, "replayed": 1, "rejected_429": 0,
-            "by_task": None, "faults": None,
-        }  # fmt: skip
+        expected = {"answered": 1, "journal": 1, "repeated": 0, "replayed": 1, "rejected_429": 0}
+        assert stats(url).items() >= expected.items()
         assert stats(url)["by_task"] == {"facts": 1}
         server.kill()
     with open(journal, "ab") as torn:

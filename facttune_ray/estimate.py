@@ -1,0 +1,309 @@
+"""What a run will ask of the LLM, before it is paid: requests, tokens, dollars, hours.
+
+    rows = estimate(cfg, topics=100)
+    [{"stage": "facts", "requests": 9120, "cached": 0, "prompt_tokens": 2.1e6, ...}, ...]
+
+The stages' own code runs on a sample of topics with a stand-in for the LLM: it answers from the
+ledger where it can, by the annotator's rules otherwise, and sends nothing. So prompts, retrieval
+and the merging of identical requests are the run's own. Tokens of answers and tokens a character
+are taken from the ledger once it holds 20 completions of the stage; before, four tokens for three
+words. Tables of models that are not trained yet are counted as the sample's, response by response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from facttune_ray import tables
+from facttune_ray.config import Config
+from facttune_ray.errors import RowError, UserError
+from facttune_ray.facttune import FactTune
+from facttune_ray.llm.client import parameters
+from facttune_ray.llm.cost import price_of
+from facttune_ray.llm.ledger import Ledger, request_key
+from facttune_ray.llm.ledger_tools import stats
+from facttune_ray.pipeline import Run, Snapshot
+from facttune_ray.quickstart import rules
+from facttune_ray.schema import seed_from
+from facttune_ray.stages import connect, prompts, stage
+from facttune_ray.stages.context import Context, Work
+
+T = TypeVar("T")
+ASKING = ("facts", "verdicts", "questions")
+_RATE = ("measured_tokens", "prompt_chars")
+MEASURED = 20  # completions of a stage in the ledger from which its tokens are taken
+
+
+class Plan(FactTune):
+    """The loop with nothing made: which tables a run will have, in order."""
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self.tables: list[tuple[str, str, tuple[str, ...]]] = []  # scope, stage, splits
+
+    def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
+        self.tables.append((scope, name, tuple(work.get("splits", ("train", "val", "test")))))
+        return f"{scope}/{name}"
+
+    def driver_table(self, name: str, *args: Any) -> str:
+        return name
+
+    def knowledge(self) -> None:
+        pass
+
+    def base(self) -> Snapshot:
+        return Snapshot("base", "base", "")
+
+    def train(self, name: str, tune: Any, number: int, *args: Any) -> Snapshot:
+        scope = f"{name}/round_{number}"
+        return Snapshot(scope, scope, "")
+
+    def select(self, rounds: list[Snapshot]) -> dict:
+        return {"chosen": rounds[-1].name}
+
+
+@dataclass
+class Need:
+    """What one stage asks for the sampled responses."""
+
+    requests: int = 0
+    cached: int = 0  # of them, in the ledger
+    prompt_tokens: float = 0.0  # of those that are not
+    completion_tokens: float = 0.0
+
+
+class StandIn:
+    """The client of a stage that is only tried: counts, and answers without asking."""
+
+    def __init__(self, cfg: Config, ledger: Ledger, measured: dict | None) -> None:
+        self.cfg, self.ledger, self.measured = cfg, ledger, measured
+        self.seen: dict[bytes, str] = {}
+        self.need = Need()
+
+    async def ask(self, messages: list[dict[str, str]], parse: Callable[[str], T]) -> T:
+        llm = self.cfg.llm
+        key = request_key(llm.model, messages, parameters(llm, 0), 0)
+        if key not in self.seen:
+            self.seen[key] = self._answer(key, messages)
+        try:
+            return parse(self.seen[key])
+        except RowError:
+            return parse(rules.answer(messages, 0))  # the run would ask again
+
+    def _answer(self, key: bytes, messages: list[dict[str, str]]) -> str:
+        self.need.requests += 1
+        if known := self.ledger.find([key]).get(key):
+            self.need.cached += 1
+            return known.text
+        answer = rules.answer(messages, 0)
+        text = " ".join(m["content"] for m in messages)
+        prompt, completion = words_to_tokens(text), words_to_tokens(answer)
+        if self.measured:
+            chars = sum(len(m["content"]) for m in messages)
+            prompt = chars * self.measured["tokens_per_char"]
+            completion = self.measured["completion_tokens"]
+        self.need.prompt_tokens += prompt
+        self.need.completion_tokens += completion
+        return answer
+
+
+def words_to_tokens(text: str) -> float:
+    """OpenAI's rule of thumb for English: 100 tokens are about 75 words."""
+    return len(text.split()) * 4 / 3
+
+
+class Trial(Context):
+    """A context whose inputs are given and whose client is a stand-in."""
+
+    def __init__(self, work: Work, inputs: dict[str, list[dict]], client: StandIn) -> None:
+        super().__init__(work)
+        self.inputs = inputs
+        self.__dict__["client"] = client
+
+    def rows(self, role: str, shard: int) -> list[dict]:
+        rows = self.inputs.get(role, [])
+        return [r for r in rows if r.get("split") in (None, *self.work.splits)]
+
+
+@dataclass
+class Sample:
+    """Responses of some topics, whole."""
+
+    rows: list[dict] = field(default_factory=list)
+    topics: int = 0
+    all_topics: int = 0
+    all_rows: int = 0
+
+
+def estimate(cfg: Config, topics: int = 100) -> list[dict]:
+    """One row a stage that asks the LLM, then their total. UserError when there is nothing to
+    estimate from yet."""
+    plan = Plan(cfg)
+    plan.loop()
+    asked = [(scope, name, splits) for scope, name, splits in plan.tables if _asks(cfg, name)]
+    if not asked:
+        return []
+    with FactTune(cfg, "knowledge") as this:
+        this.knowledge()
+    first = asked[0][0]
+    sample = _sample(cfg, first, topics)
+    needs = _try(cfg, sample, {name for _, name, _ in asked})
+    totals: dict[str, Counter[str]] = {}
+    for scope, name, splits in asked:
+        total = totals.setdefault(name, Counter())
+        total["tables"] += 1
+        if _finished(cfg, scope, name):
+            total["finished"] += 1
+            continue
+        need = needs[name]
+        responses = sum(r["split"] in splits for r in sample.rows)
+        if not responses:
+            continue
+        if scope == first:
+            scale, cached = sample.all_topics / sample.topics, need.cached
+        else:  # other models, other responses: nothing of theirs is in the ledger
+            scale, cached = _responses(cfg, splits) / responses, 0
+        fresh = max(1, need.requests - need.cached)
+        share = (need.requests - cached) / fresh
+        total["requests"] += round(scale * (need.requests - cached))
+        total["cached"] += round(scale * cached)
+        total["prompt_tokens"] += round(scale * share * need.prompt_tokens)
+        total["completion_tokens"] += round(scale * share * need.completion_tokens)
+    return _priced(cfg, totals)
+
+
+def _asks(cfg: Config, name: str) -> bool:
+    return name in ASKING and "llm.model" in stage(name).recipe(cfg)
+
+
+def _finished(cfg: Config, scope: str, name: str) -> bool:
+    return (Run(cfg).root / scope / name / tables.MANIFEST).exists()
+
+
+def _responses(cfg: Config, splits: tuple[str, ...]) -> int:
+    """Responses that a model gives to the prompts of these splits."""
+    per = {"train": cfg.responses.samples}
+    return sum(
+        per.get(p["split"], cfg.evaluation.samples)
+        for p in prompts.prompts(cfg)
+        if p["split"] in splits
+    )
+
+
+def _sample(cfg: Config, scope: str, topics: int) -> Sample:
+    """Responses of `topics` topics, chosen by their digests: the same ones each time."""
+    if cfg.data.source == "factscore":
+        rows: Iterable[dict] = prompts.imported_responses(cfg)
+    else:
+        folder = Run(cfg).root / scope / "responses"
+        if not (folder / tables.MANIFEST).exists():
+            raise UserError(
+                "an estimate needs responses to count from: run `facttune stage pretrain` and "
+                "`facttune stage responses` with the same config first (no LLM request is made)"
+            )
+        shards = range(tables.manifest(folder)["shards"])
+        rows = (row for s in shards for row in tables.rows(folder, s))
+    by_topic: dict[str, list[dict]] = {}
+    for row in rows:
+        by_topic.setdefault(row["topic"], []).append(row)
+    chosen = sorted(by_topic, key=lambda t: seed_from("estimate", t))[:topics]
+    return Sample(
+        rows=[row for t in chosen for row in by_topic[t]],
+        topics=len(chosen),
+        all_topics=len(by_topic),
+        all_rows=sum(map(len, by_topic.values())),
+    )
+
+
+def _try(cfg: Config, sample: Sample, names: set[str]) -> dict[str, Need]:
+    """Run the asking stages on the sample with stand-ins. -> stage: need"""
+    ledger = connect.open_ledger(cfg)
+    measured = _measured(ledger)
+    knowledge = f"{Run(cfg).root.path}/knowledge/knowledge.db"
+    made: dict[str, list[dict]] = {"responses": sample.rows}
+    needs = {}
+    for name in ASKING:
+        if name not in names and name != "facts":
+            continue
+        stand_in = StandIn(cfg, ledger, measured.get(name))
+        work = Work(name, name, {}, cfg, knowledge=knowledge)
+        if name == "questions":  # of train topics only
+            work = replace(work, splits=("train",))
+        made[name] = asyncio.run(stage(name).run(Trial(work, made, stand_in), 0))
+        needs[name] = stand_in.need
+    return needs
+
+
+def _measured(ledger: Ledger) -> dict[str, dict[str, float]]:
+    """Tokens a character and tokens an answer, by stage, where the ledger knows enough."""
+    if not ledger.segments:
+        return {}
+    found: dict[str, Counter[str]] = {}
+    for row in stats(ledger.folder):
+        found.setdefault(row["stage"], Counter()).update(
+            {k: row[k] for k in ("completions", "completion_tokens", *_RATE)}
+        )
+    return {
+        name: {
+            "tokens_per_char": c["measured_tokens"] / c["prompt_chars"],
+            "completion_tokens": c["completion_tokens"] / c["completions"],
+        }
+        for name, c in found.items()
+        if c["completions"] >= MEASURED and c["prompt_chars"]
+    }
+
+
+def _priced(cfg: Config, totals: dict[str, Counter[str]]) -> list[dict]:
+    price = price_of(cfg.llm)
+    ends = connect.endpoints_of(cfg, "")
+    limits = {
+        "requests": [e.requests_per_minute for e in ends],
+        "tokens": [e.tokens_per_minute for e in ends],
+    }
+    rows: list[dict[str, Any]] = []
+    for name, counted in totals.items():
+        rows.append({"stage": name} | {k: counted[k] for k in COLUMNS})
+    rows.append({"stage": "total"} | {k: sum(r[k] for r in rows) for k in COLUMNS})
+    for row in rows:
+        tokens = row["prompt_tokens"] + row["completion_tokens"]
+        row["cost_usd"] = price.usd(row["prompt_tokens"], row["completion_tokens"])
+        hours = [
+            amount / sum(filter(None, limit)) / 60
+            for amount, limit in ((row["requests"], limits["requests"]), (tokens, limits["tokens"]))
+            if all(limit)
+        ]
+        row["hours"] = max(hours) if hours and cfg.llm.mode == "online" else None
+    return rows
+
+
+COLUMNS = ("tables", "finished", "requests", "cached", "prompt_tokens", "completion_tokens")
+
+
+def table(rows: list[dict], cfg: Config) -> str:
+    """The estimate as text."""
+    if not rows:
+        return "this config asks no LLM: nothing to pay"
+    lines = [
+        f"{'stage':<10} {'tables':>6} {'requests':>10} {'in ledger':>10} {'prompt tok':>12} "
+        f"{'answer tok':>12} {'dollars':>10} {'hours':>8}"
+    ]
+    for r in rows:
+        hours = "" if r["hours"] is None else f"{r['hours']:,.2f}"
+        lines.append(
+            f"{r['stage']:<10} {r['tables'] - r['finished']:>6} {r['requests']:>10,} "
+            f"{r['cached']:>10,} {r['prompt_tokens']:>12,} {r['completion_tokens']:>12,} "
+            f"{r['cost_usd']:>10,.2f} {hours:>8}"
+        )
+    price = price_of(cfg.llm)
+    if price.source:
+        said = f"${price.input:g} and ${price.output:g} a million tokens ({price.source})"
+    else:
+        said = "no price is known: set llm.usd_per_million_input and llm.usd_per_million_output"
+    lines.append(f"\n{cfg.llm.model}, {cfg.llm.mode}: {said}")
+    if rows[-1]["hours"] is None and cfg.llm.mode == "online":
+        lines.append("hours: set llm.requests_per_minute and llm.tokens_per_minute")
+    return "\n".join(lines)

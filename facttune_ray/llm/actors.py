@@ -1,0 +1,165 @@
+"""The limiter and the meter as Ray actors, and how workers reach them.
+
+The limiter of an endpoint and model is detached and shared by every run of the cluster; it leaves
+when nobody has asked for ten minutes. The meter belongs to one run. Both take no CPU and stand on
+the head node. A call that finds its actor dead looks for it again: nothing else is lost, because
+leases and reports are made to be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.util import metrics
+
+from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Report
+from facttune_ray.llm.limiter import TERM_S, Lease, Limiter, Limits
+from facttune_ray.llm.limiter import Report as Seen
+from facttune_ray.llm.permits import LimiterLost, Renew
+from facttune_ray.schema import digest
+
+NAMESPACE = "facttune"
+IDLE_S = 600.0
+ANSWER_S = 10.0  # an actor that takes longer is taken for lost
+_ON_HEAD = {"node:__internal_head__": 0.001}
+
+
+class LimiterActor:
+    """`Limiter` with a clock."""
+
+    def __init__(self, limits: Limits) -> None:
+        now_s = time.monotonic()
+        # its predecessor's leases may still be out
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self.limiter = Limiter(limits, quiet_until_s=now_s + TERM_S if restarted else -math.inf)
+        self.asked_s = now_s
+        self.gauge = metrics.Gauge(
+            "facttune_llm_in_flight_limit", "Requests in flight that are permitted"
+        )
+        threading.Thread(target=self._leave_when_idle, daemon=True).start()
+
+    def renew(self, seen: Seen) -> Lease:
+        self.asked_s = time.monotonic()
+        lease = self.limiter.renew(seen, self.asked_s)
+        self.gauge.set(self.limiter.window)
+        return lease
+
+    def configure(self, limits: Limits) -> None:
+        """The limits of the latest run win; what was learned stays."""
+        self.limiter.configured = limits
+
+    def state(self) -> dict[str, float | None]:
+        limits = self.limiter.limits()
+        return {
+            "requests_per_minute": limits.requests_per_minute,
+            "tokens_per_minute": limits.tokens_per_minute,
+            "factor": self.limiter.factor,
+            "in_flight": self.limiter.window,
+        }
+
+    def _leave_when_idle(self) -> None:
+        while time.monotonic() - self.asked_s < IDLE_S:
+            time.sleep(5.0)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+class MeterActor:
+    """`Meter` of one run."""
+
+    def __init__(self, budget_usd: float | None, spent_usd: float) -> None:
+        self.meter = Meter(budget_usd, spent_usd)
+
+    def report(self, ask: Ask) -> Allowance:
+        return self.meter.report(ask)
+
+    def snapshot(self) -> dict:
+        return self.meter.snapshot()
+
+
+def start_meter(name: str, budget_usd: float | None, spent_usd: float) -> Any:
+    """The run's meter; it ends with the driver that starts it."""
+    actor: Any = ray.remote(MeterActor)
+    made = actor.options(name=name, namespace=NAMESPACE, num_cpus=0, resources=_ON_HEAD)
+    return made.remote(budget_usd, spent_usd)
+
+
+def limiter_of(base_url: str, model: str, api_key_env: str, limits: Limits) -> Any:
+    """The limiter of this endpoint and model, started by whoever comes first."""
+    name = f"facttune-limiter-{digest(base_url, model, api_key_env)}"
+    actor: Any = ray.remote(LimiterActor)
+    made = actor.options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+        resources=_ON_HEAD,
+    )
+    handle = made.remote(limits)
+    if limits != Limits():
+        handle.configure.remote(limits)
+    return handle
+
+
+class _Caller:
+    """Calls to an actor that may be restarting."""
+
+    def __init__(self, find: Callable[[], Any], lost: type[Exception]) -> None:
+        self._find, self._lost, self._handle = find, lost, None
+
+    async def __call__(self, method: str, argument: Any) -> Any:
+        try:
+            if self._handle is None:
+                self._handle = self._find()
+            call = getattr(self._handle, method).remote(argument)
+            return await asyncio.wait_for(call, ANSWER_S)
+        except ray.exceptions.RayTaskError:
+            raise  # a bug of ours
+        except (ray.exceptions.RayError, TimeoutError, ValueError) as e:
+            self._handle = None
+            raise self._lost(str(e)) from None
+
+
+def renew_at(base_url: str, model: str, api_key_env: str, limits: Limits) -> Renew:
+    """How a gate renews its lease at the cluster's limiter."""
+    call = _Caller(lambda: limiter_of(base_url, model, api_key_env, limits), LimiterLost)
+
+    async def renew(seen: Seen) -> Lease:
+        return await call("renew", seen)
+
+    return renew
+
+
+def report_to(meter: str, model: str) -> Report:
+    """How a client reports to its run's meter; also counts in Ray's metrics."""
+    call = _Caller(lambda: ray.get_actor(meter, NAMESPACE), MeterLost)
+    tags = ("stage", "model")
+    counted = {
+        "calls": "Requests answered and paid",
+        "cached": "Completions taken from the ledger",
+        "retries": "Attempts that failed and were made again",
+        "refused": "Answers with status 429",
+        "prompt_tokens": "Prompt tokens paid",
+        "completion_tokens": "Completion tokens paid",
+        "cost_usd": "Dollars paid",
+    }
+    counters = {
+        field: metrics.Counter(f"facttune_llm_{field}", text, tag_keys=tags)
+        for field, text in counted.items()
+    }
+
+    async def report(ask: Ask) -> Allowance:
+        allowance = await call("report", ask)
+        for field, counter in counters.items():
+            if (value := getattr(ask.used, field)) > 0:
+                counter.inc(value, {"stage": ask.stage, "model": model})
+        return allowance
+
+    return report

@@ -1,0 +1,208 @@
+"""`facttune ledger stats|compact|verify|gc`: care of a ledger, also while runs write to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from facttune_ray.errors import UserError
+from facttune_ray.llm.ledger import Ledger, Segment, crc, read_segment
+from facttune_ray.tables import Folder, writing
+
+COMPACTED_ROWS = 2**18  # rows a compacted segment at most: what a compaction holds in memory
+
+
+def open_ledger(folder: Folder) -> Ledger:
+    if not folder.exists():
+        raise UserError(f"{folder.path}: no ledger there")
+    return Ledger(folder)
+
+
+def stats(folder: Folder) -> list[dict]:
+    """One row a stage and served model: completions, tokens, dollars, mean latency, first, last."""
+    ledger = open_ledger(folder)
+    wanted = ["key", "stage", "served_model", "prompt_tokens", "completion_tokens"]
+    wanted += ["cost_usd", "latency_s", "created_s", "attempts", "prompt_chars"]
+    partial = []
+    sums = ["prompt_tokens", "completion_tokens", "cost_usd", "latency_s", "attempts"]
+    sums += ["prompt_chars", "measured_tokens"]
+    aggregates = [("key", "count"), ("latency_s", "count"), *((c, "sum") for c in sums)]
+    aggregates += [("created_s", "min"), ("created_s", "max")]
+    for name in ledger.segments:
+        table = read_segment(folder / name, wanted)
+        # prompts whose characters are not known (batches of a killed run) say nothing of a rate
+        known = pc.if_else(pc.greater(table["prompt_chars"], 0), table["prompt_tokens"], 0)
+        table = table.append_column("measured_tokens", known)
+        partial.append(table.group_by(["stage", "served_model"]).aggregate(aggregates))
+    if not partial:
+        return []
+    again = [(f"{c}_{how}", "sum") for c, how in aggregates if how != "min" and how != "max"]
+    again += [("created_s_min", "min"), ("created_s_max", "max")]
+    total = pa.concat_tables(partial).group_by(["stage", "served_model"]).aggregate(again)
+    rows = []
+    for row in total.sort_by([("stage", "ascending"), ("served_model", "ascending")]).to_pylist():
+        timed = row["latency_s_count_sum"]
+        rows.append(
+            {
+                "stage": row["stage"],
+                "model": row["served_model"],
+                "completions": row["key_count_sum"],
+                "prompt_tokens": row["prompt_tokens_sum_sum"],
+                "completion_tokens": row["completion_tokens_sum_sum"],
+                "cost_usd": row["cost_usd_sum_sum"],
+                "attempts": row["attempts_sum_sum"],
+                "prompt_chars": row["prompt_chars_sum_sum"],
+                "measured_tokens": row["measured_tokens_sum_sum"],  # of those characters
+                "latency_s": row["latency_s_sum_sum"] / timed if timed else None,
+                "first_s": row["created_s_min_min"],
+                "last_s": row["created_s_max_max"],
+            }
+        )
+    return rows
+
+
+def compact(folder: Folder) -> dict[str, int]:
+    """Merge every segment into few, sorted by key over all of them; of equal keys the oldest row
+    stays. Readers and writers may go on: old segments are removed after the new ones are there."""
+    ledger = open_ledger(folder)
+    old = dict(ledger.segments)
+    before = sum(len(s.prefixes) for s in old.values())
+    after = 0
+    with writing(folder.path):
+        for table in _ranges(old):
+            after += table.num_rows
+            ledger.add(table)
+        for name in old:
+            ledger.remove(name)
+    return {
+        "segments_before": len(old),
+        "segments": len(ledger.segments),
+        "rows_before": before,
+        "rows": after,
+        "torn": len(ledger.torn),
+    }
+
+
+def _ranges(segments: dict[str, Segment]) -> Iterator[pa.Table]:
+    """Sorted rows without repeated keys, one key range after the other."""
+    total = sum(len(s.prefixes) for s in segments.values())
+    parts = max(1, -(-total // COMPACTED_ROWS))
+    # keys are hashes: equal ranges of them hold about equally many rows
+    edges = [int(i * 2**64 / parts) for i in range(parts)] + [2**64]
+    for low, high in zip(edges, edges[1:], strict=False):
+        tables = [t for s in segments.values() if (t := _slice(s, low, high)).num_rows]
+        if tables:
+            rows = pa.concat_tables(tables)
+            rows = rows.sort_by([("key", "ascending"), ("created_s", "ascending")])
+            keys = rows["key"].combine_chunks()
+            new = [True, *pc.not_equal(keys[1:], keys[:-1]).to_pylist()]
+            yield rows.filter(pa.array(new))
+
+
+def _slice(segment: Segment, low: int, high: int) -> pa.Table:
+    first = int(np.searchsorted(segment.prefixes, np.uint64(low), side="left"))
+    last = len(segment.prefixes)
+    if high < 2**64:
+        last = int(np.searchsorted(segment.prefixes, np.uint64(high), side="left"))
+    return segment.read(first, last)
+
+
+def verify(folder: Folder) -> dict[str, int | list[str]]:
+    """Read every row of every segment and check it. `torn`, `damaged`: names of segments."""
+    ledger = open_ledger(folder)
+    rows, damaged, seen = 0, [], []
+    for name, segment in ledger.segments.items():
+        try:
+            table = read_segment(folder / name)
+            table.validate(full=True)
+            bad = [r for r in table.to_pylist() if crc(r) != r["crc"]]
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
+            bad, table = [{}], None
+        if bad or not _sorted(segment.prefixes):
+            damaged.append(name)
+        if table is not None:
+            rows += table.num_rows
+            seen.append(segment.prefixes)
+    distinct = len(np.unique(np.concatenate(seen))) if seen else 0
+    return {
+        "segments": len(ledger.segments),
+        "rows": rows,
+        "repeated": rows - distinct,
+        "torn": sorted(ledger.torn),
+        "damaged": sorted(damaged),
+    }
+
+
+def _sorted(prefixes: np.ndarray) -> bool:
+    return bool((prefixes[1:] >= prefixes[:-1]).all())
+
+
+def gc(folder: Folder, days: float | None = None, model: str | None = None) -> dict[str, int]:
+    """Remove torn segments and temporary files an hour old; also, when asked, completions older
+    than `days` (of this served model only, if named). They would be paid again if needed."""
+    ledger = open_ledger(folder)
+    files = [n for n in folder.names() if n.endswith(".tmp") or n in ledger.torn]
+    gone = 0
+    for name in files:
+        info = folder.fs.get_file_info((folder / name).path)
+        if info.mtime is None or time.time() - info.mtime.timestamp() > 3600:
+            (folder / name).delete_file()
+            gone += 1
+    removed = 0
+    if days is None and model is None:
+        return {"files": gone, "rows": 0}
+    before_s = time.time() - (days or 0.0) * 86400
+    for name in list(ledger.segments):
+        table = read_segment(folder / name)
+        old = pc.less(table["created_s"], before_s)
+        if model is not None:
+            old = pc.and_(old, pc.equal(table["served_model"], model))
+        kept = table.filter(pc.invert(old))
+        if kept.num_rows < table.num_rows:
+            with writing(folder.path):
+                if kept.num_rows:
+                    ledger.add(kept)
+                ledger.remove(name)
+            removed += table.num_rows - kept.num_rows
+    return {"files": gone, "rows": removed}
+
+
+def main(action: str, folder: Folder, days: float | None, model: str | None) -> int:
+    """Do it and print what came out."""
+    if action == "stats":
+        for r in stats(folder):
+            latency = "" if r["latency_s"] is None else f"{r['latency_s']:.2f} s"
+            days_old = f"{time.strftime('%Y-%m-%d', time.gmtime(r['first_s']))} to "
+            days_old += time.strftime("%Y-%m-%d", time.gmtime(r["last_s"]))
+            print(
+                f"{r['stage']:<12} {r['model']:<28} {r['completions']:>10,} completions "
+                f"{r['prompt_tokens']:>12,} + {r['completion_tokens']:,} tokens  "
+                f"${r['cost_usd']:,.2f}  {latency}  {days_old}"
+            )
+    elif action == "compact":
+        done = compact(folder)
+        print(
+            f"{done['segments_before']:,} segments -> {done['segments']:,}; "
+            f"{done['rows_before']:,} rows -> {done['rows']:,}"
+        )
+    elif action == "gc":
+        done = gc(folder, days, model)
+        print(f"{done['rows']:,} completions and {done['files']:,} files removed")
+    else:
+        found = verify(folder)
+        rows, repeated = found["rows"], found["repeated"]
+        print(f"{found['segments']:,} segments, {rows:,} rows, {repeated:,} repeated")
+        torn, damaged = found["torn"], found["damaged"]
+        assert isinstance(torn, list) and isinstance(damaged, list)
+        for name in torn:
+            print(f"torn, left out: {name}")
+        if damaged:
+            raise UserError(
+                f"{folder.path}: damaged: {', '.join(damaged)}: remove them; what they held is "
+                f"paid again when it is needed"
+            )
+    return 0

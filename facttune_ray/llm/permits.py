@@ -1,0 +1,284 @@
+"""A worker's side of the limiter: requests wait here until the worker's lease lets them go.
+
+    gate = Gate(renew, most=128, worker="a")
+    await gate.acquire(tokens=420, ticket=17)
+    ... send the request ...
+    gate.answered(reserved=420, used=395, latency_s=0.3, headers=response.headers)
+
+Requests leave in the order of their tickets: a repeated one keeps its place. Tokens are reserved
+when a request leaves and trued up when its usage is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from facttune_ray.llm.limiter import RENEW_S, TERM_S, Lease, Limits, Report
+
+Renew = Callable[[Report], Awaitable[Lease]]
+
+
+class Gate:
+    """Permits of one worker at one endpoint. Lives on one event loop."""
+
+    def __init__(self, renew: Renew, most: int, worker: str) -> None:
+        self._renew, self._most, self._worker = renew, most, worker
+        self.lease = Lease(0.0, 0.0, 0, 0.0)
+        self.in_flight = 0
+        self._waiting: list[tuple[int, int, float, asyncio.Future[None]]] = []
+        self._arrivals = 0
+        self._ends_s = self._paused_s = -math.inf
+        self._requests, self._tokens = 1.0, 0.0  # permits at hand; tokens may be owed
+        self._mean_tokens = 0.0  # of a request
+        self._filled_s = 0.0
+        self._leasing: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._answered, self._latency_s, self._refused = 0, 0.0, 0
+        self._exhausted, self._retry_after_s = False, -1.0
+        self._limits, self._looked_s = Limits(), -math.inf
+        self._shut: Exception | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a lease has been given."""
+        return self.lease.in_flight > 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def load(self) -> float:
+        """How long a new request would wait here, in arbitrary units equal for all gates."""
+        rate = self.lease.requests_per_s
+        if math.isfinite(rate) and rate > 0:
+            return (self.waiting + 1) / rate
+        return (self.waiting + self.in_flight + 1) / max(1, self.lease.in_flight) / 10
+
+    async def acquire(self, tokens: float, ticket: int) -> None:
+        """Return when one request of about this many tokens may be sent."""
+        if self._leasing is None or self._leasing.done():
+            self._leasing = asyncio.create_task(self._keep_lease())
+        if self._shut is not None:
+            raise self._shut
+        self._mean_tokens += 0.05 * (tokens - self._mean_tokens)
+        now = time.monotonic()
+        if not self._waiting and self._delay_s(tokens, now) == 0:
+            self._take(tokens)
+            return
+        sent = asyncio.get_running_loop().create_future()
+        self._arrivals += 1
+        heapq.heappush(self._waiting, (ticket, self._arrivals, tokens, sent))
+        self._send()
+        try:
+            await sent
+        except asyncio.CancelledError:
+            if sent.done() and not sent.cancelled():
+                self.in_flight -= 1  # it had its permit already
+            raise
+
+    def shut(self, why: Exception) -> None:
+        """Let nothing go any more: those who wait get this error."""
+        self._shut = why
+        for _, _, _, sent in self._waiting:
+            if not sent.done():
+                sent.set_exception(why)
+        self._waiting.clear()
+
+    async def pause(self) -> None:
+        """Give the lease back: this loop may now stand still."""
+        if self._leasing is not None and not self._leasing.done():
+            self._leasing.cancel()
+            if self.in_flight == 0 and not self._waiting:
+                await self._ask()
+        self._leasing = None
+
+    def answered(
+        self, reserved: float, used: int, latency_s: float, headers: Mapping[str, str]
+    ) -> None:
+        """A request came back; `used`: its tokens as the server counts them."""
+        self._answered += 1
+        self._latency_s += latency_s
+        self._tokens += reserved - used
+        self._look(headers)
+        self._done()
+
+    def refused(self, reserved: float, headers: Mapping[str, str], retry_s: float | None) -> None:
+        """A 429: tell the cluster now. Refused tokens are not used."""
+        self._tokens += reserved
+        self._looked_s = -math.inf
+        self._look(headers)
+        left = headers.get("x-ratelimit-remaining-requests"), _tokens_left(headers)
+        self._exhausted |= not (left[0] and left[0] != "0" and left[1] > reserved)
+        if retry_s is not None:
+            self._retry_after_s = max(self._retry_after_s, retry_s)
+        # this worker stops at once; the others hear of it when they renew
+        self._paused_s = max(self._paused_s, time.monotonic() + min(retry_s or RENEW_S, 60.0))
+        self._refused += 1
+        self._hurry.set()
+        self._done()
+
+    def failed(self) -> None:
+        """No answer: its tokens may have been used, and stay reserved."""
+        self._done()
+
+    def _done(self) -> None:
+        self.in_flight -= 1
+        self._send()
+
+    def _look(self, headers: Mapping[str, str]) -> None:
+        now = time.monotonic()
+        if now - self._looked_s > RENEW_S:
+            self._looked_s, self._limits = now, limits_in(headers)
+
+    # -- permits ---------------------------------------------------------------------------
+
+    def _delay_s(self, tokens: float, now: float) -> float:
+        """Seconds until a request may leave; infinite when only an event can tell."""
+        lease = self.lease
+        if now >= self._ends_s or self.in_flight >= lease.in_flight:
+            return math.inf
+        if lease.requests_per_s <= 0 or lease.tokens_per_s <= 0:
+            return math.inf
+        delay = max(0.0, self._paused_s - now)
+        gone, self._filled_s = now - self._filled_s, now
+        if not math.isinf(lease.requests_per_s):
+            most = max(1.0, lease.requests_per_s * lease.burst_s)
+            self._requests = min(most, self._requests + gone * lease.requests_per_s)
+            delay = max(delay, (1 - self._requests) / lease.requests_per_s)
+        if not math.isinf(lease.tokens_per_s):
+            most = max(tokens, lease.tokens_per_s * lease.burst_s)
+            self._tokens = min(most, self._tokens + gone * lease.tokens_per_s)
+            delay = max(delay, (tokens - self._tokens) / lease.tokens_per_s)
+        return delay
+
+    def _take(self, tokens: float) -> None:
+        self.in_flight += 1
+        if not math.isinf(self.lease.requests_per_s):
+            self._requests -= 1
+        self._tokens = 0.0 if math.isinf(self.lease.tokens_per_s) else self._tokens - tokens
+
+    def _send(self) -> None:
+        """Let go what may go, and come back when the next one may."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = time.monotonic()
+        while self._waiting:
+            _, _, tokens, sent = self._waiting[0]
+            if sent.done():  # its task was cancelled
+                heapq.heappop(self._waiting)
+                continue
+            delay = self._delay_s(tokens, now)
+            if delay > 1e-9:
+                if not math.isinf(delay):
+                    loop = asyncio.get_running_loop()
+                    self._timer = loop.call_later(max(delay, 0.001), self._send)
+                return
+            heapq.heappop(self._waiting)
+            self._take(tokens)
+            sent.set_result(None)
+
+    # -- lease -----------------------------------------------------------------------------
+
+    async def _keep_lease(self) -> None:
+        """Renew while there is work; give the lease back when there is none."""
+        idle = 0
+        while idle < 4:
+            self._hurry.clear()
+            idle = 0 if self._waiting or self.in_flight else idle + 1
+            renew_s = await self._ask() if idle in (0, 1) else RENEW_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), renew_s)
+
+    async def _ask(self) -> float:
+        report = Report(
+            worker=self._worker,
+            waiting=self.waiting,
+            in_flight=self.in_flight,
+            tokens=(self.waiting + self.in_flight) * self._mean_tokens,
+            most=self._most,
+            answered=self._answered,
+            latency_s=self._latency_s / max(1, self._answered),
+            refused=self._refused,
+            exhausted=self._exhausted,
+            retry_after_s=None if self._retry_after_s < 0 else self._retry_after_s,
+            limits=self._limits,
+        )
+        asked = time.monotonic()
+        try:
+            lease = await self._renew(report)
+        except LimiterLost:
+            return RENEW_S  # the lease runs out; its successor is asked next time
+        self._answered -= report.answered
+        self._latency_s -= report.latency_s * report.answered
+        self._refused -= report.refused
+        if not self._refused:
+            self._exhausted, self._retry_after_s = False, -1.0
+        # counted from before the question, so that it ends here before it ends there
+        self._ends_s = asked + lease.term_s
+        self._paused_s = max(self._paused_s, asked + lease.pause_s)
+        self._delay_s(0.0, time.monotonic())  # what has passed was at the old rate
+        self.lease = lease
+        self._send()
+        return lease.renew_s
+
+
+class LimiterLost(Exception):
+    """The limiter did not answer: it is being restarted."""
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration_s(text: str) -> float:
+    """Seconds in `7m12s`, `120ms`, `1.5s`; 0 when there is no such thing in it."""
+    return sum(float(n) * _UNITS[u] for n, u in re.findall(r"([\d.]+)(ms|s|m|h|d)", text))
+
+
+def limits_in(headers: Mapping[str, str]) -> Limits:
+    """The limits a minute that `x-ratelimit-*` headers tell; None where they do not."""
+    return Limits(_limit_of(headers, "requests"), _limit_of(headers, "tokens"))
+
+
+def _limit_of(headers: Mapping[str, str], kind: str) -> float | None:
+    try:
+        limit = float(headers[f"x-ratelimit-limit-{kind}"])
+        left = float(headers.get(f"x-ratelimit-remaining-{kind}", limit))
+        reset_s = duration_s(headers.get(f"x-ratelimit-reset-{kind}", ""))
+    except (KeyError, ValueError):
+        return None
+    if limit <= 0:
+        return None
+    # some limits are a day's: what is missing now is back after `reset`
+    # (but a reset of milliseconds is mostly rounding)
+    window_s = reset_s * limit / (limit - left) if left < limit and reset_s >= 2 else 60.0
+    return limit * 60 / window_s if window_s > 120 else limit
+
+
+def _tokens_left(headers: Mapping[str, str]) -> float:
+    try:
+        return float(headers["x-ratelimit-remaining-tokens"])
+    except (KeyError, ValueError):
+        return 0.0
+
+
+def local_renew(limits: Limits) -> Renew:
+    """A limiter of this process alone: tests, tools, and runs without a cluster."""
+    from facttune_ray.llm.limiter import Limiter
+
+    limiter = Limiter(limits)
+
+    async def renew(report: Report) -> Lease:
+        return limiter.renew(report, time.monotonic())
+
+    return renew
+
+
+assert TERM_S > 2 * RENEW_S
