@@ -221,10 +221,14 @@ class Gate:
         self._refused -= report.refused
         if not self._refused:
             self._exhausted, self._retry_after_s = False, -1.0
+        self._paused_s = max(self._paused_s, asked + lease.pause_s)
+        now = time.monotonic()
+        if now < self._ends_s:
+            self._delay_s(0.0, now)  # what has passed was at the old rate
+        else:
+            self._filled_s = now  # without a lease nothing gathers
         # counted from before the question, so that it ends here before it ends there
         self._ends_s = asked + lease.term_s
-        self._paused_s = max(self._paused_s, asked + lease.pause_s)
-        self._delay_s(0.0, time.monotonic())  # what has passed was at the old rate
         self.lease = lease
         self._send()
         return lease.renew_s
