@@ -26,6 +26,7 @@ from facttune_ray.llm.batch import Batches
 from facttune_ray.llm.cost import Ask, MeterLost, Report, Usage, counted, price_of
 from facttune_ray.llm.endpoint import Endpoint, Reply, Transient
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
+from facttune_ray.llm.permits import permit
 
 T = TypeVar("T")
 REPORT_S = 0.5  # between two reports to the run's meter
@@ -43,6 +44,7 @@ class Client:
         worker: str = "worker",
     ) -> None:
         self.cfg, self.ledger, self.endpoints, self.worker = cfg, ledger, endpoints, worker
+        self._gates = [e.gate for e in endpoints]
         self.usage, self.price = Usage(), price_of(cfg)
         self._report, self._reported = report, Usage()
         self._reporting: asyncio.Task[None] | None = None
@@ -215,10 +217,8 @@ class Client:
         try:
             async for attempt in retrying:
                 with attempt:
-                    endpoint = self.endpoints[0]
-                    if len(self.endpoints) > 1:
-                        endpoint = min(self.endpoints, key=lambda e: e.gate.load())
-                    await endpoint.gate.acquire(tokens, ticket)
+                    gate = await permit(self._gates, tokens, ticket)
+                    endpoint = self.endpoints[self._gates.index(gate)]
                     sent = time.monotonic()
                     first_s = first_s or sent
                     attempts += 1
@@ -228,17 +228,17 @@ class Client:
                         if e.status == 429:
                             attempts -= 1
                             self.usage.refused += 1
-                            endpoint.gate.refused(tokens, e.headers, e.retry_after_s)
+                            gate.refused(tokens, e.headers, e.retry_after_s)
                         else:
-                            endpoint.gate.failed()
+                            gate.failed(e.unreachable)
                         self.usage.retries += 1
                         raise
                     except BaseException:
-                        endpoint.gate.failed()
+                        gate.failed()
                         raise
                     latency_s = time.monotonic() - sent
                     used = reply.prompt_tokens + reply.completion_tokens
-                    endpoint.gate.answered(tokens, used, latency_s, reply.headers)
+                    gate.answered(tokens, used, latency_s, reply.headers)
         except Transient as e:
             if e.unreachable:
                 raise endpoint.down(attempts) from None

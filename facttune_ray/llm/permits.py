@@ -17,22 +17,36 @@ import heapq
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from facttune_ray.llm.limiter import RENEW_S, TERM_S, Lease, Limits, Report
 
 Renew = Callable[[Report], Awaitable[Lease]]
 
 
+@dataclass
+class Queue:
+    """Requests that wait. Gates that share one take from it as their limits let them."""
+
+    heap: list[tuple[int, int, float, asyncio.Future[Gate]]] = field(default_factory=list)
+    arrivals: int = 0
+
+    def push(self, ticket: int, tokens: float) -> asyncio.Future[Gate]:
+        taken: asyncio.Future[Gate] = asyncio.get_running_loop().create_future()
+        self.arrivals += 1
+        heapq.heappush(self.heap, (ticket, self.arrivals, tokens, taken))
+        return taken
+
+
 class Gate:
     """Permits of one worker at one endpoint. Lives on one event loop."""
 
-    def __init__(self, renew: Renew, most: int, worker: str) -> None:
+    def __init__(self, renew: Renew, most: int, worker: str, queue: Queue | None = None) -> None:
         self._renew, self._most, self._worker = renew, most, worker
+        self._queue = queue or Queue()
         self.lease = Lease(0.0, 0.0, 0, 0.0)
         self.in_flight = 0
-        self._waiting: list[tuple[int, int, float, asyncio.Future[None]]] = []
-        self._arrivals = 0
         self._ends_s = self._paused_s = -math.inf
         self._requests, self._tokens = 1.0, 0.0  # permits at hand; tokens may be owed
         self._mean_tokens = 0.0  # of a request
@@ -44,6 +58,7 @@ class Gate:
         self._exhausted, self._retry_after_s = False, -1.0
         self._limits, self._looked_s = Limits(), -math.inf
         self._shut: Exception | None = None
+        self._down = 0  # times in a row that nothing listened there
 
     @property
     def ready(self) -> bool:
@@ -52,50 +67,42 @@ class Gate:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
-
-    def load(self) -> float:
-        """How long a new request would wait here, in arbitrary units equal for all gates."""
-        rate = self.lease.requests_per_s
-        if math.isfinite(rate) and rate > 0:
-            return (self.waiting + 1) / rate
-        return (self.waiting + self.in_flight + 1) / max(1, self.lease.in_flight) / 10
+        return len(self._queue.heap)
 
     async def acquire(self, tokens: float, ticket: int) -> None:
         """Return when one request of about this many tokens may be sent."""
-        if self._leasing is None or self._leasing.done():
-            self._leasing = asyncio.create_task(self._keep_lease())
+        await permit([self], tokens, ticket)
+
+    def open_now(self, tokens: float) -> bool:
+        """Take a permit if there is one and nobody waits."""
         if self._shut is not None:
             raise self._shut
         self._mean_tokens += 0.05 * (tokens - self._mean_tokens)
-        now = time.monotonic()
-        if not self._waiting and self._delay_s(tokens, now) == 0:
-            self._take(tokens)
-            return
-        sent = asyncio.get_running_loop().create_future()
-        self._arrivals += 1
-        heapq.heappush(self._waiting, (ticket, self._arrivals, tokens, sent))
-        self._send()
-        try:
-            await sent
-        except asyncio.CancelledError:
-            if sent.done() and not sent.cancelled():
-                self.in_flight -= 1  # it had its permit already
-            raise
+        if self._leasing is None or self._leasing.done():
+            self._leasing = asyncio.create_task(self._keep_lease())
+        if self._queue.heap or self._delay_s(tokens, time.monotonic()) > 0:
+            return False
+        self._take(tokens)
+        return True
+
+    def give_back(self) -> None:
+        """A permit that was not used after all."""
+        self.in_flight -= 1
+        self.send()
 
     def shut(self, why: Exception) -> None:
         """Let nothing go any more: those who wait get this error."""
         self._shut = why
-        for _, _, _, sent in self._waiting:
-            if not sent.done():
-                sent.set_exception(why)
-        self._waiting.clear()
+        for _, _, _, taken in self._queue.heap:
+            if not taken.done():
+                taken.set_exception(why)
+        self._queue.heap.clear()
 
     async def pause(self) -> None:
         """Give the lease back: this loop may now stand still."""
         if self._leasing is not None and not self._leasing.done():
             self._leasing.cancel()
-            if self.in_flight == 0 and not self._waiting:
+            if self.in_flight == 0 and not self.waiting:
                 await self._ask()
         self._leasing = None
 
@@ -104,6 +111,7 @@ class Gate:
     ) -> None:
         """A request came back; `used`: its tokens as the server counts them."""
         self._answered += 1
+        self._down = 0
         self._latency_s += latency_s
         self._tokens += reserved - used
         self._look(headers)
@@ -124,13 +132,18 @@ class Gate:
         self._hurry.set()
         self._done()
 
-    def failed(self) -> None:
-        """No answer: its tokens may have been used, and stay reserved."""
+    def failed(self, unreachable: bool = False) -> None:
+        """No answer: its tokens may have been used, and stay reserved. An endpoint where nothing
+        listens is left alone for a while, so that another one gets the requests."""
+        now = time.monotonic()
+        if unreachable and now >= self._paused_s:
+            self._down += 1
+            self._paused_s = now + min(10.0, 0.25 * 2**self._down)
         self._done()
 
     def _done(self) -> None:
         self.in_flight -= 1
-        self._send()
+        self.send()
 
     def _look(self, headers: Mapping[str, str]) -> None:
         now = time.monotonic()
@@ -164,26 +177,26 @@ class Gate:
             self._requests -= 1
         self._tokens = 0.0 if math.isinf(self.lease.tokens_per_s) else self._tokens - tokens
 
-    def _send(self) -> None:
+    def send(self) -> None:
         """Let go what may go, and come back when the next one may."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = time.monotonic()
-        while self._waiting:
-            _, _, tokens, sent = self._waiting[0]
-            if sent.done():  # its task was cancelled
-                heapq.heappop(self._waiting)
+        now, heap = time.monotonic(), self._queue.heap
+        while heap:
+            _, _, tokens, taken = heap[0]
+            if taken.done():  # its task was cancelled
+                heapq.heappop(heap)
                 continue
             delay = self._delay_s(tokens, now)
             if delay > 1e-9:
                 if not math.isinf(delay):
                     loop = asyncio.get_running_loop()
-                    self._timer = loop.call_later(max(delay, 0.001), self._send)
+                    self._timer = loop.call_later(max(delay, 0.001), self.send)
                 return
-            heapq.heappop(self._waiting)
+            heapq.heappop(heap)
             self._take(tokens)
-            sent.set_result(None)
+            taken.set_result(self)
 
     # -- lease -----------------------------------------------------------------------------
 
@@ -192,7 +205,7 @@ class Gate:
         idle = 0
         while idle < 4:
             self._hurry.clear()
-            idle = 0 if self._waiting or self.in_flight else idle + 1
+            idle = 0 if self.waiting or self.in_flight else idle + 1
             renew_s = await self._ask() if idle in (0, 1) else RENEW_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), renew_s)
@@ -230,8 +243,24 @@ class Gate:
         # counted from before the question, so that it ends here before it ends there
         self._ends_s = asked + lease.term_s
         self.lease = lease
-        self._send()
+        self.send()
         return lease.renew_s
+
+
+async def permit(gates: Sequence[Gate], tokens: float, ticket: int) -> Gate:
+    """A permit of the gate that has one first. Several gates must share one queue."""
+    for gate in sorted(gates, key=lambda g: g.in_flight / max(1, g.lease.in_flight)):
+        if gate.open_now(tokens):
+            return gate
+    taken = gates[0]._queue.push(ticket, tokens)
+    for gate in gates:
+        gate.send()
+    try:
+        return await taken
+    except asyncio.CancelledError:
+        if taken.done() and not taken.cancelled() and taken.exception() is None:
+            taken.result().give_back()
+        raise
 
 
 class LimiterLost(Exception):

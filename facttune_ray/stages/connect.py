@@ -10,7 +10,7 @@ from facttune_ray.llm.client import Client
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
-from facttune_ray.llm.permits import Gate
+from facttune_ray.llm.permits import Gate, Queue
 from facttune_ray.schema import digest
 from facttune_ray.stages.context import Work
 from facttune_ray.tables import Folder
@@ -66,11 +66,11 @@ def connect(work: Work) -> Client:
     from facttune_ray.llm import actors
 
     cfg, worker = work.cfg, uuid.uuid4().hex[:12]
-    endpoints = []
+    endpoints, queue = [], Queue()
     for e in endpoints_of(cfg, work.base_url):
         limits = Limits(e.requests_per_minute, e.tokens_per_minute)
         renew = actors.renew_at(e.base_url, cfg.llm.model, e.api_key_env, limits)
-        gate = Gate(renew, cfg.llm.concurrency, worker)
+        gate = Gate(renew, cfg.llm.concurrency, worker, queue)
         endpoints.append(Endpoint(e.base_url, e.api_key_env, cfg.llm.timeout_s, gate))
     assert ray.is_initialized()
     report = actors.report_to(work.meter, cfg.llm.model)

@@ -137,8 +137,7 @@ def run(work: Work, shards: set[int], workers: int, gpus: float) -> None:
     else:
         pool = ray.data.TaskPoolStrategy(size=workers)
         task = functools.partial(run_shards, work=work)
-        # what a lost worker had finished is kept, so that trying again is cheap
-        done = data.map_batches(task, compute=pool, num_cpus=1, max_retries=20, **size)
+        done = data.map_batches(task, compute=pool, num_cpus=1, **size)
     done.set_name(work.output.replace("/", "."))  # what the progress bar shows
     stopped: UserError | None = None
     for row in done.iter_rows():  # the others drain, too: what they paid for is kept

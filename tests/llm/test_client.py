@@ -7,14 +7,16 @@ import json
 import urllib.request
 from contextlib import contextmanager
 
+import pytest
+
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import EndpointError, RowError
-from facttune_ray.llm.client import Client
+from facttune_ray.errors import BudgetReached, EndpointError, RowError
+from facttune_ray.llm.client import Client, parameters
 from facttune_ray.llm.cost import Allowance, Meter
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
-from facttune_ray.llm.permits import Gate, local_renew
+from facttune_ray.llm.permits import Gate, Queue, local_renew
 from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.tables import Folder
@@ -27,8 +29,9 @@ def client(tmp_path, url, meter: Meter | None = None, urls=(), **settings):
     """A client with a limiter of its own."""
     cfg = LLMConfig(**FAST | settings)
     limits = Limits(cfg.requests_per_minute, cfg.tokens_per_minute)
+    queue = Queue()
     endpoints = [
-        Endpoint(u, cfg.api_key_env, cfg.timeout_s, Gate(local_renew(limits), 64, "w"))
+        Endpoint(u, cfg.api_key_env, cfg.timeout_s, Gate(local_renew(limits), 64, "w", queue))
         for u in urls or [url]
     ]
 
@@ -120,6 +123,64 @@ def test_a_wrong_key_stops_the_run_and_is_not_shown(tmp_path, monkeypatch):
             (error,) = ask(one, range(1))
     assert isinstance(error, EndpointError)
     assert "set MARKED_KEY" in str(error) and "sk-marked" not in str(error)
+
+
+def test_two_endpoints_share_the_load_by_their_limits(tmp_path):
+    limits = {"latency_min_ms": 5, "latency_max_ms": 20, "burst_s": 1.0}
+    small = AnnotatorOptions(requests_per_minute=6_000, **limits)
+    large = AnnotatorOptions(requests_per_minute=18_000, **limits)
+    with running(small) as first, running(large) as second:
+        with client(tmp_path, "", urls=[first, second]) as one:
+            found = ask(one, range(1200))
+        counts = [stats(url)["answered"] for url in (first, second)]
+    assert not [f for f in found if isinstance(f, Exception)]
+    assert sum(counts) == 1200 and 2 < counts[1] / counts[0] < 4.5
+
+
+def test_one_endpoint_of_two_being_down_costs_attempts_not_rows(tmp_path):
+    with running(AnnotatorOptions()) as url:
+        with client(tmp_path, "", urls=["http://127.0.0.1:9/v1", url], max_attempts=20) as one:
+            found = ask(one, range(60))
+    assert not [f for f in found if isinstance(f, Exception)]
+
+
+def test_parameters_pass_through_and_a_seed_moves_on_with_the_sample():
+    cfg = LLMConfig(
+        temperature=None, params={"seed": 7, "response_format": {"type": "json_object"}}
+    )
+    first = {"max_tokens": 512, "seed": 7, "response_format": {"type": "json_object"}}
+    assert parameters(cfg, 0) == first
+    assert parameters(cfg, 2) == first | {"seed": 9}
+
+
+def test_the_budget_stops_at_its_cap_and_goes_on_from_there(tmp_path):
+    price = {"usd_per_million_input": 10.0, "usd_per_million_output": 30.0}
+    with running(AnnotatorOptions(latency_min_ms=5, latency_max_ms=30)) as url:
+        meter = Meter(budget_usd=0.5)
+        with client(tmp_path, url, meter, budget_usd=0.5, **price) as one:
+            found = ask(one, range(400))
+        stopped = [f for f in found if isinstance(f, BudgetReached)]
+        assert stopped and "llm.budget_usd=0.5 is reached" in str(stopped[0])
+        paid = one.usage.cost_usd
+        assert 0.49 < paid < 0.505  # a request costs 0.0026
+        assert Ledger(Folder.of(str(tmp_path / "ledger"))).spent_usd("r") == pytest.approx(paid)
+        more = Meter(budget_usd=5.0, spent_usd=paid)
+        with client(tmp_path, url, more, budget_usd=5.0, **price) as one:
+            found = ask(one, range(400))
+        assert not [f for f in found if isinstance(f, Exception)]
+        assert one.usage.cached + one.usage.calls == 400
+        assert stats(url)["answered"] == 400
+
+
+def test_a_slow_server_without_429s_gets_fewer_requests_at_once(tmp_path):
+    queueing = AnnotatorOptions(slots=4, latency_min_ms=150, latency_max_ms=160, headers=False)
+    with running(queueing) as url:
+        with client(tmp_path, url, timeout_s=30.0) as one:
+            found = ask(one, range(300))
+        gate = one.endpoints[0].gate
+        assert not [f for f in found if isinstance(f, Exception)]
+        assert stats(url)["max_running"] > 30  # it was found out by trying
+        assert gate.lease.in_flight < 30  # 4 at once, and a queue of about half a second
 
 
 def test_an_unparseable_answer_is_asked_again_then_fails_the_row(tmp_path):
