@@ -44,9 +44,14 @@ class Plan(FactTune):
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.tables: list[tuple[str, str, tuple[str, ...]]] = []  # scope, stage, splits
+        self.sampled: dict[str, tuple[str, ...]] = {}  # scope -> splits of its responses
 
     def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
-        self.tables.append((scope, name, tuple(work.get("splits", ("train", "val", "test")))))
+        splits = tuple(work.get("splits", ("train", "val", "test")))
+        if name == "responses":
+            self.sampled[scope] = splits
+        there = self.sampled.get(scope, splits)
+        self.tables.append((scope, name, tuple(s for s in splits if s in there)))
         return f"{scope}/{name}"
 
     def driver_table(self, name: str, *args: Any) -> str:
@@ -151,7 +156,8 @@ def estimate(cfg: Config, topics: int = 100) -> list[dict]:
         this.knowledge()
     first = asked[0][0]
     sample = _sample(cfg, first, topics)
-    needs = _try(cfg, sample, {name for _, name, _ in asked})
+    tried = {name: splits for scope, name, splits in reversed(asked) if scope == first}
+    needs = _try(cfg, sample, tried)
     totals: dict[str, Counter[str]] = {}
     for scope, name, splits in asked:
         total = totals.setdefault(name, Counter())
@@ -160,7 +166,7 @@ def estimate(cfg: Config, topics: int = 100) -> list[dict]:
             total["finished"] += 1
             continue
         need = needs[name]
-        responses = sum(r["split"] in splits for r in sample.rows)
+        responses = sum(r["split"] in tried[name] for r in sample.rows)
         if not responses:
             continue
         if scope == first:
@@ -219,20 +225,19 @@ def _sample(cfg: Config, scope: str, topics: int) -> Sample:
     )
 
 
-def _try(cfg: Config, sample: Sample, names: set[str]) -> dict[str, Need]:
-    """Run the asking stages on the sample with stand-ins. -> stage: need"""
+def _try(cfg: Config, sample: Sample, tried: dict[str, tuple[str, ...]]) -> dict[str, Need]:
+    """Run the asking stages on the sample's rows of these splits with stand-ins. -> stage: need"""
     ledger = connect.open_ledger(cfg)
     measured = _measured(ledger)
     knowledge = f"{Run(cfg).root.path}/knowledge/knowledge.db"
     made: dict[str, list[dict]] = {"responses": sample.rows}
     needs = {}
     for name in ASKING:
-        if name not in names and name != "facts":
+        if name not in tried and name != "facts":
             continue
         stand_in = StandIn(cfg, ledger, measured.get(name))
         work = Work(name, name, {}, cfg, knowledge=knowledge)
-        if name == "questions":  # of train topics only
-            work = replace(work, splits=("train",))
+        work = replace(work, splits=tried.get(name, work.splits))
         made[name] = asyncio.run(stage(name).run(Trial(work, made, stand_in), 0))
         needs[name] = stand_in.need
     return needs

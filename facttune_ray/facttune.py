@@ -216,9 +216,9 @@ class FactTune(Run):
         rounds = {n: self.tune(n, t, first, source) for n, t in tuned.items()}
         measured = {"base": "base/test"} if first.path else {}
         selection = {}
+        if measured:
+            self._test(first)
         if cfg.evaluation.tuned:
-            if measured:
-                self._test(first)
             for name, snapshots in rounds.items():
                 selection[name] = self.select(snapshots)
                 chosen = next(s for s in snapshots if s.name == selection[name]["chosen"])

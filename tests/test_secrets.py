@@ -1,0 +1,70 @@
+"""A marked key, forced failures of every kind, and no trace of it anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from facttune_ray.quickstart.annotator import AnnotatorOptions, running
+
+KEY = "sk-marked-0d9f3b7a5e1c4826"
+UNTUNED = ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0", "evaluation.tuned=false"]
+
+
+@pytest.fixture
+def ray_folder():
+    """Where this test's own Ray writes its logs: sockets there need a short path."""
+    folder = tempfile.mkdtemp(prefix="ft-", dir="/tmp")
+    yield Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(out: Path, preset: str, url: str, ray_folder: Path, *words: str):
+    command = [sys.executable, "-m", "facttune_ray", "quickstart", "--out", str(out), preset]
+    command += [*UNTUNED, f"llm.base_url={url}", "llm.api_key_env=MARKED_KEY", *words]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {
+        "MARKED_KEY": KEY,
+        "RAY_TMPDIR": str(ray_folder),
+        "OPENAI_LOG": "debug",
+        "RAY_BACKEND_LOG_LEVEL": "debug",
+    }
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def files_with_key(*folders: Path) -> list[str]:
+    found = []
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink() and KEY.encode() in path.read_bytes():
+                found.append(str(path))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ({"api_key": "another"}, 2, "set MARKED_KEY"),
+        ({"api_key": KEY, "error_share": 1.0}, 2, "500"),
+        ({"api_key": KEY, "malformed_share": 1.0}, 2, "not JSON"),
+        ({"api_key": KEY, "reset_share": 0.2, "error_share": 0.2}, 0, ""),
+    ],
+)
+def test_a_key_is_nowhere(tmp_path, small_preset, ray_folder, options, code, says):
+    out = tmp_path / "out"
+    with running(AnnotatorOptions(**options)) as url:
+        words = ["llm.max_attempts=2"] if code else ["llm.max_attempts=20"]
+        done = run(out, small_preset, url, ray_folder, "llm.max_wait_s=0.2", *words)
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said[-3000:]
+    assert says in said and "Traceback" not in said
+    assert KEY not in said
+    assert list(ray_folder.rglob("worker-*")), "no Ray logs were searched"
+    assert files_with_key(out, ray_folder) == []
