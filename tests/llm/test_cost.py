@@ -1,0 +1,77 @@
+"""Prices, and a budget that several workers spend together."""
+
+from __future__ import annotations
+
+import pytest
+
+from facttune_ray.config import LLMConfig
+from facttune_ray.errors import UserError
+from facttune_ray.llm.cost import Ask, Meter, Usage, price_of
+
+
+def test_price_by_model_snapshot_and_mode():
+    mini = price_of(LLMConfig(model="gpt-4o-mini"))
+    assert (mini.input, mini.output) == (0.15, 0.60) and "as of 20" in mini.source
+    assert price_of(LLMConfig(model="gpt-4o-mini-2024-07-18")) == mini
+    assert price_of(LLMConfig(model="gpt-4o-2024-08-06")).input == 2.50
+    assert price_of(LLMConfig(model="gpt-4o-mini", mode="batch")).output == 0.30
+    assert mini.usd(2_000_000, 500_000) == pytest.approx(0.60)
+
+
+def test_a_price_in_the_config_wins_and_an_unknown_model_is_free():
+    given = LLMConfig(model="gpt-4o", usd_per_million_input=1.0, usd_per_million_output=2.0)
+    assert price_of(given).output == 2.0
+    assert price_of(LLMConfig(model="meta-llama/x")).usd(1e6, 1e6) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model": "meta-llama/x", "budget_usd": 1.0}, "no price is known"),
+        ({"usd_per_million_input": 1.0}, "together"),
+    ],
+)
+def test_prices_that_are_refused(settings, says):
+    with pytest.raises(UserError, match=says):
+        price_of(LLMConfig(**settings))
+
+
+def ask(worker: str, **values) -> Ask:
+    return Ask(worker, "facts", values.pop("used", Usage()), **values)
+
+
+def test_two_workers_never_get_more_than_the_budget_together():
+    meter = Meter(budget_usd=1.0, spent_usd=0.2)
+    assert meter.report(ask("a", wants_usd=0.5, one_usd=0.01), 0.0).usd == 0.5
+    assert meter.report(ask("b", wants_usd=0.5, one_usd=0.01), 0.1).usd == pytest.approx(0.3)
+    # a sent all of it and has 0.2 back; b sent nothing and gives its allowance up
+    paid = Usage(calls=20, cost_usd=0.2)
+    assert meter.report(ask("a", used=paid, in_flight_usd=0.3, one_usd=0.01), 0.5).usd == 0
+    assert meter.report(ask("b"), 0.6).usd == 0
+    left = meter.report(ask("a", in_flight_usd=0.3, wants_usd=1.0, one_usd=0.01), 0.7)
+    assert left.usd == pytest.approx(0.3) and not left.reached
+    assert meter.spent_usd == pytest.approx(0.4)
+
+
+def test_the_budget_is_reached_when_not_one_request_fits():
+    meter = Meter(budget_usd=1.0, spent_usd=0.95)
+    assert not meter.report(ask("a", wants_usd=0.04, one_usd=0.04), 0.0).reached
+    done = meter.report(ask("a", in_flight_usd=0.04, wants_usd=0.04, one_usd=0.04), 0.1)
+    assert done.reached and done.usd == 0
+
+
+def test_a_silent_worker_frees_what_it_had_set_aside():
+    meter = Meter(budget_usd=1.0)
+    assert meter.report(ask("dead", wants_usd=1.0, one_usd=0.1), 0.0).usd == 1.0
+    assert meter.report(ask("a", wants_usd=0.5, one_usd=0.1), 1.0).usd == 0.0
+    assert meter.report(ask("a", wants_usd=0.5, one_usd=0.1), 40.0).usd == 0.5
+
+
+def test_usage_is_kept_by_stage():
+    meter = Meter()
+    meter.report(Ask("a", "facts", Usage(calls=3, refused=1)))
+    meter.report(Ask("b", "facts", Usage(calls=2, cached=5)))
+    meter.report(Ask("b", "verdicts", Usage(calls=1, cost_usd=0.5)))
+    stages = meter.snapshot()["stages"]
+    assert stages["facts"]["calls"] == 5 and stages["facts"]["cached"] == 5
+    assert stages["verdicts"]["cost_usd"] == 0.5 == meter.snapshot()["spent_usd"]

@@ -1,0 +1,78 @@
+"""What each failure of an endpoint means, and that no message shows a key."""
+
+from __future__ import annotations
+
+import pytest
+
+from facttune_ray.config import LLMConfig
+from facttune_ray.errors import EndpointError, RowError
+from facttune_ray.llm.endpoint import Endpoint, Transient, read_reply, retry_after_s
+from facttune_ray.llm.limiter import Limits
+from facttune_ray.llm.permits import Gate, local_renew
+
+KEY = "k-0123456789"
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    gate = Gate(local_renew(Limits()), LLMConfig().concurrency, "w")
+    return Endpoint("http://user:pass@127.0.0.1:9/v1", "SOME_KEY", 1.0, gate)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (408, None, Transient),
+        (409, None, Transient),
+        (429, "rate_limit_exceeded", Transient),
+        (500, None, Transient),
+        (503, None, Transient),
+        (429, "insufficient_quota", EndpointError),
+        (400, "invalid_value", EndpointError),
+        (401, "invalid_api_key", EndpointError),
+        (403, None, EndpointError),
+        (404, "model_not_found", EndpointError),
+        (400, "context_length_exceeded", RowError),
+        (400, "content_filter", RowError),
+    ],
+)
+def test_statuses(endpoint, status, code, kind):
+    message = f"Incorrect API key provided: {KEY}.\nBearer {KEY}"
+    made = endpoint.explain(status, {}, {"code": code}, message)
+    assert type(made) is kind
+    assert KEY not in str(made) and "pass" not in str(made) and "\n" not in str(made)
+
+
+def test_the_line_of_a_wrong_key_names_its_variable(endpoint):
+    made = endpoint.explain(401, {}, {"code": "invalid_api_key"}, "Incorrect API key provided")
+    assert str(made).endswith("set SOME_KEY") and "http://127.0.0.1:9/v1" in str(made)
+
+
+def test_retry_after_in_either_form():
+    assert retry_after_s({"retry-after": "2", "retry-after-ms": "150"}) == 0.15
+    assert retry_after_s({"retry-after": "2"}) == 2.0
+    assert retry_after_s({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) is None
+    assert retry_after_s({}) is None
+
+
+def chat(message: dict, **more) -> dict:
+    usage = {"prompt_tokens": 3, "completion_tokens": 1}
+    return {"model": "m", "usage": usage, "choices": [{"message": message} | more]}
+
+
+def test_replies():
+    reply = read_reply(chat({"content": "True"}, finish_reason="stop"), {})
+    assert (reply.text, reply.refusal, reply.prompt_tokens) == ("True", None, 3)
+    assert read_reply(chat({"content": None, "refusal": "I cannot"}), {}).refusal == "I cannot"
+    filtered = read_reply(chat({"content": None}, finish_reason="content_filter"), {})
+    assert filtered.refusal and filtered.text == ""
+    assert read_reply(chat({"content": "x"}) | {"usage": None}, {}).prompt_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "body", [None, [], {}, {"choices": []}, {"choices": [{}]}, chat({"content": None})]
+)
+def test_a_body_without_an_answer_may_be_asked_again(body):
+    with pytest.raises(Transient):
+        read_reply(body, {})
