@@ -9,7 +9,6 @@ leases and reports are made to be repeated.
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import ray
 from ray.util import metrics
 
 from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Report
-from facttune_ray.llm.limiter import TERM_S, Lease, Limiter, Limits
+from facttune_ray.llm.limiter import Lease, Limiter, Limits
 from facttune_ray.llm.limiter import Report as Seen
 from facttune_ray.llm.permits import LimiterLost, Renew
 from facttune_ray.schema import digest
@@ -34,11 +33,8 @@ class LimiterActor:
     """`Limiter` with a clock."""
 
     def __init__(self, limits: Limits) -> None:
-        now_s = time.monotonic()
-        # its predecessor's leases may still be out
-        restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        self.limiter = Limiter(limits, quiet_until_s=now_s + TERM_S if restarted else -math.inf)
-        self.asked_s = now_s
+        self.limiter = Limiter(limits)
+        self.asked_s = time.monotonic()
         self.gauge = metrics.Gauge(
             "facttune_llm_in_flight_limit", "Requests in flight that are permitted"
         )

@@ -5,8 +5,8 @@
     lease.requests_per_s  ->  198.0     99% of the limit, split by need when others ask too
 
 A lease is a rate, so the leases that are out never add up to more than the limit, and a worker
-that loses the limiter goes on at its rate until the lease ends, then waits. A limiter that was
-restarted gives nothing until every lease of its predecessor has ended.
+that loses the limiter goes on at its rate until the lease ends, then waits. A limiter that sees a
+lease it did not give (its predecessor died) gives nothing until all such leases have ended.
 
 429 answers pause the whole cluster once (Retry-After) and, when they say that the limit is used
 up, lower the rate by 30% a burst; it rises again, slowly near the rate that failed. Requests in
@@ -44,6 +44,7 @@ class Report:
     in_flight: int = 0
     tokens: float = 0.0  # that those waiting and in flight need
     most: int = 1  # requests in flight that the worker can have
+    leased_s: float = 0.0  # left of the lease that it holds
     answered: int = 0
     latency_s: float = 0.0  # mean of the answered
     refused: int = 0  # 429s
@@ -82,7 +83,7 @@ class Limiter:
     """State of one endpoint and model. All times in seconds of one monotonic clock."""
 
     configured: Limits = Limits()
-    quiet_until_s: float = -math.inf  # after a restart: leases may still be out
+    quiet_until_s: float = -math.inf  # leases of a predecessor may still be out
     seen: Limits = Limits()  # in headers
     distrusted: bool = False  # the configured limit was refused: believe the headers
     factor: float = 1.0  # of the limit that is used
@@ -102,6 +103,9 @@ class Limiter:
     def renew(self, report: Report, now_s: float) -> Lease:
         """Take a worker's report and give it a lease in place of its last one."""
         self._advance(now_s)
+        if report.leased_s > 0 and report.worker not in self.workers:
+            # a lease we did not give: our predecessor died, and others may hold one, too
+            self.quiet_until_s = max(self.quiet_until_s, now_s + TERM_S)
         before = self.limits()
         self._see(report.limits)
         self._measure(report, now_s)

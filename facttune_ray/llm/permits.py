@@ -48,7 +48,7 @@ class Gate:
         self.lease = Lease(0.0, 0.0, 0, 0.0)
         self.in_flight = 0
         self._ends_s = self._paused_s = -math.inf
-        self._requests, self._tokens = 1.0, 0.0  # permits at hand; tokens may be owed
+        self._requests, self._tokens = 0.0, 0.0  # permits at hand; tokens may be owed
         self._mean_tokens = 0.0  # of a request
         self._filled_s = 0.0
         self._leasing: asyncio.Task[None] | None = None
@@ -80,7 +80,10 @@ class Gate:
         self._mean_tokens += 0.05 * (tokens - self._mean_tokens)
         if self._leasing is None or self._leasing.done():
             self._leasing = asyncio.create_task(self._keep_lease())
-        if self._queue.heap or self._delay_s(tokens, time.monotonic()) > 0:
+        now = time.monotonic()
+        if self._queue.heap or self._delay_s(tokens, now) > 0:
+            if now >= self._ends_s or self.lease.requests_per_s <= 0:
+                self._hurry.set()  # given back in a lull: ask again at once
             return False
         self._take(tokens)
         return True
@@ -202,6 +205,12 @@ class Gate:
 
     async def _keep_lease(self) -> None:
         """Renew while there is work; give the lease back when there is none."""
+        try:
+            await self._renew_while_busy()
+        except Exception as e:  # a bug: those who wait must not wait for ever
+            self.shut(e)
+
+    async def _renew_while_busy(self) -> None:
         idle = 0
         while idle < 4:
             self._hurry.clear()
@@ -211,12 +220,14 @@ class Gate:
                 await asyncio.wait_for(self._hurry.wait(), renew_s)
 
     async def _ask(self) -> float:
+        asked = time.monotonic()
         report = Report(
             worker=self._worker,
             waiting=self.waiting,
             in_flight=self.in_flight,
             tokens=(self.waiting + self.in_flight) * self._mean_tokens,
             most=self._most,
+            leased_s=self._ends_s - asked if self.lease.requests_per_s > 0 else 0.0,
             answered=self._answered,
             latency_s=self._latency_s / max(1, self._answered),
             refused=self._refused,
@@ -224,7 +235,6 @@ class Gate:
             retry_after_s=None if self._retry_after_s < 0 else self._retry_after_s,
             limits=self._limits,
         )
-        asked = time.monotonic()
         try:
             lease = await self._renew(report)
         except LimiterLost:
