@@ -156,8 +156,8 @@ def read_reply(answer: Any, headers: Mapping[str, str]) -> Reply:
                 raise Transient("HTTP 200 without choices[0].message.content")
             text, refusal = "", refusal or "stopped by the content filter"
         return Reply(
-            text=text,
-            refusal=refusal,
+            text=_whole(text),
+            refusal=refusal and _whole(str(refusal)),
             finish_reason=finish,
             prompt_tokens=int(used.get("prompt_tokens") or 0),
             completion_tokens=int(used.get("completion_tokens") or 0),
@@ -166,6 +166,11 @@ def read_reply(answer: Any, headers: Mapping[str, str]) -> Reply:
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise Transient("HTTP 200 with a body that is no chat completion") from None
+
+
+def _whole(text: str) -> str:
+    """JSON can carry half a surrogate pair; no file or table can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

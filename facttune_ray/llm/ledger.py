@@ -12,6 +12,7 @@ file system lost the end) is left out. Neither keys of an account nor headers ar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import threading
@@ -150,7 +151,7 @@ class Ledger:
         self._mine: list[tuple[str, int]] = []  # this writer's segments and their rows
         self._unwritten: dict[bytes, dict] = {}
         self._flushing: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()
+        self._full, self._lock = asyncio.Event(), asyncio.Lock()
         self._segments_lock = threading.Lock()  # flushes and look-ups run in threads
         self.refresh()
 
@@ -200,15 +201,16 @@ class Ledger:
         """Return when the completion is durable: many are written together."""
         row = asdict(completion) | {"key": key, "created_s": time.time()}
         self._unwritten[key] = row | {"stage": self.stage, "run": self.run}
-        if len(self._unwritten) >= self.flush_rows:
-            await self._flush()
-            return
         if self._flushing is None:
-            self._flushing = asyncio.create_task(self._flush_later())
+            self._full = asyncio.Event()
+            self._flushing = asyncio.create_task(self._flush_soon())
+        if len(self._unwritten) >= self.flush_rows:
+            self._full.set()
         await asyncio.shield(self._flushing)
 
-    async def _flush_later(self) -> None:
-        await asyncio.sleep(self.flush_s)
+    async def _flush_soon(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._full.wait(), self.flush_s)
         self._flushing = None  # who comes from here on waits for the next one
         await self._flush()
 

@@ -68,6 +68,7 @@ def test_replies():
     filtered = read_reply(chat({"content": None}, finish_reason="content_filter"), {})
     assert filtered.refusal and filtered.text == ""
     assert read_reply(chat({"content": "x"}) | {"usage": None}, {}).prompt_tokens == 0
+    assert read_reply(chat({"content": "half \ud83d"}), {}).text == "half ?"
 
 
 @pytest.mark.parametrize(
