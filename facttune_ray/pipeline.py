@@ -181,10 +181,9 @@ class Run:
 
             cost.price_of(self.cfg.llm)  # a budget without a price is refused here
             name = f"facttune-meter-{connect.run_id(self.cfg)}-{time.time_ns()}"
-            budget, spent = self.cfg.llm.budget_usd, 0.0
-            if budget is not None:
-                spent = connect.open_ledger(self.cfg).spent_usd(connect.run_id(self.cfg))
-            self._meter = (name, actors.start_meter(name, budget, spent))
+            budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
+            handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))
+            self._meter = (name, handle)
         return self._meter
 
     def _check_errors(self, work: Work, folder: Folder) -> None:

@@ -25,27 +25,18 @@ def main() -> int:
     args = parser.parse_args()
     worker.start_ray()
     api.warm_up()
-    results: dict[str, dict] = {}
-    ratios: dict[str, dict] = {}
+    found: dict[str, dict[str, dict]] = {}
     for scenario, (options, limited, count) in api.scenarios(args.quick).items():
-        found = results[scenario] = {}
         for name in LIMITED if limited else UNLIMITED:
-            found[name] = api.measure(name, count, options, limited)
-            print(scenario, name, found[name], flush=True)
-        ours = found[api.OURS]["goodput_per_s"]
-        ratios[scenario] = {
-            name: round(ours / max(1e-9, figures["goodput_per_s"]), 2)
-            for name, figures in found.items()
-            if name != api.OURS
-        }
+            figures = api.measure(name, count, options, limited)
+            found.setdefault(name, {})[scenario] = figures
+            print(scenario, name, figures, flush=True)
     out = {
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
-        "settings": {s: vars(o) for s, (o, _, _) in api.scenarios(args.quick).items()},
-        "results": results,
-        "ratios": ratios,
-    }
+        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
+        "settings": api.settings(args.quick),
+    } | api.compare(found)
     Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
-    print(json.dumps(ratios, indent=1))
+    print(json.dumps(out["ratios"], indent=1))
     return 0
 
 

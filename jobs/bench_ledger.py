@@ -40,7 +40,7 @@ def main() -> int:
     ours = results["facttune_ray"]["look_up_s"]
     ratios = {n: round(r["look_up_s"] / ours, 2) for n, r in results.items() if n != "facttune_ray"}
     out = {
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
+        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
         "settings": {"rows": rows, "keys": keys},
         "results": results,
         "ratios": ratios,

@@ -131,3 +131,29 @@ def scenarios(quick: bool) -> dict[str, tuple[AnnotatorOptions, str, int]]:
         "tokens": (replace(slow, tokens_per_minute=2_000_000), "tokens", count),
         "unlimited": (AnnotatorOptions(), "", count),
     }
+
+
+def settings(quick: bool) -> dict[str, dict]:
+    """scenario -> what its annotator and its requests differ in from the defaults."""
+    default = vars(AnnotatorOptions())
+    return {
+        name: {k: v for k, v in vars(options).items() if v != default[k]} | {"requests": count}
+        for name, (options, _, count) in scenarios(quick).items()
+    }
+
+
+def compare(found: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """{"results": contender -> figures of its first scenario, its others under `scenarios`;
+    "ratios": contender -> our goodput over its, there; "ratios_by_scenario": everywhere}"""
+    results, ratios = {}, {}
+    by_scenario: dict[str, dict[str, float]] = {}
+    for name, scenario_figures in found.items():
+        first = next(iter(scenario_figures))
+        results[name] = scenario_figures[first] | {"scenarios": scenario_figures}
+        for scenario, figures in scenario_figures.items():
+            ours_per_s = found[OURS][scenario]["goodput_per_s"]
+            ratio = round(ours_per_s / max(1e-9, figures["goodput_per_s"]), 2)
+            by_scenario.setdefault(scenario, {})[name] = ratio
+        ratios[name] = by_scenario[first][name]
+    ratios.pop(OURS)
+    return {"results": results, "ratios": ratios, "ratios_by_scenario": by_scenario}

@@ -75,7 +75,7 @@ def run_in(
     if not (out / "base/tune/responses" / tables.MANIFEST).exists():
         write_responses(out, count, shards)
     name = f"facttune-meter-{digest(str(out), base_url)}"
-    meter = actors.start_meter(name, None, 0.0)
+    meter = actors.start_meter(name, None, Folder.of(str(out)), "benchmark")
     work = Work("facts", "base/tune/facts", {"responses": "base/tune/responses"}, cfg)
     folder = Folder.of(str(out)) / work.output
     tables.begin(folder, {})

@@ -18,10 +18,12 @@ import ray
 from ray.util import metrics
 
 from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Report
+from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Lease, Limiter, Limits
 from facttune_ray.llm.limiter import Report as Seen
 from facttune_ray.llm.permits import LimiterLost, Renew
 from facttune_ray.schema import digest
+from facttune_ray.tables import Folder
 
 NAMESPACE = "facttune"
 IDLE_S = 600.0
@@ -66,9 +68,10 @@ class LimiterActor:
 
 
 class MeterActor:
-    """`Meter` of one run."""
+    """`Meter` of one run. What was paid before it started (again) stands in the ledger."""
 
-    def __init__(self, budget_usd: float | None, spent_usd: float) -> None:
+    def __init__(self, budget_usd: float | None, ledger: Folder, run: str) -> None:
+        spent_usd = Ledger(ledger).spent_usd(run) if budget_usd is not None else 0.0
         self.meter = Meter(budget_usd, spent_usd)
 
     def report(self, ask: Ask) -> Allowance:
@@ -78,11 +81,13 @@ class MeterActor:
         return self.meter.snapshot()
 
 
-def start_meter(name: str, budget_usd: float | None, spent_usd: float) -> Any:
+def start_meter(name: str, budget_usd: float | None, ledger: Folder, run: str) -> Any:
     """The run's meter; it ends with the driver that starts it."""
     actor: Any = ray.remote(MeterActor)
-    made = actor.options(name=name, namespace=NAMESPACE, num_cpus=0, resources=_ON_HEAD)
-    return made.remote(budget_usd, spent_usd)
+    made = actor.options(
+        name=name, namespace=NAMESPACE, max_restarts=-1, num_cpus=0, resources=_ON_HEAD
+    )
+    return made.remote(budget_usd, ledger, run)
 
 
 def limiter_of(base_url: str, model: str, api_key_env: str, limits: Limits) -> Any:

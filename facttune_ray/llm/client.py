@@ -54,13 +54,14 @@ class Client:
             self._batches = Batches(cfg, records, endpoints[0], self._keep)
         self._running: dict[bytes, asyncio.Task[Completion]] = {}
         self._lookups: dict[bytes, asyncio.Future[Completion | None]] = {}
+        self._reading: asyncio.Task[None] | None = None
         self._tickets = itertools.count()
         # what the tokens of a request are guessed from; trued up by every answer
         self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
         self._allowed_usd = float("inf") if cfg.budget_usd is None or report is None else 0.0
         self._in_flight_usd = 0.0
         self._unfunded: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._stopped: UserError | None = None  # nothing more is sent
+        self._stopped: Exception | None = None  # nothing more is sent
 
     async def ask(self, messages: list[dict[str, str]], parse: Callable[[str], T]) -> T:
         """The parsed answer. A refusal, or an answer that `parse` refuses, is asked again under a
@@ -134,7 +135,7 @@ class Client:
     async def _look_up(self, key: bytes) -> Completion | None:
         """From the ledger; requests that come together are looked up together."""
         if not self._lookups:
-            asyncio.get_running_loop().call_soon(lambda: asyncio.create_task(self._read()))
+            self._reading = asyncio.create_task(self._read())  # runs after those who ask now
         found = self._lookups[key] = asyncio.get_running_loop().create_future()
         return await found
 
@@ -144,10 +145,12 @@ class Client:
             found = await asyncio.to_thread(self.ledger.find, lookups)
         except Exception as e:
             for waiting in lookups.values():
-                waiting.set_exception(e)
+                if not waiting.done():
+                    waiting.set_exception(e)
             return
         for key, waiting in lookups.items():
-            waiting.set_result(found.get(key))
+            if not waiting.done():
+                waiting.set_result(found.get(key))
 
     async def _pay(self, key: bytes, messages: list[dict], params: dict) -> Completion:
         chars = sum(len(m["content"]) for m in messages)
@@ -280,7 +283,7 @@ class Client:
         self._allowed_usd -= usd
         self._in_flight_usd += usd
 
-    def _stop(self, why: UserError) -> None:
+    def _stop(self, why: Exception) -> None:
         self._stopped = self._stopped or why
         while self._unfunded:
             _, funded = self._unfunded.popleft()
@@ -289,10 +292,13 @@ class Client:
 
     async def _keep_reporting(self) -> None:
         idle = 0
-        while idle < 4:
-            idle = 0 if self._running else idle + 1
-            await self._tell()
-            await asyncio.sleep(REPORT_S if self._allowed_usd else 0.1)
+        try:
+            while idle < 4:
+                idle = 0 if self._running else idle + 1
+                await self._tell()
+                await asyncio.sleep(REPORT_S if self._allowed_usd else 0.1)
+        except Exception as e:  # a bug: those who wait for funds must not wait for ever
+            self._stop(e)
 
     async def _tell(self) -> None:
         """Report to the run's meter, and fund requests with what it allows."""

@@ -43,3 +43,15 @@ def test_every_store_finds_the_same_rows(name, tmp_path):
     fill, find = ledger.CONTENDERS[name]
     fill(tmp_path / "store", 500)
     assert find(tmp_path / "store", ledger.wanted(500, 100)) == 50
+
+
+def test_the_comparison_has_a_ratio_for_each_contender():
+    found = {
+        api.OURS: {"requests": {"goodput_per_s": 190.0}, "unlimited": {"goodput_per_s": 800.0}},
+        "gather": {"requests": {"goodput_per_s": 95.0}},
+        "bare_sdk": {"unlimited": {"goodput_per_s": 1000.0}},
+    }
+    out = api.compare(found)
+    assert out["ratios"] == {"gather": 2.0, "bare_sdk": 0.8}
+    assert out["results"]["bare_sdk"]["goodput_per_s"] == 1000.0
+    assert out["ratios_by_scenario"]["unlimited"]["bare_sdk"] == 0.8

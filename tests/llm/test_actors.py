@@ -8,8 +8,10 @@ import time
 import pytest
 
 from facttune_ray.llm.cost import Ask, MeterLost, Usage
+from facttune_ray.llm.ledger import Completion, Ledger
 from facttune_ray.llm.limiter import Limits, Report
 from facttune_ray.llm.permits import LimiterLost
+from facttune_ray.tables import Folder
 
 
 def test_two_workers_share_one_limiter(ray_cluster):
@@ -57,18 +59,37 @@ def test_a_killed_limiter_comes_back_quiet_and_then_gives_again(ray_cluster):
     asyncio.run(lease(lambda found: found.requests_per_s > 0))
 
 
-def test_the_meter_counts_for_every_worker_and_a_lost_one_is_named(ray_cluster):
+def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluster):
     import ray
 
     from facttune_ray.llm import actors
 
-    meter = actors.start_meter("test-meter", budget_usd=1.0, spent_usd=0.25)
+    folder = Folder.of(str(tmp_path))
+
+    async def pay(usd: float) -> None:
+        paid = Completion("x", 1, 1, "m", 1, 0.1, cost_usd=usd)
+        await Ledger(folder, flush_s=0.001, run="r").put(str(usd).encode().ljust(32), paid)
+
+    async def ask(usage: Usage):
+        for _ in range(100):
+            try:
+                return await report(Ask("a", "facts", usage, 0.0, 9.0, 0.1))
+            except MeterLost:
+                await asyncio.sleep(0.2)
+        raise AssertionError("no meter")
+
+    asyncio.run(pay(0.25))
+    meter = actors.start_meter("test-meter", 1.0, folder, "r")
     report = actors.report_to("test-meter", "m")
-
-    async def ask():
-        return await report(Ask("a", "facts", Usage(calls=2, cost_usd=0.5), 0.0, 9.0, 0.1))
-
-    assert asyncio.run(ask()).usd == pytest.approx(0.25)
+    assert asyncio.run(ask(Usage(calls=2, cost_usd=0.5))).usd == pytest.approx(0.25)
     assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.75
+    asyncio.run(pay(0.5))
+    ray.kill(meter, no_restart=False)
+    assert asyncio.run(ask(Usage())).usd == pytest.approx(0.25)
+
+
+def test_a_meter_that_never_was_is_named_lost(ray_cluster):
+    from facttune_ray.llm import actors
+
     with pytest.raises(MeterLost):
         asyncio.run(actors.report_to("no-such-meter", "m")(Ask("a", "facts", Usage())))
