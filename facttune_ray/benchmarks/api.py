@@ -26,7 +26,8 @@ ENOUGH = {"sequential": 150, "ray_data_llm": 600, "token_bucket": 1200}
 
 
 def measure(name: str, count: int, options: AnnotatorOptions, limited: str = "") -> dict:
-    """Figures of one contender. `limited`: "requests" or "tokens", the limit that binds."""
+    """Figures of one contender. `limited`: "requests" or "tokens", the limit that binds. `cpu_s`
+    has the share of a Ray cluster that stands idle beside the contenders that do not use it."""
     count = min(count, ENOUGH.get(name, count)) if limited else count
     known = Limits(
         options.requests_per_minute if limited == "requests" else None,
