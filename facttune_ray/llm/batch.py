@@ -31,6 +31,7 @@ SETTLED_S = 0.5  # a file is closed when no request has come for so long
 RUNNING = ("validating", "in_progress", "finalizing", "cancelling")
 _URL = "/v1/chat/completions"
 Keep = Callable[[bytes, Reply, int], Awaitable[Completion]]
+Find = Callable[[list[bytes]], Awaitable[dict[bytes, Completion]]]
 
 
 @dataclass
@@ -40,16 +41,24 @@ class _Asked:
     attempts: int = 0
 
 
-class Batches:
-    """One worker's batches. `keep` writes an answer to the ledger."""
+class Unknown(EndpointError):
+    """The endpoint has no such batch, file or path."""
 
-    def __init__(self, cfg: LLMConfig, folder: Folder, endpoint: Endpoint, keep: Keep) -> None:
-        self.cfg, self.folder, self.endpoint, self.keep = cfg, folder, endpoint, keep
+
+class Batches:
+    """One worker's batches. `keep` writes an answer to the ledger, `find` looks there again."""
+
+    def __init__(
+        self, cfg: LLMConfig, folder: Folder, endpoint: Endpoint, keep: Keep, find: Find
+    ) -> None:
+        self.cfg, self.folder, self.endpoint = cfg, folder, endpoint
+        self.keep, self.find = keep, find
         self._asked: dict[bytes, _Asked] = {}  # not answered yet
         self._pending: dict[bytes, None] = {}  # of those, in no batch
         self._arrived_s = 0.0
         self._submitting: asyncio.Task[None] | None = None
         self._following: dict[str, asyncio.Task[None]] = {}  # record -> its poll
+        self._held: dict[str, set[bytes]] = {}  # record -> keys whose lines are still to come
         self._stopped: Exception | None = None
 
     async def send(self, key: bytes, body: dict[str, Any]) -> Completion:
@@ -74,7 +83,7 @@ class Batches:
 
     def _failed(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.stop(error)
+            self.stop(self._stop_line(str(error)) if isinstance(error, Transient) else error)
 
     def stop(self, error: BaseException) -> None:
         """Wait for nothing more. Batches that were sent stay on record for the next run."""
@@ -98,6 +107,10 @@ class Batches:
                     break
                 await asyncio.sleep(SETTLED_S / 5)
             await self._adopt()
+            # another worker, or a batch that ended meanwhile, may have brought some of them
+            for key, known in (await self.find(list(self._pending))).items():
+                self._pending.pop(key, None)
+                self._answer(key, known)
             lines: dict[bytes, bytes] = {}
             size = 0
             for key in list(self._pending)[: self.cfg.batch_requests]:
@@ -121,6 +134,9 @@ class Batches:
 
     async def _adopt(self) -> None:
         """Requests that a batch on record holds, a killed run's or a lost worker's, wait for it."""
+        for keys in self._held.values():
+            for key in keys & self._pending.keys():
+                del self._pending[key]
         for name in self.folder.names():
             if not name.endswith(".json") or name in self._following:
                 continue
@@ -195,6 +211,8 @@ class Batches:
         """One call of the SDK; its failures in our words."""
         try:
             return await call
+        except openai.NotFoundError as e:
+            raise Unknown(self.endpoint.redact(str(e))[:200]) from None
         except openai.APIStatusError as e:
             raise self.endpoint.explain(e.status_code, e.response.headers, e.body, str(e)) from None
         except openai.APIError as e:
@@ -210,7 +228,14 @@ class Batches:
 
     def _follow(self, name: str, record: dict) -> None:
         if name not in self._following:
+            self._held[name] = set(map(bytes.fromhex, record["keys"]))
             self._following[name] = self._start(self._poll(name, record))
+
+    def _forget(self, name: str) -> None:
+        """The batch is over: what it did not answer is sent again."""
+        (self.folder / name).delete_file()
+        self._following.pop(name, None)
+        self._held.pop(name, None)
 
     async def _poll(self, name: str, record: dict) -> None:
         client = self.endpoint.openai.with_options(max_retries=8)
@@ -220,37 +245,52 @@ class Batches:
                 if batch.status not in RUNNING:
                     break
                 await asyncio.sleep(self.cfg.batch_poll_s)
-            if batch.status == "failed":
-                problem = (batch.errors.data or [None])[0] if batch.errors else None
-                if problem is None or problem.code != "token_limit_exceeded":
-                    said = problem.message if problem else "no reason given"
-                    raise self._stop_line(f"was rejected: {self.endpoint.redact(str(said))}")
-                await asyncio.sleep(self.cfg.batch_poll_s)  # of all batches together: wait a turn
-            for file in (batch.output_file_id, batch.error_file_id):
-                if file:
-                    content = await self._call(client.files.content(file))
-                    await self._take(content.text)
-        except Transient as e:
-            raise self._stop_line(str(e)) from None
-        # what is in neither file was not run: sent again, as what failed
-        for key in map(bytes.fromhex, record["keys"]):
-            if key in self._asked and key not in self._pending:
-                self._again(key, f"batch {batch.status}")
-        (self.folder / name).delete_file()
-        self._following.pop(name, None)
+        except Unknown:
+            batch = None  # too old, or of another account
+        if batch is not None and batch.status == "failed":
+            problem = (batch.errors.data or [None])[0] if batch.errors else None
+            if problem is None or problem.code != "token_limit_exceeded":
+                self._forget(name)
+                said = problem.message if problem else "no reason given"
+                raise self._stop_line(f"was rejected: {self.endpoint.redact(str(said))}")
+            for key in self._held[name] & self._asked.keys():
+                self._asked[key].attempts -= 1  # the account's queue was full: it was not tried
+            await asyncio.sleep(self.cfg.batch_poll_s)
+        refused: UserError | None = None
+        for file in (batch.output_file_id, batch.error_file_id) if batch is not None else ():
+            if file:
+                content = await self._call(client.files.content(file))
+                refused = await self._take(content.text) or refused
+        left = self._held[name]
+        self._forget(name)
+        for key in left & self._asked.keys():  # in neither file: it was not run
+            self._again(key, f"batch {batch.status if batch is not None else 'unknown'}")
+        if refused is not None:
+            raise refused
 
-    async def _take(self, lines: str) -> None:
-        """The lines of an output or error file; answers are kept 256 at a time."""
-        keeping: list[Awaitable[None]] = []
-        for text in lines.splitlines():
-            line = json.loads(text)
-            keeping.append(self._take_line(bytes.fromhex(line["custom_id"]), line))
-            if len(keeping) == 256:
-                await asyncio.gather(*keeping)
-                keeping = []
-        await asyncio.gather(*keeping)
+    async def _take(self, lines: str) -> UserError | None:
+        """The lines of an output or error file, 256 at a time. -> why the run must stop, if so"""
+        # not splitlines(): it breaks at characters that may stand inside a line
+        read = [json.loads(text) for text in lines.split("\n") if text.strip()]
+        refused = None
+        for start in range(0, len(read), 256):
+            some = {bytes.fromhex(line["custom_id"]): line for line in read[start : start + 256]}
+            known = await self.find(list(some))  # a killed run had come so far
+            for key, completion in known.items():
+                self._answer(key, completion)
+            left = {key: line for key, line in some.items() if key not in known}
+            taken = await asyncio.gather(*(self._take_line(k, line) for k, line in left.items()))
+            for held in self._held.values():
+                held -= some.keys()
+            refused = refused or next((e for e in taken if e is not None), None)
+        return refused
 
-    async def _take_line(self, key: bytes, line: dict) -> None:
+    def _answer(self, key: bytes, completion: Completion) -> None:
+        asked = self._asked.pop(key, None)
+        if asked is not None and not asked.done.done():
+            asked.done.set_result(completion)
+
+    async def _take_line(self, key: bytes, line: dict) -> UserError | None:
         response = line.get("response") or {}
         status, body = response.get("status_code"), response.get("body") or {}
         asked = self._asked.get(key)
@@ -258,11 +298,8 @@ class Batches:
         try:
             if status == 200:
                 attempts = asked.attempts if asked else 1
-                kept = await self.keep(key, read_reply(body, {}), max(1, attempts))
-                if asked and not asked.done.done():
-                    asked.done.set_result(kept)
-                self._asked.pop(key, None)
-                return
+                self._answer(key, await self.keep(key, read_reply(body, {}), max(1, attempts)))
+                return None
             if status is None:  # batch_expired, batch_cancelled
                 raise Transient((line.get("error") or {}).get("message", "not run"))
             problem = body.get("error") or {}
@@ -270,11 +307,12 @@ class Batches:
         except Transient as e:
             error = e
         if isinstance(error, UserError):
-            raise error
+            return error
         if isinstance(error, Transient):
             self._again(key, str(error))
         elif asked is not None:
             self._give_up(key, error)
+        return None
 
     def _again(self, key: bytes, why: str) -> None:
         asked = self._asked.get(key)

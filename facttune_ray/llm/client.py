@@ -51,7 +51,7 @@ class Client:
         self._batches: Batches | None = None
         if cfg.mode == "batch":
             records = ledger.folder / "batches"
-            self._batches = Batches(cfg, records, endpoints[0], self._keep)
+            self._batches = Batches(cfg, records, endpoints[0], self._keep, self._find_again)
         self._running: dict[bytes, asyncio.Task[Completion]] = {}
         self._lookups: dict[bytes, asyncio.Future[Completion | None]] = {}
         self._reading: asyncio.Task[None] | None = None
@@ -151,6 +151,11 @@ class Client:
         for key, waiting in lookups.items():
             if not waiting.done():
                 waiting.set_result(found.get(key))
+
+    async def _find_again(self, keys: list[bytes]) -> dict[bytes, Completion]:
+        """What other writers have brought to the ledger since, too."""
+        await asyncio.to_thread(self.ledger.refresh)
+        return await asyncio.to_thread(self.ledger.find, keys)
 
     async def _pay(self, key: bytes, messages: list[dict], params: dict) -> Completion:
         chars = sum(len(m["content"]) for m in messages)

@@ -154,6 +154,8 @@ class Meter:
         if left < ask.one_usd:
             return Allowance(0.0, reached=ask.one_usd > 0)
         mine.allowed_usd = max(0.0, min(ask.wants_usd, left - allowed))
+        if mine.allowed_usd < ask.one_usd:  # too little for one request would keep it from others
+            mine.allowed_usd = 0.0
         return Allowance(mine.allowed_usd)
 
     def snapshot(self) -> dict:

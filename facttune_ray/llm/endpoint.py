@@ -158,10 +158,10 @@ def read_reply(answer: Any, headers: Mapping[str, str]) -> Reply:
         return Reply(
             text=_whole(text),
             refusal=refusal and _whole(str(refusal)),
-            finish_reason=finish,
-            prompt_tokens=int(used.get("prompt_tokens") or 0),
-            completion_tokens=int(used.get("completion_tokens") or 0),
-            model=str(answer.get("model") or ""),
+            finish_reason=finish and _whole(str(finish)),
+            prompt_tokens=min(int(used.get("prompt_tokens") or 0), 2**40),
+            completion_tokens=min(int(used.get("completion_tokens") or 0), 2**40),
+            model=_whole(str(answer.get("model") or "")),
             headers=headers,
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):

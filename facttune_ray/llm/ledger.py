@@ -90,8 +90,10 @@ class Segment:
                 reader = pa.ipc.open_file(f, options=options)
                 batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
                 keys = [_prefixes(b.column(0)) for b in batches]
-        except (pa.ArrowInvalid, pa.ArrowSerializationError, pa.ArrowTypeError, OSError) as e:
-            if isinstance(e, FileNotFoundError):
+        except (pa.ArrowInvalid, pa.ArrowSerializationError, pa.ArrowTypeError):
+            return None
+        except OSError as e:
+            if e.errno is not None:  # the file system's trouble; Arrow's own has no number
                 raise
             return None
         starts = np.cumsum([0, *(len(k) for k in keys)])
@@ -182,6 +184,8 @@ class Ledger:
         """The completions of those keys that are here; of several, the oldest."""
         raw = sorted(set(keys))
         prefixes = np.frombuffer(b"".join(k[:8] for k in raw), ">u8").astype(np.uint64)
+        # first: a row that is written meanwhile must not be missed in both places
+        mine = {key: self._unwritten[key] for key in raw if key in self._unwritten}
         found: dict[bytes, dict] = {}
         while True:
             try:
@@ -192,7 +196,6 @@ class Ledger:
                 break
             except FileNotFoundError:  # merged by another process
                 self.refresh()
-        mine = {key: self._unwritten[key] for key in raw if key in self._unwritten}
         return {key: _completion(row) for key, row in (mine | found).items()}
 
     # -- writing ---------------------------------------------------------------------------
@@ -218,16 +221,27 @@ class Ledger:
         async with self._lock:
             if self._unwritten:
                 rows = dict(self._unwritten)
-                await asyncio.to_thread(self.write, list(rows.values()))
-                for key in rows:
-                    del self._unwritten[key]
+                try:
+                    await asyncio.to_thread(self.write, list(rows.values()))
+                except (ValueError, TypeError, OverflowError):  # Arrow refuses them: a bug, but
+                    self._done_with(rows)  # the next group is not to fail for it, too
+                    raise
+                self._done_with(rows)  # after a full disk, say, they wait for the next group
+
+    def _done_with(self, rows: Iterable[bytes]) -> None:
+        for key in rows:
+            del self._unwritten[key]
 
     def write(self, rows: list[dict]) -> None:
         """One segment of these rows, then merge this writer's small ones when there are many."""
         with writing(self.folder.path):
             self._mine.append((self.add(_table(rows)), len(rows)))
             while (small := self._to_merge()) is not None:
-                merged = pa.concat_tables(read_segment(self.folder / name) for name, _ in small)
+                try:
+                    merged = pa.concat_tables(read_segment(self.folder / name) for name, _ in small)
+                except FileNotFoundError:  # compacted by somebody else
+                    self._mine = [m for m in self._mine if m not in small]
+                    break
                 self._mine = [m for m in self._mine if m not in small]
                 self._mine.append((self.add(merged.sort_by("key")), merged.num_rows))
                 for name, _ in small:
@@ -261,12 +275,25 @@ class Ledger:
         await self._flush()
 
     def spent_usd(self, run: str) -> float:
-        """What one run has paid into this ledger."""
-        total = 0.0
+        """What one run has paid into this ledger. A row that a merge has copied counts once."""
+        while True:
+            try:
+                return self._spent_usd(run)
+            except FileNotFoundError:  # merged by another process
+                self.refresh()
+
+    def _spent_usd(self, run: str) -> float:
+        seen = []
         for name in list(self.segments):
-            table = read_segment(self.folder / name, ["run", "cost_usd"])
-            total += pc.sum(table.filter(pc.equal(table["run"], run))["cost_usd"]).as_py() or 0.0
-        return total
+            table = read_segment(self.folder / name, ["key", "run", "cost_usd"])
+            table = table.filter(pc.equal(table["run"], run)).combine_chunks()
+            if table.num_rows:
+                prefixes = np.concatenate([_prefixes(c) for c in table["key"].chunks])
+                seen.append((prefixes, table["cost_usd"].to_numpy()))
+        if not seen:
+            return 0.0
+        _, first = np.unique(np.concatenate([k for k, _ in seen]), return_index=True)
+        return float(np.concatenate([usd for _, usd in seen])[first].sum())
 
 
 def _completion(row: dict) -> Completion:

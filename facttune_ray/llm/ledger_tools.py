@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.llm.ledger import Ledger, Segment, crc, read_segment
 from facttune_ray.tables import Folder, writing
 
+T = TypeVar("T")
 COMPACTED_ROWS = 2**18  # rows a compacted segment at most: what a compaction holds in memory
 
 
@@ -22,9 +24,21 @@ def open_ledger(folder: Folder) -> Ledger:
     return Ledger(folder)
 
 
+def _on(folder: Folder, work: Callable[[Ledger], T]) -> T:
+    """Begin again when a segment is gone: a run has merged it into another meanwhile."""
+    while True:
+        try:
+            return work(open_ledger(folder))
+        except FileNotFoundError:
+            continue
+
+
 def stats(folder: Folder) -> list[dict]:
     """One row a stage and served model: completions, tokens, dollars, mean latency, first, last."""
-    ledger = open_ledger(folder)
+    return _on(folder, _stats)
+
+
+def _stats(ledger: Ledger) -> list[dict]:
     wanted = ["key", "stage", "served_model", "prompt_tokens", "completion_tokens"]
     wanted += ["cost_usd", "latency_s", "created_s", "attempts", "prompt_chars"]
     partial = []
@@ -33,7 +47,7 @@ def stats(folder: Folder) -> list[dict]:
     aggregates = [("key", "count"), ("latency_s", "count"), *((c, "sum") for c in sums)]
     aggregates += [("created_s", "min"), ("created_s", "max")]
     for name in ledger.segments:
-        table = read_segment(folder / name, wanted)
+        table = read_segment(ledger.folder / name, wanted)
         # prompts whose characters are not known (batches of a killed run) say nothing of a rate
         known = pc.if_else(pc.greater(table["prompt_chars"], 0), table["prompt_tokens"], 0)
         table = table.append_column("measured_tokens", known)
@@ -68,11 +82,14 @@ def stats(folder: Folder) -> list[dict]:
 def compact(folder: Folder) -> dict[str, int]:
     """Merge every segment into few, sorted by key over all of them; of equal keys the oldest row
     stays. Readers and writers may go on: old segments are removed after the new ones are there."""
-    ledger = open_ledger(folder)
+    return _on(folder, _compact)
+
+
+def _compact(ledger: Ledger) -> dict[str, int]:
     old = dict(ledger.segments)
     before = sum(len(s.prefixes) for s in old.values())
     after = 0
-    with writing(folder.path):
+    with writing(ledger.folder.path):
         for table in _ranges(old):
             after += table.num_rows
             ledger.add(table)
@@ -113,13 +130,18 @@ def _slice(segment: Segment, low: int, high: int) -> pa.Table:
 
 def verify(folder: Folder) -> dict[str, int | list[str]]:
     """Read every row of every segment and check it. `torn`, `damaged`: names of segments."""
-    ledger = open_ledger(folder)
+    return _on(folder, _verify)
+
+
+def _verify(ledger: Ledger) -> dict[str, int | list[str]]:
     rows, damaged, seen = 0, [], []
     for name, segment in ledger.segments.items():
         try:
-            table = read_segment(folder / name)
+            table = read_segment(ledger.folder / name)
             table.validate(full=True)
             bad = [r for r in table.to_pylist() if crc(r) != r["crc"]]
+        except FileNotFoundError:
+            raise
         except (pa.ArrowException, OSError, UnicodeDecodeError):
             bad, table = [{}], None
         if bad or not _sorted(segment.prefixes):
@@ -144,20 +166,24 @@ def _sorted(prefixes: np.ndarray) -> bool:
 def gc(folder: Folder, days: float | None = None, model: str | None = None) -> dict[str, int]:
     """Remove torn segments and temporary files an hour old; also, when asked, completions older
     than `days` (of this served model only, if named). They would be paid again if needed."""
-    ledger = open_ledger(folder)
+    removed = {"files": 0, "rows": 0}
+    _on(folder, lambda ledger: _gc(ledger, days, model, removed))
+    return removed
+
+
+def _gc(ledger: Ledger, days: float | None, model: str | None, done: dict[str, int]) -> None:
+    folder = ledger.folder
     files = [n for n in folder.names() if n.endswith(".tmp") or n in ledger.torn]
-    gone = 0
     for name in files:
         info = folder.fs.get_file_info((folder / name).path)
         if info.mtime is None or time.time() - info.mtime.timestamp() > 3600:
             (folder / name).delete_file()
-            gone += 1
-    removed = 0
+            done["files"] += 1
     if days is None and model is None:
-        return {"files": gone, "rows": 0}
+        return
     before_s = time.time() - (days or 0.0) * 86400
     for name in list(ledger.segments):
-        table = read_segment(folder / name)
+        table = read_segment(ledger.folder / name)
         old = pc.less(table["created_s"], before_s)
         if model is not None:
             old = pc.and_(old, pc.equal(table["served_model"], model))
@@ -167,8 +193,7 @@ def gc(folder: Folder, days: float | None = None, model: str | None = None) -> d
                 if kept.num_rows:
                     ledger.add(kept)
                 ledger.remove(name)
-            removed += table.num_rows - kept.num_rows
-    return {"files": gone, "rows": removed}
+            done["rows"] += table.num_rows - kept.num_rows
 
 
 def main(action: str, folder: Folder, days: float | None, model: str | None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from facttune_ray.config import LLMConfig
@@ -58,6 +60,28 @@ def test_the_budget_is_reached_when_not_one_request_fits():
     assert not meter.report(ask("a", wants_usd=0.04, one_usd=0.04), 0.0).reached
     done = meter.report(ask("a", in_flight_usd=0.04, wants_usd=0.04, one_usd=0.04), 0.1)
     assert done.reached and done.usd == 0
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_two_workers_never_wait_for_each_other(seed):
+    """Each may be given less than one request costs: nobody may hold on to that."""
+    chance = random.Random(seed)
+    one, sent = {"a": 0.1, "b": 0.1}, {"a": 0.0, "b": 0.0}
+    meter = Meter(budget_usd=1.0)
+    for turn in range(1000):
+        if not sent:
+            break
+        name = chance.choice(list(sent))
+        used = Usage(cost_usd=sent[name] * chance.uniform(0.7, 1.0))  # less than estimated
+        wants = {"used": used, "wants_usd": 8 * one[name], "one_usd": one[name]}
+        found = meter.report(ask(name, **wants), turn / 10)
+        sent[name] = one[name] * int(found.usd / one[name] + 1e-9)
+        if sent[name]:
+            one[name] = chance.uniform(0.05, 0.2)
+        if found.reached:
+            del sent[name]
+    assert not sent
+    assert 0.8 < meter.spent_usd <= 1.0
 
 
 def test_a_silent_worker_frees_what_it_had_set_aside():

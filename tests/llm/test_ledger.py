@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
+from facttune_ray.llm.endpoint import read_reply
+from facttune_ray.llm.ledger import MERGE, ROWS, Completion, Ledger, Segment, request_key
 from facttune_ray.tables import Folder
 
 
@@ -35,6 +46,13 @@ def put(ledger: Ledger, *numbers: int) -> None:
         await asyncio.gather(*(ledger.put(key(i), completion(i)) for i in numbers))
 
     asyncio.run(all_of_them())
+
+
+def found_by(ledger: Ledger, count: int) -> int:
+    """How many of the first `count` keys are there, each with its own text."""
+    found = ledger.find(map(key, range(count)))
+    assert all(found[key(i)].text == f"- fact {i}." for i in range(count) if key(i) in found)
+    return len(found)
 
 
 @pytest.fixture
@@ -152,12 +170,23 @@ def test_a_failed_write_reaches_everyone_who_waits_for_it(tmp_path):
     assert all(isinstance(e, UserError) and "is a file, not a folder" in str(e) for e in errors)
 
 
-def test_another_file_system():
-    folder = Folder(pafs._MockFileSystem(), "bucket/ledger")
+@pytest.mark.parametrize("kind", ["mock", "subtree"])
+def test_another_file_system(kind, tmp_path):
+    fs = pafs._MockFileSystem()
+    if kind == "subtree":  # a folder that is not renamed into, as an object store's
+        fs = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    folder = Folder(fs, "bucket/ledger")
+    reader = Ledger(folder)
     ledger = Ledger(folder, flush_s=0.001)
     for i in range(MERGE + 3):
         put(ledger, i)
-    assert len(Ledger(folder).find(map(key, range(50)))) == MERGE + 3
+    assert len(folder.names()) == 4
+    assert found_by(Ledger(folder), 50) == MERGE + 3
+    reader.refresh()
+    put(ledger, *range(100, 100 + MERGE), 19)
+    for i in range(MERGE):  # merges what the reader knows
+        put(ledger, 200 + i)
+    assert found_by(reader, 50) >= MERGE + 3
 
 
 def test_key_depends_on_all_that_decides_a_completion():
@@ -173,3 +202,273 @@ def test_key_depends_on_all_that_decides_a_completion():
     assert request_key("m", messages, {"a": 1, "b": 2}, 0) == request_key(
         "m", messages, {"b": 2, "a": 1}, 0
     )
+
+
+# -- kills ---------------------------------------------------------------------------------------
+
+WRITER = """
+import asyncio, hashlib, sys
+from facttune_ray.llm.ledger import Completion, Ledger
+from facttune_ray.tables import Folder
+
+async def one(ledger, i):
+    row = Completion(f"- fact {i}.", 12, 3, "m-1", 1, 0.2, cost_usd=0.01)
+    await ledger.put(hashlib.sha256(str(i).encode()).digest(), row)
+    print(i, flush=True)
+
+async def work():
+    ledger = Ledger(Folder.of(sys.argv[1]), flush_s=0.001)
+    for start in range(0, 10**9, 4):
+        await asyncio.gather(*(one(ledger, i) for i in range(start, start + 4)))
+
+asyncio.run(work())
+"""
+
+
+def test_sigkill_loses_nothing_whose_put_had_returned(folder):
+    child = subprocess.Popen(
+        [sys.executable, "-c", WRITER, folder.path], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    kept = [int(child.stdout.readline()) for _ in range(250)]
+    os.kill(child.pid, signal.SIGKILL)
+    kept += [int(line) for line in child.stdout if line.endswith("\n")]
+    child.wait()
+    child.stdout.close()
+    again = Ledger(folder)
+    assert set(again.find(map(key, kept))) == set(map(key, kept)) and not again.torn
+    put(again, 10**6)  # and it goes on
+    assert len(Ledger(folder).find([key(10**6), key(kept[-1])])) == 2
+
+
+def killed_while_merging(folder: Folder, monkeypatch) -> None:
+    """MERGE completions of one run; the merged segment is there, and so are the small ones."""
+    ledger = Ledger(folder, flush_s=0.001, run="mine")
+    with monkeypatch.context() as m:
+        m.setattr(Ledger, "remove", lambda self, name: None)
+        for i in range(MERGE):
+            put(ledger, i)
+    assert len(folder.names()) == MERGE + 1
+
+
+def test_killed_between_the_merged_segment_and_the_removal_of_the_small(folder, monkeypatch):
+    killed_while_merging(folder, monkeypatch)
+    assert found_by(Ledger(folder), MERGE) == MERGE
+
+
+def test_killed_while_merging_what_was_paid_is_counted_once(folder, monkeypatch):
+    killed_while_merging(folder, monkeypatch)
+    assert Ledger(folder).spent_usd("mine") == pytest.approx(MERGE * 0.01)
+
+
+# -- several at once -----------------------------------------------------------------------------
+
+
+def test_two_writers_merge_side_by_side_and_everyone_finds_all(folder):
+    first, second = Ledger(folder, flush_s=0.001), Ledger(folder, flush_s=0.001)
+
+    async def work():
+        for i in range(0, 6 * MERGE, 2):
+            await asyncio.gather(
+                first.put(key(i), completion(i)), second.put(key(i + 1), completion(i + 1))
+            )
+        first.refresh()
+        second.refresh()
+
+    asyncio.run(work())
+    for ledger in (first, second, Ledger(folder)):
+        assert found_by(ledger, 6 * MERGE) == 6 * MERGE
+
+
+def test_look_ups_go_on_while_it_writes_merges_and_refreshes(folder):
+    ledger, other = Ledger(folder, flush_s=0.001), Ledger(folder, flush_s=0.001)
+    written, stop, problems = [0], threading.Event(), []
+
+    def in_a_thread(work) -> threading.Thread:
+        def loop() -> None:
+            try:
+                while not stop.is_set():
+                    work()
+            except Exception as e:
+                problems.append(e)
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        return thread
+
+    def look_up() -> None:
+        count = written[0]
+        if (got := found_by(ledger, count)) != count:
+            problems.append(f"{got} of {count}")
+
+    threads = [in_a_thread(look_up), in_a_thread(ledger.refresh)]
+    try:
+        for i in range(4 * MERGE):
+            put(ledger, i)
+            put(other, 10_000 + i)
+            written[0] = i + 1
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+
+
+def test_a_completion_is_found_while_it_moves_from_memory_to_a_segment(folder, monkeypatch):
+    put(Ledger(folder, flush_s=0.001), 1)
+    find = Segment.find
+
+    async def work():
+        ledger, loop = Ledger(folder, flush_s=60.0), asyncio.get_running_loop()
+
+        def found_late(self, keys, raw):
+            if ledger._unwritten:  # the flush is done while the look-up is among the segments
+                asyncio.run_coroutine_threadsafe(ledger.close(), loop).result()
+            return find(self, keys, raw)
+
+        monkeypatch.setattr(Segment, "find", found_late)
+        putting = asyncio.create_task(ledger.put(key(2), completion(2)))
+        await asyncio.sleep(0)
+        found = await asyncio.to_thread(ledger.find, [key(1), key(2)])
+        putting.cancel()
+        return found
+
+    assert set(asyncio.run(work())) == {key(1), key(2)}
+
+
+def test_what_a_run_has_paid_is_counted_while_a_writer_merges(folder):
+    writer = Ledger(folder, flush_s=0.001, run="mine")
+    for i in range(MERGE - 1):
+        put(writer, i)
+    meter = Ledger(folder)  # a meter that Ray starts again
+    put(writer, MERGE)
+    assert meter.spent_usd("mine") == pytest.approx(MERGE * 0.01, abs=0.011)
+
+
+# -- what cannot be read or written --------------------------------------------------------------
+
+
+def test_a_segment_that_could_not_be_read_just_now_is_not_taken_for_torn(folder, monkeypatch):
+    put(Ledger(folder, flush_s=0.001), 1)
+
+    def fails(*args, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as m:
+        m.setattr(pa.ipc, "open_file", fails)
+        with contextlib.suppress(OSError, UserError):  # to stop is right
+            ledger = Ledger(folder)
+            m.undo()
+            ledger.refresh()
+            assert not ledger.torn and found_by(ledger, 2) == 1
+
+
+def test_after_a_full_disk_the_same_rows_are_written_when_there_is_room(folder, monkeypatch):
+    ledger = Ledger(folder, flush_s=0.001)
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(Folder, "write_bytes", full)
+        with pytest.raises(UserError, match="no space left"):
+            put(ledger, 0)
+    assert found_by(Ledger(folder), 3) == 0
+    put(ledger, 1)
+    assert found_by(Ledger(folder), 3) == 2
+    asyncio.run(ledger.close())
+    assert found_by(Ledger(folder), 3) == 2
+
+
+def test_a_completion_that_cannot_be_stored_does_not_stop_the_others(folder):
+    ledger = Ledger(folder, flush_s=0.001)
+
+    async def bad():
+        await ledger.put(key(0), completion(0, text="half a pair: \ud800"))
+
+    with contextlib.suppress(ValueError):  # refused or repaired
+        asyncio.run(bad())
+    put(ledger, 1)
+    assert key(1) in Ledger(folder).find([key(1)])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"choices": [{"message": {"content": "Zo\u00eb \ud83c"}}], "model": "m"},
+        pytest.param(
+            {"model": "m-\ud83c"},
+        ),
+        pytest.param(
+            {"choices": [{"message": {"content": "x"}, "finish_reason": 3}]},
+        ),
+        pytest.param(
+            {"usage": {"prompt_tokens": 2**70}},
+        ),
+    ],
+)
+def test_every_reply_that_is_taken_can_be_stored(folder, odd):
+    whole = {"choices": [{"message": {"content": "x"}}], "model": "m"}
+    reply = read_reply(json.loads(json.dumps(whole | odd)), {})
+    paid = Completion(
+        reply.text,
+        reply.prompt_tokens,
+        reply.completion_tokens,
+        reply.model,
+        1,
+        None,
+        reply.refusal,
+        reply.finish_reason,
+    )
+    asyncio.run(Ledger(folder, flush_s=0.001).put(key(0), paid))
+    assert Ledger(folder).find([key(0)]) == {key(0): paid}
+
+
+# -- look-ups ------------------------------------------------------------------------------------
+
+
+def test_keys_with_the_same_first_bytes_are_told_apart(folder):
+    same = [b"12345678" + bytes([i]) * 24 for i in range(20)]
+
+    async def work():
+        ledger = Ledger(folder, flush_s=0.001)
+        for i, one in enumerate(same[:10]):
+            await ledger.put(one, completion(i))
+            await ledger.put(key(i), completion(i))
+
+    asyncio.run(work())
+    found = Ledger(folder).find(same)
+    assert [found[k].text for k in same[:10]] == [f"- fact {i}." for i in range(10)]
+    assert len(found) == 10
+
+
+def test_a_segment_of_several_record_batches_is_read_where_the_key_stands(folder):
+    rows = ROWS // MERGE + 50
+    ledger = Ledger(folder, flush_rows=rows, flush_s=60.0)
+    for i in range(MERGE):
+        put(ledger, *range(i * rows, (i + 1) * rows))
+    (segment,) = ledger.segments.values()
+    (loaded,) = Ledger(folder).segments.values()
+    assert np.array_equal(segment.starts, loaded.starts) and len(loaded.starts) == 3
+    assert found_by(ledger, MERGE * rows + 5) == MERGE * rows
+    assert found_by(Ledger(folder), MERGE * rows + 5) == MERGE * rows
+
+
+def test_nothing_is_found_in_nothing(folder):
+    assert Ledger(folder).find([]) == {} and Ledger(folder).find([key(1)]) == {}
+    asyncio.run(Ledger(folder).close())
+    assert folder.names() == [] and Ledger(folder).spent_usd("") == 0.0
+
+
+def test_a_put_that_nobody_waits_for_any_more_is_written(folder):
+    async def work():
+        ledger = Ledger(folder, flush_s=0.05)
+        putting = asyncio.create_task(ledger.put(key(1), completion(1)))
+        await asyncio.sleep(0)
+        putting.cancel()
+        started = time.monotonic()
+        while not Ledger(folder).segments and time.monotonic() - started < 10:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(work())
+    assert found_by(Ledger(folder), 2) == 1

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import threading
 import time
 
+import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 
 from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
-from facttune_ray.llm.ledger import Completion, Ledger, request_key
+from facttune_ray.llm.ledger import MERGE, Completion, Ledger, read_segment, request_key
 from facttune_ray.tables import Folder
 
 
@@ -19,7 +23,13 @@ def key(i: int) -> bytes:
 
 
 def write(folder: Folder, numbers: range, stage: str = "facts", model: str = "m-1") -> Ledger:
-    ledger = Ledger(folder, flush_s=0.005, run="r", stage=stage)
+    ledger = Ledger(folder, flush_s=0.001, run="r", stage=stage)
+    put(ledger, numbers, model)
+    return ledger
+
+
+def put(ledger: Ledger, numbers: range, model: str = "m-1") -> None:
+    """One segment each, merged when there are MERGE."""
 
     async def work():
         for i in numbers:
@@ -27,7 +37,6 @@ def write(folder: Folder, numbers: range, stage: str = "facts", model: str = "m-
             await ledger.put(key(i), paid)
 
     asyncio.run(work())
-    return ledger
 
 
 @pytest.fixture
@@ -100,3 +109,156 @@ def test_gc_removes_only_what_it_is_told(folder, tmp_path):
     assert ledger_tools.gc(folder)["files"] == 1
     assert ledger_tools.gc(folder, days=0.0, model="m-2") == {"files": 0, "rows": 3}
     assert len(Ledger(folder).find(map(key, range(10)))) == 5
+
+
+# -- while runs write ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tool", ["compact", "gc"])
+def test_a_writer_goes_on_after_its_segments_were_rewritten(folder, tool):
+    write(folder, range(100, 102), model="m-2")
+    writer = write(folder, range(MERGE - 2))
+    if tool == "compact":
+        ledger_tools.compact(folder)
+    else:
+        ledger_tools.gc(folder, days=0.0)  # of all: as one that removes a row of each segment
+    put(writer, range(50, 50 + MERGE))
+    found = Ledger(folder).find(map(key, range(50, 50 + MERGE)))
+    assert len(found) == MERGE
+
+
+@pytest.mark.parametrize("tool", ["stats", "compact", "verify", "gc"])
+def test_a_writer_merges_while_a_tool_reads(folder, monkeypatch, tool):
+    writer = write(folder, range(MERGE - 1))
+    begin = ledger_tools.open_ledger
+
+    def then_merged(folder: Folder) -> Ledger:
+        ledger = begin(folder)
+        put(writer, range(50, 51))
+        return ledger
+
+    with monkeypatch.context() as m:
+        m.setattr(ledger_tools, "open_ledger", then_merged)
+        done = getattr(ledger_tools, tool)(folder, *([1.0] if tool == "gc" else []))
+    assert len(Ledger(folder).find(map(key, range(60)))) == MERGE
+    assert tool != "verify" or done["damaged"] == []
+
+
+def test_nothing_is_lost_when_a_writer_and_two_compactions_run_at_once(folder):
+    """A tool may stop on what another has removed; no completion may go with it."""
+    put(Ledger(folder, flush_s=0.001), range(40))
+    writer = Ledger(folder, flush_s=0.001)
+    stop = threading.Event()
+
+    def compact() -> None:
+        while not stop.is_set():
+            try:
+                ledger_tools.compact(folder)
+            except FileNotFoundError:  # see above
+                continue
+
+    threads = [threading.Thread(target=compact) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    kept = list(range(40))
+    for i in range(100, 100 + 3 * MERGE):
+        try:
+            put(writer, range(i, i + 1))
+        except FileNotFoundError:  # see above
+            continue
+        kept.append(i)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(Ledger(folder).find(map(key, kept))) == set(map(key, kept))
+
+
+def test_a_compaction_that_was_killed_is_made_again(folder, monkeypatch):
+    for start in (0, 10):
+        write(folder, range(start, start + 10))
+    with monkeypatch.context() as m:
+        m.setattr(Ledger, "remove", lambda self, name: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ledger_tools.compact(folder)
+    assert ledger_tools.verify(folder)["repeated"] == 20
+    assert ledger_tools.compact(folder)["rows"] == 20
+    assert len(Ledger(folder).find(map(key, range(20)))) == 20 and len(folder.names()) == 1
+
+
+# -- what it must not remove ---------------------------------------------------------------------
+
+
+def test_gc_does_not_remove_what_it_could_not_read(folder, tmp_path, monkeypatch):
+    write(folder, range(1))
+    (name,) = folder.names()
+    os.utime(tmp_path / "ledger" / name, (1.0, 1.0))
+
+    def fails(*args, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as m:
+        m.setattr(pa.ipc, "open_file", fails)
+        try:
+            ledger_tools.gc(folder)
+        except (OSError, UserError):
+            pass  # to stop is right
+    assert folder.names() == [name]
+
+
+def test_gc_removes_torn_segments_after_an_hour_and_no_record_of_a_batch(folder, tmp_path):
+    write(folder, range(2))
+    record = folder / "batches" / "a.json"
+    record.write_json({"keys": []})
+    torn = tmp_path / "ledger" / "x.arrow"
+    torn.write_bytes(b"ARROW1 and no end")
+    assert ledger_tools.gc(folder)["files"] == 0
+    os.utime(torn, (1.0, 1.0))
+    assert ledger_tools.gc(folder)["files"] == 1
+    assert not torn.exists() and record.exists()
+    assert len(Ledger(folder).find(map(key, range(2)))) == 2
+
+
+def test_compact_leaves_torn_segments_and_keeps_every_column(folder, tmp_path):
+    write(folder, range(7), "verdicts")
+    (tmp_path / "ledger" / "x.arrow").write_bytes(b"")
+
+    def rows() -> list[dict]:
+        tables = [read_segment(folder / n) for n in Ledger(folder).segments]
+        return pa.concat_tables(tables).sort_by("key").to_pylist()
+
+    before = rows()
+    done = ledger_tools.compact(folder)
+    assert (done["segments"], done["torn"]) == (1, 1)
+    assert rows() == before and (tmp_path / "ledger" / "x.arrow").exists()
+
+
+# -- little, and other file systems --------------------------------------------------------------
+
+
+def test_a_ledger_with_nothing_in_it(folder):
+    for tool in (ledger_tools.stats, ledger_tools.compact, ledger_tools.verify, ledger_tools.gc):
+        with pytest.raises(UserError, match="no ledger there"):
+            tool(folder)
+    folder.fs.create_dir(folder.path)
+    assert ledger_tools.stats(folder) == []
+    assert ledger_tools.compact(folder)["rows"] == 0 and folder.names() == []
+    assert ledger_tools.verify(folder)["rows"] == 0
+    assert ledger_tools.gc(folder, days=0.0) == {"files": 0, "rows": 0}
+
+
+def test_on_another_file_system():
+    folder = Folder(pafs._MockFileSystem(), "bucket/ledger")
+    write(folder, range(20))
+    write(folder, range(15, 25))
+    assert ledger_tools.compact(folder)["rows"] == 25 and len(folder.names()) == 1
+    assert ledger_tools.stats(folder)[0]["completions"] == 25
+    assert ledger_tools.verify(folder)["damaged"] == []
+    assert ledger_tools.gc(folder, days=0.0) == {"files": 0, "rows": 25}
+    assert folder.names() == []
+
+
+@pytest.mark.parametrize("action", ["stats", "compact", "verify", "gc"])
+def test_the_commands_print_a_line(folder, capsys, action):
+    write(folder, range(3))
+    assert ledger_tools.main(action, folder, None, None) == 0
+    assert capsys.readouterr().out.count("\n") == 1
