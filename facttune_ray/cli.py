@@ -24,6 +24,8 @@ COMMANDS = (
     "estimate",
     "status",
     "report",
+    "export",
+    "knowledge",
     "ledger",
     "annotator",
 )
@@ -87,6 +89,24 @@ def _parser() -> argparse.ArgumentParser:
     takes_config(p)
     takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
     takes_config(add("report", _report, "write summary.json and report.html from finished tables"))
+    p = add("export", _export, "finished tables as the files of FActScore and FactTune's scripts")
+    p.add_argument("--to", required=True, metavar="DIR", help="folder to write into")
+    takes_config(p)
+    p = add("knowledge", _knowledge_build, "build a knowledge source, or search one")
+    what = p.add_subparsers(required=True, metavar="ACTION")
+    b = what.add_parser("build", help="{title, text} JSONL files -> one SQLite database")
+    b.add_argument("inputs", nargs="+", metavar="IN", help="JSONL, plain or .gz .bz2 .xz .zst")
+    b.add_argument("out", metavar="OUT.db", help="appears whole or not at all; run again to go on")
+    b.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
+    b.set_defaults(run=_knowledge_build)
+    b = what.add_parser("index", help="full-text index beside a database that has none")
+    b.add_argument("database", metavar="DB", help="such as FActScore's; it stays as it is")
+    b.set_defaults(run=_knowledge_index)
+    b = what.add_parser("search", help="passages of any article by words")
+    b.add_argument("database", metavar="DB")
+    b.add_argument("query", metavar="QUERY")
+    b.add_argument("-k", type=int, default=5, help="passages shown (default: 5)")
+    b.set_defaults(run=_knowledge_search)
     p = add("ledger", _ledger, "look after a ledger of paid completions")
     p.add_argument("action", choices=("stats", "compact", "verify", "gc"), metavar="ACTION")
     p.add_argument("folder", metavar="FOLDER", help="such as runs/quickstart/ledger; any URI")
@@ -99,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     p = add("annotator", _annotator, "serve the rule-based OpenAI-compatible endpoint")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on")
     p.add_argument("--port", type=int, required=True, help="0: any free port")
+    p.add_argument(
+        "--replay", metavar="FILE", help="answer with a labelled file's facts and labels"
+    )
     p.add_argument(
         "options",
         nargs="*",
@@ -181,6 +204,35 @@ def _ledger(args: argparse.Namespace) -> int:
     return ledger_tools.main(args.action, Folder.of(args.folder), args.days, args.model)
 
 
+def _export(args: argparse.Namespace) -> int:
+    from facttune_ray.interop import export
+    from facttune_ray.tables import Folder, writing
+
+    cfg = _config(args)
+    with writing(args.to):
+        done = export.export(Folder.of(cfg.run.out), args.to, cfg.rewards.gamma)
+    print(export.show(done))
+    return 0
+
+
+def _knowledge_build(args: argparse.Namespace) -> int:
+    from facttune_ray.knowledge import build
+
+    return build.main_build(args.inputs, args.out, args.workers)
+
+
+def _knowledge_index(args: argparse.Namespace) -> int:
+    from facttune_ray.knowledge import build
+
+    return build.main_index(args.database)
+
+
+def _knowledge_search(args: argparse.Namespace) -> int:
+    from facttune_ray.knowledge import articles
+
+    return articles.main_search(args.database, args.query, args.k)
+
+
 def _report(args: argparse.Namespace) -> int:
     from facttune_ray import facttune
 
@@ -194,6 +246,7 @@ def _annotator(args: argparse.Namespace) -> int:
     from facttune_ray.quickstart import annotator
 
     given = [f"host={args.host}", f"port={args.port}", *args.options]
+    given += [f"replay={args.replay}"] if args.replay else []
     annotator.serve(config.override(annotator.AnnotatorOptions, given))
     return 0
 

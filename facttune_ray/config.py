@@ -48,8 +48,10 @@ class WorldConfig:
 class DataConfig:
     """Topics, prompts and the knowledge source."""
 
-    source: Literal["world", "factscore"] = "world"  # factscore: labelled JSONL with responses
-    folder: str = ""  # factscore: folder that `files` and `knowledge` are in
+    # factscore: JSONL {topic, input, output}, with or without FActScore's labels; tuning: the
+    # questions_per_topic_*.json and responses/ of FactTune's scripts
+    source: Literal["world", "factscore", "tuning"] = "world"
+    folder: str = ""  # factscore, tuning: folder of the files and of `knowledge`
     files: list[str] = field(default_factory=list)  # factscore: JSONL files, one a model
     knowledge: str = ""  # {title, text} JSONL, or a FActScore SQLite database
     val: float = 0.15  # factscore: share of topics in the val split
@@ -138,16 +140,36 @@ class ResponsesConfig:
 class FactsConfig:
     """Responses to atomic facts."""
 
-    method: Literal["llm", "rules", "labels"] = "llm"  # labels: the labelled file's human facts
+    # labels, atomic_facts: the labelled file's human facts, or its own (--use_atomic_facts)
+    method: Literal["llm", "rules", "labels", "atomic_facts"] = "llm"
+    domain: Literal["general", "bio", "medicine"] = "general"  # worked examples of the prompt
+    carry_words: int = 0  # a sentence of so few words is asked with the next (FActScore: 11)
+    decontextualize: bool = False  # show what stands before, so that "He" becomes a name
+    cleanup: Literal["none", "entities"] = "none"  # drop facts whose names are not the sentence's
+    spacy_model: str = "en_core_web_sm"  # entities of the clean-up; rules when not installed
+    abstention: str = "generic"  # none | generic | llm | your own package.module:function
 
 
 @dataclass(frozen=True)
 class VerdictsConfig:
     """Facts to verdicts, against the topic's article."""
 
-    estimator: Literal["lexical", "chat"] = "chat"
-    passages: int = 5  # passages given to `chat`, best by BM25 (FActScore: 5)
-    threshold: float | None = None  # lexical: supported from this score; null: its default
+    # lexical | chat | local_lm | npm, joined by "+": all must support; or FActScore's names:
+    # retrieval+ChatGPT, retrieval+llama, retrieval+llama+npm, retrieval+ChatGPT+npm, npm
+    estimator: str = "chat"
+    retrieval: Literal["bm25", "dense", "fts", "none"] = "bm25"  # fts: all articles, no title
+    no_article: Literal["null", "search"] = "null"  # topic without article: no verdict, or fts
+    passages: int = 5  # shown for a fact (FActScore: 5)
+    threshold: float | None = None  # supported from this score; null: the estimator's own
+    facts_per_request: int = 1  # chat: several facts of a topic in one request
+    logprobs: bool = False  # chat: score = probability of True, where the endpoint tells it
+    local_lm: str = ""  # Hugging Face folder or hub id of a causal LM
+    npm: str = "facebook/npm-single"  # of a masked LM
+    npm_passages: int = 3  # shown to npm (FActScore: 3)
+    dense: str = "sentence-transformers/gtr-t5-large"  # of a sentence-transformers model
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of local_lm and npm
+    batch_tokens: int = 8192  # of local_lm and npm, a forward pass
+    gpus: float = 0.0  # a worker of local_lm, npm, dense; 0: CPU
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ def check(cfg: Config) -> None:
         "train.groups_per_step": 1,
         "train.workers": 1,
         "verdicts.passages": 1,
+        "verdicts.npm_passages": 1,
+        "verdicts.facts_per_request": 1,
+        "verdicts.batch_tokens": 1,
+        "facts.carry_words": 0,
     }
     flat = flatten(to_dict(cfg))
     for key, low in at_least.items():

@@ -24,7 +24,7 @@ from facttune_ray.errors import RowError, UserError
 from facttune_ray.facttune import FactTune
 from facttune_ray.llm.client import parameters
 from facttune_ray.llm.cost import price_of
-from facttune_ray.llm.ledger import Ledger, request_key
+from facttune_ray.llm.ledger import Completion, Ledger, request_key
 from facttune_ray.llm.ledger_tools import stats
 from facttune_ray.pipeline import Run, Snapshot
 from facttune_ray.quickstart import rules
@@ -86,24 +86,32 @@ class StandIn:
 
     def __init__(self, cfg: Config, ledger: Ledger, measured: dict | None) -> None:
         self.cfg, self.ledger, self.measured = cfg, ledger, measured
-        self.seen: dict[bytes, str] = {}
+        self.seen: dict[bytes, Completion] = {}
         self.need = Need()
 
     async def ask(self, messages: list[dict[str, str]], parse: Callable[[str], T]) -> T:
+        return await self.ask_whole(messages, lambda completion: parse(completion.text))
+
+    async def ask_whole(
+        self,
+        messages: list[dict[str, str]],
+        parse: Callable[[Completion], T],
+        params: dict[str, Any] | None = None,
+    ) -> T:
         llm = self.cfg.llm
-        key = request_key(llm.model, messages, parameters(llm, 0), 0)
+        key = request_key(llm.model, messages, parameters(llm, 0) | (params or {}), 0)
         if key not in self.seen:
             self.seen[key] = self._answer(key, messages)
         try:
             return parse(self.seen[key])
         except RowError:
-            return parse(rules.answer(messages, 0))  # the run would ask again
+            return parse(_said(rules.answer(messages, 0)))  # the run would ask again
 
-    def _answer(self, key: bytes, messages: list[dict[str, str]]) -> str:
+    def _answer(self, key: bytes, messages: list[dict[str, str]]) -> Completion:
         self.need.requests += 1
         if known := self.ledger.find([key]).get(key):
             self.need.cached += 1
-            return known.text
+            return known
         answer = rules.answer(messages, 0)
         text = " ".join(m["content"] for m in messages)
         prompt, completion = words_to_tokens(text), words_to_tokens(answer)
@@ -113,7 +121,11 @@ class StandIn:
             completion = self.measured["completion_tokens"]
         self.need.prompt_tokens += prompt
         self.need.completion_tokens += completion
-        return answer
+        return _said(answer)
+
+
+def _said(text: str) -> Completion:
+    return Completion(text, 0, 0, "", 1, None)
 
 
 def words_to_tokens(text: str) -> float:
@@ -202,7 +214,7 @@ def _responses(cfg: Config, splits: tuple[str, ...]) -> int:
 
 def _sample(cfg: Config, scope: str, topics: int) -> Sample:
     """Responses of `topics` topics, chosen by their digests: the same ones each time."""
-    if cfg.data.source == "factscore":
+    if cfg.data.source != "world":
         rows: Iterable[dict] = prompts.imported_responses(cfg)
     else:
         folder = Run(cfg).root / scope / "responses"
@@ -229,7 +241,7 @@ def _try(cfg: Config, sample: Sample, tried: dict[str, tuple[str, ...]]) -> dict
     """Run the asking stages on the sample's rows of these splits with stand-ins. -> stage: need"""
     ledger = connect.open_ledger(cfg)
     measured = _measured(ledger)
-    knowledge = f"{Run(cfg).root.path}/knowledge/knowledge.db"
+    knowledge = Run(cfg).knowledge_file()
     made: dict[str, list[dict]] = {"responses": sample.rows}
     needs = {}
     for name in ASKING:

@@ -33,10 +33,13 @@ class FactTune(Run):
     def knowledge(self) -> None:
         """{title, text} articles -> knowledge/knowledge.db."""
         from facttune_ray.interop.factscore import file_digest
-        from facttune_ray.knowledge import build
+        from facttune_ray.knowledge import build, source
 
         cfg, folder = self.cfg, self.root / "knowledge"
-        if cfg.data.source == "world":
+        ready = source.is_database(cfg.data.knowledge)
+        if ready:
+            recipe = {"data.knowledge": source.fingerprint(self.knowledge_file())}
+        elif cfg.data.source == "world":
             recipe = prompts.source_recipe(cfg)
         elif cfg.data.knowledge:
             where = file_digest(cfg.data.folder, cfg.data.knowledge)
@@ -47,10 +50,10 @@ class FactTune(Run):
         def make() -> None:
             started = time.monotonic()
             tables.begin(folder, recipe)
-            out = Path(folder.path) / "knowledge.db"
-            if cfg.data.source == "world":
+            out, rows = Path(folder.path) / "knowledge.db", 0
+            if not ready and cfg.data.source == "world":
                 rows = build.write(prompts.world_of(cfg).articles, out)
-            else:
+            elif not ready:
                 rows = build.build([Path(cfg.data.folder) / cfg.data.knowledge], out)
             self.finish_artifact("knowledge", recipe, started, {"rows": rows})
 
@@ -115,7 +118,7 @@ class FactTune(Run):
     def rewards(self, model: Snapshot, scope: str, wanted: set[str]) -> str:
         """`scope/rewards`, with the columns that the tuned models of this run use."""
         inputs = [f"{scope}/responses", f"{scope}/facts"]
-        if any(w.startswith("factscore") for w in wanted):
+        if not wanted or any(w.startswith("factscore") for w in wanted):
             inputs.append(f"{scope}/verdicts")
         if any(w in CONFIDENCES for w in wanted):
             questions = self.table(scope, "questions", [f"{scope}/facts"], splits=("train",))
@@ -197,7 +200,7 @@ class FactTune(Run):
         self.driver_table("prompts", "prompts", prompts.recipe(cfg), lambda: prompts.prompts(cfg))
         tuned = {name: t for name, t in cfg.tune.items() if t.rounds}
         wanted: set[str] = {t.reward for t in tuned.values()}
-        if cfg.data.source == "factscore":
+        if cfg.data.source != "world":
             first = Snapshot("imported", "", "")
             source = "imported/all"
             recipe = prompts.recipe(cfg) | {"responses": "imported"}
@@ -212,7 +215,7 @@ class FactTune(Run):
             first, source = self.base(), "base/tune"
             self.respond(first, source, ("train", "val"))
             self.judge(source, ("train", "val"))
-        self.rewards(first if first.path else self.base(), source, wanted)
+        self.rewards(first if first.path or not wanted else self.base(), source, wanted)
         rounds = {n: self.tune(n, t, first, source) for n, t in tuned.items()}
         measured = {"base": "base/test"} if first.path else {}
         selection = {}

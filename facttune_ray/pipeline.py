@@ -22,6 +22,7 @@ from typing import Any, Self
 from facttune_ray import tables
 from facttune_ray.config import Config
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
+from facttune_ray.knowledge import source
 from facttune_ray.stages import STAGES, prompts, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.tables import Folder, Recipe
@@ -102,6 +103,14 @@ class Run:
 
         return self.ensure(name, table, recipe, make)
 
+    def knowledge_file(self) -> str:
+        """The database that verdicts read: `data.knowledge` if it is one, else the run's own."""
+        data = self.cfg.data
+        if source.is_database(data.knowledge):
+            local = str(Path(data.folder) / data.knowledge)
+            return data.knowledge if "://" in data.knowledge else local
+        return str(Path(self.root.path) / "knowledge" / "knowledge.db")
+
     def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
         """One stage's table `scope/name` from tables given by their full names."""
         module, output = stage(name), f"{scope}/{name}"
@@ -124,7 +133,7 @@ class Run:
                 inputs=by_role,
                 cfg=self.cfg,
                 base_url=self.base_url() if needs_llm else "",
-                knowledge=str(Path(self.root.path) / "knowledge" / "knowledge.db"),
+                knowledge=self.knowledge_file(),
                 **work,
             )
             self._run_stage(job, recipe)
@@ -142,18 +151,22 @@ class Run:
             worker.start_ray()
             import ray
 
-            gpus = cfg.responses.gpus if work.stage in ("responses", "answers") else 0.0
+            gpus = {
+                "responses": cfg.responses.gpus,
+                "answers": cfg.responses.gpus,
+                "verdicts": cfg.verdicts.gpus,
+            }.get(work.stage, 0.0)
             cpus = int(ray.cluster_resources().get("CPU", 1))
             workers = cfg.run.workers or cpus
             if work.base_url:
-                self._ask(work, left, workers)
+                self._ask(work, left, workers, gpus)
             else:
                 worker.run(work, left, workers, gpus)
         self._check_errors(work, folder)
         wall_s = time.monotonic() - started
         tables.finish(folder, work.stage, recipe, cfg.run.shards, wall_s)
 
-    def _ask(self, work: Work, left: set[int], workers: int) -> None:
+    def _ask(self, work: Work, left: set[int], workers: int, gpus: float) -> None:
         """A stage of LLM requests: metered, watched, and stopped by its budget in one line."""
         from facttune_ray import progress
         from facttune_ray.stages import worker
@@ -161,7 +174,7 @@ class Run:
         name, meter = self.meter()
         try:
             with progress.watch(work, meter):
-                worker.run(replace(work, meter=name), left, workers, 0.0)
+                worker.run(replace(work, meter=name), left, workers, gpus)
         except BudgetReached as e:
             import ray
 

@@ -36,7 +36,7 @@ RESPONSES = pa.schema(
         ("prompt", _str),
         ("text", _str),
         ("tokens", _int),  # generated tokens, end mark included; null if imported
-        ("abstained", _bool),  # null: unknown
+        ("abstained", _bool),  # as a labelled file says; null: `facts` finds out
         ("error", _str),
     ]
 )
@@ -48,11 +48,14 @@ FACTS = pa.schema(
         ("topic", _str),
         ("split", _str),
         ("position", _int),  # order within the response, over all its sentences
-        ("sentence", _int),  # index of the sentence
+        ("sentence", _int),  # index of the sentence; null: the response abstained
         ("sentence_text", _str),
-        ("fact", _str),  # null when this sentence failed: see error
+        ("start", _int),  # characters start..end-1 of the response's text hold the sentence
+        ("end", _int),
+        ("fact", _str),  # null when this sentence failed: see error; or the response abstained
         ("repeated", _bool),  # the same fact stands earlier in this response
         ("human_label", _str),  # S | NS | IR from a labelled file, else null
+        ("abstained", _bool),  # the response declined to answer: it has this row alone
         ("error", _str),
     ]
 )
@@ -65,6 +68,7 @@ VERDICTS = pa.schema(
         ("supported", _bool),  # null: could not be judged (no article, error)
         ("score", _float),  # in [0, 1], higher = more supported; null as above
         ("evidence", _str),  # passage that decided, null if none
+        ("title", _str),  # article that it is from
         ("estimator", _str),
         ("reason", _str),  # why it is null without being an error: "no article"
         ("error", _str),

@@ -103,7 +103,11 @@ def write(
             "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
             "split": "all" if imported else "test",
         },
-        "models": {name: metrics.summarise(c, **settings) for name, c in found.items()},
+        "models": {
+            name: metrics.summarise(c, **settings)
+            | {"factscore": metrics.factscore(c, cfg.rewards.gamma)}
+            for name, c in found.items()
+        },
         "comparisons": {
             name: metrics.compare(found["base"], c, **settings)
             for name, c in found.items()
@@ -143,7 +147,7 @@ def _human(root: Folder, scope: str, model: str) -> dict:
     responses = responses.filter(pc.equal(responses["model"], model))
     facts = _of(tables.read(root / scope / "facts"), responses["response_id"])
     verdicts = _of(tables.read(root / scope / "verdicts"), responses["response_id"])
-    return metrics.human_agreement(facts, verdicts, responses)
+    return metrics.human_agreement(facts, verdicts)
 
 
 def _training(root: Folder, name: str) -> list[dict]:
@@ -190,6 +194,8 @@ def _facts(facts: list[dict], verdicts: list[dict]) -> dict[str, list[dict]]:
     judged = {v["fact_id"]: v for v in verdicts}
     out: dict[str, list[dict]] = {}
     for f in facts:
+        if f["abstained"]:
+            continue
         v = judged.get(f["fact_id"], {})
         entry = {k: f[k] for k in ("fact", "human_label", "repeated")}
         entry |= {k: v.get(k) for k in ("supported", "score", "evidence")}

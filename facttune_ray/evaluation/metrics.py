@@ -35,22 +35,24 @@ Interval = dict[str, float | None]
 
 
 def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) -> pa.Table:
-    """One row a response: response_id, topic, the COUNTS, no_facts, words, failed.
+    """One row a response: response_id, topic, the COUNTS, supported, judged, no_facts, abstained,
+    words, failed.
 
     correct, incorrect, unknown: distinct facts judged supported, unsupported, not at all;
     facts: their sum; repeated: facts that say an earlier one again; total_facts: both;
-    no_facts: not one fact; words: of the text; failed: the response or each of its sentences
-    failed. Tables as in schema.py; facts of responses that are not given raise ValueError.
+    supported, judged: facts with repeats, as FActScore counts; no_facts: not one fact; words: of
+    the text; failed: the response or each of its sentences failed. Tables as in schema.py; facts
+    of responses that are not given raise ValueError.
 
         {"response_id": "r1", "topic": "Ada", "correct": 2, "incorrect": 1, "unknown": 0,
-         "facts": 3, "repeated": 1, "total_facts": 4, "no_facts": False, "words": 21,
-         "failed": False}
+         "facts": 3, "repeated": 1, "total_facts": 4, "supported": 3, "judged": 4,
+         "no_facts": False, "abstained": False, "words": 21, "failed": False}
     """
     place = pc.index_in(facts["response_id"], value_set=responses["response_id"].combine_chunks())
     if place.null_count:
         raise ValueError(f"{place.null_count} facts of responses that are not in the table")
     supported = _verdict(facts, verdicts, "supported")
-    stated = pc.is_valid(facts["fact"])  # the others are sentences that failed
+    stated = pc.is_valid(facts["fact"])  # the others: sentences that failed, abstentions
     repeated = pc.fill_null(facts["repeated"], False)
     distinct = pc.and_not(stated, repeated)
     kinds = {
@@ -60,6 +62,8 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
         "facts": distinct,
         "repeated": pc.and_(stated, repeated),
         "total_facts": stated,
+        "supported": pc.and_(stated, pc.fill_null(supported, False)),
+        "judged": pc.and_(stated, pc.is_valid(supported)),
     }
 
     def per_response(mask: pa.ChunkedArray) -> np.ndarray:
@@ -69,6 +73,8 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
     n = {name: per_response(mask) for name, mask in kinds.items()}
     none = n["total_facts"] == 0
     broken = pc.is_valid(responses["error"]).to_numpy()
+    abstained = per_response(pc.fill_null(facts["abstained"], False)) > 0
+    failed = per_response(pc.and_not(pc.is_valid(facts["error"]), stated)) > 0
     words = pc.count_substring_regex(pc.fill_null(responses["text"], ""), r"\S+")
     return pa.table(
         {
@@ -76,8 +82,9 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
             "topic": responses["topic"],
             **{name: pa.array(v) for name, v in n.items()},
             "no_facts": pa.array(none),
+            "abstained": pa.array(abstained),
             "words": words.cast(pa.int64()),
-            "failed": pa.array(broken | (none & (per_response(pc.invert(stated)) > 0))),
+            "failed": pa.array(broken | (none & failed)),
         }
     )
 
@@ -106,6 +113,33 @@ def summarise(counts: pa.Table, *, resamples: int = 2000, seed: int = 0) -> dict
     out["responses"] = int(total_1K[0, AT["responses"]])
     out["failed"] = counts.num_rows - out["responses"]
     return out
+
+
+def factscore(counts: pa.Table, gamma: float) -> dict[str, float | int | None]:
+    """FActScore of one model (Min et al., EMNLP 2023; factscorer.py): means over responses.
+
+    factscore_lp: supported / judged facts of a response, times exp(1 - gamma / facts) when
+    facts <= gamma, averaged over responses that did not abstain and have a judged fact;
+    factscore: without the penalty; respond_ratio: responses with facts / all;
+    facts_per_response: over those with facts. Repeated facts count. Failed responses are left out.
+    """
+    kept = counts.filter(pc.invert(counts["failed"]))
+    n = {k: kept[k].to_numpy().astype(float) for k in ("supported", "judged", "total_facts")}
+    responded = n["total_facts"] > 0
+    judged = n["judged"] > 0
+    score = n["supported"][judged] / n["judged"][judged]
+    few = (n["judged"][judged] <= gamma) & (gamma > 0)
+    penalty = np.where(few, np.exp(1 - gamma / n["judged"][judged]), 1.0)
+    return {
+        "factscore": float(score.mean()) if len(score) else None,
+        "factscore_lp": float((score * penalty).mean()) if len(score) else None,
+        "respond_ratio": float(responded.mean()) if len(responded) else None,
+        "facts_per_response": float(n["total_facts"][responded].mean())
+        if responded.any()
+        else None,
+        "abstained": int(pc.sum(kept["abstained"]).as_py() or 0),
+        "gamma": gamma,
+    }
 
 
 def compare(
@@ -181,7 +215,7 @@ def _interval(value: np.ndarray, drawn: np.ndarray) -> Interval:
 
 
 def human_agreement(
-    facts: pa.Table, verdicts: pa.Table, responses: pa.Table, threshold: float | None = None
+    facts: pa.Table, verdicts: pa.Table, threshold: float | None = None
 ) -> dict[str, Any]:
     """How far verdicts agree with human labels S and NS (IR and unlabelled facts play no part).
 
@@ -220,7 +254,7 @@ def human_agreement(
         "responses": len(names),
         "no_verdict": (pc.sum(labelled).as_py() or 0) - len(y),
         "no_article": len(without),
-        "abstained": pc.sum(responses["abstained"]).as_py() or 0,
+        "abstained": pc.sum(facts["abstained"]).as_py() or 0,
     }
 
 

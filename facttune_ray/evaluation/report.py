@@ -225,6 +225,18 @@ def table(summary: Summary) -> str:
             ]
         )
     text = aligned([head, *rows])
+    head = ["FActScore", "score", "without penalty", "respond ratio", "facts a response"]
+    lines = [
+        [
+            display_name(name),
+            percent(f["factscore_lp"]),
+            percent(f["factscore"]),
+            percent(f["respond_ratio"]),
+            number(f["facts_per_response"]),
+        ]
+        for name, f in ((name, m["factscore"]) for name, m in summary["models"].items())
+    ]
+    text += "\n\n" + aligned([head, *lines])
     human = summary.get("human", {})
     if human:
         head = ["against human labels", "AUROC", "accuracy", "Pearson", "facts", "no article"]

@@ -1,23 +1,28 @@
-"""FActScore's labelled JSONL, read as it is.
+"""FActScore's files: its input and labelled JSONL, its output, the summary it prints.
 
 in   {"topic": "Lanny Flaherty", "input": "Question: Tell me a bio of ...", "output": "Lanny ...",
       "annotations": [{"text": "Lanny Flaherty is an American actor.",
                        "human-atomic-facts": [{"text": "... is an actor.", "label": "S"}]}]}
 out  Record(topic="Lanny Flaherty", ..., sentences=(Sentence(text, (("... actor.", "S"),)),))
 
-`annotations` is null where the model abstained. Labels: S supported, NS not, IR irrelevant.
+`annotations` is null where the model abstained; a file without labels has no such key. Labels: S
+supported, NS not, IR irrelevant.
+
+     read_output("ChatGPT_factscore_output.json").summary.score  ->  0.523
+     aggregate([[True, False], None], gamma=10)                  ->  Summary(score=0.009, ...)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from facttune_ray.errors import UserError
+from facttune_ray.scoring.factscore import factscore
 
 LABELS = {"S", "NS", "IR"}
 
@@ -36,8 +41,40 @@ class Record:
     topic: str
     prompt: str
     response: str
-    abstained: bool
+    abstained: bool | None  # None: the file does not say
     sentences: tuple[Sentence, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What FActScore prints. Shares in [0, 1]; None: a mean over nothing."""
+
+    score: float | None  # with the length penalty; mean over scored responses
+    init_score: float | None  # without it
+    respond_ratio: float | None  # responses with facts / responses
+    facts_per_response: float | None  # mean over responses with facts
+
+    def lines(self) -> list[str]:
+        """`FActScore = 52.3%` and three more, as FActScore words and rounds them."""
+        shares = (
+            ("FActScore", self.score),
+            ("FActScore w/o length penalty", self.init_score),
+            ("Respond ratio", self.respond_ratio),
+        )
+        found = [f"{k} = " + ("n/a" if v is None else f"{100 * v:.1f}%") for k, v in shares]
+        number = "n/a" if self.facts_per_response is None else f"{self.facts_per_response:.1f}"
+        return [*found, f"# Atomic facts per valid response = {number}"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """FActScore's output file: one entry of `decisions` a response; None where it abstained."""
+
+    summary: Summary
+    decisions: tuple[tuple[tuple[str, bool | None], ...] | None, ...]  # (fact, supported)
+
+
+# ---------------------------------------------------------------- labelled and input JSONL
 
 
 def read(path: str | Path) -> Iterator[Record]:
@@ -90,7 +127,7 @@ def _record(row: Any) -> Record:
         topic=_text(row, "topic"),
         prompt=_text(row, "input"),
         response=_text(row, "output"),
-        abstained=annotations is None,
+        abstained=annotations is None if "annotations" in row else None,
         sentences=tuple(_sentence(s) for s in annotations or []),
     )
 
@@ -112,3 +149,185 @@ def _text(row: Any, key: str) -> str:
     if not isinstance(row[key], str):
         raise TypeError(f'"{key}" must be a string')
     return row[key]
+
+
+def given_facts(
+    record: Record, which: Literal["model", "human"] = "model"
+) -> list[tuple[str, list[str]]]:
+    """(sentence, facts) that the file brings; FActScore's --use_atomic_facts takes "model".
+
+    UserError when the file has none, as a record without labels.
+    """
+    if record.abstained is None:
+        raise UserError(
+            f'"{record.topic}" has no "annotations" to take facts from: let facts.method make them'
+        )
+    return [
+        (s.text, [t for t, _ in s.human_facts] if which == "human" else list(s.model_facts))
+        for s in record.sentences
+    ]
+
+
+def human_score(record: Record) -> float | None:
+    """S / (S + NS) over the record's facts, repeats included; None when it has neither."""
+    labels = [label for s in record.sentences for _, label in s.human_facts]
+    judged = labels.count("S") + labels.count("NS")
+    return labels.count("S") / judged if judged else None
+
+
+def write_jsonl(path: str | Path, responses: Iterable[dict], facts: Iterable[dict]) -> int:
+    """Rows of `responses` and `facts` as FActScore's JSONL; returns the lines written."""
+    written = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for line in jsonl(responses, facts):
+            file.write(line)
+            written += 1
+    return written
+
+
+def jsonl(responses: Iterable[dict], facts: Iterable[dict]) -> Iterator[str]:
+    """The lines of `write_jsonl`, of one shard at a time.
+
+    Facts are written as model-atomic-facts, those with a human label as human-atomic-facts too.
+    Failed responses are left out, and so are sentences that failed.
+    """
+    by_response: dict[str, list[dict]] = {}
+    for f in facts:
+        by_response.setdefault(f["response_id"], []).append(f)
+    for r in responses:
+        if r["text"] is None:
+            continue
+        found = sorted(by_response.get(r["response_id"], []), key=lambda f: f["position"])
+        line = {
+            "topic": r["topic"],
+            "input": r["prompt"],
+            "output": r["text"],
+            "annotations": None if _declined(r, found) else _annotations(found),
+        }
+        yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _declined(response: dict, facts: Iterable[dict]) -> bool:
+    return bool(response["abstained"]) or any(f["abstained"] for f in facts)
+
+
+def _annotations(facts: Iterable[dict]) -> list[dict]:
+    sentences: dict[Any, dict] = {}
+    for f in facts:
+        if f["fact"] is None:
+            continue
+        one = sentences.setdefault(
+            f["sentence"], {"text": f["sentence_text"], "model-atomic-facts": []}
+        )
+        one["model-atomic-facts"].append({"text": f["fact"]})
+        if f["human_label"] is not None:
+            labelled = {"text": f["fact"], "label": f["human_label"]}
+            one.setdefault("human-atomic-facts", []).append(labelled)
+    return list(sentences.values())
+
+
+# ---------------------------------------------------------------- scores
+
+
+def aggregate(decisions: Iterable[Sequence[bool | None] | None], gamma: float) -> Summary:
+    """FActScore over responses: each one's decisions, None (or no facts) where it abstained.
+
+    score: mean over responses of supported / facts, times exp(1 - gamma / facts) when
+    facts <= gamma (factscorer.py, get_score); 0 switches the penalty off. A decision None (no
+    article) is in no score, but its fact is counted among the facts per response.
+    """
+    responses = responded = scored = facts = 0
+    score = init_score = 0.0
+    for one in decisions:
+        responses += 1
+        if not one:
+            continue
+        responded += 1
+        facts += len(one)
+        plain, penalised = factscore(one, gamma)
+        if plain is not None and penalised is not None:
+            scored += 1
+            init_score += plain
+            score += penalised
+    return Summary(
+        score=score / scored if scored else None,
+        init_score=init_score / scored if scored else None,
+        respond_ratio=responded / responses if responses else None,
+        facts_per_response=facts / responded if responded else None,
+    )
+
+
+def decisions(
+    responses: Iterable[dict], facts: Iterable[dict], verdicts: Iterable[dict]
+) -> Iterator[list[bool | None] | None]:
+    """What `aggregate` takes, from the rows of one shard; shards can be chained.
+
+    A response that failed, or whose sentences all failed, says nothing and is left out.
+    """
+    supported = {v["fact_id"]: v["supported"] for v in verdicts}
+    found: dict[str, list[bool | None]] = {}
+    failed = set()
+    for f in facts:
+        if f["fact"] is not None:
+            found.setdefault(f["response_id"], []).append(supported.get(f["fact_id"]))
+        elif f["error"] is not None:
+            failed.add(f["response_id"])
+    for r in responses:
+        key = r["response_id"]
+        if r["text"] is not None and (key in found or key not in failed):
+            yield found.get(key)
+
+
+def summary(
+    responses: Iterable[dict],
+    facts: Iterable[dict],
+    verdicts: Iterable[dict],
+    gamma: float = 10.0,
+) -> str:
+    """The four lines that FActScore prints, from rows of the tables."""
+    return "\n".join(aggregate(decisions(responses, facts, verdicts), gamma).lines())
+
+
+def read_output(path: str | Path) -> Output:
+    """FActScore's output JSON. UserError when it is none."""
+    try:
+        row = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(row, dict):
+            raise TypeError("expected an object {score, respond_ratio, decisions, ...}")
+        return Output(
+            summary=Summary(
+                score=_number(row, "score"),
+                init_score=_number(row, "init_score") if "init_score" in row else None,
+                respond_ratio=_number(row, "respond_ratio"),
+                facts_per_response=_number(row, "num_facts_per_response"),
+            ),
+            decisions=tuple(read_decisions(d) for d in row["decisions"]),
+        )
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}: name FActScore's output file") from None
+    except ValueError as e:
+        raise UserError(f"{path}: not JSON: {e}") from None
+    except KeyError as e:
+        raise UserError(f"{path}: {e.args[0]!r} is missing: not FActScore's output") from None
+    except TypeError as e:
+        raise UserError(f"{path}: {e}") from None
+
+
+def read_decisions(row: Any) -> tuple[tuple[str, bool | None], ...] | None:
+    """One response's decisions. KeyError, TypeError for another form."""
+    if row is None:
+        return None
+    if not isinstance(row, list):
+        raise TypeError("decisions of a response must be a list or null")
+    for d in row:
+        supported = d["is_supported"] if isinstance(d, dict) else d
+        if not isinstance(supported, bool | None):
+            raise TypeError(f'"is_supported" is {supported!r:.40}, none of true, false and null')
+    return tuple((_text(d, "atom"), d["is_supported"]) for d in row)
+
+
+def _number(row: dict, key: str) -> float | None:
+    value = row[key]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f'"{key}" must be a number')
+    return None if value is None or value != value else float(value)  # NaN: a mean over nothing

@@ -1,46 +1,244 @@
-"""Articles of a knowledge source in FActScore's SQLite form.
+"""Articles of a knowledge source in FActScore's SQLite form, by title, and passages by words.
 
-Articles("knowledge.db").passages("Mara Veldt")  ->  ["Mara Veldt was born in ...", ...]
+Articles("knowledge.db").find("mara veldt")
+    ->  Article(title="Mara Veldt", passages=["Mara Veldt was born in ...", ...], how="case")
+Articles("knowledge.db").search("cellist born in Lyon", 1)
+    ->  [Hit(title="Mara Veldt", passage="Mara Veldt was born in ...", score=11.3)]
 """
 
 from __future__ import annotations
 
 import functools
-import re
+import shutil
 import sqlite3
-from collections.abc import Callable
+import textwrap
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from facttune_ray.errors import UserError
-from facttune_ray.knowledge.build import SEPARATOR
+from facttune_ray.knowledge import titles
+from facttune_ray.knowledge.local import local_copy
+from facttune_ray.knowledge.passages import sound, split
+from facttune_ray.knowledge.store import BASE, REDIRECT, TITLE, fingerprint, has_index
 from facttune_ray.scoring.verify_lexical import rarity_of
 
+__all__ = ["Article", "Articles", "Hit", "local_copy", "main_search", "split"]
+
 RARITY_ARTICLES = 2000  # articles that word rarities are counted in
+TITLE_WEIGHT = 2.0  # a word in the title, against one in the passage
+_REDIRECTS = 4  # followed one after another, at most
+_TERMS = 64  # of a query, at most
+POSTINGS = 300_000  # passages that a search scores, about: it takes a second at most
+How = Literal["exact", "case", "redirect", "normalised", "disambiguation"]
+# words that are in most passages: to rank by them costs the most and tells the least
+_STOP = frozenset(
+    "a an and are as at be been but by did do does for from had has have he her his in into is it "
+    "its of on or she that the their they this to was were what when where which who with".split()
+)
+
+
+@dataclass(frozen=True)
+class Article:
+    """An article that a title leads to."""
+
+    title: str  # as stored
+    passages: list[str]
+    how: How  # the title was found as it is, by other case, by another name ...
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that a search found."""
+
+    title: str
+    passage: str
+    score: float  # BM25, higher is better
 
 
 class Articles:
-    """A read-only connection. UserError when the file is missing or of another form."""
+    """Read-only, for any number of threads. UserError: the file is missing or of another form."""
 
     def __init__(self, path: str | Path) -> None:
         if not Path(path).is_file():
             raise UserError(f"knowledge source {path} does not exist")
         self.path = path
-        self.database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
+        self._file = Path(path).resolve()
+        self._side = self._file.with_name(self._file.name + ".fts.db")
+        self._of_thread = threading.local()
         try:
-            self.database.execute("SELECT title, text FROM documents LIMIT 1")
+            self.database.execute("SELECT rowid, title, text FROM documents LIMIT 1").fetchall()
+            self._index = self._find_index()  # the schema that holds titles and passages
         except sqlite3.DatabaseError as e:
             raise UserError(
                 f"knowledge source {path}: not a database with documents(title, text): {e}"
             ) from None
 
+    @property
+    def database(self) -> sqlite3.Connection:
+        """This thread's own connection."""
+        if not hasattr(self._of_thread, "database"):
+            database = sqlite3.connect(
+                self._file.as_uri() + "?mode=ro", uri=True, check_same_thread=False
+            )
+            if self._side.is_file():
+                try:
+                    database.execute("ATTACH ? AS side", (self._side.as_uri() + "?mode=ro",))
+                except sqlite3.DatabaseError as e:
+                    hint = "remove it, then make it again"
+                    raise UserError(f"{self._side}: no index: {e}: {hint}") from None
+            self._of_thread.database = database
+        return self._of_thread.database
+
+    def _find_index(self) -> str | None:
+        if has_index(self.database, "main"):
+            return "main"
+        if not self._side.is_file():
+            return None
+        query = "SELECT value FROM side.meta WHERE key = 'source'"
+        row = has_index(self.database, "side") and self.database.execute(query).fetchone()
+        return "side" if row and row[0] == fingerprint(self.database, self._file) else None
+
+    def find(self, title: str) -> Article | None:
+        """The article of a title; None when there is none, or several without a reason to choose.
+
+        In order: the title as it is; blanks for underscores; other case; other accents; another
+        name (redirect); "Name" for the only "Name (…)", and the other way round. A database
+        without our index is asked for a few likely spellings, by its own index on titles.
+        """
+        found = self._resolve(sound(title))
+        if found is None:
+            return None
+        stored, how = found
+        text = self._text(stored)
+        return None if text is None else Article(stored, split(text), how)
+
     def passages(self, title: str) -> list[str] | None:
-        """The article's passages; None when there is no such title, whatever its case."""
-        query = "SELECT text FROM documents WHERE title = ?"
-        row = self.database.execute(query, (title,)).fetchone()
-        if row is None:
-            spaced = title.replace("_", " ").strip()
-            row = self.database.execute(query + " COLLATE NOCASE", (spaced,)).fetchone()
-        return None if row is None else split(row[0])
+        """The passages of `find`'s article."""
+        article = self.find(title)
+        return None if article is None else article.passages
+
+    def _text(self, title: str) -> str | None:
+        row = self.database.execute(
+            "SELECT text FROM documents WHERE title = ?", (title,)
+        ).fetchone()
+        return None if row is None else row[0] or ""
+
+    def _resolve(self, title: str) -> tuple[str, How] | None:
+        if self._text(title) is not None:
+            return title, "exact"
+        spaced = titles.spaced(title)
+        if not spaced:
+            return None
+        if self._text(spaced) is not None:
+            return spaced, "normalised"
+        if self._index is None:
+            return self._by_variants(title, spaced)
+        return self._by_key(spaced)
+
+    def _keyed(self, title: str, kind: int) -> list[str]:
+        """Stored titles that share a key, sorted."""
+        query = (
+            f"SELECT DISTINCT title FROM {self._index}.titles WHERE key = ? AND kind = ? "
+            "ORDER BY title LIMIT 100"
+        )
+        return [t for (t,) in self.database.execute(query, (titles.key(title), kind))]
+
+    def _by_key(self, title: str, hops: int = _REDIRECTS) -> tuple[str, How] | None:
+        same = self._keyed(title, TITLE)
+        if same:
+            cased = [t for t in same if titles.cased(t) == titles.cased(title)]
+            chosen = _only(cased or same, title)
+            how: How = "case" if cased else "normalised"
+            return None if chosen is None else (chosen, how)
+        targets = self._keyed(title, REDIRECT)
+        if targets:
+            ends = {end for t in targets if (end := self._end(t, hops)) is not None}
+            return (ends.pop(), "redirect") if len(ends) == 1 else None
+        base = titles.base(title)
+        others = self._keyed(base or title, BASE)
+        if base is None:
+            return (others[0], "disambiguation") if len(others) == 1 else None
+        plain = self._keyed(base, TITLE)
+        return (plain[0], "disambiguation") if len(plain) == 1 and not others else None
+
+    def _end(self, title: str, hops: int) -> str | None:
+        """The article at the end of a redirect."""
+        if self._text(title) is not None:
+            return title
+        found = self._by_key(titles.spaced(title), hops - 1) if hops else None
+        return found and found[0]
+
+    def _by_variants(self, title: str, spaced: str) -> tuple[str, How] | None:
+        for variant in titles.variants(title):
+            if self._text(variant) is not None:
+                same = titles.cased(variant) == titles.cased(title)
+                return variant, "case" if same else "normalised"
+        base = titles.base(spaced)
+        for name in dict.fromkeys(titles.variants(base or spaced)):
+            others = self._bracketed(name)
+            if base is None and others:
+                return (others[0], "disambiguation") if len(others) == 1 else None
+            if base is not None and self._text(name) is not None:
+                return (name, "disambiguation") if not others else None
+        return None
+
+    def _bracketed(self, name: str) -> list[str]:
+        """Up to two titles "name (…)": a range of the titles' index, never a scan."""
+        query = "SELECT title FROM documents WHERE title >= ? AND title < ? LIMIT 1000"
+        found = self.database.execute(query, (f"{name} (", f"{name} )"))
+        return [t for (t,) in found if titles.base(t) == name][:2]
+
+    def search(self, query: str, k: int, *, postings: int = POSTINGS) -> list[Hit]:
+        """The k passages of all articles that fit the query's words best (BM25), best first.
+
+        Any text is a query: its words count, its quotes and operators do not. A hit needs one of
+        the words. Of a query with words that very many passages have, only the rarer ones count:
+        those in `postings` passages together at most. UserError when there is no full-text index.
+        """
+        if self._index is None:
+            raise UserError(
+                f"knowledge source {self.path} has no full-text index"
+                + (" that fits it" if self._side.is_file() else "")
+                + f": make one beside it: facttune knowledge index {self.path}"
+            )
+        terms = self._affordable(_terms(query), postings)
+        if not terms or k < 1:
+            return []
+        found = self.database.execute(
+            f"SELECT rowid, -rank FROM {self._index}.passages WHERE passages MATCH ? "
+            f"AND rank MATCH 'bm25({TITLE_WEIGHT}, 1.0)' ORDER BY rank, rowid LIMIT ?",
+            (" OR ".join(f'"{t}"' for t in terms), k),
+        ).fetchall()
+        return [self._hit(passage, score) for passage, score in found]
+
+    def _affordable(self, terms: list[str], postings: int) -> list[str]:
+        """The rarest terms, as long as they are in no more than so many passages together."""
+        query = f"SELECT passages FROM {self._index}.common WHERE word = ?"
+        rows = {t: self.database.execute(query, (titles.key(t),)).fetchone() for t in terms}
+        counts = {t: row[0] if row else 0 for t, row in rows.items()}
+        kept: list[str] = []
+        left = postings
+        for term in sorted(terms, key=counts.__getitem__):
+            left -= counts[term]
+            if kept and left < 0:
+                break
+            kept.append(term)
+        return kept
+
+    def _hit(self, passage: int, score: float) -> Hit:
+        first, document, at = self.database.execute(
+            f"SELECT first, document, at FROM {self._index}.spans WHERE first <= ? "
+            "ORDER BY first DESC LIMIT 1",
+            (passage,),
+        ).fetchone()
+        title, text = self.database.execute(
+            "SELECT title, text FROM documents WHERE rowid = ?", (document,)
+        ).fetchone()
+        return Hit(title, split(text)[at + passage - first], score)
 
     @functools.cached_property
     def rarity(self) -> Callable[[str], float]:
@@ -51,7 +249,38 @@ class Articles:
         return rarity_of(passage for (text,) in rows for passage in split(text))
 
 
-def split(text: str) -> list[str]:
-    """Stored text -> passages, without the sentence marks of FActScore's own databases."""
-    parts = (re.sub(r"</?s>", " ", p) for p in text.split(SEPARATOR))
-    return [" ".join(p.split()) for p in parts if p.strip()]
+def main_search(db: str, query: str, k: int) -> int:
+    """`search` for the command line: title, score and how the passage begins. -> exit code"""
+    width = min(shutil.get_terminal_size().columns, 100)
+    hits = Articles(local_copy(db)).search(query, k)
+    for hit in hits:
+        print(f"{hit.title}  ({hit.score:.1f})")
+        text = textwrap.shorten(hit.passage, 4 * (width - 4), placeholder=" ...")
+        print(textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    "))
+    if not hits:
+        print("no passage has any of these words")
+    return 0
+
+
+def _only(found: list[str], title: str) -> str | None:
+    """The one that was found; of several, the one that differs in its first letter's case alone."""
+    if len(found) == 1:
+        return found[0]
+    capital = title[:1].upper() + title[1:]
+    return capital if capital in found else None
+
+
+def _terms(query: str) -> list[str]:
+    """Distinct words of a query, as the index cuts them; stop words only if there is no other."""
+    words = dict.fromkeys(_words(query))
+    telling = [w for w in words if w not in _STOP]
+    return (telling or list(words))[:_TERMS]
+
+
+def _words(text: str) -> Iterator[str]:
+    """Runs of letters, digits and accents, where unicode61 sees one word too."""
+    yield from "".join(c if _in_word(c) else " " for c in text.lower()).split()
+
+
+def _in_word(c: str) -> bool:
+    return unicodedata.category(c)[0] in "LN" or "\u0300" <= c <= "\u0331"

@@ -1,94 +1,242 @@
-"""{title, text} articles -> the SQLite form of FActScore's knowledge sources.
+"""{title, text} articles -> a knowledge source: FActScore's SQLite form, and a full-text index.
 
 in   {"title": "Mara Veldt", "text": ["Mara Veldt was born in ...", "..."]}   (or one string)
-out  table documents(title PRIMARY KEY, text), passages joined by SEPARATOR
+     {"title": "M. Veldt", "redirect": "Mara Veldt"}                          another name
+out  table documents(title PRIMARY KEY, text), passages joined by SEPARATOR; see knowledge/store.py
 
-The database appears whole or not at all. A title given twice gets both texts.
+Files are parsed and cut into passages in several processes, and written by this one, in their
+order. The database appears whole or not at all; a killed build goes on from its last commit when
+it is started again with the same files and settings. A title given twice gets both texts.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import re
+import signal
 import sqlite3
+import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from facttune_ray.errors import UserError
+from facttune_ray.knowledge import lines, titles
+from facttune_ray.knowledge.passages import PASSAGE_TOKENS, SEPARATOR, passages, sound
+from facttune_ray.knowledge.store import REDIRECT, Entry, Key, Store, add_index, keys
 
-SEPARATOR = "####SPECIAL####SEPARATOR####"
-PASSAGE_WORDS = 256  # a longer text is cut at sentence ends
+__all__ = ["SEPARATOR", "build", "main_build", "main_index", "passages", "write"]
+
+COMMIT_S = 5.0  # at most so much work is lost when a build is killed
+_POOL_BYTES = 8 * 2**20  # a smaller source is read before a pool has started
+_PACKED = 4  # text is about so many times its compressed size
 
 
-def build(inputs: Sequence[str | Path], out: str | Path) -> int:
-    """JSONL files -> database. -> number of titles; UserError names file and line."""
-    return write((article for path in inputs for article in read_jsonl(path)), out)
+@dataclass
+class Parsed:
+    """What a block of lines holds."""
+
+    file: str
+    last: int  # number of its last line
+    entries: list[Entry] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    skipped: int = 0  # rows with an empty title or text
+    error: str | None = None  # of the first bad line: what follows it was not read
+
+
+def build(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    workers: int = 0,
+    passage_tokens: int = PASSAGE_TOKENS,
+    commit_s: float = COMMIT_S,
+) -> int:
+    """JSONL files, folders or globs (.gz, .bz2, .xz, .zst too) -> database. -> number of titles.
+
+    workers: processes that parse (0: one a CPU). passage_tokens: the most of a passage, see
+    knowledge/passages.py. commit_s: seconds between commits. UserError names file and line.
+    """
+    files = lines.files(inputs)
+    store = Store(out, _recipe(files, passage_tokens))
+    try:
+        _fill(store, files, workers or os.cpu_count() or 1, passage_tokens, commit_s)
+        return _finish(store)
+    except sqlite3.OperationalError as e:
+        raise UserError(f"cannot write {out}: {e}") from None
+    except BrokenProcessPool:
+        raise UserError(
+            f"cannot build {out}: a process of the build ended: killed for memory (run the same "
+            f"command again, with fewer workers: it goes on), or called from a script without "
+            f'if __name__ == "__main__"'
+        ) from None
+    finally:
+        store.close()
 
 
 def write(articles: Iterable[Mapping[str, Any]], out: str | Path) -> int:
-    """Articles -> database, streamed. -> number of titles."""
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(out.name + ".tmp")
-    unfinished.unlink(missing_ok=True)
-    database = sqlite3.connect(unfinished)
+    """Articles -> database, streamed, from the start. -> number of titles."""
+    store = Store(out, f"articles {os.getpid()} {time.time_ns()}")
     try:
-        with database:
-            database.execute("CREATE TABLE documents (title PRIMARY KEY, text)")
-            database.executemany(
-                "INSERT INTO documents VALUES (?, ?) "
-                f"ON CONFLICT (title) DO UPDATE SET text = text || '{SEPARATOR}' || excluded.text",
-                ((a["title"], SEPARATOR.join(passages(a["text"]))) for a in articles),
-            )
-        (titles,) = database.execute("SELECT COUNT(*) FROM documents").fetchone()
+        for number, article in enumerate(articles, 1):
+            row = Parsed("articles", number)
+            _take(row, article, f"article {number}", PASSAGE_TOKENS)
+            store.add(row.entries, row.keys)
+            store.skipped += row.skipped
+        return _finish(store)
     except sqlite3.OperationalError as e:
         raise UserError(f"cannot write {out}: {e}") from None
+    except BaseException:
+        store.abandon()
+        raise
     finally:
-        database.close()
-    if not titles:
-        unfinished.unlink()
-        raise UserError(f"cannot build {out}: the input has no article")
-    os.replace(unfinished, out)
-    return titles
+        store.close()
 
 
-def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Articles of one file; UserError names the file and the line that is wrong."""
-    try:
-        lines = open(path, encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from None
-    with lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+def main_build(inputs: Sequence[str | Path], out: str | Path, workers: int = 0) -> int:
+    """`build` for the command line: prints one line of figures. -> exit code"""
+    started = time.monotonic()
+    count = build(inputs, out, workers=workers)
+    wall_s = time.monotonic() - started
+    with sqlite3.connect(Path(out).resolve().as_uri() + "?mode=ro", uri=True) as database:
+        meta = dict(database.execute("SELECT key, value FROM meta"))
+    database.close()
+    skipped = f", {meta['skipped']:,} rows skipped (empty)" if meta["skipped"] else ""
+    print(
+        f"{out}: {count:,} titles, {meta['passages']:,} passages{skipped}, "
+        f"{wall_s:.1f} s, {count / max(wall_s, 1e-9):,.0f} articles/s"
+    )
+    return 0
+
+
+def main_index(db: str | Path) -> int:
+    """`add_index` for the command line. -> exit code"""
+    started = time.monotonic()
+    print(f"{add_index(db)}: ready after {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def _finish(store: Store) -> int:
+    (count,) = store.database.execute("SELECT COUNT(*) FROM documents").fetchone()
+    if not count:
+        store.abandon()
+        raise UserError(f"cannot build {store.out}: the input has no article")
+    store.finish(count)
+    return count
+
+
+def _recipe(files: Sequence[Path], passage_tokens: int) -> str:
+    """What an unfinished build must share to be gone on with."""
+    marks = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return json.dumps({"passage_tokens": passage_tokens, "files": marks})
+
+
+def _fill(store: Store, files: list[Path], workers: int, limit: int, commit_s: float) -> None:
+    done: dict[str, int] = {}
+    committed = time.monotonic()
+    for parsed in _parsed(files, store.progress(), workers, limit):
+        if parsed.error:
+            raise UserError(parsed.error)
+        store.add(parsed.entries, parsed.keys)
+        store.skipped += parsed.skipped
+        done[parsed.file] = parsed.last
+        if time.monotonic() - committed >= commit_s:
+            store.commit(done.items())
+            done, committed = {}, time.monotonic()
+    store.commit(done.items())
+
+
+def _parsed(files: list[Path], done: dict[str, int], workers: int, limit: int) -> Iterator[Parsed]:
+    """Every block that is not done, parsed, in order."""
+    size = sum(f.stat().st_size * (_PACKED if lines.is_compressed(f) else 1) for f in files)
+    # a file named twice is read twice: its place in the order is part of its name
+    names = [f"{i} {f.resolve()}" for i, f in enumerate(files)]
+    todo = (
+        partial(parse, block, str(f), name, limit)
+        for f, name in zip(files, names, strict=True)
+        for block in lines.blocks(f, skip=done.get(name, 0))
+    )
+    if workers == 1 or size < _POOL_BYTES:
+        yield from (work() for work in todo)
+        return
+    # spawn: a fork would copy the locks of whatever threads the caller has
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
+        running: deque[Future[Parsed]] = deque()
+        try:
+            for work in todo:
+                running.append(pool.submit(work))
+                if len(running) > 2 * workers:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A killed build leaves no process behind: a pool's workers would wait for ever.
+
+    Ctrl-C is the parent's to answer: without this every worker would print a traceback.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def parse(block: lines.Block, path: str, name: str, limit: int) -> Parsed:
+    """The articles of a block of lines. path: for messages; name: for progress."""
+    found = Parsed(name, block.first + block.lines - 1)
+    for number, line in enumerate(block.data.split(b"\n"), block.first):
+        if not line or line.isspace():
+            continue
+        try:
             try:
-                row = json.loads(line)
-            except ValueError as e:
+                row = json.loads(line.decode())
+            except UnicodeDecodeError as e:
+                raise UserError(f"{path}:{number}: not UTF-8: {e.reason}") from None
+            except (ValueError, RecursionError) as e:
                 raise UserError(f"{path}:{number}: not JSON: {e}") from None
-            if not isinstance(row, dict) or not isinstance(row.get("title"), str):
-                raise UserError(f'{path}:{number}: needs "title": a string')
-            text = row.get("text")
-            listed = isinstance(text, list) and all(isinstance(p, str) for p in text)
-            if not isinstance(text, str) and not listed:
-                raise UserError(f'{path}:{number}: needs "text": a string or a list of strings')
-            yield row
+            _take(found, row, f"{path}:{number}", limit)
+        except UserError as e:
+            found.error = str(e)
+            break
+    return found
 
 
-def passages(text: str | Sequence[str]) -> list[str]:
-    """A list as it is; a string cut at sentence ends into passages of PASSAGE_WORDS at most."""
-    if not isinstance(text, str):
-        return list(text)
-    out: list[str] = []
-    held: list[str] = []
-    count = 0
-    for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):
-        words = len(sentence.split())
-        if held and count + words > PASSAGE_WORDS:
-            out.append(" ".join(held))
-            held, count = [], 0
-        held.append(sentence)
-        count += words
-    return [*out, " ".join(held)]
+def _take(found: Parsed, row: Any, where: str, limit: int) -> None:
+    """Add a row to what was found; UserError when it is no article and no redirect."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("title"), str):
+        raise UserError(f'{where}: needs "title": a string')
+    title = sound(row["title"]).strip()
+    redirect: Any = row.get("redirect")
+    text: Any = row.get("text")
+    if isinstance(redirect, str):
+        target = sound(redirect).strip()
+        if title and target:
+            found.keys.append((titles.key(title), target, REDIRECT))
+        else:
+            found.skipped += 1
+        return
+    listed = isinstance(text, list | tuple) and all(isinstance(p, str) for p in text)
+    if not isinstance(text, str) and not listed:
+        raise UserError(f'{where}: needs "text": a string or a list of strings')
+    parts = passages(text, limit)
+    if title and parts:
+        found.entries.append((title, parts))
+        found.keys += keys(title)
+    else:
+        found.skipped += 1

@@ -64,21 +64,35 @@ class Client:
         self._stopped: Exception | None = None  # nothing more is sent
 
     async def ask(self, messages: list[dict[str, str]], parse: Callable[[str], T]) -> T:
-        """The parsed answer. A refusal, or an answer that `parse` refuses, is asked again under a
-        new sample index, `llm.reasks` times; then its RowError is raised."""
+        """The parsed text of the answer. A refusal, or an answer that `parse` refuses, is asked
+        again under a new sample index, `llm.reasks` times; then its RowError is raised."""
+        return await self.ask_whole(messages, lambda completion: parse(completion.text))
+
+    async def ask_whole(
+        self,
+        messages: list[dict[str, str]],
+        parse: Callable[[Completion], T],
+        params: dict[str, Any] | None = None,
+    ) -> T:
+        """`ask`, where `parse` sees the whole completion; `params` are sent with this request."""
         for sample in range(self.cfg.reasks + 1):
-            completion = await self.complete(messages, sample)
+            completion = await self.complete(messages, sample, params)
             try:
                 if completion.refusal is not None:
                     raise RowError(f"refused: {completion.refusal[:160]}")
-                return parse(completion.text)
+                return parse(completion)
             except RowError as e:
                 refused = e
         raise refused
 
-    async def complete(self, messages: list[dict[str, str]], sample: int = 0) -> Completion:
+    async def complete(
+        self,
+        messages: list[dict[str, str]],
+        sample: int = 0,
+        params: dict[str, Any] | None = None,
+    ) -> Completion:
         """One completion, from the ledger or paid for now."""
-        params = parameters(self.cfg, sample)
+        params = parameters(self.cfg, sample) | (params or {})
         key = request_key(self.cfg.model, messages, params, sample)
         if key not in self._running:
             task = asyncio.create_task(self._have(key, messages, params))
@@ -193,6 +207,7 @@ class Client:
             cost_usd=self.price.usd(reply.prompt_tokens, reply.completion_tokens),
             attempts=attempts,
             latency_s=latency_s,
+            top_logprobs=reply.top_logprobs,
         )
         _count(self.usage, completion)
         if completion.prompt_tokens and chars:  # a server may not count them

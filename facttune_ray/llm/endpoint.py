@@ -55,6 +55,7 @@ class Reply:
     completion_tokens: int
     model: str
     headers: Mapping[str, str]
+    top_logprobs: str | None = None  # JSON, when asked for: {token: log-probability} of the first
 
 
 class Endpoint:
@@ -163,9 +164,19 @@ def read_reply(answer: Any, headers: Mapping[str, str]) -> Reply:
             completion_tokens=min(int(used.get("completion_tokens") or 0), 2**40),
             model=_whole(str(answer.get("model") or "")),
             headers=headers,
+            top_logprobs=_first_logprobs(choice.get("logprobs")),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise Transient("HTTP 200 with a body that is no chat completion") from None
+
+
+def _first_logprobs(logprobs: Any) -> str | None:
+    """{"True": -0.1, ...}: the first token's alternatives; None when the server tells none."""
+    try:
+        top = logprobs["content"][0]["top_logprobs"]
+        return json.dumps({str(t["token"]): float(t["logprob"]) for t in top}) if top else None
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
 
 
 def _whole(text: str) -> str:

@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
         ("stage", pa.string()),  # that paid
         ("run", pa.string()),  # that paid: its budget counts it
         ("crc", pa.uint32()),  # of key, text and tokens: `verify` checks it
+        ("top_logprobs", pa.string()),  # JSON, where they were asked for; older ledgers lack it
     ]
 )
 ROWS = 4096  # a record batch: what one look-up reads at least
@@ -67,6 +68,7 @@ class Completion:
     finish_reason: str | None = None
     cost_usd: float = 0.0
     prompt_chars: int = 0
+    top_logprobs: str | None = None  # JSON {token: log-probability} of the first token
 
 
 def request_key(model: str, messages: list[dict], params: dict[str, Any], sample: int) -> bytes:
@@ -128,7 +130,7 @@ class Segment:
                 low, high = max(first, start), min(last, int(self.starts[i + 1]))
                 if low < high:
                     parts.append(reader.get_batch(i).slice(low - start, high - low))
-        return pa.Table.from_batches(parts, schema=SCHEMA)
+        return _up_to_date(pa.Table.from_batches(parts)) if parts else SCHEMA.empty_table()
 
 
 def _prefixes(keys: pa.Array) -> np.ndarray:
@@ -297,6 +299,7 @@ class Ledger:
 
 
 def _completion(row: dict) -> Completion:
+    row = {"top_logprobs": None} | row
     return Completion(**{name: row[name] for name in Completion.__dataclass_fields__})
 
 
@@ -325,4 +328,13 @@ def read_segment(file: Folder, columns: list[str] | None = None) -> pa.Table:
     wanted = None if columns is None else [SCHEMA.get_field_index(c) for c in columns]
     options = pa.ipc.IpcReadOptions(included_fields=wanted)
     with file.fs.open_input_file(file.path) as f:
-        return pa.ipc.open_file(f, options=options).read_all()
+        table = pa.ipc.open_file(f, options=options).read_all()
+    return _up_to_date(table) if columns is None else table
+
+
+def _up_to_date(table: pa.Table) -> pa.Table:
+    """A segment of an earlier version with the columns that have been added since, null."""
+    for field in SCHEMA:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table

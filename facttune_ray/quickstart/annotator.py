@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from facttune_ray.errors import UserError
-from facttune_ray.quickstart import rules
+from facttune_ray.quickstart import replay, rules
 from facttune_ray.quickstart.batch_api import Batches
 from facttune_ray.quickstart.chat_api import (
     Limits,
@@ -74,6 +74,7 @@ class AnnotatorOptions:
     seed: int = 0  # of latencies and faults
     api_key: str | None = None  # if set, every other key gets 401
     journal: str | None = None  # append-only JSONL file of answers; None: kept nowhere
+    replay: str = ""  # labelled JSONL file whose facts and labels are answered; "": rules alone
     batch_max_requests: int = 50_000  # a larger input file fails its batch
     batch_max_bytes: int = 200 * 2**20
     batch_delay_s: float = 0.0  # time before a batch's results are there
@@ -110,6 +111,7 @@ class Annotator:
 
     def __init__(self, options: AnnotatorOptions) -> None:
         self.options = options
+        self.replay = replay.load(options.replay) if options.replay else None
         self.journal = Journal(options.journal)
         self.limits = Limits(options)
         self.batches = Batches(self)
@@ -225,7 +227,8 @@ class Annotator:
         try:
             if latency_s:
                 await asyncio.sleep(latency_s)
-            body, completion_tokens = complete(asked)
+            who = (self.replay.answer,) if self.replay else ()  # else the rules
+            body, completion_tokens = complete(asked, *who)
             self.journal.add(key, asked.sha256, body)
         finally:
             done.set_result(None)
@@ -261,6 +264,7 @@ class Annotator:
                 "faults": dict(self.faults),
                 "by_task": dict(self.tasks),
             }
+            | {f"replay_{k}": n for k, n in (self.replay.counts if self.replay else {}).items()}
         )
 
     async def models(self, request: web.Request) -> web.Response:

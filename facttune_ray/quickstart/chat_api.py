@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ from facttune_ray.quickstart import rules
 
 if TYPE_CHECKING:
     from facttune_ray.quickstart.annotator import AnnotatorOptions
+
+
+Answer = Callable[[list[dict[str, str]], int], str]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Request:
     max_tokens: int | None
     prompt_tokens: int
     sha256: str  # of the body as canonical JSON
+    logprobs: bool = False
 
 
 class RequestError(Exception):
@@ -85,6 +90,7 @@ def check_request(body: dict[str, Any]) -> Request:
         max_tokens=limit,
         prompt_tokens=sum(count_tokens(m["content"]) for m in messages),
         sha256=hashlib.sha256(canonical).hexdigest(),
+        logprobs=bool(body.get("logprobs")),
     )
 
 
@@ -106,16 +112,17 @@ def count_tokens(text: str) -> int:
     return math.ceil(len(text.split()) * 4 / 3)
 
 
-def complete(asked: Request) -> tuple[bytes, int]:
+def complete(asked: Request, answer: Answer = rules.answer) -> tuple[bytes, int]:
     """(response body, completion tokens). Equal requests get equal bodies but for `created`."""
     choices, spent = [], 0
     for i in range(asked.n):
-        text, finish = rules.answer(asked.messages, i), "stop"
+        text, finish = answer(asked.messages, i), "stop"
         if asked.max_tokens is not None and count_tokens(text) > asked.max_tokens:
             text, finish = " ".join(text.split()[: asked.max_tokens * 3 // 4]), "length"
         spent += count_tokens(text)
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": i, "message": message, "logprobs": None, "finish_reason": finish}
+        logprobs = _logprobs(text) if asked.logprobs else None
+        choice = {"index": i, "message": message, "logprobs": logprobs, "finish_reason": finish}
         choices.append(choice)
     response = {
         "id": f"chatcmpl-{asked.sha256[:24]}",
@@ -130,6 +137,16 @@ def complete(asked: Request) -> tuple[bytes, int]:
         },
     }
     return json.dumps(response).encode(), spent
+
+
+def _logprobs(text: str) -> dict[str, Any]:
+    """Of the first word alone: rules are as sure of True as of False, nine in ten."""
+    first = text.split()[0] if text.split() else ""
+    other = {"True": "False", "False": "True", "Yes": "No", "No": "Yes"}.get(first)
+    top = [{"token": first, "logprob": math.log(0.9), "bytes": None}]
+    if other:
+        top.append({"token": other, "logprob": math.log(0.1), "bytes": None})
+    return {"content": [top[0] | {"top_logprobs": top}], "refusal": None}
 
 
 def problem(

@@ -1,4 +1,4 @@
-"""The annotator's answers: this project's four prompts, answered by rules of ordinary English.
+"""The annotator's answers: this project's prompts, answered by rules of ordinary English.
 
     answer(prompts.questions.render("Ada Lovelace", "Ada Lovelace was born in London."))
         ->  "Where was Ada Lovelace born?"
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import functools
 import re
+import textwrap
 from collections.abc import Callable
 
-from facttune_ray.prompts import template
+from facttune_ray.prompts import facts, template
 from facttune_ray.quickstart.asking import question
 from facttune_ray.scoring import equivalence, verify_lexical
+from facttune_ray.scoring.abstention import abstained
 from facttune_ray.scoring.decompose import rule_facts
 from facttune_ray.scoring.verbs import AUXILIARIES, KNOWN, base, is_finite
 
@@ -27,7 +29,7 @@ CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions an
 def answer(messages: list[dict[str, str]], sample: int = 0) -> str:
     """The reply to chat messages. Rules have no temperature: every sample is the same."""
     task = task_of(messages)
-    slots = _slots(task, messages[-1]["content"]) if task else None
+    slots = slots_of(task, messages[-1]["content"]) if task else None
     if task is None or slots is None:
         return CHAT_REPLY
     return TASKS[task](**slots)
@@ -41,27 +43,40 @@ def task_of(messages: list[dict[str, str]]) -> str | None:
 
 @functools.cache
 def _systems() -> dict[str, str]:
-    return {template.system(task): task for task in TASKS}
+    return {template.system(name): task for task in TASKS for name in _templates(task)}
+
+
+def _templates(task: str) -> tuple[str, ...]:
+    return facts.TEMPLATES if task == "facts" else (task,)
 
 
 @functools.cache
-def _pattern(task: str) -> re.Pattern[str]:
-    """The last user block with its slots as groups; only passages run over several lines."""
-    pieces = re.split(r"\{(\w+)\}", template.blocks(task)[-1][1])
+def _pattern(name: str) -> re.Pattern[str]:
+    """The last user block with its slots as groups; only lists run over several lines."""
+    pieces = re.split(r"\{(\w+)\}", template.blocks(name)[-1][1])
     parts = [re.escape(p) for p in pieces]
     for i in range(1, len(pieces), 2):
-        inside = "(?s:.*)" if pieces[i] == "passages" else "[^\\n]*"
+        inside = "(?s:.*)" if pieces[i] in ("passages", "facts") else "[^\\n]*"
         parts[i] = f"(?P<{pieces[i]}>{inside})"
     return re.compile("".join(parts))
 
 
-def _slots(task: str, text: str) -> dict[str, str] | None:
-    match = _pattern(task).fullmatch(text.strip("\n"))
-    return match.groupdict() if match else None
+def slots_of(task: str, text: str) -> dict[str, str] | None:
+    """What the slots of the task's template hold in this user message; None: another text."""
+    found = (_pattern(name).fullmatch(text.strip("\n")) for name in _templates(task))
+    return next((match.groupdict() for match in found if match), None)
 
 
-def _facts(topic: str, sentence: str) -> str:
-    return "\n".join(f"- {fact}" for fact in rule_facts(topic, sentence)) or "- none"
+def _facts(topic: str, sentence: str, context: str = "") -> str:
+    most = facts.MAX_CHARS
+    found = (
+        f if len(f) <= most else textwrap.shorten(f, most) for f in rule_facts(topic, sentence)
+    )
+    return "\n".join(f"- {fact}" for fact in found) or "- none"
+
+
+def _abstention(prompt: str, response: str) -> str:
+    return "Yes" if abstained(response) else "No"
 
 
 def _equivalence(question: str, first: str, second: str) -> str:
@@ -95,6 +110,16 @@ _SHORT = 9  # words: a sentence of at most so many states one thing
 def _verdicts(topic: str, passages: str, fact: str) -> str:
     texts = [re.sub(r"^\[\d+\] ", "", line) for line in passages.splitlines() if line.strip()]
     return str(supported(topic, fact, texts))
+
+
+def _verdicts_many(topic: str, passages: str, facts: str) -> str:
+    numbered = [line.partition(". ") for line in facts.splitlines()]
+    return "\n".join(f"{n}. {_verdicts(topic, passages, fact)}" for n, _, fact in numbered)
+
+
+def _verdicts_closed(topic: str, fact: str) -> str:
+    """The rules know nothing but passages: no statement is right."""
+    return "False"
 
 
 def supported(topic: str, fact: str, passages: list[str]) -> bool:
@@ -155,7 +180,10 @@ def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
 
 TASKS: dict[str, Callable[..., str]] = {
     "facts": _facts,
+    "abstention": _abstention,
     "verdicts": _verdicts,
+    "verdicts_many": _verdicts_many,
+    "verdicts_closed": _verdicts_closed,
     "questions": question,
     "equivalence": _equivalence,
 }

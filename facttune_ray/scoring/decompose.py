@@ -1,7 +1,5 @@
-"""Response text -> sentences -> atomic facts, by rules of ordinary English.
+"""One sentence -> its atomic facts, by rules of ordinary English.
 
-sentences("J. R. Smith was born in 1950. He acts.")  ->  ["J. R. Smith was born in 1950.",
-                                                          "He acts."]
 rule_facts("Ada Lovelace", "She was a writer and mathematician who lived in London.")
     ->  ["Ada Lovelace was a writer.", "Ada Lovelace was a mathematician.",
          "Ada Lovelace lived in London."]
@@ -23,89 +21,7 @@ from facttune_ray.scoring.clauses import (
 )
 from facttune_ray.scoring.verbs import KNOWN, third
 
-# ---------------------------------------------------------------- sentences
-
-_ABBREVIATIONS = set(
-    "mr mrs ms dr prof sr jr st mt ft lt col gen capt sgt cmdr adm maj rev hon gov sen rep pres "
-    "pvt no vol vs etc inc ltd co corp bros dept univ assn est fig ed eds trans feat ca cf al "
-    "jan feb mar apr jun jul aug sep sept oct nov dec e.g i.e a.m p.m b.c a.d ph.d m.d u.s u.k "
-    "u.n d.c b.a m.a b.sc m.sc ll.b ll.m".split()
-)  # fmt: skip
-# An abbreviation that also ends sentences does so when a word follows that opens one.
-_OPENERS = set(
-    "He She They It His Her Their Its The This These Those In On At After Before During As When "
-    "While However Since Born A An Despite Following Throughout Although I We".split()
-)
-_END = re.compile(r"[.!?\u2026]+[\"'\u201d\u2019)\]]*\s+")
 _BULLET = re.compile(r"^\s*(?:[-*\u2022\u2013]|\(?\d{1,3}[.)]|#+)\s+")
-
-
-def sentences(text: str) -> list[str]:
-    """Sentences of a response in order; a line break or a list item ends a sentence.
-
-    Initials, abbreviations, decimals and a full stop within a quotation end none, and nothing
-    that starts in lower case opens one.
-    """
-    found: list[str] = []
-    for line in text.splitlines():
-        line = " ".join(_BULLET.sub("", line).split())
-        start = 0
-        for match in _END.finditer(line):
-            if _ends(line[start : match.start()], match[0].strip(), line[match.end() :]):
-                found.append(line[start : match.end()].strip())
-                start = match.end()
-        found.append(line[start:].strip())
-    return [s for s in found if re.search(r"\w", s)]
-
-
-def _ends(before: str, mark: str, after: str) -> bool:
-    """Whether a sentence ends between `before` + `mark` and `after`."""
-    if re.match(r"[a-z,;:)]", after):
-        return False
-    quoted = re.sub(r"\d'\d+\"", "", before)  # 6'7" is no quotation
-    if quoted.count('"') % 2 and '"' not in mark and '"' in after:
-        return False
-    if before.count("(") > before.count(")") and ")" in after:
-        return False
-    if not mark.startswith(".") or not before:
-        return bool(before)
-    last = before.split()[-1].lstrip("(\"'\u201c")
-    opens = after.split()[0].strip("\"'\u201c,") in _OPENERS
-    if re.fullmatch(r"[A-Z]", last) or re.fullmatch(r"(?:[A-Z]\.-?)+[A-Z]", last):
-        # "J. R. Smith", but "... in Washington D.C. He ..."; "vitamin C. It"
-        return opens and (len(before.split()) > 2)
-    if last.lower() in _ABBREVIATIONS:
-        return opens and last.lower() not in {"mr", "mrs", "ms", "dr", "prof", "st", "no", "rev"}
-    return True
-
-
-# ---------------------------------------------------------------- abstention
-
-_REFUSAL = re.compile(
-    r"(?:unfortunately,? |well, )?(?:"
-    r"(?:i'?m|i am|we are|we're)(?: very| truly| really)? (?:sorry|afraid|unable|not able|unaware|"
-    r"unsure|not sure|not aware|not familiar|unfamiliar)|(?:my )?apologies|"
-    r"i(?: must| do)? apologi[sz]e|"
-    r"sorry[,.]|as an ai\b|i (?:really |simply |currently )?(?:do not|don't|cannot|can't|can not|"
-    r"could not|couldn't|was unable|was not able|wasn't able|did not|didn't|am unable|have no|"
-    r"have not been able|haven't)\b|"
-    r"(?:there is|there's|there are|there does not|there doesn't|there was|no)\b.{0,40}"
-    r"\b(?:information|records?|details|data|results?|biography)\b.{0,60}"
-    r"\b(?:available|found|known|about|on|exist|for)\b|"
-    r"(?:it is|it's) not (?:clear|possible)|"
-    r"(?:could|can) you (?:please )?(?:provide|clarify|give|specify)|"
-    r"please (?:provide|clarify|specify)|not enough (?:information|context))",
-    re.I,
-)
-
-
-def abstained(text: str) -> bool:
-    """Whether a response declines to answer: it opens with a refusal, or says nothing at all."""
-    opening = " ".join(text.replace("\u2019", "'").split())
-    return not re.search(r"\w", opening) or bool(_REFUSAL.match(opening.lstrip("\"'*-# ")))
-
-
-# ---------------------------------------------------------------- facts
 
 
 def normal_fact(text: str) -> str:

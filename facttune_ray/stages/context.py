@@ -6,9 +6,9 @@ A worker process keeps its context between shards, so a model or a connection is
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from facttune_ray import tables
 from facttune_ray.config import Config
@@ -16,8 +16,12 @@ from facttune_ray.tables import Folder
 
 if TYPE_CHECKING:
     from facttune_ray.knowledge.articles import Articles
+    from facttune_ray.knowledge.dense import Dense
     from facttune_ray.llm.client import Client
     from facttune_ray.sampling.protocol import Sampler
+    from facttune_ray.scoring.cleanup import Entities
+    from facttune_ray.scoring.verify_local_lm import LocalLM
+    from facttune_ray.scoring.verify_npm import NPM
 
 
 @dataclass(frozen=True)
@@ -72,5 +76,40 @@ class Context:
     @functools.cached_property
     def articles(self) -> Articles:
         from facttune_ray.knowledge.articles import Articles
+        from facttune_ray.knowledge.local import local_copy
 
-        return Articles(self.work.knowledge)
+        return Articles(local_copy(self.work.knowledge))
+
+    @functools.cached_property
+    def entities(self) -> Callable[[str], Entities]:
+        """Names, dates and numbers of a sentence, for the clean-up of its facts."""
+        from facttune_ray.scoring import cleanup
+
+        return cleanup.load(self.cfg.facts.spacy_model)
+
+    @functools.cached_property
+    def dense(self) -> Dense:
+        from facttune_ray.knowledge.dense import Dense
+
+        return Dense(self.cfg.verdicts.dense, device=self._device)
+
+    @functools.cached_property
+    def local_lm(self) -> LocalLM:
+        from facttune_ray.scoring.verify_local_lm import LocalLM
+
+        return LocalLM(self.cfg.verdicts.local_lm, **self._model_settings)
+
+    @functools.cached_property
+    def npm(self) -> NPM:
+        from facttune_ray.scoring.verify_npm import NPM
+
+        return NPM(self.cfg.verdicts.npm, **self._model_settings)
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.cfg.verdicts.gpus else "cpu"
+
+    @property
+    def _model_settings(self) -> dict[str, Any]:
+        cfg = self.cfg.verdicts
+        return {"dtype": cfg.dtype, "device": self._device, "batch_tokens": cfg.batch_tokens}

@@ -3,56 +3,76 @@
 in   responses  {"response_id": "51ab", "topic": "Mara Veldt",
                  "text": "Mara Veldt was born in Ostrava. She plays the cello."}
 out  facts      {"fact_id": "c07e", "response_id": "51ab", "position": 1, "sentence": 1,
-                 "sentence_text": "She plays the cello.", "fact": "Mara Veldt plays the cello.",
-                 "repeated": False, ...}
+                 "sentence_text": "She plays the cello.", "start": 32, "end": 52,
+                 "fact": "Mara Veldt plays the cello.", "repeated": False, ...}
 
 Identical sentences of one topic are asked once. A sentence whose request failed is one row with
-`fact` null and the `error`. An abstained response has no facts. With `facts.method: labels` the
-labelled file's human facts and labels are taken instead.
+`fact` null and the `error`. A response that declines to answer is one row with `fact` null and
+`abstained`. With `facts.method: labels` the labelled file's human facts and labels are taken
+instead, with `atomic_facts` the file's own facts, as FActScore's --use_atomic_facts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from facttune_ray.config import Config
 from facttune_ray.errors import RowError
+from facttune_ray.interop import factscore
+from facttune_ray.prompts import abstention as abstention_prompt
 from facttune_ray.prompts import facts as prompt
 from facttune_ray.prompts import template
 from facttune_ray.schema import digest
-from facttune_ray.scoring.decompose import normal_fact, rule_facts, sentences
+from facttune_ray.scoring import abstention, cleanup
+from facttune_ray.scoring.decompose import normal_fact, rule_facts
+from facttune_ray.scoring.sentences import Sentence, carry, split
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 
-VERSION = 1
-Unit = tuple[str, list[tuple[str, str | None]], str | None]  # sentence, (fact, label)s, error
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A sentence and what it states; or why there is nothing."""
+
+    sentence: Sentence | None
+    facts: tuple[tuple[str, str | None], ...] = ()  # fact, human label
+    error: str | None = None
+    abstained: bool = False
 
 
 def recipe(cfg: Config) -> dict:
-    if cfg.facts.method != "llm":
-        return {"facts.method": cfg.facts.method}
-    return {
-        "facts.method": "llm",
-        **connect.recipe(cfg),
-        "prompts/facts.txt": template.fingerprint(prompt.TEMPLATE),
-    }
+    f = cfg.facts
+    if f.method in ("labels", "atomic_facts"):
+        return {"facts.method": f.method}
+    keys = ["method", "carry_words", "abstention", "cleanup"]
+    keys += ["domain", "decontextualize"] if f.method == "llm" else []
+    keys += ["spacy_model"] if f.cleanup == "entities" else []
+    found = {f"facts.{k}": getattr(f, k) for k in keys}
+    names = [prompt.template_name(f.domain, f.decontextualize)] if f.method == "llm" else []
+    names += [abstention_prompt.TEMPLATE] if f.abstention == "llm" else []
+    if names:
+        found |= connect.recipe(cfg)
+    return found | {f"prompts/{n}.txt": template.fingerprint(n) for n in names}
 
 
 async def run(context: Context, shard: int) -> list[dict]:
     responses = context.rows("responses", shard)
-    split = METHODS[context.cfg.facts.method]
-    units = await asyncio.gather(*(split(context, r) for r in responses))
+    units = await asyncio.gather(*(_units(context, r) for r in responses))
     return [row for r, u in zip(responses, units, strict=True) for row in _rows(r, u)]
 
 
-def _rows(response: dict, units: Iterable[Unit]) -> Iterable[dict]:
+def _rows(response: dict, units: Iterable[Unit]) -> Iterator[dict]:
     seen: set[str] = set()
     position = 0
-    for index, (sentence, found, error) in enumerate(units):
-        listed: list[tuple[str | None, str | None]] = [*found]
-        for fact, label in listed or [(None, None)] * bool(error):
+    for index, unit in enumerate(units):
+        listed: list[tuple[str | None, str | None]] = [*unit.facts]
+        empty = unit.error is not None or unit.abstained
+        for fact, label in listed or [(None, None)] * empty:
             normal = normal_fact(fact) if fact else None
             yield {
                 "fact_id": digest(response["response_id"], position),
@@ -60,54 +80,85 @@ def _rows(response: dict, units: Iterable[Unit]) -> Iterable[dict]:
                 "topic": response["topic"],
                 "split": response["split"],
                 "position": position,
-                "sentence": index,
-                "sentence_text": sentence,
+                "sentence": index if unit.sentence else None,
+                "sentence_text": unit.sentence.text if unit.sentence else None,
+                "start": unit.sentence.start if unit.sentence else None,
+                "end": unit.sentence.end if unit.sentence else None,
                 "fact": fact,
                 "repeated": normal in seen if normal else None,
                 "human_label": label,
-                "error": error,
+                "abstained": unit.abstained,
+                "error": unit.error,
             }
             position += 1
             if normal:
                 seen.add(normal)
 
 
-async def _llm(context: Context, response: dict) -> list[Unit]:
-    async def one(sentence: str) -> Unit:
-        try:
-            messages = prompt.render(response["topic"], sentence)
-            found = await context.client.ask(messages, prompt.parse)
-        except RowError as e:
-            return sentence, [], str(e)
-        return sentence, [(fact, None) for fact in found], None
-
-    return list(await asyncio.gather(*map(one, _sentences(response))))
-
-
-async def _rules(context: Context, response: dict) -> list[Unit]:
-    return [
-        (s, [(fact, None) for fact in rule_facts(response["topic"], s)], None)
-        for s in _sentences(response)
-    ]
-
-
-async def _labels(context: Context, response: dict) -> list[Unit]:
-    labelled = _labelled(context.cfg.data.folder, tuple(context.cfg.data.files))
-    record = labelled[response["model"], response["topic"]]
-    return [(s.text, list(s.human_facts), None) for s in record.sentences]
-
-
-def _sentences(response: dict) -> list[str]:
-    if response["abstained"] or response["error"] or not response["text"]:
+async def _units(context: Context, response: dict) -> list[Unit]:
+    cfg = context.cfg.facts
+    if response["error"]:
         return []
-    return sentences(response["text"])
+    try:
+        if await _abstained(context, response):
+            return [Unit(None, abstained=True)]
+    except RowError as e:
+        return [Unit(None, error=f"abstention: {e}")]
+    if cfg.method in ("labels", "atomic_facts"):
+        return _given(context.cfg, response)
+    found = carry(split(response["text"]), cfg.carry_words)
+    return list(await asyncio.gather(*(_unit(context, response, s) for s in found)))
+
+
+async def _abstained(context: Context, response: dict) -> bool:
+    if response["abstained"] is not None:
+        return response["abstained"]
+    name, text = context.cfg.facts.abstention, response["text"] or ""
+    if name != "llm" or not text.strip():
+        return abstention.detector("none" if name == "llm" else name)(text)
+    messages = abstention_prompt.render(response["prompt"], text)
+    return await context.client.ask(messages, abstention_prompt.parse)
+
+
+async def _unit(context: Context, response: dict, sentence: Sentence) -> Unit:
+    cfg = context.cfg.facts
+    if cfg.method == "rules":
+        facts = rule_facts(response["topic"], sentence.text)
+    else:
+        messages = prompt.render(
+            response["topic"],
+            sentence.text,
+            domain=cfg.domain,
+            context=response["text"][: sentence.start],
+            decontextualize=cfg.decontextualize,
+        )
+        try:
+            facts = await context.client.ask(messages, prompt.parse)
+        except RowError as e:
+            return Unit(sentence, error=str(e))
+    if cfg.cleanup == "entities":
+        known = [response["topic"], response["text"][: sentence.start]]
+        facts = cleanup.clean(sentence.text, facts, context.entities, known)
+    return Unit(sentence, tuple((fact, None) for fact in facts))
+
+
+def _given(cfg: Config, response: dict) -> list[Unit]:
+    """Facts that stand in the labelled file; UserError when there are none."""
+    labelled = _labelled(cfg.data.folder, tuple(cfg.data.files))
+    record = labelled[response["model"], response["topic"], response["text"]]
+    factscore.given_facts(record)  # UserError when the file has none
+    at, units = 0, []
+    for s in record.sentences:
+        start = response["text"].find(s.text, at)
+        at = start + len(s.text) if start >= 0 else at
+        span = (start, at) if start >= 0 else (at, at)  # the file words it differently
+        model = tuple((fact, None) for fact in s.model_facts)
+        facts = s.human_facts if cfg.facts.method == "labels" else model
+        units.append(Unit(Sentence(s.text, *span), facts))
+    return units
 
 
 @functools.cache
 def _labelled(folder: str, files: tuple[str, ...]) -> dict:
-    from facttune_ray.interop import factscore
-
-    return {(model, r.topic): r for model, r in factscore.read_all(folder, files)}
-
-
-METHODS = {"llm": _llm, "rules": _rules, "labels": _labels}
+    found = factscore.read_all(folder, files)
+    return {(model, r.topic, r.response): r for model, r in found}

@@ -3,19 +3,22 @@
 out  prompts  {"prompt_id": "8f2c", "topic": "Mara Veldt", "split": "train",
                "prompt": "Write a biography of Mara Veldt."}
 
-A topic lies in one shard, by its digest, and in one split. `data.source: factscore` brings its
-own responses too: they become a `responses` table whose model is the file's name.
+A topic lies in one shard, by its digest, and in one split. `data.source: factscore` and `tuning`
+bring responses, too: they become a `responses` table, whose model is the file's name or "imported".
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import Config, DataConfig
-from facttune_ray.interop import factscore
+from facttune_ray.errors import UserError
+from facttune_ray.interop import factscore, tuning
 from facttune_ray.quickstart import world
 from facttune_ray.schema import digest, seed_from
+from facttune_ray.tables import Folder
 
 VERSION = 1
 
@@ -33,6 +36,12 @@ def source_recipe(cfg: Config) -> dict:
             "world.version": world.VERSION,
             "run.seed": cfg.run.seed,
             **{f"data.world.{k}": v for k, v in vars(cfg.data.world).items()},
+        }
+    if cfg.data.source == "tuning":
+        return {"data.source": "tuning"} | {
+            f"data.folder/{name}": factscore.file_digest(cfg.data.folder, name)
+            for split in _tuning_splits(cfg)
+            for name in _tuning_files(cfg, split)
         }
     return {
         "data.source": "factscore",
@@ -64,6 +73,10 @@ def prompts(cfg: Config) -> Iterator[dict]:
             for topic in topics:
                 yield _prompt(topic, split, world.biography_prompt(topic))
         return
+    if cfg.data.source == "tuning":
+        for split in _tuning_splits(cfg):
+            yield from tuning.prompts(tuning.read_topics(cfg.data.folder, split), split)
+        return
     seen = set()
     for _, record in factscore.read_all(cfg.data.folder, cfg.data.files):
         row = _prompt(record.topic, _split(record.topic, cfg), record.prompt)
@@ -73,19 +86,42 @@ def prompts(cfg: Config) -> Iterator[dict]:
 
 
 def imported_responses(cfg: Config) -> Iterator[dict]:
-    """The labelled files' own responses as rows of `responses`."""
+    """The responses that stand in the files, as rows of `responses`."""
+    if cfg.data.source == "tuning":
+        for split in _tuning_splits(cfg):
+            topics = tuning.read_topics(cfg.data.folder, split)
+            yield from tuning.responses(topics, split, cfg.data.folder, "imported")
+        return
+    seen: Counter[tuple[str, str]] = Counter()
     for model, record in factscore.read_all(cfg.data.folder, cfg.data.files):
         prompt = _prompt(record.topic, _split(record.topic, cfg), record.prompt)
+        sample = seen[model, prompt["prompt_id"]]  # a file may hold several responses to one
+        seen[model, prompt["prompt_id"]] += 1
         yield {
             **prompt,
-            "response_id": digest(prompt["prompt_id"], model, 0),
+            "response_id": digest(prompt["prompt_id"], model, sample),
             "model": model,
-            "sample": 0,
+            "sample": sample,
             "text": record.response,
             "tokens": None,
             "abstained": record.abstained,
             "error": None,
         }
+
+
+def _tuning_splits(cfg: Config) -> list[str]:
+    """Splits whose questions file is there; UserError when there is none."""
+    names = set(Folder.of(cfg.data.folder).names())
+    found = [s for s in tuning.SPLITS if f"questions_per_topic_{s}.json" in names]
+    if not found:
+        raise UserError(f"{cfg.data.folder}: no questions_per_topic_*.json: check data.folder")
+    return found
+
+
+def _tuning_files(cfg: Config, split: str) -> list[str]:
+    topics = tuning.read_topics(cfg.data.folder, split)
+    names = [f"responses/{tuning.file_name(t.topic, '_generations.json')}" for t in topics]
+    return [f"questions_per_topic_{split}.json", *names]
 
 
 def by_shard(rows: Iterable[dict], shards: int) -> dict[int, list[dict]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from facttune_ray.config import Config
 from facttune_ray.schema import digest, seed_from
-from facttune_ray.scoring.decompose import abstained
 from facttune_ray.stages.context import Context
 
 VERSION = 1
@@ -48,7 +47,7 @@ async def run(context: Context, shard: int) -> list[dict]:
                     "sample": i,
                     "text": s.text,
                     "tokens": s.tokens,
-                    "abstained": abstained(s.text),
+                    "abstained": None,
                     "error": None,
                 }
                 for i, s in enumerate(samples)

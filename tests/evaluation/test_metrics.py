@@ -15,13 +15,13 @@ def table(schema, rows):
 RESPONSES_3 = table(
     RESPONSES,
     [
-        {"response_id": "r1", "topic": "A", "text": "one two three", "abstained": False},
-        {"response_id": "r2", "topic": "B", "text": "", "abstained": True},
+        {"response_id": "r1", "topic": "A", "text": "one two three"},
+        {"response_id": "r2", "topic": "B", "text": ""},
         {"response_id": "r3", "topic": "B", "text": "four words are here"},
         {"response_id": "r4", "topic": "B", "text": None, "error": "no answer"},
     ],
 )
-FACTS_6 = table(
+FACTS_7 = table(
     FACTS,
     [
         {"fact_id": "a", "response_id": "r1", "topic": "A", "fact": "x", "human_label": "S"},
@@ -30,6 +30,7 @@ FACTS_6 = table(
         {"fact_id": "d", "response_id": "r3", "topic": "B", "fact": "z", "human_label": "S"},
         {"fact_id": "e", "response_id": "r3", "topic": "B", "fact": "w", "human_label": "IR"},
         {"fact_id": "f", "response_id": "r3", "topic": "B", "fact": None, "error": "timeout"},
+        {"fact_id": "g", "response_id": "r2", "topic": "B", "fact": None, "abstained": True},
     ],
 )
 VERDICTS_6 = table(
@@ -46,13 +47,28 @@ VERDICTS_6 = table(
 
 
 def test_counts_by_hand():
-    counts = metrics.response_counts(RESPONSES_3, FACTS_6, VERDICTS_6).to_pylist()
+    counts = metrics.response_counts(RESPONSES_3, FACTS_7, VERDICTS_6).to_pylist()
     r1, r2, r3, r4 = counts
     keys = ("correct", "incorrect", "unknown", "facts", "repeated", "total_facts", "words")
     assert [r1[k] for k in keys] == [1, 1, 0, 2, 1, 3, 3]
     assert [r3[k] for k in keys] == [1, 0, 1, 2, 0, 2, 4]
-    assert (r2["no_facts"], r2["failed"]) == (True, False)
+    assert (r2["no_facts"], r2["abstained"], r2["failed"]) == (True, True, False)
+    assert (r1["supported"], r1["judged"], r1["abstained"]) == (2, 3, False)
+    assert (r3["supported"], r3["judged"]) == (1, 1)
     assert r4["failed"]
+
+
+def test_factscore_by_hand():
+    counts = metrics.response_counts(RESPONSES_3, FACTS_7, VERDICTS_6)
+    found = metrics.factscore(counts, gamma=2.0)
+    # r1: 2 of 3, above gamma; r3: 1 of 1, penalised by exp(1 - 2/1); r2 abstained, r4 failed
+    assert found["factscore"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["factscore_lp"] == pytest.approx((2 / 3 + np.exp(-1)) / 2)
+    assert found["respond_ratio"] == pytest.approx(2 / 3)
+    assert (found["facts_per_response"], found["abstained"]) == (2.5, 1)
+    assert metrics.factscore(counts, gamma=0.0)["factscore_lp"] == pytest.approx(5 / 6)
+    none = metrics.factscore(counts.slice(1, 1), gamma=10.0)
+    assert (none["factscore"], none["respond_ratio"], none["facts_per_response"]) == (None, 0, None)
 
 
 def random_tables(responses, facts, seed=0):
@@ -69,6 +85,8 @@ def random_tables(responses, facts, seed=0):
             "topic": [f"t{i % 7}" for i in of],
             "fact": pa.array(stated, pa.string()),
             "repeated": [None if c < 0.1 else c > 0.8 for c in chance[1]],
+            "error": pa.array(["timeout" if s is None else None for s in stated], pa.string()),
+            "abstained": pa.nulls(facts, pa.bool_()),
         }
     )
     supported = [None if c < 0.1 else c > 0.5 for c in chance[2]]
@@ -102,6 +120,9 @@ def test_counts_equal_those_counted_one_by_one():
             "correct": distinct.count(True),
             "incorrect": distinct.count(False),
             "unknown": distinct.count(None),
+            "abstained": False,
+            "supported": sum(judged.get(f["fact_id"]) is True for f in stated),
+            "judged": sum(judged.get(f["fact_id"]) is not None for f in stated),
             "facts": len(distinct),
             "repeated": len(stated) - len(distinct),
             "total_facts": len(stated),
@@ -124,11 +145,11 @@ def test_a_hundred_thousand_facts_in_a_second():
 
 def test_facts_of_an_unknown_response_are_a_bug():
     with pytest.raises(ValueError, match="2 facts"):
-        metrics.response_counts(RESPONSES_3.slice(0, 1), FACTS_6.slice(2, 3), VERDICTS_6)
+        metrics.response_counts(RESPONSES_3.slice(0, 1), FACTS_7.slice(2, 3), VERDICTS_6)
 
 
 def test_summary_by_hand():
-    found = metrics.summarise(metrics.response_counts(RESPONSES_3, FACTS_6, VERDICTS_6))
+    found = metrics.summarise(metrics.response_counts(RESPONSES_3, FACTS_7, VERDICTS_6))
     values = {k: v["value"] for k, v in found.items() if isinstance(v, dict)}
     assert values == pytest.approx(
         {
@@ -146,7 +167,7 @@ def test_summary_by_hand():
 
 def test_nothing_judged_is_null_not_zero():
     none = VERDICTS_6.slice(0, 0)
-    found = metrics.summarise(metrics.response_counts(RESPONSES_3, FACTS_6, none))
+    found = metrics.summarise(metrics.response_counts(RESPONSES_3, FACTS_7, none))
     assert found["error_rate"] == {"value": None, "low": None, "high": None}
     assert found["correct"]["value"] == 0
 
@@ -226,17 +247,17 @@ def test_interval_is_that_of_the_listed_resamples():
 def test_only_failed_responses_leave_nothing():
     found = metrics.summarise(metrics.response_counts(*(t.slice(0, 0) for t in TABLES_3)))
     assert (found["topics"], found["responses"], found["failed"]) == (0, 0, 0)
-    failed = metrics.response_counts(RESPONSES_3.slice(3, 1), FACTS_6.slice(0, 0), VERDICTS_6)
+    failed = metrics.response_counts(RESPONSES_3.slice(3, 1), FACTS_7.slice(0, 0), VERDICTS_6)
     found = metrics.summarise(failed)
     assert (found["topics"], found["responses"], found["failed"]) == (0, 0, 1)
     assert found["length"] == {"value": None, "low": None, "high": None}
 
 
-TABLES_3 = (RESPONSES_3, FACTS_6, VERDICTS_6)
+TABLES_3 = (RESPONSES_3, FACTS_7, VERDICTS_6)
 
 
 def test_human_agreement_by_hand():
-    found = metrics.human_agreement(FACTS_6, VERDICTS_6, RESPONSES_3)
+    found = metrics.human_agreement(FACTS_7, VERDICTS_6)
     assert (found["facts"], found["no_verdict"], found["no_article"]) == (2, 1, 1)
     assert (found["auroc"], found["accuracy"], found["abstained"]) == (1.0, 1.0, 1)
     assert found["pearson_score"] is None  # one response has no spread
@@ -258,7 +279,7 @@ def test_agreement_over_responses_by_hand():
     rows = [dict(zip(names, r, strict=True)) | {"fact_id": str(i)} for i, r in enumerate(LABELLED)]
     facts = table(FACTS, [{"topic": "A", "fact": "x"} | r for r in rows])
     verdicts = table(VERDICTS, rows)
-    found = metrics.human_agreement(facts, verdicts, RESPONSES_3)
+    found = metrics.human_agreement(facts, verdicts)
     # true scores 0.9 0.8 0.4, false ones 0.6 0.2 0.4: 3 + 3 + 1.5 of 9 pairs in order
     assert found["auroc"] == pytest.approx(7.5 / 9)
     assert found["accuracy"] == pytest.approx(4 / 6)
@@ -267,7 +288,7 @@ def test_agreement_over_responses_by_hand():
     # human shares 1/2, 1, 0; mean scores 0.75, 0.6, 0.3; shares supported 1, 1/2, 0
     assert found["pearson_score"] == pytest.approx(0.15 / np.sqrt(0.5 * 0.105))
     assert found["pearson_supported"] == pytest.approx(0.5)
-    lower = metrics.human_agreement(facts, verdicts, RESPONSES_3, threshold=0.4)
+    lower = metrics.human_agreement(facts, verdicts, threshold=0.4)
     assert lower["accuracy"] == pytest.approx(4 / 6)  # two of the false ones pass now
     assert lower["estimated_supported"] == pytest.approx(5 / 6)
 

@@ -25,6 +25,14 @@ def model(correct, incorrect, words=18.0):
         "topics": 100,
         "responses": 1000,
         "failed": 0,
+        "factscore": {
+            "factscore": 0.6,
+            "factscore_lp": 0.512,
+            "respond_ratio": 0.9,
+            "facts_per_response": 12.3,
+            "abstained": 100,
+            "gamma": 10.0,
+        },
     }
 
 

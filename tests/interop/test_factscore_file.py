@@ -1,3 +1,6 @@
+import json
+import math
+
 import pytest
 
 from facttune_ray.errors import UserError
@@ -51,3 +54,120 @@ def test_counts_of_the_real_files(labelled_data):
         assert len(records) == 183
         assert sum(r.abstained for r in records) == abstained
         assert sum(len(s.human_facts) for r in records for s in r.sentences) == facts
+
+
+def test_a_file_without_labels_does_not_say_who_abstained(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"topic": "A", "input": "x", "output": "A is old."}\n')
+    (record,) = factscore.read(path)
+    assert record.abstained is None and factscore.human_score(record) is None
+    with pytest.raises(UserError, match='"A" has no "annotations"'):
+        factscore.given_facts(record)
+
+
+def test_given_facts_are_the_models(tmp_path):
+    sentence = {
+        "text": "A is old.",
+        "model-atomic-facts": [{"text": "m"}],
+        "human-atomic-facts": [
+            {"text": "h", "label": "S"},
+            {"text": "i", "label": "IR"},
+            {"text": "h", "label": "NS"},
+        ],
+    }
+    line = {"topic": "A", "input": "x", "output": "A is old.", "annotations": [sentence]}
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    (record,) = factscore.read(path)
+    assert factscore.given_facts(record) == [("A is old.", ["m"])]
+    assert factscore.given_facts(record, "human") == [("A is old.", ["h", "i", "h"])]
+    assert factscore.human_score(record) == 0.5
+
+
+def test_aggregate_by_hand():
+    """Ten facts are still penalised, by exp(0) = 1; four by exp(1 - 10 / 4); eleven by nothing."""
+    ten, four, eleven = [True] * 10, [True, True, False, None, False], [True] * 10 + [False]
+    found = factscore.aggregate([ten, four, None, eleven, [], [None]], gamma=10)
+    shares = 1, 0.5, 10 / 11
+    assert found.init_score == pytest.approx(sum(shares) / 3, abs=1e-12)
+    assert found.score == pytest.approx((1 + 0.5 * math.exp(-1.5) + 10 / 11) / 3, abs=1e-12)
+    assert found.respond_ratio == pytest.approx(4 / 6)
+    assert found.facts_per_response == (10 + 5 + 11 + 1) / 4
+    assert factscore.aggregate([four], gamma=0).score == 0.5
+    nothing = factscore.Summary(None, None, 0.0, None)
+    assert factscore.aggregate([None], gamma=10) == nothing
+    assert factscore.aggregate([], gamma=10) == factscore.Summary(None, None, None, None)
+    assert nothing.lines()[0] == "FActScore = n/a"
+
+
+def test_summary_of_rows_and_lines():
+    def response(key, text="t", **more):
+        ids = {"response_id": key, "topic": "A", "prompt": "x", "text": text, "abstained": None}
+        return ids | more
+
+    def fact(key, of, text="f", **more):
+        ids = {"fact_id": key, "response_id": of, "fact": text, "error": None, "abstained": False}
+        return (
+            ids | {"position": 0, "sentence": 0, "sentence_text": "s", "human_label": None} | more
+        )
+
+    responses = [
+        response("r1"),
+        response("silent"),
+        response("failed"),
+        response("lost", text=None),
+    ]
+    facts = [fact("a", "r1"), fact("b", "r1"), fact("c", "failed", None, error="timeout")]
+    verdicts = [{"fact_id": "a", "supported": True}, {"fact_id": "b", "supported": False}]
+    assert factscore.summary(responses, facts, verdicts, gamma=2).splitlines() == [
+        "FActScore = 50.0%",
+        "FActScore w/o length penalty = 50.0%",
+        "Respond ratio = 50.0%",
+        "# Atomic facts per valid response = 2.0",
+    ]
+
+
+def test_real_labels_come_back_from_rows(labelled_data, tmp_path):
+    records = list(factscore.read(labelled_data / "ChatGPT.jsonl"))
+    responses, facts = [], []
+    for i, r in enumerate(records):
+        about = {"topic": r.topic, "prompt": r.prompt, "text": r.response}
+        responses.append(about | {"response_id": i, "abstained": r.abstained})
+        labelled = [(n, s.text, f, x) for n, s in enumerate(r.sentences) for f, x in s.human_facts]
+        for position, (n, sentence, fact, label) in enumerate(labelled):
+            row = {"response_id": i, "position": position, "sentence": n, "fact": fact}
+            row |= {"sentence_text": sentence, "human_label": label, "abstained": False}
+            facts.append(row)
+    path = tmp_path / "again.jsonl"
+    assert factscore.write_jsonl(path, responses, facts) == len(records)
+    again = list(factscore.read(path))
+    assert [r.abstained for r in again] == [r.abstained for r in records]
+    assert [r.response for r in again] == [r.response for r in records]
+    for new, old in zip(again, records, strict=True):
+        kept = [(s.text, s.human_facts) for s in old.sentences if s.human_facts]
+        assert [(s.text, s.human_facts) for s in new.sentences] == kept
+        assert factscore.human_score(new) == factscore.human_score(old)
+
+
+def test_output_file(tmp_path):
+    path = tmp_path / "m_factscore_output.json"
+    decisions = [[{"atom": "A is old.", "is_supported": True}], None]
+    row = {"score": 0.5, "respond_ratio": 0.5, "num_facts_per_response": 1.0}
+    path.write_text(json.dumps(row | {"init_score": 1.0, "decisions": decisions}))
+    found = factscore.read_output(path)
+    assert found.summary == factscore.Summary(0.5, 1.0, 0.5, 1.0)
+    assert found.decisions == ((("A is old.", True),), None)
+    path.write_text(json.dumps(row | {"score": math.nan, "decisions": []}))
+    assert factscore.read_output(path).summary.score is None
+    for text, says in (
+        ("{", "not JSON"),
+        ("[]", "expected an object"),
+        (json.dumps(row), "'decisions' is missing"),
+        (json.dumps(row | {"decisions": [[{"atom": "x", "is_supported": "yes"}]]}), "none of true"),
+        (json.dumps(row | {"decisions": [3]}), "a list or null"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=says):
+            factscore.read_output(path)
+    with pytest.raises(UserError, match="name FActScore's output file"):
+        factscore.read_output(tmp_path / "gone.json")

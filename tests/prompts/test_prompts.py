@@ -39,6 +39,6 @@ def test_filled_text_is_not_read_for_slots():
 
 def test_a_missing_or_unknown_slot_is_a_bug():
     with pytest.raises(KeyError):
-        template.messages("facts", topic="x")
+        template.messages("facts_general", topic="x")
     with pytest.raises(KeyError):
-        template.messages("facts", topic="x", sentence="y", z="w")
+        template.messages("facts_general", topic="x", sentence="y", z="w")

@@ -2,82 +2,9 @@ import json
 
 import pytest
 
-from facttune_ray.scoring.decompose import abstained, normal_fact, rule_facts, sentences
+from facttune_ray.scoring.decompose import normal_fact, rule_facts
 
 TOPIC = "Mara Veldt"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", []),
-        ("  \n \n", []),
-        ("...", []),
-        ("No full stop", ["No full stop"]),
-        (
-            "J. R. Smith was born in 1950. He acts.",
-            ["J. R. Smith was born in 1950.", "He acts."],
-        ),
-        (
-            "He met Dr. Hale of Corp. Inc. in St. Paul. It rained.",
-            ["He met Dr. Hale of Corp. Inc. in St. Paul.", "It rained."],
-        ),
-        (
-            "He lived in Washington D.C. He died there.",
-            ["He lived in Washington D.C.", "He died there."],
-        ),
-        ("It grew by 3.5 percent. She left.", ["It grew by 3.5 percent.", "She left."]),
-        (
-            'He wrote "Who? Me!" in 1990. It sold.',
-            ['He wrote "Who? Me!" in 1990.', "It sold."],
-        ),
-        (
-            'She wrote "Home." He wrote more.',
-            ['She wrote "Home."', "He wrote more."],
-        ),
-        (
-            "He is 6'7\" tall. He plays.",
-            ["He is 6'7\" tall.", "He plays."],
-        ),
-        ("- one thing\n2. Another thing\n", ["one thing", "Another thing"]),
-        (
-            "A title\nShe left! Why? Nobody knows.",
-            ["A title", "She left!", "Why?", "Nobody knows."],
-        ),
-    ],
-)
-def test_sentences(text, expected):
-    assert sentences(text) == expected
-
-
-def test_sentences_lose_no_word():
-    text = 'A. B. C. "D. (E. f) g.h. I." No. 5, etc. and so on... Oh'
-    assert "".join("".join(sentences(text)).split()) == "".join(text.split())
-
-
-@pytest.mark.parametrize(
-    ("text", "refused"),
-    [
-        ("I'm sorry, but I cannot find any information about her.", True),
-        ("Unfortunately, I don\u2019t know who that is.", True),
-        ("There is no information available about this person.", True),
-        ("As an AI language model, I have no record of that.", True),
-        ("", True),
-        ("Mara Veldt was sorry that she could not find her harp.", False),
-        ("There are many people who know Mara Veldt. I Don't Know was her hit.", False),
-    ],
-)
-def test_abstained(text, refused):
-    assert abstained(text) is refused
-
-
-def test_abstained_on_real_responses(labelled_data):
-    """A response without annotations is one where annotators saw a refusal."""
-    for file in ("ChatGPT.jsonl", "InstructGPT.jsonl"):
-        with open(labelled_data / file, encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        agreed = [abstained(r["output"]) == (r["annotations"] is None) for r in rows]
-        assert sum(agreed) >= 0.98 * len(rows)
 
 
 @pytest.mark.parametrize(

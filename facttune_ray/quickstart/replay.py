@@ -1,0 +1,237 @@
+"""Answers of the annotator from a labelled file: humans' facts and labels instead of rules.
+
+    replay = load("ChatGPT.jsonl")
+    replay.answer(prompts.facts.render("Lanny Flaherty", "Lanny Flaherty is an American actor."))
+        ->  "- Lanny Flaherty is an American.\\n- Lanny Flaherty is an actor."
+    replay.answer(prompts.verdicts.render("Lanny Flaherty", "Lanny Flaherty is an actor.", [...]))
+        ->  "True"
+
+A facts request gets the facts of the labelled sentences whose middle lies in the sentence asked
+for. So however a response is cut, its sentences together give every labelled fact once. Facts
+labelled IR are left out: supported / facts is then the human score, S / (S + NS).
+
+What the file does not hold is answered by the rules and counted as `missing`. A fact that stands
+twice in one answer is listed as "... (2)", since equal lines count once. A request tells topic and
+text alone: a fact that one topic has both as S and as NS is listed with odd numbers for the label
+that came first and with even ones for the other; a sentence that stands twice with other facts
+gets those of its first place. Both are counted as `conflicts`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from facttune_ray.errors import UserError
+from facttune_ray.interop import factscore
+from facttune_ray.quickstart import rules
+from facttune_ray.scoring.decompose import normal_fact
+
+_MARK = re.compile(r"(.*) \((\d+)\)", re.S)
+_WORD = re.compile(r"[^\W_]+")
+# Marks of list items, which sentences are asked without: "1.", "a)", "(iv)", "- [x]".
+_ITEM = re.compile(
+    r"^(?:[^\w\n]*(?:\d{1,3}[.)]|[a-z][.)]|[ivx]{2,5}[.)]|(?<=\()[A-Z]\)|(?<=\[)[xX]\])\s)+", re.M
+)
+_EDGE = re.compile(r"[.!?:;\u2026\n]")
+
+
+Facts = tuple[tuple[str, bool], ...]  # fact, supported
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words of a text without the marks of lists, as one string to search in."""
+
+    joined: str  # " word word ... word "
+    offsets: dict[int, int]  # place of a word's leading space in `joined` -> number of the word
+    opens: frozenset[int]  # numbers of the words that follow the end of a sentence or line
+
+    def places(self, sentence: Text) -> Iterator[tuple[int, int]]:
+        """(first word, word after the last) of each place where the sentence stands."""
+        words = len(sentence.offsets)
+        at = self.joined.find(sentence.joined) if words else -1
+        while at >= 0:
+            first = self.offsets[at]
+            yield first, first + words
+            at = self.joined.find(sentence.joined, at + 1)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One response: its text, and facts at the word in the middle of their sentence."""
+
+    texts: tuple[tuple[Text, tuple[tuple[int, Facts], ...]], ...]
+
+    def find(self, sentence: str) -> tuple[int, list[Facts]]:
+        """(fit, facts at each place that fits so well); fit 2: it begins and ends as one does."""
+        best: int = -1
+        found: list[Facts] = []
+        for text, facts in self.texts:
+            for first, end in text.places(_text(sentence, bare=False)):
+                fit = (first in text.opens) + (end in text.opens)
+                inside = tuple(f for at, of in facts if first <= at < end for f in of)
+                if fit > best:
+                    best, found = fit, []
+                if fit == best:
+                    found.append(inside)
+            if found:
+                break
+        return best, found
+
+
+class Replay:
+    """Labels by topic. `counts`: `missing`, `conflicts`."""
+
+    def __init__(self, records: Iterable[factscore.Record]) -> None:
+        self.counts: Counter[str] = Counter(missing=0, conflicts=0)
+        self.labels: dict[tuple[str, str], tuple[bool, ...]] = {}  # of (topic, normal fact)
+        self.responses: dict[str, list[Labelled]] = {}
+        self.unsure: set[tuple[str, str]] = set()  # sentences counted as conflicts
+        for record in records:
+            if record.abstained is not None:  # who abstains states nothing: "- none"
+                topic = _line(record.topic)
+                self.responses.setdefault(topic, []).append(self._labelled(topic, record))
+
+    def answer(self, messages: list[dict[str, str]], sample: int = 0) -> str:
+        """The reply to chat messages, as `rules.answer`."""
+        task = rules.task_of(messages)
+        slots = rules.slots_of(task, messages[-1]["content"]) if task else None
+        if slots and task and task.startswith("facts"):
+            reply = self._facts(_line(slots["topic"]), slots["sentence"])
+        elif slots and task == "verdicts_many":
+            return self._many(messages, slots)
+        elif slots and task and task.startswith("verdicts"):
+            verdict = self._verdict(slots["topic"], slots["fact"])
+            reply = None if verdict is None else str(verdict)
+        else:
+            return rules.answer(messages, sample)
+        if reply is None:
+            self.counts["missing"] += 1
+            return rules.answer(messages, sample)
+        return reply
+
+    def _facts(self, topic: str, sentence: str) -> str | None:
+        best: int = -1
+        found: list[Facts] = []
+        for response in self.responses.get(topic, []):
+            fit, places = response.find(sentence)
+            if fit > best:
+                best, found = fit, []
+            if fit == best:
+                found += places
+        if not found:
+            return None
+        if len(set(found)) > 1 and (topic, sentence) not in self.unsure:
+            self.unsure.add((topic, sentence))
+            self.counts["conflicts"] += 1
+        return "\n".join(f"- {fact}" for fact in self._marked(topic, found[0])) or "- none"
+
+    def _marked(self, topic: str, facts: Facts) -> Iterator[str]:
+        """The facts' texts, each another one."""
+        used: set[str] = set()
+        for fact, supported in facts:
+            labels = self.labels[topic, normal_fact(fact)]
+            number = labels.index(supported) + 1
+            while (text := fact if number == 1 else f"{fact} ({number})") and (
+                normal_fact(text) in used
+                or (number > 1 and (topic, normal_fact(text)) in self.labels)
+            ):
+                number += len(labels)
+            used.add(normal_fact(text))
+            yield text
+
+    def _verdict(self, topic: str, fact: str) -> bool | None:
+        topic, fact = _line(topic), _line(fact)
+        if labels := self.labels.get((topic, normal_fact(fact))):
+            return labels[0]
+        if (match := _MARK.fullmatch(fact)) and (
+            labels := self.labels.get((topic, normal_fact(match[1])))
+        ):
+            return labels[(int(match[2]) - 1) % len(labels)]
+        return None
+
+    def _many(self, messages: list[dict[str, str]], slots: dict[str, str]) -> str:
+        """One line a fact; those that the file lacks as the rules say."""
+        out = rules.answer(messages).splitlines()
+        for i, line in enumerate(slots["facts"].splitlines()):
+            number, _, fact = line.partition(". ")
+            verdict = self._verdict(slots["topic"], fact)
+            if verdict is None:
+                self.counts["missing"] += 1
+            else:
+                out[i] = f"{number}. {verdict}"
+        return "\n".join(out)
+
+    def _labelled(self, topic: str, record: factscore.Record) -> Labelled:
+        facts = [self._listed(topic, s) for s in record.sentences]
+        texts = [_text(record.response, bare) for bare in (True, False)]
+        return Labelled(
+            tuple((t, tuple(zip(_middles(t, record), facts, strict=True))) for t in texts)
+        )
+
+    def _listed(self, topic: str, sentence: factscore.Sentence) -> Facts:
+        """The sentence's facts with S or NS; their labels go to `labels`."""
+        out = []
+        for text, label in sentence.human_facts:
+            key = (topic, normal_fact(text))
+            if label == "IR" or not key[1]:
+                continue
+            supported, known = label == "S", self.labels.get(key, ())
+            if supported not in known:
+                self.labels[key] = (*known, supported)
+                self.counts["conflicts"] += len(known)
+            out.append((_line(text), supported))
+        return tuple(out)
+
+
+def load(path: str | Path) -> Replay:
+    """The labels of a FActScore file. UserError when it is wrong, or has no labels."""
+    replay = Replay(factscore.read(path))
+    if not replay.labels:
+        raise UserError(f"{path}: no fact has a label: replay needs human-atomic-facts")
+    return replay
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _text(response: str, bare: bool) -> Text:
+    """`bare`: without the marks of list items."""
+    marks = [m.span() for m in _ITEM.finditer(response)] if bare else []
+    joined, last = " ", None
+    offsets: dict[int, int] = {}
+    opens: set[int] = set()
+    for match in _WORD.finditer(response):
+        if any(start <= match.start() < end for start, end in marks):
+            continue
+        number = len(offsets)
+        if last is None or _EDGE.search(response[last : match.start()]):
+            opens.add(number)
+        offsets[len(joined) - 1] = number
+        joined += match[0].casefold() + " "
+        last = match.end()
+    return Text(joined, offsets, frozenset({*opens, len(offsets)}))
+
+
+def _middles(text: Text, record: factscore.Record) -> list[int]:
+    """The word in the middle of each labelled sentence, sentences in the order of the text.
+
+    A sentence that is not in the text, as a list mark alone, is taken with the one before it.
+    """
+    found: list[int] = []
+    after = 0
+    for sentence in record.sentences:
+        forms = (_text(sentence.text, bare) for bare in (True, False))
+        options = (p for form in forms for p in text.places(form) if p[0] >= after)
+        at = next(options, None)
+        if at is None:
+            found.append(found[-1] if found else 0)
+        else:
+            found.append((at[0] + at[1]) // 2)
+            after = at[1]
+    return found

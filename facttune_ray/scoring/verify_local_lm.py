@@ -1,0 +1,373 @@
+"""A causal LM as verifier: is "True" or "False" the likelier next token after the passages?
+
+    lm = LocalLM("models/llama", dtype="bfloat16", device="cuda")
+    lm.judge("Mara Veldt", ["She plays the cello.", "She was born in Rome."],
+             [["Mara Veldt plays the cello in Lyon."], ["Mara Veldt plays the cello in Lyon."]])
+    ->  [0.97, 0.08]
+
+As FActScore's retrieval+llama (Min et al. 2023, section 4): supported above 0.5, where the logit
+of "True" passes that of "False". There every fact runs its whole prompt alone. Here prompts that
+begin with the same tokens run those once: the prompts of a topic form a prefix tree, walked depth
+first with one key-value cache, and the short ends of many facts run side by side in one pass, with
+a mask that keeps them apart and no padding. The scores are those of one prompt at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from facttune_ray.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHARED_TOKENS = 32  # a pass of its own for fewer shared tokens costs more than it saves
+SAVED_TOKENS = 128  # what a branch must save, or its prompts run side by side
+PACKED_TOKENS = 512  # side by side: enough to fill a device; more would only mask more attention
+RESERVED = 128  # positions kept for a statement, so that its length seldom moves where passages end
+
+
+class LocalLM:
+    """Holds a causal LM and its tokenizer. One call at a time; others wait."""
+
+    def __init__(
+        self, path: str, *, dtype: str = "float32", device: str = "cpu", batch_tokens: int = 8192
+    ) -> None:
+        """`path`: HF folder or hub name with safetensors weights. `batch_tokens`: most tokens in
+        one forward pass, which bounds memory. UserError for a model that cannot serve."""
+        from transformers import AutoModelForCausalLM
+
+        self.tokenizer, self.model = open_model(AutoModelForCausalLM, path, dtype, device)
+        self.device = torch.device(device)
+        self.batch_tokens = batch_tokens
+        config = self.model.config.get_text_config(decoder=True)
+        self.positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.true, self.false, self.lead = answer_tokens(self._encode, path)
+        self.shares = can_share(self.model)
+        self.keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.tokens_run = (
+            0  # by this object so far: beside the prompts' lengths it tells the saving
+        )
+        self._lock = threading.Lock()
+
+    def judge(
+        self,
+        topic: str,
+        facts: Sequence[str],
+        evidence: Sequence[Sequence[str]],
+        article: Sequence[str] = (),
+    ) -> list[float | None]:
+        """P(True) of each fact against "False", in [0, 1]; None: the fact alone is too long.
+
+        `evidence`: the passages of each fact, best first; [] asks for the model's own knowledge.
+        Passages that do not fit the model's positions are left out, the worst first; the only one
+        left is cut. `article`: passages in the order that prompts show them. In one order facts
+        share more of their prompts (3.9x against 2.0x fewer tokens on FActScore's ChatGPT
+        biographies, BM25, k = 5). Without it a prompt shows its passages best first.
+        """
+        if len(facts) != len(evidence):
+            raise ValueError(f"{len(facts)} facts but {len(evidence)} lists of passages")
+        place = {passage: i for i, passage in reversed(list(enumerate(article)))}
+        with self._lock, torch.inference_mode():
+            prompts = self.prompts(topic, facts, evidence, place)
+            wanted = sorted({ids for ids in prompts if ids is not None})
+            run = self._run_shared if self.shares else self._run_padded
+            scores = dict(zip(wanted, run(wanted), strict=True))
+        return [None if ids is None else scores[ids] for ids in prompts]
+
+    def prompts(
+        self,
+        topic: str,
+        facts: Sequence[str],
+        evidence: Sequence[Sequence[str]],
+        place: dict[str, int],
+    ) -> list[tuple[int, ...] | None]:
+        """Token ids of each prompt; None where not even the bare statement fits."""
+        shown = [list(passages) for passages in evidence]
+        texts = [render(topic, f, _placed(p, place)) for f, p in zip(facts, shown, strict=True)]
+        out: list[tuple[int, ...] | None] = []
+        for fact, passages, ids in zip(facts, shown, self._encode(texts), strict=True):
+            out.append(self._fitted(topic, fact, passages, place, [*ids, *self.lead]))
+        return out
+
+    def _fitted(
+        self, topic: str, fact: str, passages: list[str], place: dict[str, int], ids: list[int]
+    ) -> tuple[int, ...] | None:
+        """The prompt with as many of its passages as the model's positions allow."""
+        if self.positions is None or len(ids) <= self.positions:
+            return tuple(ids)
+
+        def length(shown: Sequence[str]) -> int:
+            nonlocal ids
+            ids = self._encode([render(topic, fact, _placed(shown, place))])[0] + self.lead
+            return len(ids)
+
+        bare = length([])
+        if bare > self.positions:
+            return None
+        # a reserve of fixed size: facts of different lengths still cut at one place
+        reserve = min(RESERVED, self.positions // 4)
+        head = len(self._encode([render(topic, "", [])])[0]) + len(self.lead)
+        limit = max(self.positions - max(0, reserve - (bare - head)), bare)
+        for n in range(len(passages), 0, -1):
+            if length(passages[:n]) <= limit:
+                return tuple(ids)
+        words = passages[0].split()
+        while words and length([" ".join(words)]) > limit:
+            over = len(ids) - limit
+            words = words[: min(len(words) - 1, len(words) * (len(ids) - over) // len(ids))]
+        if not words:
+            length([])
+        return tuple(ids)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        rows = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        eos = self.tokenizer.eos_token_id  # some tokenizers close every text: a prompt stays open
+        return [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in rows]
+
+    def _score(self, logits_RV: torch.Tensor) -> list[float]:
+        pair_R2 = logits_RV[:, [self.true, self.false]].float()
+        return torch.softmax(pair_R2, dim=-1)[:, 0].tolist()
+
+    def _run_padded(self, prompts: list[tuple[int, ...]]) -> list[float]:
+        """Whole prompts, right-padded: for models whose cache cannot be cut back."""
+        scores = [0.0] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        while order:
+            width = len(prompts[order[-1]])
+            batch = [order.pop() for _ in range(min(len(order), self.batch_tokens // width or 1))]
+            ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
+            real_BT = torch.zeros_like(ids_BT)
+            for row, i in enumerate(batch):
+                ids_BT[row, : len(prompts[i])] = torch.tensor(prompts[i])
+                real_BT[row, : len(prompts[i])] = 1
+            last_B = (real_BT.sum(1) - 1).to(self.device)
+            kept_K, of_B = last_B.unique(return_inverse=True)
+            more = {"logits_to_keep": kept_K} if self.keeps else {}
+            logits_BKV = self.model(
+                input_ids=ids_BT.to(self.device),
+                attention_mask=real_BT.to(self.device),
+                use_cache=False,
+                **more,
+            ).logits
+            each_B = torch.arange(len(batch), device=self.device)
+            found = self._score(logits_BKV[each_B, of_B if self.keeps else last_B])
+            for i, score in zip(batch, found, strict=True):
+                scores[i] = score
+            self.tokens_run += ids_BT.numel()
+        return scores
+
+    def _run_shared(self, prompts: list[tuple[int, ...]]) -> list[float]:
+        """P(True) of sorted, distinct prompts."""
+        from transformers import DynamicCache
+
+        scores = [0.0] * len(prompts)
+        cache: Any = DynamicCache(config=self.model.config)
+
+        def walk(lo: int, hi: int, depth: int) -> None:
+            """Scores prompts[lo:hi], whose first `depth` tokens are in the cache."""
+            start, common = depth, common_length(prompts, lo, hi)
+            if hi - lo > 1 and common - depth >= SHARED_TOKENS:
+                self._extend(cache, prompts[lo][depth:common], depth)
+                depth = common
+            side: list[int] = []
+            for a, b in branches(prompts, lo, hi, common):
+                if b - a > 1 and saving(prompts, a, b, depth) >= SAVED_TOKENS:
+                    walk(a, b, depth)
+                else:
+                    side += range(a, b)
+            for batch in packs(side, prompts, depth, self.batch_tokens):
+                ends = [prompts[i][depth:] for i in batch]
+                for i, score in zip(batch, self._side_by_side(cache, ends, depth), strict=True):
+                    scores[i] = score
+            _cut(cache, start)
+
+        if prompts:
+            walk(0, len(prompts), 0)
+        return scores
+
+    def _forward(self, cache: Any, ids: Sequence[int], positions: torch.Tensor, **more: Any) -> Any:
+        self.tokens_run += len(ids)
+        return self.model(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=positions[None].to(self.device),
+            past_key_values=cache,
+            use_cache=True,
+            **more,
+        )
+
+    def _extend(self, cache: Any, ids: Sequence[int], depth: int) -> None:
+        """Runs tokens that several prompts begin with; they stay in the cache."""
+        for at in range(0, len(ids), self.batch_tokens):
+            part = ids[at : at + self.batch_tokens]
+            positions = torch.arange(depth + at, depth + at + len(part))
+            self._forward(cache, part, positions, logits_to_keep=1)
+
+    def _side_by_side(self, cache: Any, ends: list[tuple[int, ...]], depth: int) -> list[float]:
+        """P(True) after each end, all in one row: each sees the cache and itself alone."""
+        lengths = torch.tensor([len(e) for e in ends])
+        of_T = torch.repeat_interleave(torch.arange(len(ends)), lengths)
+        start_T = (lengths.cumsum(0) - lengths)[of_T]
+        at_T = torch.arange(int(lengths.sum()))
+        more: dict[str, Any] = {"logits_to_keep": (lengths.cumsum(0) - 1).to(self.device)}
+        if len(ends) > 1:
+            more["attention_mask"] = self._apart(of_T.to(self.device), depth)
+        ids = [token for end in ends for token in end]
+        logits_RV = self._forward(cache, ids, depth + at_T - start_T, **more).logits[0]
+        _cut(cache, depth)
+        return self._score(logits_RV)
+
+    def _apart(self, of_T: torch.Tensor, depth: int) -> torch.Tensor:
+        """Additive mask [1, 1, T, depth + T]: additive is what both eager and sdpa take."""
+        own_TT = (of_T[:, None] == of_T[None, :]).tril()
+        dtype = self.model.dtype
+        mask_TK = torch.zeros(len(of_T), depth + len(of_T), dtype=dtype, device=self.device)
+        mask_TK[:, depth:].masked_fill_(~own_TT, torch.finfo(dtype).min)
+        return mask_TK[None, None]
+
+
+def render(topic: str, fact: str, passages: Sequence[str]) -> str:
+    """The prompt: passages first, so that prompts of one topic begin alike. Each text is one line,
+    so none can end its place in the prompt."""
+    name = one_line(topic)
+    if passages:
+        head = f"Read the passages about {name}, then judge the statement by them alone.\n"
+        body = "".join(f"Passage: {one_line(p)}\n" for p in passages)
+    else:
+        head, body = f"Judge the statement about {name} by what you know.\n", ""
+    return f"{head}{body}Statement: {one_line(fact)}\nTrue or False? Answer:"
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def join(evidence: Sequence[Sequence[str]], most: int) -> list[list[str]]:
+    """Gives facts each other's passages, up to `most` a fact, so that more prompts begin alike.
+
+    A fact keeps its own passages, best first, and the others of its group follow. This trades:
+    the fact is judged by more than its own best passages, so a verdict may differ from the exact
+    one; on FActScore's ChatGPT biographies (k = 5) 12 passages run 6.4x fewer tokens than one
+    prompt a fact, where the exact prompts run 3.9x fewer.
+    """
+    groups: list[dict[str, None]] = []
+    of: dict[frozenset[str], dict[str, None]] = {}
+    for own in sorted({frozenset(passages) for passages in evidence}, key=sorted):
+        room = [g for g in groups if len(g.keys() | own) <= most]
+        if not room or len(own) > most:
+            room = [{}]
+            groups.append(room[0])
+        group = min(room, key=lambda g: len(own - g.keys()))
+        group.update(dict.fromkeys(sorted(own)))
+        of[own] = group
+    return [list(dict.fromkeys([*p, *of[frozenset(p)]])) for p in evidence]
+
+
+def _placed(passages: Sequence[str], place: dict[str, int]) -> list[str]:
+    return sorted(passages, key=lambda p: place.get(p, len(place)))
+
+
+def common_length(prompts: Sequence[tuple[int, ...]], lo: int, hi: int) -> int:
+    """Tokens that sorted prompts[lo:hi] begin with; at least one of each is left to run."""
+    first, last = prompts[lo], prompts[hi - 1]
+    most = min(len(first), len(last)) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
+
+
+def branches(
+    prompts: Sequence[tuple[int, ...]], lo: int, hi: int, depth: int
+) -> Iterator[tuple[int, int]]:
+    """Runs of sorted prompts with the same token at `depth`."""
+    start = lo
+    for i in range(lo + 1, hi + 1):
+        if i == hi or prompts[i][depth] != prompts[start][depth]:
+            yield start, i
+            start = i
+
+
+def saving(prompts: Sequence[tuple[int, ...]], lo: int, hi: int, depth: int) -> int:
+    """Tokens past `depth` that prompts[lo:hi] need not run twice."""
+    return sum(max(0, common_length(prompts, i, i + 2) - depth) for i in range(lo, hi - 1))
+
+
+def packs(
+    members: Sequence[int], prompts: Sequence[tuple[int, ...]], depth: int, batch_tokens: int
+) -> Iterator[list[int]]:
+    """Prompts to run side by side. Each also computes (and masks) its neighbours' attention, so a
+    pack is no longer than what is in the cache already, or than what fills a device."""
+    most = min(batch_tokens, max(PACKED_TOKENS, depth))
+    pack: list[int] = []
+    size = 0
+    for i in members:
+        length = len(prompts[i]) - depth
+        if pack and size + length > most:
+            yield pack
+            pack, size = [], 0
+        pack.append(i)
+        size += length
+    if pack:
+        yield pack
+
+
+def _cut(cache: Any, length: int) -> None:
+    """Forgets what is behind `length`. DynamicCache.crop means different things by release."""
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.keys = layer.keys[..., :length, :]
+            layer.values = layer.values[..., :length, :]
+
+
+def can_share(model: Any) -> bool:
+    """Whether the cache holds every position, and the model takes positions and a mask as given."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    taken = inspect.signature(model.forward).parameters
+    layers = DynamicCache(config=model.config).layers
+    return (
+        {"position_ids", "logits_to_keep"} <= set(taken)
+        and bool(layers)
+        and all(type(layer) is DynamicLayer for layer in layers)
+        and model.config._attn_implementation in ("sdpa", "eager")
+    )
+
+
+def answer_tokens(
+    encode: Callable[[Sequence[str]], list[list[int]]], path: str
+) -> tuple[int, int, list[int]]:
+    """(token of True, token of False, tokens before both) after a prompt; UserError if none."""
+    prompt = render("topic", "A fact.", [])
+    asked, true, false = encode([prompt, f"{prompt} True", f"{prompt} False"])
+    n = next((i for i, pair in enumerate(zip(true, false, strict=False)) if len(set(pair)) > 1), 0)
+    if n < len(asked) or true[: len(asked)] != asked:
+        raise UserError(
+            f'The tokenizer of {path} does not tell " True" from " False" after a prompt: '
+            f"use another model"
+        )
+    return true[n], false[n], true[len(asked) : n]
+
+
+def open_model(kind: Any, path: str, dtype: str, device: str) -> tuple[Any, Any]:
+    """(tokenizer, model in evaluation mode) of a folder or hub name. Safetensors only and no code
+    from the folder; UserError when it cannot be opened. `kind`: an AutoModelFor... class."""
+    from transformers import AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise UserError(f'dtype is "{dtype}"; it is one of {", ".join(DTYPES)}')
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = kind.from_pretrained(
+            path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        line = one_line(str(error))[:200]
+        raise UserError(
+            f"Cannot load a model from {path} (a folder with config.json, tokenizer, safetensors "
+            f"weights, or a hub name): {line}"
+        ) from error
+    return tokenizer, model.to(device).eval()
