@@ -148,6 +148,8 @@ class Run:
         tables.begin(folder, recipe)
         left = set(range(cfg.run.shards)) - tables.present(folder, cfg.run.shards)
         if left:
+            for line in getattr(stage(work.stage), "hints", lambda cfg: [])(cfg):
+                say(line)
             worker.start_ray()
             import ray
 

@@ -125,7 +125,7 @@ def _record(row: Any) -> Record:
         raise TypeError('"annotations" must be a list or null')
     return Record(
         topic=_text(row, "topic"),
-        prompt=_text(row, "input"),
+        prompt=_text(row, "input") if "input" in row else f"Tell me a bio of {row['topic']}.",
         response=_text(row, "output"),
         abstained=annotations is None if "annotations" in row else None,
         sentences=tuple(_sentence(s) for s in annotations or []),

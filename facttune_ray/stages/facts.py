@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -58,6 +59,17 @@ def recipe(cfg: Config) -> dict:
     if names:
         found |= connect.recipe(cfg)
     return found | {f"prompts/{n}.txt": template.fingerprint(n) for n in names}
+
+
+def hints(cfg: Config) -> list[str]:
+    """What the user should know before the stage runs: what a worker warns of, nobody sees."""
+    if cfg.facts.cleanup == "none":
+        return []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cleanup.load.cache_clear()
+        cleanup.load(cfg.facts.spacy_model)
+    return [str(w.message) for w in caught if "facts.cleanup" in str(w.message)]
 
 
 async def run(context: Context, shard: int) -> list[dict]:
