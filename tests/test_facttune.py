@@ -156,8 +156,10 @@ def test_real_text_without_any_llm(labelled_data, ray_cluster, tmp_path):
     assert cli.main(words) == 0
     summary = json.loads((out / "summary.json").read_text())
     human = summary["human"]
-    assert human["ChatGPT"]["auroc"] >= 0.83 and human["InstructGPT"]["auroc"] >= 0.85
-    assert min(h["pearson_score"] for h in human.values()) >= 0.85
+    assert human["ChatGPT"]["auroc"] >= 0.84 and human["InstructGPT"]["auroc"] >= 0.87
+    for found in human.values():
+        assert found["accuracy"] >= 0.78
+        assert min(found["pearson_score"], found["pearson_supported"]) >= 0.87
     assert human["InstructGPT"]["no_article"] == 26
     assert not (out / "ledger").exists() and not (out / "annotator").exists()
     assert summary["training"]["facttune_fs"][0]["loss"] == pytest.approx(0.6931, abs=1e-3)
