@@ -37,7 +37,7 @@ Topic = tuple[str, list[str], list[list[str]], list[str]]  # name, facts, eviden
 def settings(quick: bool) -> dict[str, Any]:
     model = {"hidden": 1024, "layers": 2, "heads": 8, "dtype": "float32"}
     text = {"passages": PASSAGES, "passage_words": WORDS, "shown": SHOWN, "joined": JOINED}
-    return {"topics": 1 if quick else 4, "facts_per_topic": FACTS} | model | text
+    return {"topics": 1 if quick else 2, "facts_per_topic": FACTS} | model | text
 
 
 def topic(number: int, facts: int) -> Topic:

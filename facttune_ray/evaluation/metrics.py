@@ -36,7 +36,7 @@ Interval = dict[str, float | None]
 
 def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) -> pa.Table:
     """One row a response: response_id, topic, the COUNTS, supported, judged, no_facts, abstained,
-    words, failed.
+    no_article, words, failed.
 
     correct, incorrect, unknown: distinct facts judged supported, unsupported, not at all;
     facts: their sum; repeated: facts that say an earlier one again; total_facts: both;
@@ -46,7 +46,7 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
 
         {"response_id": "r1", "topic": "Ada", "correct": 2, "incorrect": 1, "unknown": 0,
          "facts": 3, "repeated": 1, "total_facts": 4, "supported": 3, "judged": 4,
-         "no_facts": False, "abstained": False, "words": 21, "failed": False}
+         "no_facts": False, "abstained": False, "no_article": False, "words": 21, "failed": False}
     """
     place = pc.index_in(facts["response_id"], value_set=responses["response_id"].combine_chunks())
     if place.null_count:
@@ -75,6 +75,8 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
     broken = pc.is_valid(responses["error"]).to_numpy()
     abstained = per_response(pc.fill_null(facts["abstained"], False)) > 0
     failed = per_response(pc.and_not(pc.is_valid(facts["error"]), stated)) > 0
+    reason = pc.fill_null(_verdict(facts, verdicts, "reason"), "")
+    no_article = per_response(pc.starts_with(reason, "no article")) > 0
     words = pc.count_substring_regex(pc.fill_null(responses["text"], ""), r"\S+")
     return pa.table(
         {
@@ -83,6 +85,7 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
             **{name: pa.array(v) for name, v in n.items()},
             "no_facts": pa.array(none),
             "abstained": pa.array(abstained),
+            "no_article": pa.array(no_article),
             "words": words.cast(pa.int64()),
             "failed": pa.array(broken | (none & failed)),
         }
@@ -96,7 +99,8 @@ def _verdict(facts: pa.Table, verdicts: pa.Table, column: str) -> pa.ChunkedArra
 
 
 def summarise(counts: pa.Table, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """Each of RATIOS as {value, low, high}, and the plain counts topics, responses, failed.
+    """Each of RATIOS as {value, low, high}, and the plain counts topics, responses, failed,
+    no_article (topics whose facts could not be judged for want of an article).
 
     A figure is the ratio of two sums over all responses (pooled, so a topic with more facts
     weighs more in `error_rate`); null where its denominator is 0. The interval is the
@@ -110,6 +114,8 @@ def summarise(counts: pa.Table, *, resamples: int = 2000, seed: int = 0) -> dict
         name: _interval(_ratio(total_1K, name), _ratio(drawn_RK, name)) for name in RATIOS
     }
     out["topics"] = len(topics)
+    without = counts["topic"].filter(pc.and_not(counts["no_article"], counts["failed"]))
+    out["no_article"] = len(pc.unique(without))
     out["responses"] = int(total_1K[0, AT["responses"]])
     out["failed"] = counts.num_rows - out["responses"]
     return out
@@ -226,8 +232,8 @@ def human_agreement(
     many these are over; no_verdict: labelled facts left out for a null verdict; no_article:
     topics without an article; abstained: responses. A figure that is undefined is None.
     """
-    at = _verdict(facts, verdicts, "reason")
-    without = pc.unique(facts["topic"].filter(pc.fill_null(pc.equal(at, "no article"), False)))
+    reason = pc.fill_null(_verdict(facts, verdicts, "reason"), "")
+    without = pc.unique(facts["topic"].filter(pc.starts_with(reason, "no article")))
     labelled = pc.is_in(facts["human_label"], value_set=pa.array(["S", "NS"]))
     score = _verdict(facts, verdicts, "score")
     supported = _verdict(facts, verdicts, "supported")

@@ -124,6 +124,11 @@ def notes(summary: Summary) -> list[str]:
                 f"{label} repeats itself: {percent(share['repeated'])} of its facts say an "
                 f"earlier one of the response again. They count once."
             )
+        if m["no_article"]:
+            lines.append(
+                f"{label}: {m['no_article']} of {m['topics']} topics have no article in the "
+                f"knowledge source; their facts have no verdict."
+            )
         if share["unknown"] > 0.05:
             lines.append(
                 f"{label}: {percent(share['unknown'])} of the facts have no verdict. They count "

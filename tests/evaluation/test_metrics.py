@@ -90,7 +90,8 @@ def random_tables(responses, facts, seed=0):
         }
     )
     supported = [None if c < 0.1 else c > 0.5 for c in chance[2]]
-    verdicts = pa.table({"fact_id": ids, "supported": supported})
+    reasons = pa.array(["no article" if c < 0.02 else None for c in chance[3]], pa.string())
+    verdicts = pa.table({"fact_id": ids, "supported": supported, "reason": reasons})
     verdicts = verdicts.take(rng.permutation(facts)[: int(0.9 * facts)])
     table_of_responses = pa.table(
         {
@@ -106,6 +107,7 @@ def random_tables(responses, facts, seed=0):
 def test_counts_equal_those_counted_one_by_one():
     responses, facts, verdicts = random_tables(300, 1200)
     judged = {v["fact_id"]: v["supported"] for v in verdicts.to_pylist()}
+    without = {v["fact_id"] for v in verdicts.to_pylist() if v["reason"]}
     for row, response in zip(
         metrics.response_counts(responses, facts, verdicts).to_pylist(),
         responses.to_pylist(),
@@ -121,6 +123,7 @@ def test_counts_equal_those_counted_one_by_one():
             "incorrect": distinct.count(False),
             "unknown": distinct.count(None),
             "abstained": False,
+            "no_article": any(f["fact_id"] in without for f in mine),
             "supported": sum(judged.get(f["fact_id"]) is True for f in stated),
             "judged": sum(judged.get(f["fact_id"]) is not None for f in stated),
             "facts": len(distinct),
@@ -184,7 +187,7 @@ def counts_of(topics):
             "facts": [r[1] + r[2] for r in rows],
             "total_facts": [r[1] + r[2] for r in rows],
             **dict.fromkeys(("unknown", "repeated", "words"), zeros),
-            **dict.fromkeys(("no_facts", "failed"), [False] * len(rows)),
+            **dict.fromkeys(("no_facts", "no_article", "failed"), [False] * len(rows)),
         }
     )
 

@@ -25,6 +25,7 @@ def model(correct, incorrect, words=18.0):
         "topics": 100,
         "responses": 1000,
         "failed": 0,
+        "no_article": 0,
         "factscore": {
             "factscore": 0.6,
             "factscore_lp": 0.512,
