@@ -50,8 +50,8 @@ def recipe(cfg: Config) -> dict:
     f = cfg.facts
     if f.method in ("labels", "atomic_facts"):
         return {"facts.method": f.method}
-    keys = ["method", "carry_words", "abstention", "cleanup"]
-    keys += ["domain", "decontextualize"] if f.method == "llm" else []
+    keys = ["method", "abstention", "cleanup"]
+    keys += ["domain", "carry_words", "decontextualize"] if f.method == "llm" else []
     keys += ["spacy_model"] if f.cleanup == "entities" else []
     found = {f"facts.{k}": getattr(f, k) for k in keys}
     names = [prompt.template_name(f.domain, f.decontextualize)] if f.method == "llm" else []
@@ -118,7 +118,9 @@ async def _units(context: Context, response: dict) -> list[Unit]:
         return [Unit(None, error=f"abstention: {e}")]
     if cfg.method in ("labels", "atomic_facts"):
         return _given(context.cfg, response)
-    found = carry(split(response["text"]), cfg.carry_words)
+    found = split(response["text"])
+    if cfg.method == "llm":
+        found = carry(found, cfg.carry_words)
     return list(await asyncio.gather(*(_unit(context, response, s) for s in found)))
 
 

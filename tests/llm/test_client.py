@@ -200,3 +200,26 @@ def test_an_unparseable_answer_is_asked_again_then_fails_the_row(tmp_path):
 
             assert asyncio.run(once()) == "unreadable"
         assert one.usage.calls == 3
+
+
+def test_log_probabilities_of_the_first_token_are_kept(tmp_path):
+    from facttune_ray.prompts import verdicts
+
+    asked = verdicts.render("Mara", "Mara sings.", ["Mara sings."])
+    params = {"logprobs": True, "top_logprobs": 5}
+
+    def told(url) -> tuple[float | None, float | None]:
+        async def both(one: Client):
+            with_them = await one.ask_whole(asked, lambda c: c.top_logprobs, params)
+            without = await one.ask_whole(asked, lambda c: c.top_logprobs)
+            await one.close()
+            return verdicts.probability(with_them), verdicts.probability(without)
+
+        with client(tmp_path, url) as one:
+            return asyncio.run(both(one))
+
+    with running(AnnotatorOptions()) as url:
+        assert told(url) == (pytest.approx(0.9), None)
+        assert told(url) == (pytest.approx(0.9), None)  # from the ledger
+        with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
+            assert json.load(reply)["answered"] == 2

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from facttune_ray.errors import UserError
+from facttune_ray.llm import ledger_tools
 from facttune_ray.llm.endpoint import read_reply
 from facttune_ray.llm.ledger import MERGE, ROWS, Completion, Ledger, Segment, request_key
 from facttune_ray.tables import Folder
@@ -472,3 +473,21 @@ def test_a_put_that_nobody_waits_for_any_more_is_written(folder):
 
     asyncio.run(work())
     assert found_by(Ledger(folder), 2) == 1
+
+
+def test_a_segment_of_an_older_version_is_read_and_merged(folder):
+    ledger = Ledger(folder, flush_s=0.001)
+    put(ledger, 0)
+    (name,) = ledger.segments
+    with pa.ipc.open_file((folder / name).read_bytes()) as reader:
+        old = reader.read_all().drop_columns(["top_logprobs"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, old.schema) as writer:
+        writer.write_table(old)
+    (folder / name).write_bytes(sink.getvalue().to_pybytes())
+    again = Ledger(folder, flush_s=0.001)
+    assert found_by(again, 1) == 1 and again.find([key(0)])[key(0)].top_logprobs is None
+    put(again, 1)
+    assert ledger_tools.compact(folder)["rows"] == 2
+    assert ledger_tools.verify(folder)["damaged"] == []
+    assert found_by(Ledger(folder), 2) == 2
