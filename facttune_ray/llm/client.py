@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -104,8 +105,10 @@ class Client:
         """Whether more requests are needed to keep the endpoints busy."""
         if self._batches is not None:
             return len(self._running) < self.cfg.batch_requests
-        rate = sum(min(e.gate.lease.requests_per_s, 1e5) for e in self.endpoints if e.gate.ready)
-        return len(self._running) < max(2 * self.cfg.concurrency, min(2 * rate, 20_000))
+        rates = [e.gate.lease.requests_per_s for e in self.endpoints if e.gate.ready]
+        # two seconds of work; without a limit, what the permits in flight take soon
+        work = sum(8 * self.cfg.concurrency if math.isinf(r) else 2 * r for r in rates)
+        return len(self._running) < max(2 * self.cfg.concurrency, min(work, 20_000))
 
     async def drain(self, why: UserError) -> None:
         """Send nothing more; return when what is in flight is answered and kept."""
