@@ -99,6 +99,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_five_hundred_strange_responses(tmp_path, ray_cluster, method):
     rows, found = scored(tmp_path, responses(), *METHODS[method], "run.max_error_fraction=0.2")
