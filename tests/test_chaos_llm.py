@@ -142,6 +142,8 @@ def test_twenty_thousand_requests_under_every_fault(tmp_path, ray_cluster):
     assert seen["replayed"] <= seen["faults"]["reset"] + seen["faults"]["hang"]
     # of the 429s, the bursts are the server's doing; the rest is what we sent over its limit
     assert seen["rejected_429"] - seen["refused_429"] <= 0.01 * seen["received"]
+    # and a burst is noticed: 5% would come of sending on through each
+    assert seen["rejected_429"] <= 0.03 * seen["received"]
     later = [s["accepted"] for s in seen["seconds"] if s["t"] >= 25 + 5]
     assert len(later) > 20 and sum(later) / len(later) <= 12_000 / 60
     assert max(later) <= 1.6 * 12_000 / 60  # catching up within a bucket of one second

@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from facttune_ray.scoring.factscore import summarise as summarise_factscore
+
 COUNTS = ("correct", "incorrect", "unknown", "facts", "repeated", "total_facts")
 SUMS = (*COUNTS, "no_facts", "words", "responses", "judged")  # K columns, summed over a topic
 AT = {name: k for k, name in enumerate(SUMS)}
@@ -130,19 +132,13 @@ def factscore(counts: pa.Table, gamma: float) -> dict[str, float | int | None]:
     facts_per_response: over those with facts. Repeated facts count. Failed responses are left out.
     """
     kept = counts.filter(pc.invert(counts["failed"]))
-    n = {k: kept[k].to_numpy().astype(float) for k in ("supported", "judged", "total_facts")}
-    responded = n["total_facts"] > 0
-    judged = n["judged"] > 0
-    score = n["supported"][judged] / n["judged"][judged]
-    few = (n["judged"][judged] <= gamma) & (gamma > 0)
-    penalty = np.where(few, np.exp(1 - gamma / n["judged"][judged]), 1.0)
+    columns = (kept[k].to_pylist() for k in ("supported", "judged", "total_facts"))
+    found = summarise_factscore(zip(*columns, strict=True), gamma)
     return {
-        "factscore": float(score.mean()) if len(score) else None,
-        "factscore_lp": float((score * penalty).mean()) if len(score) else None,
-        "respond_ratio": float(responded.mean()) if len(responded) else None,
-        "facts_per_response": float(n["total_facts"][responded].mean())
-        if responded.any()
-        else None,
+        "factscore": found.init_score,
+        "factscore_lp": found.score,
+        "respond_ratio": found.respond_ratio,
+        "facts_per_response": found.facts_per_response,
         "abstained": int(pc.sum(kept["abstained"]).as_py() or 0),
         "gamma": gamma,
     }

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facttune_ray.errors import UserError
-from facttune_ray.scoring.factscore import factscore
+from facttune_ray.scoring.factscore import Summary, summarise
 
 LABELS = {"S", "NS", "IR"}
 
@@ -43,27 +43,6 @@ class Record:
     response: str
     abstained: bool | None  # None: the file does not say
     sentences: tuple[Sentence, ...]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What FActScore prints. Shares in [0, 1]; None: a mean over nothing."""
-
-    score: float | None  # with the length penalty; mean over scored responses
-    init_score: float | None  # without it
-    respond_ratio: float | None  # responses with facts / responses
-    facts_per_response: float | None  # mean over responses with facts
-
-    def lines(self) -> list[str]:
-        """`FActScore = 52.3%` and three more, as FActScore words and rounds them."""
-        shares = (
-            ("FActScore", self.score),
-            ("FActScore w/o length penalty", self.init_score),
-            ("Respond ratio", self.respond_ratio),
-        )
-        found = [f"{k} = " + ("n/a" if v is None else f"{100 * v:.1f}%") for k, v in shares]
-        number = "n/a" if self.facts_per_response is None else f"{self.facts_per_response:.1f}"
-        return [*found, f"# Atomic facts per valid response = {number}"]
 
 
 @dataclass(frozen=True)
@@ -153,8 +132,9 @@ def _text(row: Any, key: str) -> str:
 
 def given_facts(
     record: Record, which: Literal["model", "human"] = "model"
-) -> list[tuple[str, list[str]]]:
-    """(sentence, facts) that the file brings; FActScore's --use_atomic_facts takes "model".
+) -> list[tuple[str, tuple[tuple[str, str | None], ...]]]:
+    """(sentence, (fact, label)s) that the file brings; FActScore's --use_atomic_facts takes
+    "model", whose facts have no labels.
 
     UserError when the file has none, as a record without labels.
     """
@@ -162,10 +142,9 @@ def given_facts(
         raise UserError(
             f'"{record.topic}" has no "annotations" to take facts from: let facts.method make them'
         )
-    return [
-        (s.text, [t for t, _ in s.human_facts] if which == "human" else list(s.model_facts))
-        for s in record.sentences
-    ]
+    if which == "human":
+        return [(s.text, s.human_facts) for s in record.sentences]
+    return [(s.text, tuple((fact, None) for fact in s.model_facts)) for s in record.sentences]
 
 
 def human_score(record: Record) -> float | None:
@@ -230,31 +209,10 @@ def _annotations(facts: Iterable[dict]) -> list[dict]:
 
 
 def aggregate(decisions: Iterable[Sequence[bool | None] | None], gamma: float) -> Summary:
-    """FActScore over responses: each one's decisions, None (or no facts) where it abstained.
-
-    score: mean over responses of supported / facts, times exp(1 - gamma / facts) when
-    facts <= gamma (factscorer.py, get_score); 0 switches the penalty off. A decision None (no
-    article) is in no score, but its fact is counted among the facts per response.
-    """
-    responses = responded = scored = facts = 0
-    score = init_score = 0.0
-    for one in decisions:
-        responses += 1
-        if not one:
-            continue
-        responded += 1
-        facts += len(one)
-        plain, penalised = factscore(one, gamma)
-        if plain is not None and penalised is not None:
-            scored += 1
-            init_score += plain
-            score += penalised
-    return Summary(
-        score=score / scored if scored else None,
-        init_score=init_score / scored if scored else None,
-        respond_ratio=responded / responses if responses else None,
-        facts_per_response=facts / responded if responded else None,
-    )
+    """FActScore over responses: each one's decisions, None (or no facts) where it abstained. A
+    decision None (no article) is in no score, but its fact is among the facts per response."""
+    found = (one or () for one in decisions)
+    return summarise(((d.count(True), len(d) - d.count(None), len(d)) for d in found), gamma)
 
 
 def decisions(

@@ -26,8 +26,6 @@ from facttune_ray.knowledge.passages import sound, split
 from facttune_ray.knowledge.store import BASE, REDIRECT, TITLE, fingerprint, has_index
 from facttune_ray.scoring.verify_lexical import rarity_of
 
-__all__ = ["Article", "Articles", "Hit", "local_copy", "main_search", "split"]
-
 RARITY_ARTICLES = 2000  # articles that word rarities are counted in
 TITLE_WEIGHT = 2.0  # a word in the title, against one in the passage
 _REDIRECTS = 4  # followed one after another, at most

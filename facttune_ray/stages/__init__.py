@@ -3,6 +3,7 @@
     VERSION            raised when the stage's code changes its rows
     recipe(cfg)        the settings that change its rows
     async run(context, shard) -> list of rows of the table named like the stage
+    hints(cfg)         lines for the user before it runs; only where there are any
 
 and reads its input tables through the context. Stages never import each other.
 """

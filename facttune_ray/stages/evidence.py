@@ -69,6 +69,9 @@ def _searched(context: Context, topic: str, facts: list[str], k: int) -> Evidenc
         of.append(
             tuple(place.setdefault((h.title, h.passage), len(place)) for h in named[: k or HITS])
         )
+    # a fact for which no such passage was found is judged by those of the topic's other facts
+    some = tuple(range(min(k or HITS, len(place))))
+    of = [found or some for found in of]
     reason = None if place else "no article, and no passage names the topic"
     titles, passages = zip(*place, strict=True) if place else ((), ())
     return Evidence(passages, titles, tuple(of), reason)

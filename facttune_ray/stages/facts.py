@@ -160,15 +160,13 @@ def _given(cfg: Config, response: dict) -> list[Unit]:
     """Facts that stand in the labelled file; UserError when there are none."""
     labelled = _labelled(cfg.data.folder, tuple(cfg.data.files))
     record = labelled[response["model"], response["topic"], response["text"]]
-    factscore.given_facts(record)  # UserError when the file has none
     at, units = 0, []
-    for s in record.sentences:
-        start = response["text"].find(s.text, at)
-        at = start + len(s.text) if start >= 0 else at
+    human = cfg.facts.method == "labels"
+    for text, facts in factscore.given_facts(record, "human" if human else "model"):
+        start = response["text"].find(text, at)
+        at = start + len(text) if start >= 0 else at
         span = (start, at) if start >= 0 else (at, at)  # the file words it differently
-        model = tuple((fact, None) for fact in s.model_facts)
-        facts = s.human_facts if cfg.facts.method == "labels" else model
-        units.append(Unit(Sentence(s.text, *span), facts))
+        units.append(Unit(Sentence(text, *span), facts))
     return units
 
 

@@ -79,8 +79,9 @@ def test_given_facts_are_the_models(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text(json.dumps(line) + "\n")
     (record,) = factscore.read(path)
-    assert factscore.given_facts(record) == [("A is old.", ["m"])]
-    assert factscore.given_facts(record, "human") == [("A is old.", ["h", "i", "h"])]
+    assert factscore.given_facts(record) == [("A is old.", (("m", None),))]
+    human = (("h", "S"), ("i", "IR"), ("h", "NS"))
+    assert factscore.given_facts(record, "human") == [("A is old.", human)]
     assert factscore.human_score(record) == 0.5
 
 

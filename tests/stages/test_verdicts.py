@@ -10,7 +10,7 @@ from facttune_ray import config
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.knowledge import build
 from facttune_ray.llm.ledger import Completion
-from facttune_ray.stages import verdicts
+from facttune_ray.stages import evidence, verdicts
 from facttune_ray.stages.context import Context, Work
 
 ARTICLES = [
@@ -186,6 +186,15 @@ def test_all_articles_are_searched_without_a_title(knowledge):
     ]
     assert found["supported"] and found["title"] == "Lyon"
     assert "The cellist Tom Ruhl was born in Lyon." in client.seen[0][0]
+
+
+def test_a_fact_without_hits_is_judged_by_the_topics_other_passages(knowledge, monkeypatch):
+    monkeypatch.setattr(evidence, "HITS", 1)  # the best passage of the second fact is Zoë's
+    client = Asked({"Tom": "True", "She": "False"})
+    facts = ["Tom Ruhl was born in Lyon.", "She sings in Oslo with Zoë Ask and Zoë Ask."]
+    found = judged(knowledge, facts, "verdicts.retrieval=fts", topic="Tom Ruhl", client=client)
+    assert [v["title"] for v in found.values()] == ["Lyon", "Lyon"]
+    assert all("The cellist Tom Ruhl was born in Lyon." in asked for asked, _ in client.seen)
 
 
 def test_nothing_is_shown_when_asked_to(knowledge):
