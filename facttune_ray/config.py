@@ -126,6 +126,21 @@ class LLMConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """The engine that samples responses, answers and entities, and asks for P(True)."""
+
+    engine: Literal["transformers", "vllm", "api"] = "transformers"
+    gpus: float = 0.0  # GPUs a worker, 0.5: two workers share one; 0: CPU
+    max_rows: int = 512  # sequences decoded at a time at most, fewer where GPU memory is short
+    gpu_memory: float = 0.85  # share of a worker's GPU memory that it may take
+    quantize: Literal["none", "8bit", "4bit"] = "none"  # weights, by bitsandbytes; needs a GPU
+    tensor_parallel: int = 1  # vllm: GPUs of one worker
+    form: Literal["chat", "completions"] = "chat"  # api: which of the two endpoints
+    choices: int = 1  # api: most samples of one request (`n`); 1: a request a sample
+    llm: LLMConfig = field(default_factory=lambda: LLMConfig(base_url="", model=""))  # api: where
+
+
+@dataclass(frozen=True)
 class ResponsesConfig:
     """Responses to each prompt."""
 
@@ -133,7 +148,6 @@ class ResponsesConfig:
     max_tokens: int = 256  # generated tokens at most
     temperature: float = 1.0
     top_p: float = 1.0
-    gpus: float = 0.0  # GPUs a sampling worker; 0: CPU
 
 
 @dataclass(frozen=True)
@@ -173,6 +187,15 @@ class VerdictsConfig:
 
 
 @dataclass(frozen=True)
+class QuestionsConfig:
+    """Facts to the questions that they answer."""
+
+    domain: Literal["general", "bio", "medicine"] = "general"  # worked examples of the prompt
+    context: int = 0  # facts before it in the response that the prompt shows, at most
+    answer: bool = False  # ask for the answer, too: what samp_conf compares with
+
+
+@dataclass(frozen=True)
 class AnswersConfig:
     """Questions to sampled answers of the model that wrote the responses."""
 
@@ -180,7 +203,37 @@ class AnswersConfig:
     max_tokens: int = 15  # tokens an answer
     temperature: float = 1.0
     top_p: float = 0.9
-    examples: Literal["none", "bio"] = "bio"  # worked questions before each question
+    examples: Literal["none", "bio", "medicine"] = "bio"  # worked questions before each question
+
+
+@dataclass(frozen=True)
+class EntitiesConfig:
+    """Noun chunks of a response, each sampled again from what stands before it."""
+
+    spacy_model: str = "en_core_web_sm"  # pipeline with a parser, by name or folder
+    samples: int = 20  # an entity, of as many tokens as it has (paper: 20)
+    temperature: float = 1.0
+    top_p: float = 0.9
+
+
+@dataclass(frozen=True)
+class ClassesConfig:
+    """Which sampled answers mean the same."""
+
+    # reference: FactTune's scripts bit by bit, faults included
+    method: Literal["heuristic", "exact", "llm", "nli", "reference"] = "heuristic"
+    max_pairs: int = 12  # llm, nli: pairs judged a question at most, the likeliest first
+    nli_model: str = "microsoft/deberta-large-mnli"  # sequence classifier with an entailment label
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # nli
+    batch_tokens: int = 8192  # nli: tokens of a forward pass
+    gpus: float = 0.0  # nli: GPUs a worker; 0: CPU
+
+
+@dataclass(frozen=True)
+class PTrueConfig:
+    """Facts to the model's own probability that they are true."""
+
+    batch_tokens: int = 8192  # of a forward pass
 
 
 @dataclass(frozen=True)
@@ -189,6 +242,9 @@ class RewardsConfig:
 
     distinct_facts: bool = False  # count a repeated fact once; false: as the reference does
     gamma: float = 10.0  # facts below which factscore_lp is penalised (FActScore: 10)
+    columns: list[str] = field(default_factory=list)  # made beside those that `tune` uses
+    # name -> {reward: weight}: weighted sums of z-scored rewards, rewards of their own
+    mix: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -224,7 +280,7 @@ class TrainConfig:
 class TuneConfig:
     """One tuned model: which reward, and how many on-policy rounds."""
 
-    reward: Literal["factscore", "factscore_lp", "neg_ent", "max_conf", "exp_conf"] = "factscore"
+    reward: str = "factscore"  # a column of `rewards`, or a name in rewards.mix
     rounds: int = 1  # sample, score, train; each starts from the one before; 0: not tuned
     lr: float | None = None  # null: train.lr
     epochs: int | None = None  # null: train.epochs
@@ -249,10 +305,15 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     responses: ResponsesConfig = field(default_factory=ResponsesConfig)
     facts: FactsConfig = field(default_factory=FactsConfig)
     verdicts: VerdictsConfig = field(default_factory=VerdictsConfig)
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     answers: AnswersConfig = field(default_factory=AnswersConfig)
+    entities: EntitiesConfig = field(default_factory=EntitiesConfig)
+    classes: ClassesConfig = field(default_factory=ClassesConfig)
+    p_true: PTrueConfig = field(default_factory=PTrueConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     groups: GroupsConfig = field(default_factory=GroupsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -1,7 +1,9 @@
 """One Arrow schema a table, and the ids that tie the tables together.
 
-    prompts -> responses -> facts -+-> verdicts -----------------+-> rewards -> groups
-                                   +-> questions -> answers -----+
+    prompts -> responses -+-> facts -+-> verdicts -----------------------+-> rewards -> groups
+                          |          +-> p_true -------------------------+
+                          |          +-> questions -> answers -+         |
+                          +-> entities ------------------------+-> classes
 
 An unknown value is null, never 0. `error` says why a row has no value.
 Ids are digests of their parents' ids, so the same input gives the same id on every machine.
@@ -22,6 +24,8 @@ PROMPTS = pa.schema(
         ("topic", _str),  # what the response is about; also the article's title
         ("split", _str),  # train | val | test; a topic is in one split only
         ("prompt", _str),  # text given to the model
+        ("pronoun", _str),  # biographies: "her", for questions about her; null: unknown
+        ("lower_case", _str),  # medicine: the topic within a sentence, "type 2 diabetes"; or null
     ]
 )
 
@@ -82,6 +86,7 @@ QUESTIONS = pa.schema(
         ("topic", _str),
         ("question_id", _str),  # digest(topic, question): identical questions share it
         ("question", _str),
+        ("answer", _str),  # what the fact says; null: not asked for (questions.answer)
         ("error", _str),
     ]
 )
@@ -92,9 +97,60 @@ ANSWERS = pa.schema(
         ("topic", _str),
         ("question", _str),
         ("answers", _strs),  # n samples, first line each; an empty answer stays ""
-        ("classes", pa.list_(_int)),  # equivalence class of each answer; -1: empty, in no class
         ("error", _str),
     ]
+)
+
+ENTITIES = pa.schema(
+    [
+        ("entity_id", _str),  # digest(response_id, start): each occurrence is its own
+        ("response_id", _str),
+        ("topic", _str),
+        ("split", _str),
+        ("text", _str),  # null when the response could not be parsed: see error
+        ("start", _int),  # characters start..end-1 of the response's text
+        ("end", _int),
+        ("prefix", _str),  # last words before it, for a judge of equivalence
+        ("tokens", _int),  # length of the entity and, at most, of each sample
+        ("answers", _strs),  # n samples of what could stand there
+        ("error", _str),
+    ]
+)
+
+CLASSES = pa.schema(
+    [
+        ("unit_id", _str),  # question_id or entity_id
+        ("unit", _str),  # question | entity
+        ("topic", _str),
+        ("classes", pa.list_(_int)),  # equivalence class of each answer; -1: empty, in no class
+        ("originals", _strs),  # answers that facts gave to the question; the entity itself
+        ("shares", _floats),  # of each original: share of the answers that mean the same
+        ("error", _str),
+    ]
+)
+
+P_TRUE = pa.schema(
+    [
+        ("fact_id", _str),
+        ("response_id", _str),
+        ("topic", _str),
+        ("p_true", _float),  # in [0, 1]; null: the fact is too long for the model, or there is none
+        ("error", _str),
+    ]
+)
+
+REWARD_COLUMNS = (
+    "factscore",  # supported / judged facts; null if none could be judged
+    "factscore_lp",  # the same with FActScore's length penalty
+    "neg_ent",  # confidence: means over the questions of the response's facts
+    "max_conf",
+    "exp_conf",
+    "samp_conf",
+    "ne_neg_ent",  # the same over its entities
+    "ne_max_conf",
+    "ne_exp_conf",
+    "ne_samp_conf",
+    "p_true",  # mean over facts
 )
 
 REWARDS = pa.schema(
@@ -106,11 +162,25 @@ REWARDS = pa.schema(
         ("model", _str),
         ("facts", _int),  # facts the rewards are means over
         ("repeated", _int),  # facts that repeat an earlier one of the response
-        ("factscore", _float),  # supported / judged facts; null if none could be judged
-        ("factscore_lp", _float),  # the same with FActScore's length penalty
-        ("neg_ent", _float),  # the four confidence rewards: mean over questions
-        ("max_conf", _float),
-        ("exp_conf", _float),
+        ("judged", _int),  # of `facts`, those with a verdict
+        ("answered", _int),  # of `facts`, those whose question has an answer; null: none was asked
+        ("entities", _int),  # entities with a sample; null: not sampled
+        ("words", _int),  # length of the response; null if it failed
+        ("abstained", _bool),  # it declined to answer
+        *((name, _float) for name in REWARD_COLUMNS),
+        ("errors", _int),  # facts, questions, verdicts ... of the response that failed
+        ("error", _str),
+    ]
+)
+
+MIXES = pa.schema(
+    [
+        ("response_id", _str),
+        ("prompt_id", _str),
+        ("topic", _str),
+        ("split", _str),
+        ("name", _str),  # in rewards.mix
+        ("value", _float),  # sum of weight * z-score; null when one of its rewards is
         ("error", _str),
     ]
 )
@@ -135,7 +205,11 @@ TABLES: dict[str, pa.Schema] = {
     "verdicts": VERDICTS,
     "questions": QUESTIONS,
     "answers": ANSWERS,
+    "entities": ENTITIES,
+    "classes": CLASSES,
+    "p_true": P_TRUE,
     "rewards": REWARDS,
+    "mixes": MIXES,
     "groups": GROUPS,
 }
 

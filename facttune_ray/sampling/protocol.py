@@ -16,6 +16,7 @@ The two sides are tokenised apart, so a response's tokens never depend on its pr
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any, Literal, NamedTuple, Protocol
 
 from facttune_ray.errors import UserError
@@ -38,21 +39,28 @@ class Sampler(Protocol):
         *,
         n: int,
         seeds: list[int],
-        max_tokens: int,
+        max_tokens: int | list[int],
         temperature: float,
         top_p: float,
         prefix: str = "",
         stop: str | None = None,
         raw: bool = False,
-    ) -> list[list[Sample]]:
-        """Draw n samples a prompt.
+        begun: list[str] | None = None,
+    ) -> list[list[Sample]] | Awaitable[list[list[Sample]]]:
+        """Draw n samples a prompt. An engine that waits for a network returns an awaitable.
 
         `seeds`: one a prompt; a prompt's samples depend on its own seed, not on its
         neighbours. `temperature` 0: greedy. `top_p` in (0, 1]. `stop`: a string that ends
         a sample. `raw`: the prompts are the exact text to continue, with no newline and
         no chat template ("Question: Where was Mara Veldt born?\\nAnswer:").
         `prefix`: text before every prompt, such as worked questions; implies `raw`.
+        `max_tokens`: of every sample, or one number a prompt. `begun`: one beginning of a
+        response a prompt, which its samples continue and do not repeat.
         """
+        ...
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has when it stands within a response (no bos, no eos)."""
         ...
 
 

@@ -13,7 +13,19 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-STAGES = ("responses", "facts", "verdicts", "questions", "answers", "rewards", "groups")
+STAGES = (
+    "responses",
+    "facts",
+    "verdicts",
+    "questions",
+    "answers",
+    "entities",
+    "classes",
+    "p_true",
+    "rewards",
+    "mixes",
+    "groups",
+)
 
 
 def stage(name: str) -> ModuleType:

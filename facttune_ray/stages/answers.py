@@ -34,7 +34,7 @@ async def run(context: Context, shard: int) -> list[dict]:
     prefix = ""
     if cfg.examples != "none":
         prefix = template.text(f"answers_{cfg.examples}") + "\n"
-    sampled = context.sampler.sample(
+    sampled = await context.sample(
         [f"Question: {q['question']}\nAnswer:" for q in asked.values()],
         n=cfg.samples,
         seeds=[seed_from(context.cfg.run.seed, context.work.snapshot, qid) for qid in asked],

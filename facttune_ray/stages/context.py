@@ -6,7 +6,7 @@ A worker process keeps its context between shards, so a model or a connection is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from facttune_ray.knowledge.articles import Articles
     from facttune_ray.knowledge.dense import Dense
     from facttune_ray.llm.client import Client
-    from facttune_ray.sampling.protocol import Sampler
+    from facttune_ray.sampling.protocol import Sample, Sampler
     from facttune_ray.scoring.cleanup import Entities
     from facttune_ray.scoring.verify_local_lm import LocalLM
     from facttune_ray.scoring.verify_npm import NPM
@@ -64,14 +64,15 @@ class Context:
 
     @functools.cached_property
     def sampler(self) -> Sampler:
-        from facttune_ray.sampling.transformers import TransformersSampler
+        from facttune_ray.sampling import engines
 
-        return TransformersSampler(
-            self.work.model_path,
-            chat=self.cfg.model.chat,
-            dtype=self.cfg.model.dtype,
-            device="cuda" if self.cfg.responses.gpus else "cpu",
-        )
+        api = self.cfg.sampling.engine == "api"
+        return engines.make(self.cfg, self.work.model_path, self.client if api else None)
+
+    async def sample(self, prompts: list[str], **settings: Any) -> list[list[Sample]]:
+        """`Sampler.sample`, awaited where the engine waits for a network."""
+        found = self.sampler.sample(prompts, **settings)
+        return await found if isinstance(found, Awaitable) else found
 
     @functools.cached_property
     def articles(self) -> Articles:

@@ -30,7 +30,7 @@ async def run(context: Context, shard: int) -> list[dict]:
     prompts = context.rows("prompts", shard)
     out: list[dict] = []
     for n, chosen in _by_count(prompts, cfg).items():
-        sampled = context.sampler.sample(
+        sampled = await context.sample(
             [p["prompt"] for p in chosen],
             n=n,
             seeds=[seed_from(cfg.run.seed, snapshot, p["prompt_id"]) for p in chosen],
