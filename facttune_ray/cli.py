@@ -89,8 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     takes_config(p)
     takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
     takes_config(add("report", _report, "write summary.json and report.html from finished tables"))
-    p = add("export", _export, "finished tables as the files of FActScore and FactTune's scripts")
+    p = add("export", _export, "finished tables as files of FActScore, FactTune's scripts, TRL")
     p.add_argument("--to", required=True, metavar="DIR", help="folder to write into")
+    p.add_argument("--chat", action="store_true", help="preferences as chat messages, for TRL")
     takes_config(p)
     p = add("knowledge", _knowledge_build, "build a knowledge source, or search one")
     what = p.add_subparsers(required=True, metavar="ACTION")
@@ -210,7 +211,7 @@ def _export(args: argparse.Namespace) -> int:
 
     cfg = _config(args)
     with writing(args.to):
-        done = export.export(Folder.of(cfg.run.out), args.to, cfg.rewards.gamma)
+        done = export.export(Folder.of(cfg.run.out), args.to, cfg.rewards.gamma, chat=args.chat)
     print(export.show(done))
     return 0
 

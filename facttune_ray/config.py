@@ -53,6 +53,11 @@ class DataConfig:
     source: Literal["world", "factscore", "tuning"] = "world"
     folder: str = ""  # factscore, tuning: folder of the files and of `knowledge`
     files: list[str] = field(default_factory=list)  # factscore: JSONL files, one a model
+    # tuning: tables that the folder's files bring, so that they are not made again: facts (with
+    # verdicts), questions (with answers), entities
+    ready: list[Literal["facts", "questions", "entities"]] = field(default_factory=list)
+    samples: str = "atomic_qs_samples/llama-7b_20samples"  # questions: folder of their answers
+    entity_samples: str = "ne_samples/llama7b_20samples"  # entities: folder of their samples
     knowledge: str = ""  # {title, text} JSONL, or a FActScore SQLite database
     val: float = 0.15  # factscore: share of topics in the val split
     test: float = 0.25  # factscore: share of topics in the test split
@@ -403,8 +408,8 @@ def _unknown_key(base: Any, layer: Any, prefix: str = "") -> str:
     """One line about the first key of `layer` that no dataclass has, or ''."""
     for key in layer:
         here = f"{prefix}{key}"
-        if prefix.startswith("llm.params."):  # the provider's words, not ours
-            return ""
+        if prefix.endswith("llm.params.") or prefix == "rewards.mix.":
+            return ""  # the provider's words, the user's names
         if prefix == "tune.":  # names of tuned models are the user's
             template = OmegaConf.structured(TuneConfig)
         elif key not in base:

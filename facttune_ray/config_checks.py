@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from facttune_ray.config import Config, flatten, to_dict
-from facttune_ray.errors import UserError
+from facttune_ray.errors import UserError, did_you_mean
+from facttune_ray.schema import REWARD_COLUMNS
 
 
 def check(cfg: Config) -> None:
@@ -34,6 +36,14 @@ def check(cfg: Config) -> None:
         "verdicts.facts_per_request": 1,
         "verdicts.batch_tokens": 1,
         "facts.carry_words": 0,
+        "sampling.max_rows": 1,
+        "sampling.tensor_parallel": 1,
+        "sampling.choices": 1,
+        "questions.context": 0,
+        "entities.samples": 1,
+        "classes.max_pairs": 0,
+        "classes.batch_tokens": 1,
+        "p_true.batch_tokens": 1,
     }
     flat = flatten(to_dict(cfg))
     for key, low in at_least.items():
@@ -42,12 +52,14 @@ def check(cfg: Config) -> None:
     for key in ("timeout_s", "max_elapsed_s", "flush_s", "batch_poll_s", "budget_usd"):
         if (value := flat[f"llm.{key}"]) is not None and value <= 0:
             raise UserError(f"llm.{key}={value}: must be above 0")
-    for key in ("responses.top_p", "answers.top_p"):
+    for key in ("responses.top_p", "answers.top_p", "entities.top_p", "sampling.gpu_memory"):
         if not 0 < flat[key] <= 1:
             raise UserError(f"{key}={flat[key]}: must be above 0 and at most 1")
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value}: must be a finite number")
+    if cfg.data.ready and cfg.data.source != "tuning":
+        raise UserError("data.ready: only the files of data.source=tuning bring such tables")
     world = cfg.data.world
     if cfg.data.source == "world" and world.train + world.val + world.test > world.people:
         raise UserError(
@@ -66,3 +78,73 @@ def check(cfg: Config) -> None:
             raise UserError(f"tune.{name}.rounds={tune.rounds}: must be at least 0")
         if not name.isidentifier() or name in {"base", "imported", "world"}:
             raise UserError(f'tune.{name}: name a tuned model in letters, digits, "_", not "base"')
+    columns = _rewards(cfg)
+    _sampling(cfg, columns)
+
+
+def _rewards(cfg: Config) -> set[str]:
+    """Columns of `rewards` that the run makes, after a check that they exist and can be made."""
+    for name, weights in cfg.rewards.mix.items():
+        if name in REWARD_COLUMNS:
+            raise UserError(f"rewards.mix.{name}: a reward has this name already: choose another")
+        if not weights:
+            raise UserError(f"rewards.mix.{name}: give at least one reward and its weight")
+        for part in weights:
+            _known(f"rewards.mix.{name}", part, REWARD_COLUMNS)
+    asked = {f"tune.{name}.reward": t.reward for name, t in cfg.tune.items() if t.rounds}
+    asked |= {f"rewards.columns[{i}]": name for i, name in enumerate(cfg.rewards.columns)}
+    columns: set[str] = set()
+    for key, name in asked.items():
+        _known(key, name, (*REWARD_COLUMNS, *cfg.rewards.mix))
+        columns |= set(cfg.rewards.mix.get(name, {name: 1.0}))
+    if "samp_conf" in columns and not cfg.questions.answer:
+        raise UserError(
+            "samp_conf compares with the answer of each fact: set questions.answer=true"
+        )
+    return columns
+
+
+def _known(key: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise UserError(f'{key}: no reward "{name}".{did_you_mean(name, names)}')
+
+
+def _sampling(cfg: Config, columns: set[str]) -> None:
+    s = cfg.sampling
+    if s.quantize != "none" and not s.gpus:
+        raise UserError(f"sampling.quantize={s.quantize}: needs a GPU: set sampling.gpus=1")
+    if s.engine == "vllm" and not s.gpus:
+        raise UserError("sampling.engine=vllm: needs a GPU: set sampling.gpus=1")
+    if s.tensor_parallel > 1 and s.engine != "vllm":
+        raise UserError("sampling.tensor_parallel: only sampling.engine=vllm spreads a model")
+    if s.engine != "api":
+        return
+    if not s.llm.model:
+        raise UserError("sampling.engine=api: name the model: sampling.llm.model")
+    taken = {
+        "model",
+        "messages",
+        "prompt",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "n",
+        "seed",
+        "stop",
+    }
+    if found := taken & set(s.llm.params):
+        raise UserError(f"sampling.llm.params.{min(found)}: each stage sends its own: leave it out")
+    if s.form == "completions" and s.llm.mode == "batch":
+        raise UserError("sampling.form=completions: not with sampling.llm.mode=batch")
+    if s.form == "chat" and any(c.startswith("ne_") for c in columns):
+        raise UserError("ne_* rewards continue a response: set sampling.form=completions")
+    if "p_true" in columns:
+        raise UserError("p_true needs the model's weights: leave sampling.engine at transformers")
+    tuned = [name for name, t in cfg.tune.items() if t.rounds]
+    if tuned and not cfg.model.path:
+        raise UserError(f"tune.{tuned[0]}: sampling.engine=api has no weights: name model.path")
+    if tuned and (cfg.evaluation.tuned or any(cfg.tune[n].rounds > 1 for n in tuned)):
+        raise UserError(
+            f"tune.{tuned[0]}: sampling.engine=api cannot sample a tuned model: set its rounds to "
+            f"1 and evaluation.tuned=false, or use sampling.engine=transformers"
+        )

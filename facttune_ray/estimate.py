@@ -47,6 +47,8 @@ class Plan(FactTune):
         self.sampled: dict[str, tuple[str, ...]] = {}  # scope -> splits of its responses
 
     def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
+        if f"{scope}/{name}" in self.taken:
+            return f"{scope}/{name}"
         splits = tuple(work.get("splits", ("train", "val", "test")))
         if name == "responses":
             self.sampled[scope] = splits
@@ -59,6 +61,9 @@ class Plan(FactTune):
 
     def knowledge(self) -> None:
         pass
+
+    def moments(self, rewards: str, columns: set[str]) -> dict[str, tuple[float, float]]:
+        return {}
 
     def base(self) -> Snapshot:
         return Snapshot("base", "base", "")
@@ -242,7 +247,9 @@ def _try(cfg: Config, sample: Sample, tried: dict[str, tuple[str, ...]]) -> dict
     ledger = connect.open_ledger(cfg)
     measured = _measured(ledger)
     knowledge = Run(cfg).knowledge_file()
-    made: dict[str, list[dict]] = {"responses": sample.rows}
+    topics = {r["topic"] for r in sample.rows}
+    asked = [p for p in prompts.prompts(cfg) if p["topic"] in topics]
+    made: dict[str, list[dict]] = {"responses": sample.rows, "prompts": asked}
     needs = {}
     for name in ASKING:
         if name not in tried and name != "facts":

@@ -12,10 +12,13 @@ model of the round before. The round with the best val figure is the one measure
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from facttune_ray import tables
 from facttune_ray.config import Config, TuneConfig
@@ -23,12 +26,16 @@ from facttune_ray.errors import UserError
 from facttune_ray.pipeline import Missing, Run, Snapshot, model_digest
 from facttune_ray.quickstart import base_model
 from facttune_ray.scoring.confidence import CONFIDENCES
-from facttune_ray.stages import prompts
+from facttune_ray.stages import prompts, stage
 from facttune_ray.tables import Recipe
 
 
 class FactTune(Run):
     """A run whose nodes are the FactTune loop's."""
+
+    def __init__(self, cfg: Config, only: str | None = None) -> None:
+        super().__init__(cfg, only)
+        self.taken: set[str] = set()  # tables that were imported
 
     def knowledge(self) -> None:
         """{title, text} articles -> knowledge/knowledge.db."""
@@ -37,6 +44,10 @@ class FactTune(Run):
 
         cfg, folder = self.cfg, self.root / "knowledge"
         ready = source.is_database(cfg.data.knowledge)
+        columns = needed(cfg, wanted(cfg))
+        needless = "facts" in cfg.data.ready or (
+            columns and not any(c.startswith("factscore") for c in columns)
+        )
         if ready:
             recipe = {"data.knowledge": source.fingerprint(self.knowledge_file())}
         elif cfg.data.source == "world":
@@ -44,6 +55,8 @@ class FactTune(Run):
         elif cfg.data.knowledge:
             where = file_digest(cfg.data.folder, cfg.data.knowledge)
             recipe = {"data.knowledge": where}
+        elif needless:
+            recipe = {"data.knowledge": ""}
         else:
             raise UserError("data.knowledge is empty: name a {title, text} JSONL or a database")
 
@@ -53,6 +66,8 @@ class FactTune(Run):
             out, rows = Path(folder.path) / "knowledge.db", 0
             if not ready and cfg.data.source == "world":
                 rows = build.write(prompts.world_of(cfg).articles, out)
+            elif needless and not cfg.data.knowledge:
+                build.write([], out)  # no topic has an article: verdicts are null
             elif not ready:
                 rows = build.build([Path(cfg.data.folder) / cfg.data.knowledge], out)
             self.finish_artifact("knowledge", recipe, started, {"rows": rows})
@@ -64,6 +79,8 @@ class FactTune(Run):
         cfg = self.cfg
         if cfg.model.path:
             return Snapshot("base", cfg.model.path, model_digest(cfg.model.path))
+        if cfg.sampling.engine == "api":
+            return Snapshot("base", f"api:{cfg.sampling.llm.model}", "api")
         recipe = {f"model.pretrain.{k}": v for k, v in vars(cfg.model.pretrain).items()}
         recipe |= prompts.source_recipe(cfg) | {"version": base_model.VERSION}
 
@@ -102,6 +119,30 @@ class FactTune(Run):
         rows = prompts.imported_responses(self.cfg)
         return [f"{r['prompt']}\n{r['text']}" for r in rows]
 
+    def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
+        """As `Run.table`; one of `data.ready` is there already."""
+        if f"{scope}/{name}" in self.taken:
+            return f"{scope}/{name}"
+        return super().table(scope, name, inputs, **work)
+
+    def take(self, scope: str) -> None:
+        """The tables that stand in the folder's files: `data.ready`."""
+        from facttune_ray.interop import ready
+
+        data = self.cfg.data
+        for name in (table for kind in data.ready for table in ready.TABLES[kind]):
+            responses = [*prompts.imported_responses(self.cfg)]
+            recipe = prompts.recipe(self.cfg) | {"ready": name}
+            recipe |= ready.recipe(data, name, (r["topic"] for r in responses))
+            self.taken.add(
+                self.driver_table(
+                    f"{scope}/{name}",
+                    name,
+                    recipe,
+                    functools.partial(ready.rows, data, name, responses),
+                )
+            )
+
     def respond(self, model: Snapshot, scope: str, splits: tuple[str, ...]) -> str:
         """`scope/responses`, sampled from the model; imported ones are already there."""
         if not model.path:
@@ -116,15 +157,38 @@ class FactTune(Run):
         return facts
 
     def rewards(self, model: Snapshot, scope: str, wanted: set[str]) -> str:
-        """`scope/rewards`, with the columns that the tuned models of this run use."""
-        inputs = [f"{scope}/responses", f"{scope}/facts"]
-        if not wanted or any(w.startswith("factscore") for w in wanted):
+        """`scope/rewards`, with the wanted columns and those of the wanted mixes."""
+        cfg, responses, facts = self.cfg, f"{scope}/responses", f"{scope}/facts"
+        columns = needed(cfg, wanted)
+        inputs, sampled = [responses, facts], []
+        if not columns or any(c.startswith("factscore") for c in columns):
             inputs.append(f"{scope}/verdicts")
-        if any(w in CONFIDENCES for w in wanted):
-            questions = self.table(scope, "questions", [f"{scope}/facts"], splits=("train",))
-            answers = self.table(scope, "answers", [questions], model=model)
-            inputs += [questions, answers]
-        return self.table(scope, "rewards", inputs)
+        if columns & {*CONFIDENCES, "samp_conf"}:
+            train = {"splits": ("train",)}
+            questions = self.table(scope, "questions", [facts, "prompts"], **train)
+            sampled += [questions, self.table(scope, "answers", [questions], model=model)]
+            inputs.append(questions)
+        if any(c.startswith("ne_") for c in columns):
+            sampled.append(
+                self.table(scope, "entities", [responses], model=model, splits=("train",))
+            )
+            inputs.append(sampled[-1])
+        if sampled:
+            inputs.append(self.table(scope, "classes", sampled))
+        if "p_true" in columns:
+            inputs.append(self.table(scope, "p_true", [facts], model=model, splits=("train",)))
+        rewards = self.table(scope, "rewards", inputs)
+        mix = {n: dict(w) for n, w in cfg.rewards.mix.items() if n in wanted}
+        if mix:
+            moments = self.moments(rewards, {c for w in mix.values() for c in w})
+            self.table(scope, "mixes", [rewards], mix=mix, moments=moments)
+        return rewards
+
+    def moments(self, rewards: str, columns: set[str]) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of each column over train responses."""
+        from facttune_ray.evaluation import rewards as measured
+
+        return measured.moments(self.root / rewards, sorted(columns))
 
     def train(
         self, name: str, tune: TuneConfig, number: int, start: Snapshot, source: str
@@ -133,10 +197,11 @@ class FactTune(Run):
         from facttune_ray.training import loop
 
         cfg, scope = self.cfg, f"{name}/round_{number}"
+        of = "mixes" if tune.reward in cfg.rewards.mix else "rewards"
         groups = self.table(
             scope,
             "groups",
-            [f"{source}/rewards", f"{source}/responses"],
+            [f"{source}/{of}", f"{source}/responses"],
             reward=tune.reward,
             splits=("train",),
         )
@@ -187,7 +252,8 @@ class FactTune(Run):
                 continue
             source = f"{start.name}/tune"
             self.respond(start, source, (("train",) if more else ()) + val)
-            train_too = more and tune.reward.startswith("factscore")
+            columns = needed(self.cfg, {tune.reward})
+            train_too = more and any(c.startswith("factscore") for c in columns)
             self.judge(source, (("train",) if train_too else ()) + val)
             if more:
                 self.rewards(start, source, {tune.reward})
@@ -196,10 +262,11 @@ class FactTune(Run):
     def loop(self) -> None:
         """FactTune: sample, score, prefer, train; choose by val; measure on test."""
         cfg = self.cfg
+        if any(c.startswith("ne_") for c in needed(cfg, wanted(cfg))):
+            stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid
         self.knowledge()
         self.driver_table("prompts", "prompts", prompts.recipe(cfg), lambda: prompts.prompts(cfg))
         tuned = {name: t for name, t in cfg.tune.items() if t.rounds}
-        wanted: set[str] = {t.reward for t in tuned.values()}
         if cfg.data.source != "world":
             first = Snapshot("imported", "", "")
             source = "imported/all"
@@ -210,12 +277,14 @@ class FactTune(Run):
                 recipe,
                 lambda: prompts.imported_responses(cfg),
             )
+            self.take(source)
             self.judge(source, ("train", "val", "test"))
         else:
             first, source = self.base(), "base/tune"
             self.respond(first, source, ("train", "val"))
             self.judge(source, ("train", "val"))
-        self.rewards(first if first.path or not wanted else self.base(), source, wanted)
+        made = wanted(cfg)
+        self.rewards(first if first.path or not made else self.base(), source, made)
         rounds = {n: self.tune(n, t, first, source) for n, t in tuned.items()}
         measured = {"base": "base/test"} if first.path else {}
         selection = {}
@@ -227,7 +296,7 @@ class FactTune(Run):
                 chosen = next(s for s in snapshots if s.name == selection[name]["chosen"])
                 self._test(chosen)
                 measured[name] = f"{chosen.name}/test"
-        self.measured, self.selection = measured, selection
+        self.measured, self.selection, self.scored = measured, selection, source
 
     def select(self, rounds: list[Snapshot]) -> dict:
         """The round that the val topics choose, and what it was chosen from."""
@@ -257,10 +326,21 @@ class FactTune(Run):
                 self.cfg,
                 measured=self.measured,
                 imported="imported/all" if "imported/all/facts" in self.manifests else "",
+                rewards=self.scored,
                 selection=self.selection,
                 manifests=self.manifests,
                 fingerprint=tables.fingerprint(recipe),
             )
+
+
+def wanted(cfg: Config) -> set[str]:
+    """Rewards of the base model's responses: those that `tune` uses, and rewards.columns."""
+    return {t.reward for t in cfg.tune.values() if t.rounds} | {*cfg.rewards.columns}
+
+
+def needed(cfg: Config, wanted: set[str]) -> set[str]:
+    """Columns of `rewards` behind these rewards; a mix stands for those that it sums."""
+    return {c for name in wanted for c in cfg.rewards.mix.get(name, {name: 1.0})}
 
 
 def run(cfg: Config, only: str | None = None) -> tuple[dict, list[str]]:

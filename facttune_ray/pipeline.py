@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from facttune_ray import tables
-from facttune_ray.config import Config
+from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
+from facttune_ray.sampling import engines
 from facttune_ray.stages import STAGES, prompts, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.tables import Folder, Recipe
@@ -121,18 +122,22 @@ class Run:
             recipe["splits"] = list(work["splits"])
         if "reward" in work:
             recipe["reward"] = work["reward"]
+        if "mix" in work:
+            recipe["rewards.mix"] = work["mix"]
+        cfg = self.cfg
+        if name in SAMPLING and cfg.sampling.engine == "api":
+            cfg = replace(cfg, llm=engines.endpoint(cfg))
         if model := work.pop("model", None):
             recipe |= {"input.model": model.fingerprint, "snapshot": model.name}
             work |= {"snapshot": model.name, "model_path": model.path}
 
         def make() -> None:
-            needs_llm = name in ("facts", "verdicts", "questions") and "llm.model" in recipe
             job = Work(
                 stage=name,
                 output=output,
                 inputs=by_role,
-                cfg=self.cfg,
-                base_url=self.base_url() if needs_llm else "",
+                cfg=cfg,
+                base_url=self.base_url(cfg.llm) if _asks(recipe) else "",
                 knowledge=self.knowledge_file(),
                 **work,
             )
@@ -153,13 +158,10 @@ class Run:
             worker.start_ray()
             import ray
 
-            gpus = {
-                "responses": cfg.responses.gpus,
-                "answers": cfg.responses.gpus,
-                "verdicts": cfg.verdicts.gpus,
-            }.get(work.stage, 0.0)
-            cpus = int(ray.cluster_resources().get("CPU", 1))
-            workers = cfg.run.workers or cpus
+            gpus = _gpus(work)
+            there = ray.cluster_resources()
+            room = there.get("GPU", 0) // gpus if gpus else there.get("CPU", 1)
+            workers = cfg.run.workers or max(1, int(room))
             if work.base_url:
                 self._ask(work, left, workers, gpus)
             else:
@@ -213,12 +215,12 @@ class Run:
                 f"run.max_error_fraction={self.cfg.run.max_error_fraction}; the first: {first}"
             )
 
-    def base_url(self) -> str:
+    def base_url(self, llm: LLMConfig) -> str:
         """The LLM endpoint; `embedded` starts the annotator once for the whole run."""
-        if self.cfg.llm.endpoints and all(e.base_url for e in self.cfg.llm.endpoints):
-            return self.cfg.llm.endpoints[0].base_url
-        if self.cfg.llm.base_url != "embedded":
-            return self.cfg.llm.base_url
+        if llm.endpoints and all(e.base_url for e in llm.endpoints):
+            return llm.endpoints[0].base_url
+        if llm.base_url != "embedded":
+            return llm.base_url
         if not self._base_url:
             from facttune_ray.quickstart import annotator
 
@@ -237,6 +239,24 @@ class Run:
             "errors": 0,
         }
         (self.root / name / tables.MANIFEST).write_json(made | extra)
+
+
+SAMPLING = ("responses", "answers", "entities")  # stages that draw from `sampling.engine`
+
+
+def _asks(recipe: Recipe) -> bool:
+    """Whether the stage asks an endpoint."""
+    return "llm.model" in recipe or recipe.get("sampling.engine") == "api"
+
+
+def _gpus(work: Work) -> float:
+    """GPUs of each of the stage's workers."""
+    cfg, stage_name = work.cfg, work.stage
+    if stage_name in SAMPLING and cfg.sampling.engine == "vllm":
+        return max(cfg.sampling.gpus, cfg.sampling.tensor_parallel)
+    if stage_name in (*SAMPLING, "p_true"):
+        return 0.0 if work.base_url else cfg.sampling.gpus
+    return {"verdicts": cfg.verdicts.gpus, "classes": cfg.classes.gpus}.get(stage_name, 0.0)
 
 
 def status(cfg: Config) -> list[tuple[str, dict | None]]:

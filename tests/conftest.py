@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,11 @@ def labelled_data() -> Path:
     if not (folder / "ChatGPT.jsonl").exists():
         pytest.skip("labelled data not found: set FACTTUNE_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def spacy_pipeline(tmp_path_factory) -> str:
+    """Folder of a spaCy pipeline that parses the sentences of tests/spacy_pipeline.py."""
+    pytest.importorskip("spacy")
+    made = runpy.run_path(str(REPO / "tests" / "spacy_pipeline.py"))
+    return made["train"](tmp_path_factory.mktemp("spacy") / "pipeline")

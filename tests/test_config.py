@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from facttune_ray import config
+from facttune_ray import config, facttune
 from facttune_ray.errors import UserError
 
 
@@ -41,6 +41,18 @@ def test_config_is_frozen():
         ("tune.base.rounds=1", "name a tuned model"),
         ("run.seed", "is not key=value"),
         ("train=3", "Merge error"),
+        ("tune.mc.reward=maxconf", 'tune.mc.reward: no reward "maxconf". Did you mean "max_conf"?'),
+        ("rewards.columns=[ne_conf]", 'rewards.columns[0]: no reward "ne_conf"'),
+        ("rewards.columns=[samp_conf]", "set questions.answer=true"),
+        ("rewards.mix.max_conf.factscore=1", "rewards.mix.max_conf: a reward has this name"),
+        ("rewards.mix.both.foo=1", 'rewards.mix.both: no reward "foo"'),
+        ("rewards.mix.both={}", "rewards.mix.both: give at least one reward"),
+        ("rewards.mix.both.factscore=x", "could not be converted to Float"),
+        ("sampling.quantize=4bit", "sampling.quantize=4bit: needs a GPU: set sampling.gpus=1"),
+        ("sampling.engine=vllm", "sampling.engine=vllm: needs a GPU"),
+        ("sampling.tensor_parallel=2", "only sampling.engine=vllm"),
+        ("sampling.engine=api", "name the model: sampling.llm.model"),
+        ("sampling.gpu_memory=0", "above 0 and at most 1"),
     ],
 )
 def test_bad_override_is_one_line_that_names_the_key(override, says):
@@ -48,6 +60,33 @@ def test_bad_override_is_one_line_that_names_the_key(override, says):
         config.load([], [override])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+API = ["sampling.engine=api", "sampling.llm.model=m"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["rewards.columns=[ne_max_conf]"], "set sampling.form=completions"),
+        (["rewards.columns=[p_true]"], "p_true needs the model's weights"),
+        (["tune.mc.reward=max_conf"], "has no weights: name model.path"),
+        (["tune.mc.reward=max_conf", "model.path=m"], "cannot sample a tuned model"),
+    ],
+)
+def test_what_an_endpoint_without_weights_cannot_do(overrides, says):
+    with pytest.raises(UserError, match=says):
+        config.load([], [*API, *overrides])
+
+
+def test_a_mix_may_be_a_reward_and_bring_its_columns():
+    mix = "rewards.mix.both={factscore: 1, ne_max_conf: 0.5}"
+    cfg = config.load([], [mix, "tune.fs.reward=both", "rewards.columns=[both, p_true]"])
+    assert cfg.rewards.mix == {"both": {"factscore": 1.0, "ne_max_conf": 0.5}}
+    assert facttune.wanted(cfg) == {"both", "p_true"}
+    assert facttune.needed(cfg, facttune.wanted(cfg)) == {"factscore", "ne_max_conf", "p_true"}
+    with pytest.raises(UserError, match="set sampling.form=completions"):
+        config.load([], [*API, mix, "rewards.columns=[both]"])
 
 
 def test_missing_and_malformed_files(tmp_path):

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from facttune_ray import config, tables
 from facttune_ray.config import Config
 from facttune_ray.evaluation import charts, metrics, report
+from facttune_ray.evaluation import rewards as rewards_of
 from facttune_ray.tables import Folder
 
 
@@ -77,13 +78,15 @@ def write(
     *,
     measured: dict[str, str],
     imported: str,
+    rewards: str,
     selection: dict[str, dict],
     manifests: dict[str, dict],
     fingerprint: str,
 ) -> dict:
     """summary.json, report.html and headline.png of a finished run.
 
-    `measured`: model -> scope of its test tables; `imported`: scope of imported responses, or "".
+    `measured`: model -> scope of its test tables; `imported`: scope of imported responses, or "";
+    `rewards`: scope of the first rewards table.
     """
     settings = {"resamples": cfg.evaluation.resamples, "seed": cfg.run.seed}
     found = {name: counts(root, scope) for name, scope in measured.items()}
@@ -113,6 +116,7 @@ def write(
             for name, c in found.items()
             if "base" in found and name != "base"
         },
+        "rewards": _rewards(root, rewards, cfg.groups.threshold),
         "selection": selection,
         "training": {n: _training(root, n) for n in cfg.tune},
         "stages": [_stage(name, m) for name, m in manifests.items()],
@@ -148,6 +152,15 @@ def _human(root: Folder, scope: str, model: str) -> dict:
     facts = _of(tables.read(root / scope / "facts"), responses["response_id"])
     verdicts = _of(tables.read(root / scope / "verdicts"), responses["response_id"])
     return metrics.human_agreement(facts, verdicts)
+
+
+def _rewards(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
+    """Of each reward: its responses and pairs and, of a confidence, how it agrees with verdicts."""
+    sure = rewards_of.confidence(root, scope)
+    return {
+        name: found | sure.get(name, {})
+        for name, found in rewards_of.columns(root, scope, threshold).items()
+    }
 
 
 def _training(root: Folder, name: str) -> list[dict]:

@@ -65,6 +65,7 @@ def write_report(summary: Summary, examples: list[dict], path: str | Path) -> No
         results=[svg for svg in (charts.scatter(summary), charts.error_rates(summary)) if svg],
         rounds=charts.rounds(summary),
         training=charts.training(summary),
+        reliability=charts.reliability(summary),
         total={k: sum(t[k] for t in summary["stages"]) for k in STAGE_SUMS},
         config=json.dumps(summary["run"]["config"], indent=2, ensure_ascii=False),
     )

@@ -1,38 +1,110 @@
 """Tables of a run -> the reference systems' files, one folder a model.
 
-in   runs/score/imported/all/{responses,facts,verdicts}, runs/score/prompts
+in   runs/score/imported/all/{responses,facts,verdicts,...}, facttune_fs/round_1/groups
 out  EXPORT/ChatGPT/questions_per_topic_test.json, responses/*_generations.json,
-     factscore_outputs/*_fs_out.json (llm_factuality_tuning), factscore.jsonl (FActScore's input)
+     factscore_outputs/*_fs_out.json (llm_factuality_tuning), factscore.jsonl (FActScore's input),
+     atomic_qs/*_aqs.json, atomic_qs_samples/base_20samples/*, ne_samples/base_20samples/*,
+     rewards/rewards_train_288.json, rewards/pairs_count_train_288.txt (factual_dpo)
+     EXPORT/facttune_fs/round_1/preferences/train.jsonl, grouped/train.jsonl (TRL, datasets)
 
-Shards are read one after the other; nothing grows with the topics but the list of questions.
+What a scope has no finished table for is left out. Shards are read one after the other; nothing
+grows with the topics but the list of questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow.fs as pafs
 
 from facttune_ray import tables
 from facttune_ray.errors import UserError
-from facttune_ray.interop import factscore, tuning
+from facttune_ray.interop import confidence, entities, factscore, preferences, rewards, tuning
 from facttune_ray.tables import Folder
 
-NEEDED = ("responses", "facts", "verdicts")
+SCORED = ("verdicts", "questions", "entities", "rewards")  # any of them makes a scope
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The finished tables of one folder of a run, and of them the rows of one model."""
+
+    folder: Folder
+    model: str
+
+    def has(self, *names: str) -> bool:
+        return all(_finished(self.folder, name) for name in names)
+
+    @property
+    def shards(self) -> range:
+        return range(tables.manifest(self.folder / "responses")["shards"])
+
+    def rows(self, name: str, shard: int, splits: tuple[str, ...] = SPLITS) -> list[dict]:
+        """Rows of a table that belong to the model's responses of the splits; [] without it."""
+        if not self.has(name):
+            return []
+        found = list(tables.rows(self.folder / name, shard))
+        if name == "responses":
+            return [r for r in found if r["model"] == self.model and r["split"] in splits]
+        key = "question_id" if name == "answers" else "response_id"
+        parent = "questions" if name == "answers" else "responses"
+        mine = {r[key] for r in self.rows(parent, shard, splits)}
+        return [r for r in found if r[key] in mine]
+
+    def splits(self, name: str) -> tuple[str, ...]:
+        """Splits that a table was made for."""
+        return tuple(tables.manifest(self.folder / name)["recipe"].get("splits", SPLITS))
+
+    def samples(self, parent: str, name: str) -> str:
+        """Folder of a table's samples, as the reference names it: by model and number."""
+        recipe = tables.manifest(self.folder / name)["recipe"]
+        number = recipe.get(f"{name}.samples")
+        if number is None:  # an imported table: as many as its first unit has
+            every = (r["answers"] for s in self.shards for r in tables.rows(self.folder / name, s))
+            number = next((len(samples) for samples in every if samples), 0)
+        return confidence.samples_folder(parent, recipe.get("snapshot", self.model), number)
+
+
+def _finished(folder: Folder, name: str) -> bool:
+    return (folder / name / tables.MANIFEST).exists()
 
 
 def scopes(root: Folder, within: str = "") -> Iterator[str]:
-    """Folders of a run that hold finished responses, facts and verdicts: "imported/all"."""
+    """Folders of a run with finished responses and what scores them: "imported/all"."""
     here = root / within if within else root
-    if all((here / name / tables.MANIFEST).exists() for name in NEEDED):
+    if _finished(here, "responses") and any(_finished(here, name) for name in SCORED):
         yield within
         return
-    for name in sorted(here.names()):
-        if "." not in name and not name.startswith("_"):
-            yield from scopes(root, f"{within}/{name}" if within else name)
+    for name in _folders(here):
+        yield from scopes(root, f"{within}/{name}" if within else name)
 
 
-def export(root: Folder, out: str, gamma: float) -> dict[str, factscore.Summary]:
-    """Write every scope's files under `out`. -> "scope/model" or "scope": its FActScore"""
+def _folders(folder: Folder) -> list[str]:
+    inside = folder.fs.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True))
+    names = sorted(i.base_name for i in inside if i.type == pafs.FileType.Directory)
+    return [n for n in names if "." not in n and not n.startswith("_")]
+
+
+def preferred(root: Folder, within: str = "") -> Iterator[str]:
+    """Folders of a run with finished groups: "facttune_fs/round_1"."""
+    here = root / within if within else root
+    if _finished(here, "groups"):
+        yield within
+    for name in _folders(here):
+        yield from preferred(root, f"{within}/{name}" if within else name)
+
+
+def export(
+    root: Folder, out: str, gamma: float, *, chat: bool = False
+) -> dict[str, factscore.Summary | None]:
+    """Write every scope's files under `out`. -> "scope/model" or "scope": its FActScore, None
+    where it has no verdicts.
+
+    `chat`: preferences in the conversational form.
+    """
     found = list(scopes(root))
     if not found:
         raise UserError(
@@ -40,11 +112,13 @@ def export(root: Folder, out: str, gamma: float) -> dict[str, factscore.Summary]
             f"`facttune stage verdicts` first"
         )
     done = {}
-    for scope in found:
-        models = _models(root / scope / "responses")
+    for within in found:
+        models = _models(root / within / "responses")
         for model in models:
-            name = scope if len(models) == 1 else f"{scope}/{model}"
-            done[name] = _one(root, scope, model, Path(out, *name.split("/")), gamma)
+            name = within if len(models) == 1 else f"{within}/{model}"
+            done[name] = _one(Scope(root / within, model), Path(out, *name.split("/")), gamma)
+    for within in preferred(root):
+        _preferences(root / within / "groups", Path(out, *within.split("/")), chat)
     return done
 
 
@@ -53,36 +127,78 @@ def _models(folder: Folder) -> list[str]:
     return sorted({r["model"] for s in shards for r in tables.rows(folder, s)})
 
 
-def _one(root: Folder, scope: str, model: str, out: Path, gamma: float) -> factscore.Summary:
-    shards = range(tables.manifest(root / scope / "responses")["shards"])
-
-    def read(shard: int) -> tuple[list[dict], list[dict], list[dict]]:
-        rows = [r for r in tables.rows(root / scope / "responses", shard) if r["model"] == model]
-        mine = {r["response_id"] for r in rows}
-        facts, verdicts = (
-            [r for r in tables.rows(root / scope / t, shard) if r["response_id"] in mine]
-            for t in ("facts", "verdicts")
-        )
-        return rows, facts, verdicts
-
+def _one(scope: Scope, out: Path, gamma: float) -> factscore.Summary | None:
     out.mkdir(parents=True, exist_ok=True)
+    judged = scope.has("facts", "verdicts")
     with open(out / "factscore.jsonl", "w", encoding="utf-8") as file:
-        for shard in shards:
-            responses, facts, verdicts = read(shard)
+        for shard in scope.shards:
+            responses, facts = scope.rows("responses", shard), scope.rows("facts", shard)
+            verdicts = scope.rows("verdicts", shard)
             file.writelines(factscore.jsonl(responses, facts))
             tuning.write_responses(str(out), responses)
-            tuning.write_scores(str(out), responses, facts, verdicts, gamma)
-    _questions(root, lambda: (r for s in shards for r in read(s)[0]), str(out))
-    return factscore.aggregate((d for s in shards for d in factscore.decisions(*read(s))), gamma)
+            if judged:
+                tuning.write_scores(str(out), responses, facts, verdicts, gamma)
+            if scope.has("facts", "questions"):
+                _asked(scope, shard, str(out), gamma)
+            if scope.has("entities"):
+                of = scope.splits("entities")
+                entities.write_entities(
+                    str(out),
+                    scope.samples(entities.ENTITIES, "entities"),
+                    scope.rows("responses", shard, of),
+                    scope.rows("entities", shard),
+                )
+    _questions(lambda: (r for s in scope.shards for r in scope.rows("responses", s)), str(out))
+    if scope.has("rewards"):
+        _rewards(scope, str(out))
+    if not judged:
+        return None
+    names = ("responses", "facts", "verdicts")
+    read = ([scope.rows(name, s) for name in names] for s in scope.shards)
+    return factscore.aggregate((d for found in read for d in factscore.decisions(*found)), gamma)
 
 
-def _questions(root: Folder, responses: Callable[[], Iterator[dict]], out: str) -> None:
+def _asked(scope: Scope, shard: int, out: str, gamma: float) -> None:
+    """Questions of one shard, and their answers if there are any."""
+    of = scope.splits("questions")
+    responses, facts, verdicts, questions, answers = (
+        scope.rows(name, shard, of)
+        for name in ("responses", "facts", "verdicts", "questions", "answers")
+    )
+    if not scope.has("answers"):
+        confidence.write_questions(out, responses, facts, verdicts, questions, gamma)
+        return
+    confidence.write_questions(out, responses, facts, verdicts, questions, gamma, answers)
+    where = scope.samples(confidence.ANSWERS, "answers")
+    confidence.write_answers(out, where, responses, facts, questions, answers)
+
+
+def _rewards(scope: Scope, out: str) -> None:
+    def shards() -> Iterator[rewards.Shard]:
+        for s in scope.shards:
+            yield (scope.rows("responses", s), scope.rows("rewards", s), scope.rows("mixes", s))
+
+    for split in SPLITS:
+        rewards.write(out, split, shards)
+
+
+def _preferences(folder: Folder, out: Path, chat: bool) -> None:
+    manifest = tables.manifest(folder)
+    groups = (r for s in range(manifest["shards"]) for r in tables.rows(folder, s))
+    margin = manifest["recipe"].get("groups.threshold", 0.0)
+    preferences.write(str(out), groups, margin, chat)
+
+
+def _questions(responses: Callable[[], Iterator[dict]], out: str) -> None:
     """Questions files of the splits that the responses are of."""
     for split in sorted({r["split"] for r in responses()}):
         asked = {(r["topic"], r["prompt"]): r for r in responses() if r["split"] == split}
         tuning.write_topics(out, split, asked.values())
 
 
-def show(done: dict[str, factscore.Summary]) -> str:
+def show(done: dict[str, factscore.Summary | None]) -> str:
     """What FActScore prints, for each model."""
-    return "\n".join(line for name, s in done.items() for line in (f"{name}:", *s.lines()))
+    lines = []
+    for name, summary in done.items():
+        lines += [f"{name}:", *(summary.lines() if summary else ["no verdicts"])]
+    return "\n".join(lines)

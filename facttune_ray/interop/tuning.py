@@ -67,7 +67,7 @@ def read_topics(folder: str, split: str) -> list[Topic]:
     if split not in SPLITS:
         raise UserError(f'no split "{split}".{did_you_mean(split, SPLITS)}')
     file = Folder.of(folder) / f"questions_per_topic_{split}.json"
-    rows = _json(file)
+    rows = read_json(file)
     if rows is None:
         raise UserError(f"{file.path}: no such file: check data.folder and the split")
     if not isinstance(rows, list):
@@ -119,9 +119,9 @@ def responses(
     """
     for topic in topics:
         file = Folder.of(folder) / "responses" / file_name(topic.topic, "_generations.json")
-        found = _json(file)
+        found = read_json(file)
         if found is None:
-            _lacking(f'{file.path}: no such file: topic "{topic.topic}" has no responses', skip)
+            lacking(f'{file.path}: no such file: topic "{topic.topic}" has no responses', skip)
             continue
         if not isinstance(found, dict):
             raise UserError(f'{file.path}: expected {{question: {{"responses": [...]}}}}')
@@ -132,7 +132,7 @@ def responses(
             )
         for question in topic.questions:
             if question not in found:
-                _lacking(f'{file.path}: no answers to "{question}"', skip)
+                lacking(f'{file.path}: no answers to "{question}"', skip)
                 continue
             one = found[question]
             texts = one.get("responses") if isinstance(one, dict) else one
@@ -163,7 +163,7 @@ def _responses(prompt: dict, texts: list[str], own: list[dict] | None, model: st
     return rows
 
 
-def _lacking(line: str, skip: Callable[[str], None] | None) -> None:
+def lacking(line: str, skip: Callable[[str], None] | None) -> None:
     if skip is None:
         raise UserError(line)
     skip(line)
@@ -196,7 +196,7 @@ def write_responses(folder: str, rows: Rows) -> int:
 
     A failed response is not among the answers; its error stands under "facttune".
     """
-    topics = _by_topic(rows)
+    topics = by_topic(rows)
     for topic, found in topics.items():
         answers: dict[str, dict] = {}
         for r in found:
@@ -223,10 +223,10 @@ def write_scores(folder: str, responses: Rows, facts: Rows, verdicts: Rows, gamm
     found: dict[str, list[dict]] = defaultdict(list)
     for f in facts:
         found[f["response_id"]].append(f)
-    topics = _by_topic(responses)
+    topics = by_topic(responses)
     for topic, rows in topics.items():
         entries = [
-            _entry(r, sorted(found[r["response_id"]], key=_position), judged, gamma)
+            score_entry(r, sorted(found[r["response_id"]], key=position_of), judged, gamma)
             for r in rows
             if r["text"] is not None
         ]
@@ -238,11 +238,11 @@ def write_scores(folder: str, responses: Rows, facts: Rows, verdicts: Rows, gamm
     return len(topics)
 
 
-def _position(fact: dict) -> int:
+def position_of(fact: dict) -> int:
     return fact["position"]
 
 
-def _entry(response: dict, facts: list[dict], judged: dict[str, dict], gamma: float) -> dict:
+def score_entry(response: dict, facts: list[dict], judged: dict[str, dict], gamma: float) -> dict:
     decisions, others = [], []
     for f in facts:
         v = judged.get(f["fact_id"])
@@ -282,9 +282,9 @@ def read_scores(folder: str, responses: Rows) -> Iterator[tuple[dict, dict | Non
     at its place, if that has its text, else to the next one with this text. UserError when there
     is none, and for a topic without a file.
     """
-    for topic, rows in _by_topic(responses).items():
+    for topic, rows in by_topic(responses).items():
         file = Folder.of(folder) / "factscore_outputs" / file_name(topic, "_fs_out.json")
-        entries = _json(file)
+        entries = read_json(file)
         if entries is None:
             raise UserError(f'{file.path}: no such file: topic "{topic}" has no scores')
         if not isinstance(entries, list):
@@ -294,7 +294,7 @@ def read_scores(folder: str, responses: Rows) -> Iterator[tuple[dict, dict | Non
         for index, entry in enumerate(entries):
             where = f"{file.path}: entry {index}"
             try:
-                response = _owner(entry, index, free, taken)
+                response = owner_of(entry, index, free, taken)
                 taken.add(response["response_id"])
                 yield from _scored(entry, response)
             except KeyError as e:
@@ -305,7 +305,7 @@ def read_scores(folder: str, responses: Rows) -> Iterator[tuple[dict, dict | Non
                 raise UserError(f"{where}: {e}") from None
 
 
-def _owner(entry: dict, index: int, responses: list[dict], taken: set[str]) -> dict:
+def owner_of(entry: dict, index: int, responses: list[dict], taken: set[str]) -> dict:
     own = (entry.get(OWN) or {}).get("response_id")
     text = entry["generation"]
     for r in [*responses[index : index + 1], *responses]:
@@ -364,7 +364,7 @@ def _plain(
 # ---------------------------------------------------------------- files
 
 
-def _by_topic(responses: Rows) -> dict[str, list[dict]]:
+def by_topic(responses: Rows) -> dict[str, list[dict]]:
     """Rows of each topic: prompts in the order of their first row, then as they come."""
     found: dict[str, dict[str, list[dict]]] = {}
     for r in responses:
@@ -372,7 +372,7 @@ def _by_topic(responses: Rows) -> dict[str, list[dict]]:
     return {t: [r for rows in asked.values() for r in rows] for t, asked in found.items()}
 
 
-def _json(file: Folder) -> Any | None:
+def read_json(file: Folder) -> Any | None:
     """Content of a file, None when it is absent."""
     try:
         return file.read_json()

@@ -2,35 +2,39 @@
 
     client = Client(cfg.llm, ledger, endpoints)
     verdict = await client.ask(prompts.verdicts.render(...), prompts.verdicts.parse)
+    texts = await client.complete_all("Question: ...", [{"seed": 3}, {"seed": 9}], choices=2)
 
 A request goes: ledger -> budget -> permit of the cluster's limiter -> endpoint -> ledger. One retry
 loop (tenacity; the SDK's own is off) repeats transient failures with full jitter, within
 `max_attempts` and `max_elapsed_s`; a 429 is no attempt: the limiter pauses the cluster instead.
-Identical requests in flight are sent once. A completion is in the ledger before it is returned.
+What is asked for twice at the same time is sent once. A completion is in the ledger before it is
+returned. One request may bring several completions (`n`): each has its own key and row.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import itertools
 import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import tenacity
 
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import BudgetReached, RowError, UserError
+from facttune_ray.errors import RowError, UserError
 from facttune_ray.llm.batch import Batches
-from facttune_ray.llm.cost import Ask, MeterLost, Report, Usage, counted, price_of
+from facttune_ray.llm.cost import Report, Usage, counted, price_of
 from facttune_ray.llm.endpoint import Endpoint, Reply, Transient
+from facttune_ray.llm.funds import Funds
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
 from facttune_ray.llm.permits import permit
 
 T = TypeVar("T")
-REPORT_S = 0.5  # between two reports to the run's meter
+Prompt = list[dict[str, str]] | str  # messages of a chat, or the text that `completions` continues
 
 
 class Client:
@@ -44,25 +48,21 @@ class Client:
         report: Report | None = None,
         worker: str = "worker",
     ) -> None:
-        self.cfg, self.ledger, self.endpoints, self.worker = cfg, ledger, endpoints, worker
+        self.cfg, self.ledger, self.endpoints = cfg, ledger, endpoints
         self._gates = [e.gate for e in endpoints]
         self.usage, self.price = Usage(), price_of(cfg)
-        self._report, self._reported = report, Usage()
-        self._reporting: asyncio.Task[None] | None = None
         self._batches: Batches | None = None
         if cfg.mode == "batch":
             records = ledger.folder / "batches"
             self._batches = Batches(cfg, records, endpoints[0], self._keep, self._find_again)
-        self._running: dict[bytes, asyncio.Task[Completion]] = {}
-        self._lookups: dict[bytes, asyncio.Future[Completion | None]] = {}
+        self._running: dict[bytes, asyncio.Future[Completion]] = {}
+        self._funds = Funds(cfg, self.usage, report, worker, ledger.stage, self._busy)
+        self._tasks: set[asyncio.Task[None]] = set()  # that end those
+        self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []
         self._reading: asyncio.Task[None] | None = None
         self._tickets = itertools.count()
         # what the tokens of a request are guessed from; trued up by every answer
         self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
-        self._allowed_usd = float("inf") if cfg.budget_usd is None or report is None else 0.0
-        self._in_flight_usd = 0.0
-        self._unfunded: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._stopped: Exception | None = None  # nothing more is sent
 
     async def ask(self, messages: list[dict[str, str]], parse: Callable[[str], T]) -> T:
         """The parsed text of the answer. A refusal, or an answer that `parse` refuses, is asked
@@ -93,13 +93,60 @@ class Client:
         params: dict[str, Any] | None = None,
     ) -> Completion:
         """One completion, from the ledger or paid for now."""
-        params = parameters(self.cfg, sample) | (params or {})
-        key = request_key(self.cfg.model, messages, params, sample)
-        if key not in self._running:
-            task = asyncio.create_task(self._have(key, messages, params))
-            task.add_done_callback(lambda _: self._running.pop(key))
-            self._running[key] = task
-        return await asyncio.shield(self._running[key])
+        return await asyncio.shield(self._start(messages, {sample: params or {}}, 1)[0])
+
+    async def complete_all(
+        self, prompt: Prompt, each: Sequence[dict[str, Any]], choices: int = 1
+    ) -> list[Completion]:
+        """Completions of sample indices 0, 1, ..., `each` with its own parameters.
+
+        Up to `choices` of those that the ledger lacks come from one request, which is sent with
+        `n` and the parameters of the first of them. The keys are those of requests a sample, so
+        what is paid is found again whatever `choices` is. RowError when all have ended and one of
+        them failed; the others are in the ledger then.
+        """
+        if self._batches is not None and isinstance(prompt, str):
+            raise UserError("sampling.form=completions: batches take chat alone: llm.mode=online")
+
+        async def ended(completion: asyncio.Future[Completion]) -> Completion | RowError:
+            try:
+                return await asyncio.shield(completion)
+            except RowError as e:
+                return e
+
+        started = self._start(prompt, dict(enumerate(each)), choices)
+        found = []
+        for completion in await asyncio.gather(*map(ended, started)):
+            if isinstance(completion, RowError):
+                raise completion
+            found.append(completion)
+        return found
+
+    def _start(
+        self, prompt: Prompt, each: dict[int, dict], choices: int
+    ) -> list[asyncio.Future[Completion]]:
+        """The completions of these sample indices, as they will come; what runs, runs once."""
+        new: dict[bytes, dict] = {}
+        keys = []
+        for sample, own in each.items():
+            params = parameters(self.cfg, sample) | own
+            keys.append(key := request_key(self.cfg.model, prompt, params, sample))
+            if key not in self._running:
+                new[key] = params
+                made = self._running[key] = asyncio.get_running_loop().create_future()
+                made.add_done_callback(functools.partial(self._over, key))
+        started = [self._running[key] for key in keys]
+        if new:
+            task = asyncio.create_task(self._have(prompt, new, choices))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return started
+
+    def _over(self, key: bytes, _: object) -> None:
+        del self._running[key]
+
+    def _busy(self) -> bool:
+        return bool(self._running)
 
     def hungry(self) -> bool:
         """Whether more requests are needed to keep the endpoints busy."""
@@ -112,7 +159,7 @@ class Client:
 
     async def drain(self, why: UserError) -> None:
         """Send nothing more; return when what is in flight is answered and kept."""
-        self._stop(why)
+        self._funds.stop(why)
         for endpoint in self.endpoints:
             endpoint.gate.shut(why)
         if self._batches is not None:
@@ -123,10 +170,7 @@ class Client:
     async def pause(self) -> None:
         """Report and write out everything: this loop may now stand still."""
         await self.ledger.close()
-        if self._reporting is not None:
-            self._reporting.cancel()
-            self._reporting = None
-        await self._tell()
+        await self._funds.pause()
         for endpoint in self.endpoints:
             await endpoint.gate.pause()
 
@@ -137,94 +181,131 @@ class Client:
 
     # -- one request -----------------------------------------------------------------------
 
-    async def _have(self, key: bytes, messages: list[dict], params: dict) -> Completion:
-        shard = counted.get()
-        if (known := await self._look_up(key)) is not None:
-            self.usage.cached += 1
-            if shard is not None:
-                shard.cached += 1
-            return known
-        paid = await self._pay(key, messages, params)
-        if shard is not None:
-            _count(shard, paid)
-        return paid
+    async def _have(self, prompt: Prompt, wanted: dict[bytes, dict], choices: int) -> None:
+        """End the futures of these keys, from the ledger or by requests of up to `choices`."""
+        waiting = {key: self._running[key] for key in wanted}
+        try:
+            shard = counted.get()
+            for key, known in (await self._look_up(list(wanted))).items():
+                waiting.pop(key).set_result(known)
+                self.usage.cached += 1
+                if shard is not None:
+                    shard.cached += 1
+            missing, some = list(waiting), 1 if self._batches is not None else choices
+            parts = [missing[i : i + some] for i in range(0, len(missing), some)]
+            paying = [self._bring(prompt, {k: wanted[k] for k in part}, waiting) for part in parts]
+            await (paying[0] if len(paying) == 1 else asyncio.gather(*paying))
+        except BaseException as e:
+            _fail(waiting.values(), e)
+            if not isinstance(e, Exception):
+                raise
 
-    async def _look_up(self, key: bytes) -> Completion | None:
+    async def _bring(
+        self, prompt: Prompt, part: dict[bytes, dict], waiting: dict[bytes, asyncio.Future]
+    ) -> None:
+        """Pay for completions that one request can bring; again for those that it did not."""
+        keys = list(part)
+        try:
+            while keys:
+                paid = await self._pay(keys, prompt, part[keys[0]])
+                if (shard := counted.get()) is not None:
+                    _count(shard, paid)
+                for key, completion in zip(keys, paid, strict=False):
+                    waiting[key].set_result(completion)
+                keys = keys[len(paid) :]
+        except Exception as e:
+            _fail((waiting[key] for key in keys), e)
+
+    async def _look_up(self, keys: list[bytes]) -> dict[bytes, Completion]:
         """From the ledger; requests that come together are looked up together."""
         if not self._lookups:
             self._reading = asyncio.create_task(self._read())  # runs after those who ask now
-        found = self._lookups[key] = asyncio.get_running_loop().create_future()
+        found = asyncio.get_running_loop().create_future()
+        self._lookups.append((keys, found))
         return await found
 
     async def _read(self) -> None:
-        lookups, self._lookups = self._lookups, {}
+        lookups, self._lookups = self._lookups, []
+        wanted = [key for keys, _ in lookups for key in keys]
         try:
-            found = await asyncio.to_thread(self.ledger.find, lookups)
+            found = await asyncio.to_thread(self.ledger.find, wanted)
         except Exception as e:
-            for waiting in lookups.values():
-                if not waiting.done():
-                    waiting.set_exception(e)
+            _fail((waiting for _, waiting in lookups), e)
             return
-        for key, waiting in lookups.items():
+        for keys, waiting in lookups:
             if not waiting.done():
-                waiting.set_result(found.get(key))
+                waiting.set_result({key: found[key] for key in keys if key in found})
 
     async def _find_again(self, keys: list[bytes]) -> dict[bytes, Completion]:
         """What other writers have brought to the ledger since, too."""
         await asyncio.to_thread(self.ledger.refresh)
         return await asyncio.to_thread(self.ledger.find, keys)
 
-    async def _pay(self, key: bytes, messages: list[dict], params: dict) -> Completion:
-        chars = sum(len(m["content"]) for m in messages)
-        prompt, answer = self._guess(chars)
-        usd = self.price.usd(prompt, answer)
-        if self._report is not None and (self._reporting is None or self._reporting.done()):
-            self._reporting = asyncio.create_task(self._keep_reporting())
-        await self._fund(usd)
-        body = {"model": self.cfg.model, "messages": messages, **params}
+    async def _pay(self, keys: list[bytes], prompt: Prompt, params: dict) -> list[Completion]:
+        """One request for as many completions as there are keys. -> those it brought, in order"""
+        n, texts = (
+            len(keys),
+            [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt],
+        )
+        chars = sum(map(len, texts))
+        prompt_tokens, answer = self._guess(chars)
+        usd = self.price.usd(prompt_tokens, n * answer)
+        await self._funds.take(usd)
+        form = "prompt" if isinstance(prompt, str) else "messages"
+        body = {"model": self.cfg.model, form: prompt, **params}
+        if n > 1:
+            body["n"] = n
         try:
             if self._batches is not None:
-                return await self._batches.send(key, body)
-            reply, attempts, latency_s = await self._send(key, body, prompt + answer)
+                return [await self._batches.send(keys[0], body)]
+            # of several, a name of them all: the same choices are asked for again, or it is new
+            name = keys[0] if n == 1 else hashlib.sha256(b"".join(keys)).digest()
+            replies, attempts, latency_s = await self._send(name, body, prompt_tokens + n * answer)
         finally:
-            self._in_flight_usd -= usd
-        return await self._keep(key, reply, attempts, latency_s, chars)
+            self._funds.done(usd)
+        paid = self._paid(replies[:n], attempts, latency_s, chars)
+        await self.ledger.put_all(dict(zip(keys, paid, strict=False)))
+        return paid
 
-    async def _keep(
-        self,
-        key: bytes,
-        reply: Reply,
-        attempts: int,
-        latency_s: float | None = None,
-        chars: int = 0,
-    ) -> Completion:
-        """Count what was paid, and return when it is in the ledger."""
-        completion = Completion(
-            text=reply.text,
-            refusal=reply.refusal,
-            finish_reason=reply.finish_reason,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            prompt_chars=chars,
-            served_model=reply.model,
-            cost_usd=self.price.usd(reply.prompt_tokens, reply.completion_tokens),
-            attempts=attempts,
-            latency_s=latency_s,
-            top_logprobs=reply.top_logprobs,
-        )
-        _count(self.usage, completion)
-        if completion.prompt_tokens and chars:  # a server may not count them
+    async def _keep(self, key: bytes, reply: Reply, attempts: int) -> Completion:
+        """Return when the answer of a batch's line is in the ledger."""
+        (paid,) = self._paid([reply], attempts)
+        await self.ledger.put(key, paid)
+        return paid
+
+    def _paid(
+        self, replies: list[Reply], attempts: int, latency_s: float | None = None, chars: int = 0
+    ) -> list[Completion]:
+        """Count one answer. Its rows: what is the request's, not a choice's, stands in the first,
+        so that sums over rows are right."""
+        paid = [
+            Completion(
+                text=reply.text,
+                refusal=reply.refusal,
+                finish_reason=reply.finish_reason,
+                prompt_tokens=reply.prompt_tokens,
+                completion_tokens=reply.completion_tokens,
+                prompt_chars=0 if i else chars,
+                served_model=reply.model,
+                cost_usd=self.price.usd(reply.prompt_tokens, reply.completion_tokens),
+                attempts=0 if i else attempts,
+                latency_s=None if i else latency_s,
+                top_logprobs=reply.top_logprobs,
+            )
+            for i, reply in enumerate(replies)
+        ]
+        _count(self.usage, paid)
+        if paid[0].prompt_tokens and chars:  # a server may not count them
             self._chars += chars
-            self._prompt_tokens += completion.prompt_tokens
-            self._answers += 1
-            self._answer_tokens += completion.completion_tokens
-        await self.ledger.put(key, completion)
-        return completion
+            self._prompt_tokens += paid[0].prompt_tokens
+            self._answers += len(paid)
+            self._answer_tokens += sum(p.completion_tokens for p in paid)
+        return paid
 
     async def _send(
         self, key: bytes, body: dict[str, Any], tokens: float
-    ) -> tuple[Reply, int, float]:
-        """(reply, attempts, seconds of the last attempt)"""
+    ) -> tuple[list[Reply], int, float]:
+        """(choices, attempts, seconds of the last attempt)"""
         attempts, ticket, first_s = 0, next(self._tickets), 0.0
         # a server that knows this header answers a repeated key without charging again: the
         # request that was in flight when we were killed
@@ -249,7 +330,7 @@ class Client:
                     first_s = first_s or sent
                     attempts += 1
                     try:
-                        reply = await endpoint.send(body, headers)
+                        replies = await endpoint.send(body, headers)
                     except Transient as e:
                         if e.status == 429:
                             attempts -= 1
@@ -263,13 +344,13 @@ class Client:
                         gate.failed()
                         raise
                     latency_s = time.monotonic() - sent
-                    used = reply.prompt_tokens + reply.completion_tokens
-                    gate.answered(tokens, used, latency_s, reply.headers)
+                    used = sum(r.prompt_tokens + r.completion_tokens for r in replies)
+                    gate.answered(tokens, used, latency_s, replies[0].headers)
         except Transient as e:
             if e.unreachable:
                 raise endpoint.down(attempts) from None
             raise RowError(f"{e}, {attempts} attempts") from None
-        return reply, attempts, latency_s
+        return replies, attempts, latency_s
 
     def _pause_s(self, state: tenacity.RetryCallState) -> float:
         """Seconds before the next attempt: none after a 429 (the gate waits), Retry-After, or
@@ -282,8 +363,6 @@ class Client:
             return min(error.retry_after_s, self.cfg.max_wait_s)
         return tenacity.wait_random_exponential(multiplier=0.5, max=self.cfg.max_wait_s)(state)
 
-    # -- estimates, usage, budget ------------------------------------------------------------
-
     def _guess(self, chars: int) -> tuple[float, float]:
         """(prompt, completion) tokens of a request, from what was answered so far."""
         return (
@@ -291,76 +370,21 @@ class Client:
             self._answer_tokens / self._answers,
         )
 
-    async def _fund(self, usd: float) -> None:
-        """Return when the budget has this much left for us; BudgetReached when it never will."""
-        if self._stopped is not None:
-            raise self._stopped
-        if self._unfunded or self._allowed_usd < usd:
-            funded = asyncio.get_running_loop().create_future()
-            self._unfunded.append((usd, funded))
-            await funded
-        else:
-            self._spend(usd)
 
-    def _spend(self, usd: float) -> None:
-        self._allowed_usd -= usd
-        self._in_flight_usd += usd
-
-    def _stop(self, why: Exception) -> None:
-        self._stopped = self._stopped or why
-        while self._unfunded:
-            _, funded = self._unfunded.popleft()
-            if not funded.done():
-                funded.set_exception(self._stopped)
-
-    async def _keep_reporting(self) -> None:
-        idle = 0
-        try:
-            while idle < 4:
-                idle = 0 if self._running else idle + 1
-                await self._tell()
-                await asyncio.sleep(REPORT_S if self._allowed_usd else 0.1)
-        except Exception as e:  # a bug: those who wait for funds must not wait for ever
-            self._stop(e)
-
-    async def _tell(self) -> None:
-        """Report to the run's meter, and fund requests with what it allows."""
-        if self._report is None:
-            return
-        used = self.usage - self._reported
-        wanted = [usd for usd, _ in itertools.islice(self._unfunded, 4 * self.cfg.concurrency)]
-        ask = Ask(
-            worker=self.worker,
-            stage=self.ledger.stage,
-            used=used,
-            in_flight_usd=self._in_flight_usd,
-            wants_usd=sum(wanted),
-            one_usd=wanted[0] if wanted else 0.0,
-        )
-        self._reported += used
-        try:
-            allowance = await self._report(ask)
-        except MeterLost:
-            self._reported -= used
-            return
-        if self.cfg.budget_usd is None:
-            return
-        if allowance.reached:
-            self._stop(BudgetReached(f"llm.budget_usd={self.cfg.budget_usd:g} is reached"))
-            return
-        self._allowed_usd = allowance.usd
-        while self._unfunded and self._unfunded[0][0] <= self._allowed_usd:
-            usd, funded = self._unfunded.popleft()
-            if not funded.done():
-                self._spend(usd)
-                funded.set_result(None)
-
-
-def _count(usage: Usage, paid: Completion) -> None:
+def _count(usage: Usage, paid: list[Completion]) -> None:
+    """One request and its choices."""
     usage.calls += 1
-    usage.prompt_tokens += paid.prompt_tokens
-    usage.completion_tokens += paid.completion_tokens
-    usage.cost_usd += paid.cost_usd
+    usage.prompt_tokens += sum(p.prompt_tokens for p in paid)
+    usage.completion_tokens += sum(p.completion_tokens for p in paid)
+    usage.cost_usd += sum(p.cost_usd for p in paid)
+
+
+def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:
+    for future in waiting:
+        if not future.done() and isinstance(error, Exception):
+            future.set_exception(error)
+        else:
+            future.cancel()  # no-op when it is done
 
 
 def parameters(cfg: LLMConfig, sample: int) -> dict[str, Any]:

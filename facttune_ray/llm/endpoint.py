@@ -1,6 +1,8 @@
 """One address and key of an OpenAI-compatible API: a request sent once, its failures named.
 
-    reply = await endpoint.send(body, {"Idempotency-Key": "6f1c..."})
+    replies = await endpoint.send(body, {"Idempotency-Key": "6f1c..."})    one a choice
+
+A body with `messages` goes to chat/completions, one with `prompt` to completions.
 
 `Transient` failures (408, 409, 429, 5xx, timeouts, broken connections, bodies that are not the
 API's JSON) may be tried again; an `EndpointError` stops the run (401, 403, 404, a 400, no quota);
@@ -12,8 +14,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import httpx2
@@ -31,6 +34,9 @@ _ROWS_FAULT = {
     "string_above_max_length",
 }
 
+FILTERED = "stopped by the content filter"  # refusal of a choice without a text
+END_CHARS = 4  # of an end mark, when tokens are shared out by characters
+
 
 class Transient(Exception):
     """The same request may succeed later."""
@@ -46,7 +52,7 @@ class Transient(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """A usable answer."""
+    """A usable answer: one choice of it, and its share of the tokens."""
 
     text: str
     refusal: str | None
@@ -84,13 +90,13 @@ class Endpoint:
             text = text.replace(self._key, "[key]")
         return re.sub(r"(?i)(bearer\s+|\bsk-)[\w*.-]{4,}", r"\1[key]", text)
 
-    async def send(self, body: dict[str, Any], headers: dict[str, str]) -> Reply:
-        """One attempt."""
+    async def send(self, body: dict[str, Any], headers: dict[str, str]) -> list[Reply]:
+        """One attempt. -> the choices, at least one; a server may give fewer than were asked."""
         try:
             # as the SDK's own `create` does, without its checks of each field of the body and the
             # reply, which cost more than the request
             response = await self._openai.post(
-                "/chat/completions",
+                "/completions" if "prompt" in body else "/chat/completions",
                 cast_to=httpx2.Response,
                 body=body,
                 options={"headers": headers},
@@ -105,7 +111,7 @@ class Endpoint:
             answer = json.loads(response.content)
         except ValueError:
             raise Transient("HTTP 200 with a body that is not JSON") from None
-        return read_reply(answer, response.headers)
+        return read_replies(answer, response.headers)
 
     def _unanswered(self, error: Exception, message: str) -> Transient:
         made = Transient(self.redact(message))
@@ -147,27 +153,59 @@ class Endpoint:
 
 def read_reply(answer: Any, headers: Mapping[str, str]) -> Reply:
     """The first choice of a chat completion; Transient when there is none."""
+    return read_replies(answer, headers)[0]
+
+
+def read_replies(answer: Any, headers: Mapping[str, str]) -> list[Reply]:
+    """The usable choices of a chat or text completion, by index; Transient when there is none.
+
+    The server counts tokens of the whole answer: the prompt's stand in the first reply, 0 in the
+    others; the generated ones are shared out in proportion to the choices' characters (and about
+    one token's worth of them for the end mark), rounded so that the sum stays what was paid.
+    """
     try:
-        choice = answer["choices"][0]
-        message, used = choice["message"], answer.get("usage") or {}
-        text, refusal = message.get("content"), message.get("refusal")
-        finish = choice.get("finish_reason")
-        if not isinstance(text, str):
-            if not refusal and finish != "content_filter":
-                raise Transient("HTTP 200 without choices[0].message.content")
-            text, refusal = "", refusal or "stopped by the content filter"
-        return Reply(
-            text=_whole(text),
-            refusal=refusal and _whole(str(refusal)),
-            finish_reason=finish and _whole(str(finish)),
-            prompt_tokens=min(int(used.get("prompt_tokens") or 0), 2**40),
-            completion_tokens=min(int(used.get("completion_tokens") or 0), 2**40),
-            model=_whole(str(answer.get("model") or "")),
-            headers=headers,
-            top_logprobs=_first_logprobs(choice.get("logprobs")),
-        )
+        choices = sorted(answer["choices"], key=lambda c: int(c.get("index") or 0))
+        used, model = answer.get("usage") or {}, _whole(str(answer.get("model") or ""))
+        prompt = min(int(used.get("prompt_tokens") or 0), 2**40)
+        generated = min(int(used.get("completion_tokens") or 0), 2**40)
+        texts = [t for c in choices if (t := _text(c)) is not None]
+        if not texts:
+            raise Transient("HTTP 200 without choices[0].message.content")
+        shares = shared(generated, [len(text) + END_CHARS for text, *_ in texts])
+        return [
+            Reply(
+                text=text,
+                refusal=refusal,
+                finish_reason=finish,
+                prompt_tokens=0 if i else prompt,
+                completion_tokens=shares[i],
+                model=model,
+                headers=headers,
+                top_logprobs=logprobs,
+            )
+            for i, (text, refusal, finish, logprobs) in enumerate(texts)
+        ]
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise Transient("HTTP 200 with a body that is no chat completion") from None
+
+
+def _text(choice: Any) -> tuple[str, str | None, str | None, str | None] | None:
+    """(text, refusal, finish reason, log-probabilities) of a choice; None when it says nothing."""
+    message = {"content": choice["text"]} if "text" in choice else choice["message"]
+    text, refusal = message.get("content"), message.get("refusal")
+    finish = choice.get("finish_reason")
+    if not isinstance(text, str):
+        if not refusal and finish != "content_filter":
+            return None
+        text, refusal = "", refusal or FILTERED
+    said = _whole(text), refusal and _whole(str(refusal)), finish and _whole(str(finish))
+    return *said, _first_logprobs(choice.get("logprobs"))
+
+
+def shared(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole parts of `total` in proportion to `weights` (above 0), which add up to it."""
+    edges = [round(total * w / sum(weights)) for w in accumulate(weights, initial=0)]
+    return [high - low for low, high in pairwise(edges)]
 
 
 def _first_logprobs(logprobs: Any) -> str | None:

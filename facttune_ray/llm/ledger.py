@@ -2,11 +2,13 @@
 
     ledger/0192f3...-00012.arrow    one Arrow IPC file, rows sorted by key: a segment
 
-One row: key (SHA-256 of model, messages, parameters, sample index), the completion and how it was
-had. Segments are only added: a writer puts one down every `flush_rows` rows or `flush_s` seconds
-and merges its own small ones; `compact` merges all. A reader holds the first 8 bytes of each key
-(8 bytes a row) and reads a completion when it is asked for. A segment that is torn (its writer's
-file system lost the end) is left out. Neither keys of an account nor headers are stored.
+One row: key (SHA-256 of model, messages or prompt, parameters, sample index), the completion and
+how it was had. Each of several choices of one request (`n`) is a row; what they share, the tokens
+of the prompt and the attempts, stands in the first. Segments are only added: a writer puts one down
+every `flush_rows` rows or `flush_s` seconds and merges its own small ones; `compact` merges all. A
+reader holds the first 8 bytes of each key (8 bytes a row) and reads a completion when it is asked
+for. A segment that is torn (its writer's file system lost the end) is left out. Neither keys of an
+account nor headers are stored.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +39,7 @@ SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
-        ("prompt_chars", pa.int64()),  # characters of the messages
+        ("prompt_chars", pa.int64()),  # characters of the messages or the prompt
         ("served_model", pa.string()),
         ("cost_usd", pa.float64()),  # at the price when it was paid
         ("attempts", pa.int32()),
@@ -71,9 +73,10 @@ class Completion:
     top_logprobs: str | None = None  # JSON {token: log-probability} of the first token
 
 
-def request_key(model: str, messages: list[dict], params: dict[str, Any], sample: int) -> bytes:
-    """SHA-256 of everything that decides a completion. The endpoint's address does not."""
-    body = json.dumps([model, messages, params, sample], sort_keys=True, ensure_ascii=True)
+def request_key(model: str, prompt: list[dict] | str, params: dict[str, Any], sample: int) -> bytes:
+    """SHA-256 of everything that decides a completion. The endpoint's address does not, nor how
+    many were asked for at once. `prompt`: messages of a chat, or the text of `completions`."""
+    body = json.dumps([model, prompt, params, sample], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(body.encode()).digest()
 
 
@@ -204,8 +207,13 @@ class Ledger:
 
     async def put(self, key: bytes, completion: Completion) -> None:
         """Return when the completion is durable: many are written together."""
-        row = asdict(completion) | {"key": key, "created_s": time.time()}
-        self._unwritten[key] = row | {"stage": self.stage, "run": self.run}
+        await self.put_all({key: completion})
+
+    async def put_all(self, completions: Mapping[bytes, Completion]) -> None:
+        """As `put`; these stand in one segment, all or none of them."""
+        also = {"created_s": time.time(), "stage": self.stage, "run": self.run}
+        for key, completion in completions.items():
+            self._unwritten[key] = asdict(completion) | {"key": key} | also
         if self._flushing is None:
             self._full = asyncio.Event()
             self._flushing = asyncio.create_task(self._flush_soon())

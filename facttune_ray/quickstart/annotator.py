@@ -1,10 +1,11 @@
-"""The embedded LLM: an HTTP server that speaks OpenAI's chat-completions API, answering by rules.
+"""The embedded LLM: an HTTP server that speaks OpenAI's completions API, answering by rules.
 
     with running(AnnotatorOptions(journal="annotator.jsonl")) as base_url:
         client = openai.OpenAI(base_url=base_url, api_key="none")
         client.chat.completions.create(model="rules", messages=prompts.facts.render(...))
 
-    POST /v1/chat/completions   GET /v1/models   GET /stats   and files and batches: batch_api.py
+    POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /stats
+    and files and batches: batch_api.py
 
 It behaves as a paid provider does: rate limits with their headers, usage, error bodies, and on
 request latency and faults, so that what calls it is tested against them. A request that carries
@@ -33,7 +34,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from facttune_ray.errors import UserError
-from facttune_ray.quickstart import replay, rules
+from facttune_ray.quickstart import replay
 from facttune_ray.quickstart.batch_api import Batches
 from facttune_ray.quickstart.chat_api import (
     Limits,
@@ -126,9 +127,15 @@ class Annotator:
             self.slots = asyncio.Semaphore(options.slots)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._asked(request, "messages")
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._asked(request, "prompt")
+
+    async def _asked(self, request: web.Request, what: str) -> web.StreamResponse:
         raw = await request.read()
         self.authorize(request)
-        asked = parse_request(raw)
+        asked = parse_request(raw, what)
         self.counts["received"] += 1
         self.inside += 1
         self.most_inside = max(self.most_inside, self.inside)
@@ -235,13 +242,13 @@ class Annotator:
             if key is not None:
                 del self.running[key]
         self.counts["answered"] += 1
-        self.tasks[rules.task_of(asked.messages) or "chat"] += 1
+        self.tasks[asked.task] += 1
         return body, completion_tokens
 
     async def stats(self, request: web.Request) -> web.Response:
         """`answered`: by this process, `batch_lines` of them in batches; `journal`: ever;
         `repeated`: answers beyond a request's first, ever (a replay from the journal is none).
-        `received`, `seconds` and the 429s are of chat requests only."""
+        `received`, `seconds` and the 429s are of single requests, not of batches."""
         total = self.journal.answered.total()
         self.limits.update()
         return web.json_response(
@@ -274,6 +281,7 @@ class Annotator:
     def app(self) -> web.Application:
         app = web.Application(middlewares=[_in_api_form], client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_post("/v1/completions", self.completions)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/stats", self.stats)
         self.batches.add_to(app.router)

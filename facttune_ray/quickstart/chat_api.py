@@ -1,4 +1,4 @@
-"""OpenAI's chat-completions API: requests checked and limited, responses and errors written.
+"""OpenAI's chat and text completions: requests checked and limited, responses and errors written.
 
 asked = parse_request(b'{"model": "rules", "messages": [{"role": "user", "content": "Hi"}]}')
 complete(asked)  ->  (b'{"id": "chatcmpl-...", "object": "chat.completion", ...}', 16)
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from facttune_ray.quickstart import rules
+from facttune_ray.quickstart import continuing, rules
 
 if TYPE_CHECKING:
     from facttune_ray.quickstart.annotator import AnnotatorOptions
@@ -28,15 +29,26 @@ Answer = Callable[[list[dict[str, str]], int], str]
 
 @dataclass(frozen=True)
 class Request:
-    """A chat request that passed its checks."""
+    """A request that passed its checks."""
 
     model: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, str]]  # of a chat
     n: int
     max_tokens: int | None
     prompt_tokens: int
     sha256: str  # of the body as canonical JSON
     logprobs: bool = False
+    prompt: str | None = None  # of a text completion, which has no messages
+    temperature: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> str:
+        """What it is counted as."""
+        if self.prompt is not None:
+            return "completions"
+        return rules.task_of(self.messages) or "chat"
 
 
 class RequestError(Exception):
@@ -48,9 +60,10 @@ class RequestError(Exception):
         self.message, self.param, self.code, self.status = message, param, code, status
 
 
-def parse_request(raw: bytes) -> Request:
-    """The request in a body; RequestError says what is wrong with it."""
-    return check_request(parse_object(raw))
+def parse_request(raw: bytes, what: str = "messages") -> Request:
+    """The request in a body; RequestError says what is wrong with it. `what`: "prompt" for a text
+    completion."""
+    return check_request(parse_object(raw), what)
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -63,9 +76,9 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def check_request(body: dict[str, Any]) -> Request:
+def check_request(body: dict[str, Any], what: str = "messages") -> Request:
     """As `parse_request`, of a parsed body."""
-    for field, kind in (("model", str), ("messages", list)):
+    for field, kind in (("model", str), (what, str if what == "prompt" else list)):
         if field not in body:
             message = f"Missing required parameter: '{field}'."
             raise RequestError(message, field, "missing_required_parameter")
@@ -74,7 +87,8 @@ def check_request(body: dict[str, Any]) -> Request:
     if body.get("stream"):
         message = "Streaming is not supported: send stream=false."
         raise RequestError(message, "stream", "unsupported_value")
-    messages = [_message(i, m) for i, m in enumerate(body["messages"])]
+    prompt = body["prompt"] if what == "prompt" else None
+    messages = [_message(i, m) for i, m in enumerate(body["messages"])] if prompt is None else []
     n = 1 if body.get("n") is None else body["n"]
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     for field, number, most in (("n", n, 128), ("max_tokens", limit, 10**9)):
@@ -82,15 +96,31 @@ def check_request(body: dict[str, Any]) -> Request:
             raise RequestError(
                 f"'{field}' must be an integer from 1 to {most}.", field, "invalid_value"
             )
+    temperature = 1.0 if body.get("temperature") is None else body["temperature"]
+    if type(temperature) not in (int, float) or not 0 <= temperature <= 2:
+        message = "'temperature' must be a number from 0 to 2."
+        raise RequestError(message, "temperature", "invalid_value")
+    seed = 0 if body.get("seed") is None else body["seed"]
+    if type(seed) is not int:
+        raise RequestError("'seed' must be an integer.", "seed", "invalid_value")
+    stop = body.get("stop") or []
+    stop = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(s, str) for s in stop):
+        raise RequestError("'stop' must be up to 4 strings.", "stop", "invalid_value")
     canonical = json.dumps(body, sort_keys=True).encode()
     return Request(
         model=body["model"],
         messages=messages,
         n=n,
         max_tokens=limit,
-        prompt_tokens=sum(count_tokens(m["content"]) for m in messages),
+        prompt_tokens=sum(count_tokens(m["content"]) for m in messages)
+        + count_tokens(prompt or ""),
         sha256=hashlib.sha256(canonical).hexdigest(),
         logprobs=bool(body.get("logprobs")),
+        prompt=prompt,
+        temperature=temperature,
+        seed=seed,
+        stop=tuple(stop),
     )
 
 
@@ -114,19 +144,21 @@ def count_tokens(text: str) -> int:
 
 def complete(asked: Request, answer: Answer = rules.answer) -> tuple[bytes, int]:
     """(response body, completion tokens). Equal requests get equal bodies but for `created`."""
-    choices, spent = [], 0
+    choices: list[dict[str, Any]] = []
+    spent, chat = 0, asked.prompt is None
     for i in range(asked.n):
-        text, finish = answer(asked.messages, i), "stop"
-        if asked.max_tokens is not None and count_tokens(text) > asked.max_tokens:
-            text, finish = " ".join(text.split()[: asked.max_tokens * 3 // 4]), "length"
+        text, finish = _cut(_said(asked, i, answer), asked)
         spent += count_tokens(text)
-        message = {"role": "assistant", "content": text, "refusal": None}
-        logprobs = _logprobs(text) if asked.logprobs else None
-        choice = {"index": i, "message": message, "logprobs": logprobs, "finish_reason": finish}
+        choice: dict[str, Any] = {"index": i, "finish_reason": finish, "logprobs": None}
+        if chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            choice["logprobs"] = _logprobs(text) if asked.logprobs else None
+        else:
+            choice["text"] = text
         choices.append(choice)
     response = {
-        "id": f"chatcmpl-{asked.sha256[:24]}",
-        "object": "chat.completion",
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{asked.sha256[:24]}",
+        "object": "chat.completion" if chat else "text_completion",
         "created": int(time.time()),
         "model": asked.model,
         "choices": choices,
@@ -137,6 +169,27 @@ def complete(asked: Request, answer: Answer = rules.answer) -> tuple[bytes, int]
         },
     }
     return json.dumps(response).encode(), spent
+
+
+def _said(asked: Request, index: int, answer: Answer) -> str:
+    """The text of one choice, uncut."""
+    draw = continuing.Draw(asked.seed, index, asked.temperature)
+    if asked.prompt is not None:
+        return continuing.text(asked.prompt, draw)
+    said = answer(asked.messages, index)
+    if said == rules.CHAT_REPLY:
+        return continuing.reply(asked.messages[-1]["content"], draw) or said
+    return said
+
+
+def _cut(text: str, asked: Request) -> tuple[str, str]:
+    """(text up to the first stop or the token limit, finish reason)"""
+    ends = [text.index(stop) for stop in asked.stop if stop and stop in text]
+    text = text[: min(ends, default=len(text))]
+    if asked.max_tokens is None or count_tokens(text) <= asked.max_tokens:
+        return text, "stop"
+    words = re.match(rf"(?:\s*\S+){{0,{asked.max_tokens * 3 // 4}}}", text)
+    return words.group() if words else "", "length"
 
 
 def _logprobs(text: str) -> dict[str, Any]:

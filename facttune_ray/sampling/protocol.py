@@ -30,6 +30,19 @@ class Sample(NamedTuple):
     finished: bool  # ended by end mark or `stop`; False: `max_tokens` was reached
 
 
+class Failed(list[Sample]):
+    """No samples of a prompt, and why: the `error` of its row."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__()
+        self.error = error
+
+
+def failure(samples: list[Sample]) -> str | None:
+    """Why a prompt has no samples; None when it has some."""
+    return None if samples else getattr(samples, "error", "the sampling engine gave no samples")
+
+
 class Sampler(Protocol):
     """An engine that samples texts. One list of n samples a prompt, in the prompts' order."""
 
@@ -55,7 +68,8 @@ class Sampler(Protocol):
         no chat template ("Question: Where was Mara Veldt born?\\nAnswer:").
         `prefix`: text before every prompt, such as worked questions; implies `raw`.
         `max_tokens`: of every sample, or one number a prompt. `begun`: one beginning of a
-        response a prompt, which its samples continue and do not repeat.
+        response a prompt, which its samples continue and do not repeat. Spaces at its end are
+        left to the sample, which begins with its own: " Ostrava", or "trava" after "Os".
         """
         ...
 
@@ -85,6 +99,81 @@ def encode_raw(tokenizer: Any, text: str) -> list[int]:
     """Token ids of text that a model continues as it stands: bos, if it has one, and no eos."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return [tokenizer.bos_token_id, *ids] if adds_bos(tokenizer) else ids
+
+
+def encode_begun(tokenizer: Any, prompt: str, begun: str, chat: Chat = "auto") -> list[int]:
+    """Token ids of a prompt and the beginning of its response.
+
+    Spaces at the end are left out: in training a space belongs to the token after it, and a
+    model that is shown one alone goes on as it never has to.
+    """
+    ids = encode_prompt(tokenizer, prompt, chat)
+    return ids + list(tokenizer(begun.rstrip(" "), add_special_tokens=False)["input_ids"])
+
+
+def token_counts(tokenizer: Any, texts: list[str]) -> list[int]:
+    """Tokens of each text behind a word, as it stands within a response; 0 of an empty one."""
+    if not texts:
+        return []
+    rows = tokenizer(["a", *(f"a {t}" for t in texts)], add_special_tokens=False)["input_ids"]
+    return [len(row) - len(rows[0]) if t else 0 for t, row in zip(texts, rows[1:], strict=True)]
+
+
+def check_settings(
+    prompts: int,
+    n: int,
+    seeds: int,
+    max_tokens: int | list[int],
+    temperature: float,
+    top_p: float,
+) -> list[int]:
+    """The most tokens of each prompt's samples; UserError for settings no engine can serve."""
+    limits = max_tokens if isinstance(max_tokens, list) else [max_tokens] * prompts
+    for name, given in (("seeds", seeds), ("max_tokens", len(limits))):
+        if given != prompts:
+            raise UserError(f"{prompts} prompts but {given} {name}: give one a prompt.")
+    least = min(limits, default=1) if isinstance(max_tokens, list) else max_tokens
+    if n < 1 or least < 1:
+        raise UserError(f"n is {n} and max_tokens is {least}: both must be at least 1.")
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise UserError(
+            f"temperature is {temperature} and top_p is {top_p}: "
+            "temperature must be 0 or more, top_p above 0 and at most 1."
+        )
+    return limits
+
+
+def encode_all(
+    tokenizer: Any,
+    prompts: list[str],
+    chat: Chat = "auto",
+    *,
+    prefix: str = "",
+    raw: bool = False,
+    begun: list[str] | None = None,
+) -> list[list[int]]:
+    """Token ids of every prompt of a `sample` call; of what follows the prefix if there is one."""
+    if begun is not None:
+        if prefix:
+            raise ValueError("`begun` begins a response; with `prefix` put it into the prompts")
+        if len(begun) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(begun)} beginnings")
+        pairs = list(zip(prompts, begun, strict=True))
+        if raw:
+            encoded = [encode_raw(tokenizer, (p + b).rstrip(" ")) for p, b in pairs]
+        else:
+            encoded = [encode_begun(tokenizer, p, b, chat) for p, b in pairs]
+    elif prefix:
+        # The prefix carries bos; what follows it is tokenised apart, without one.
+        encoded = [list(tokenizer(p, add_special_tokens=False)["input_ids"]) for p in prompts]
+    elif raw:
+        encoded = [encode_raw(tokenizer, p) for p in prompts]
+    else:
+        encoded = [encode_prompt(tokenizer, p, chat) for p in prompts]
+    for i, ids in enumerate(encoded):
+        if not ids:
+            raise UserError(f"Prompt {i} is empty after tokenisation.")
+    return encoded
 
 
 def adds_bos(tokenizer: Any) -> bool:

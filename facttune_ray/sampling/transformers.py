@@ -1,28 +1,58 @@
 """Sampling with transformers on one device: the engine that needs nothing else installed.
 
 `generate(num_return_sequences=n)` runs the prompt n times and draws from one global
-generator. Here a prompt (and a prefix that all prompts share) is run once, its key-value
-cache is repeated n times, and every prompt draws from its own seed.
+generator. Here a prompt, and a prefix that all prompts share, is run once, its samples attend to
+the one copy (`sampling/shared.py`), and every prompt draws from its own seed.
 
 One row in and out: see `sampling/protocol.py`.
 """
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
-from pathlib import Path
-from typing import Any
+import gc
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.sampling.protocol import Chat, Sample, encode_prompt, encode_raw
+from facttune_ray.sampling import repeated, shared
+from facttune_ray.sampling.memory import free_bytes, row_bytes, rows_that_fit, too_large
+from facttune_ray.sampling.pick import pick, uniforms
+from facttune_ray.sampling.protocol import (
+    Chat,
+    Sample,
+    check_settings,
+    encode_all,
+    encode_raw,
+    token_counts,
+)
+from facttune_ray.sampling.weights import Quantize, load
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PICK_ELEMENTS = 1 << 24  # probabilities held at a time while picking: 128 MiB of float64
-NUCLEUS_TOKENS = 128
+KEEP_ALL = 0.85  # share of rows that go on, from which the finished ones are carried along
+NEAR = 64  # tokens by which the prompts of one pass may differ in length, or by half
+
+
+class Row(NamedTuple):
+    prompt: int  # index in the call's prompts
+    sample: int  # 0..n-1
+
+
+class Asked(NamedTuple):
+    """One `sample` call: what its passes share."""
+
+    encoded: list[list[int]]
+    leads: list[list[int]]  # tokens before the samples that decoding must see, [] at a start
+    limits: list[int]  # generated tokens at most, by prompt
+    seeds: list[int]  # by prompt
+    n: int
+    temperature: float
+    top_p: float
+    prefix: Any  # what a run takes as prefix
+    prefix_tokens: int
+    stop: str | None
 
 
 class TransformersSampler:
@@ -37,18 +67,25 @@ class TransformersSampler:
         dtype: str = "float32",
         chat: Chat = "auto",
         max_rows: int = 512,
+        gpu_memory: float = 0.85,
+        quantize: Quantize = "none",
     ) -> None:
-        """`path`: HF folder or hub name. `max_rows`: sequences decoded at a time, which bounds
-        memory. `threads`: torch threads, None leaves them as they are."""
+        """`path`: HF folder, hub name, or URI of a folder. `max_rows`: sequences decoded at a
+        time at most; `gpu_memory`: share of the free GPU memory that may lessen them. `threads`:
+        torch threads, None leaves them as they are. `quantize`: see `weights.load`."""
         if threads is not None:
             torch.set_num_threads(threads)
-        tokenizer, model = load(path, dtype)
+        tokenizer, model = load(path, dtype, device=device, quantize=quantize)
         self.tokenizer: Any = tokenizer
-        self.model = model.to(device).eval()
+        self.model = model.eval()
         self.device = torch.device(device)
         self.chat: Chat = chat
         self.max_rows = max_rows
-        self._closing: dict[str, torch.Tensor] = {}
+        self.gpu_memory = gpu_memory
+        self.shares = shared.can_share(model)
+        self._most_rows: int | None = None  # that did not run out of memory
+        self._endings: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._prefixes: dict[tuple[int, ...], Any] = {}  # the last one
 
     @torch.inference_mode()
     def sample(
@@ -57,233 +94,235 @@ class TransformersSampler:
         *,
         n: int,
         seeds: list[int],
-        max_tokens: int,
+        max_tokens: int | list[int],
         temperature: float,
         top_p: float,
         prefix: str = "",
         stop: str | None = None,
         raw: bool = False,
+        begun: list[str] | None = None,
     ) -> list[list[Sample]]:
-        check_settings(len(prompts), n, len(seeds), max_tokens, temperature, top_p)
-        tok = self.tokenizer
-        if prefix:
-            # The prefix carries bos; what follows it is tokenised apart, without one.
-            encoded = [tok(p, add_special_tokens=False)["input_ids"] for p in prompts]
-        elif raw:
-            encoded = [encode_raw(tok, p) for p in prompts]
+        limits = check_settings(len(prompts), n, len(seeds), max_tokens, temperature, top_p)
+        encoded = encode_all(
+            self.tokenizer, prompts, self.chat, prefix=prefix, raw=raw, begun=begun
+        )
+        if prefix or raw:
+            leads = [ids[-1:] for ids in encoded]
         else:
-            encoded = [encode_prompt(tok, p, self.chat) for p in prompts]
-        prefix_cache = self._prefill(encode_raw(tok, prefix)) if prefix else None
+            opened = begun or [""] * len(prompts)
+            leads = [
+                ids[-1:] if b.strip(" ") else [] for ids, b in zip(encoded, opened, strict=True)
+            ]
+        out: dict[Row, Sample] = {}
+        with shared.attending(self.model) if self.shares else nullcontext():
+            before = encode_raw(self.tokenizer, prefix) if prefix else []
+            asked = Asked(
+                encoded, leads, limits, seeds, n, temperature, top_p,
+                self._run_prefix(before), len(before), stop,
+            )  # fmt: skip
+            for rows in self._passes(asked):
+                self._run(rows, asked, out)
+        return [[out[Row(i, k)] for k in range(n)] for i in range(len(prompts))]
 
-        buckets: dict[int, list[int]] = defaultdict(list)  # equal lengths need no padding
-        for i, ids in enumerate(encoded):
-            if not ids:
-                raise UserError(f"Prompt {i} is empty after tokenisation.")
-            buckets[len(ids)].append(i)
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        return token_counts(self.tokenizer, texts)
 
-        out: list[list[Sample]] = [[] for _ in prompts]
-        n_pass = min(n, self.max_rows)
-        for _, members in sorted(buckets.items()):
-            step = max(1, self.max_rows // n_pass)
-            for start in range(0, len(members), step):
-                batch = members[start : start + step]
-                uniforms = np.stack([_uniforms(seeds[i], n, max_tokens) for i in batch])
-                for first in range(0, n, n_pass):  # more than one pass only when n > max_rows
-                    u_BNT = uniforms[:, first : first + n_pass]
-                    ids = [encoded[i] for i in batch]
-                    rows = self._decode(ids, u_BNT, temperature, top_p, prefix_cache, stop)
-                    width = u_BNT.shape[1]
-                    for k, i in enumerate(batch):
-                        out[i] += rows[k * width : (k + 1) * width]
+    def _run_prefix(self, ids: list[int]) -> Any:
+        """Keys and values of a prefix. The stages give the same one call after call."""
+        if not ids:
+            return [] if self.shares else None
+        key = tuple(ids)
+        if key not in self._prefixes:
+            self._prefixes.clear()
+            prefill = shared.prefill if self.shares else repeated.prefill
+            try:
+                self._prefixes[key] = prefill(self.model, ids)
+            except torch.OutOfMemoryError as error:
+                raise too_large(len(ids), 0) from error
+        return self._prefixes[key]
+
+    def _passes(self, asked: Asked) -> Iterator[list[Row]]:
+        """All rows in passes of prompts of like length; a prompt's rows stay together if they
+        can. How many fit is asked before each pass."""
+        encoded, n = asked.encoded, asked.n
+        order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), asked.limits[i]))
+        waiting: list[Row] = []
+        shortest = most = 0
+        for i in order:
+            length = len(encoded[i])
+            near = length == shortest
+            if self.shares:
+                near = length - shortest <= NEAR or length <= 1.5 * shortest
+            if waiting and (not near or len(waiting) + n > most):
+                yield waiting
+                waiting = []
+            if not waiting:
+                shortest, most = length, self._fit(length, asked)
+            rows = [Row(i, k) for k in range(n)]
+            while len(rows) > most:
+                yield rows[:most]
+                rows = rows[most:]
+            waiting += rows
+        if waiting:
+            yield waiting
+
+    def _fit(self, length: int, asked: Asked) -> int:
+        """Rows that one pass may have."""
+        most = self._most_rows or self.max_rows
+        most = min(most, self.max_rows)
+        if self.device.type != "cuda":
+            return most
+        need = row_bytes(
+            self.model.config,
+            self.model.dtype.itemsize,
+            prefix=asked.prefix_tokens,
+            prompt=length,
+            new=max(asked.limits),
+            n=asked.n,
+            shares=self.shares,
+        )
+        return rows_that_fit(free_bytes(self.device), self.gpu_memory, need, most)
+
+    def _run(self, rows: list[Row], asked: Asked, out: dict[Row, Sample]) -> None:
+        """One pass, or its two halves when it runs out of memory: the samples are the same."""
+        try:
+            out.update(zip(rows, self._decode(rows, asked), strict=True))
+            return
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                prompt = rows[0].prompt
+                held = asked.prefix_tokens + len(asked.encoded[prompt])
+                raise too_large(held, asked.limits[prompt]) from error
+        # outside of `except`, whose traceback holds on to the tensors of the pass
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = (len(rows) + 1) // 2
+        self._most_rows = min(half, self._most_rows or half)
+        self._run(rows[:half], asked, out)
+        self._run(rows[half:], asked, out)
+
+    def _decode(self, rows: list[Row], asked: Asked) -> list[Sample]:
+        """Samples of rows, a prompt's side by side."""
+        members = list(dict.fromkeys(row.prompt for row in rows))
+        place = {prompt: b for b, prompt in enumerate(members)}
+        of_R = np.array([place[row.prompt] for row in rows])
+        limits_R = np.array([asked.limits[row.prompt] for row in rows])
+        steps = int(limits_R.max())
+        numbers = np.zeros((2, len(rows), steps))
+        given = [uniforms(asked.seeds[i], asked.n, asked.limits[i]) for i in members]
+        for r, row in enumerate(rows):
+            own = given[of_R[r]][:, row.sample]
+            numbers[:, r, : own.shape[1]] = own
+        uv_2RT = torch.from_numpy(numbers).to(self.device)
+
+        run = (shared.SharedRun if self.shares else repeated.RepeatedRun)(self.model, asked.prefix)
+        logits_BV = run.start([asked.encoded[i] for i in members], of_R, steps)
+        if not torch.isfinite(logits_BV).all():
+            raise UserError(
+                "The model's logits are not finite: its weights are broken, or model.dtype is too "
+                "narrow for it (bfloat16 where float16 overflows)"
+            )
+        logits_RV = logits_BV[torch.from_numpy(of_R).to(self.device)]
+        tokens_RT = torch.zeros(len(rows), steps, dtype=torch.long, device=self.device)
+        lengths_R = limits_R.copy()
+        ended_R = np.zeros(len(rows), dtype=bool)  # by end mark or `stop`
+        alive = np.arange(len(rows))  # rows of the run, finished ones included
+        done_R = np.zeros(len(rows), dtype=bool)
+        at = torch.arange(len(rows), device=self.device)
+        for t in range(steps):
+            u_R, v_R = uv_2RT[:, at, t]
+            next_R = pick(logits_RV, u_R, v_R, asked.temperature, asked.top_p)
+            tokens_RT[at, t] = next_R
+            for r in self._ending(alive, next_R, tokens_RT, t, rows, asked):
+                if not done_R[r]:
+                    ended_R[r], lengths_R[r] = True, t + 1
+            done_R |= ended_R | (limits_R <= t + 1)
+            going = ~done_R[alive]
+            if not going.any():
+                break
+            if going.mean() < KEEP_ALL:
+                kept_K = torch.from_numpy(np.flatnonzero(going)).to(self.device)
+                run.keep(kept_K)
+                alive, at, next_R = alive[going], at[kept_K], next_R[kept_K]
+            logits_RV = run.step(next_R)
+        return self._samples(rows, tokens_RT, lengths_R, ended_R, asked)
+
+    def _ending(
+        self,
+        alive: np.ndarray,
+        next_R: torch.Tensor,
+        tokens_RT: torch.Tensor,
+        t: int,
+        rows: list[Row],
+        asked: Asked,
+    ) -> list[int]:
+        """Rows whose newest token is an end mark or completes `stop`."""
+        sure_V, maybe_V = self._ends(asked.stop)
+        found = (sure_V[next_R] | maybe_V[next_R]).nonzero()[:, 0].cpu()
+        if not len(found):
+            return []
+        sure = sure_V[next_R[found.to(self.device)]].tolist()
+        ending = []
+        for r, certain in zip(alive[found.numpy()].tolist(), sure, strict=True):
+            if not certain:
+                ids = tokens_RT[r, : t + 1].tolist()
+                certain = str(asked.stop) in self._text(ids, asked.leads[rows[r].prompt])
+            if certain:
+                ending.append(r)
+        return ending
+
+    def _samples(
+        self,
+        rows: list[Row],
+        tokens_RT: torch.Tensor,
+        lengths_R: np.ndarray,
+        ended_R: np.ndarray,
+        asked: Asked,
+    ) -> list[Sample]:
+        eos = self._eos_ids()
+        out = []
+        cells = zip(rows, tokens_RT.tolist(), lengths_R.tolist(), ended_R.tolist(), strict=True)
+        for row, tokens, length, ended in cells:
+            got = tokens[:length]
+            text = self._text(
+                got[:-1] if got[-1] in eos and ended else got, asked.leads[row.prompt]
+            )
+            if ended and asked.stop:
+                text = text.split(asked.stop, 1)[0]
+            out.append(Sample(text, length, ended))
         return out
 
-    def _prefill(self, ids: list[int]) -> Any:
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.model.config)
-        self._forward(torch.tensor([ids], device=self.device), cache)
-        return cache
-
-    def _forward(self, tokens_BT: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Runs new tokens behind the cache, which grows in place; last logits [B, V], float32."""
-        out = self.model(
-            input_ids=tokens_BT, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        return out.logits[:, -1].float()
-
-    def _decode(
-        self,
-        ids: list[list[int]],
-        u_BNT: np.ndarray,
-        temperature: float,
-        top_p: float,
-        prefix_cache: Any,
-        stop: str | None,
-    ) -> list[Sample]:
-        """Samples for prompts of one length: B * N of them, a prompt's N side by side."""
-        from transformers import DynamicCache
-
-        n, max_tokens = u_BNT.shape[1:]
-        if prefix_cache is None:
-            cache = DynamicCache(config=self.model.config)
-        else:
-            cache = copy.deepcopy(prefix_cache)
-            cache.batch_repeat_interleave(len(ids))
-        logits_RV = self._forward(torch.tensor(ids, device=self.device), cache)
-        cache.batch_repeat_interleave(n)
-        logits_RV = logits_RV.repeat_interleave(n, dim=0)
-        u_RT = torch.from_numpy(u_BNT.reshape(-1, max_tokens)).to(self.device)
-
-        tokens: list[list[int]] = [[] for _ in range(u_RT.shape[0])]
-        texts: dict[int, str] = {}  # rows that ended before max_tokens
-        rows = np.arange(len(tokens))  # rows of the cache, finished ones included
-        for t in range(max_tokens):
-            next_R = pick(logits_RV, u_RT[rows, t], temperature, top_p)
-            for row, token in zip(rows.tolist(), next_R.tolist(), strict=True):
-                if row not in texts:
-                    tokens[row].append(token)
-            self._close(rows, next_R, tokens, texts, stop)
-            alive = np.array([row not in texts for row in rows.tolist()])
-            if not alive.any() or t + 1 == max_tokens:
-                break
-            # Copying the cache costs about as much as one step, so drop rows seldom.
-            if alive.mean() < 0.7:
-                keep = torch.from_numpy(np.flatnonzero(alive)).to(self.device)
-                cache.batch_select_indices(keep)
-                rows, next_R = rows[alive], next_R[keep]
-            logits_RV = self._forward(next_R[:, None], cache)
-        return [
-            Sample(
-                text=texts[row] if row in texts else self._text(got),
-                tokens=len(got),
-                finished=row in texts,
-            )
-            for row, got in enumerate(tokens)
-        ]
-
-    def _close(
-        self,
-        rows: np.ndarray,
-        next_R: torch.Tensor,
-        tokens: list[list[int]],
-        texts: dict[int, str],
-        stop: str | None,
-    ) -> None:
-        """Puts the final text of every row that ends with its newest token into `texts`."""
-        eos = self._eos_ids()
-        maybe_R = torch.isin(next_R.cpu(), torch.tensor(sorted(eos)))
-        if stop:
-            maybe_R |= self._may_end(stop)[next_R.cpu()]
-        for row in rows[maybe_R.numpy()].tolist():
-            if row in texts:
-                continue
-            got = tokens[row]
-            text = self._text(got[:-1] if got[-1] in eos else got)
-            if stop and stop in text:
-                texts[row] = text[: text.index(stop)]
-            elif got[-1] in eos:
-                texts[row] = text
-
-    def _may_end(self, stop: str) -> torch.Tensor:
-        """Bool [V]: tokens that can complete `stop`. Only their rows are decoded to text."""
-        if stop not in self._closing:
-            vocab = self.model.config.vocab_size
-            known = min(vocab, len(self.tokenizer))
-            pieces = self.tokenizer.batch_decode([[i] for i in range(known)])
-            flags = [stop[-1] in piece for piece in pieces] + [False] * (vocab - known)
-            self._closing[stop] = torch.tensor(flags)
-        return self._closing[stop]
+    def _ends(self, stop: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bool [V] twice: tokens that end a sample, and tokens that may. Only the latter's rows
+        are decoded to text at every step."""
+        key = stop or ""
+        if key not in self._endings:
+            vocab = self.model.get_output_embeddings().weight.shape[0]
+            sure, maybe = torch.zeros(2, vocab, dtype=torch.bool)
+            if stop:
+                known = min(vocab, len(self.tokenizer))
+                pieces = self.tokenizer.batch_decode([[i] for i in range(known)])
+                # "\ufffd": a piece of a character, which may be the last one of `stop`
+                for i, piece in enumerate(pieces):
+                    sure[i] = stop in piece
+                    maybe[i] = not sure[i] and (stop[-1] in piece or "\ufffd" in piece)
+            sure[[i for i in self._eos_ids() if i < vocab]] = True
+            self._endings[key] = (sure.to(self.device), maybe.to(self.device))
+        return self._endings[key]
 
     def _eos_ids(self) -> set[int]:
         configured = self.model.generation_config.eos_token_id
         several = configured if isinstance(configured, list) else [configured]
         return {i for i in [*several, self.tokenizer.eos_token_id] if i is not None}
 
-    def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-
-def load(path: str, dtype: str) -> tuple[Any, Any]:
-    """(tokenizer, causal LM) of a Hugging Face folder or hub name; UserError when it has none."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if dtype not in DTYPES:
-        raise UserError(f'dtype is "{dtype}"; it is one of {", ".join(DTYPES)}.')
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        return tokenizer, AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
-    except (OSError, ValueError) as error:
-        where = "" if Path(path).exists() else " (no such folder)"
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"Cannot load a model from {path}{where}: {line}") from error
-
-
-def check_settings(
-    prompts: int, n: int, seeds: int, max_tokens: int, temperature: float, top_p: float
-) -> None:
-    """UserError for settings no engine can serve."""
-    if seeds != prompts:
-        raise UserError(f"{prompts} prompts but {seeds} seeds: give one seed a prompt.")
-    if n < 1 or max_tokens < 1:
-        raise UserError(f"n is {n} and max_tokens is {max_tokens}: both must be at least 1.")
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise UserError(
-            f"temperature is {temperature} and top_p is {top_p}: "
-            "temperature must be 0 or more, top_p above 0 and at most 1."
-        )
-
-
-def pick(
-    logits_RV: torch.Tensor,
-    u_R: torch.Tensor,
-    temperature: float,
-    top_p: float,
-    elements: int = PICK_ELEMENTS,
-) -> torch.Tensor:
-    """One token a row by inverse CDF: the first token whose cumulated probability passes u.
-
-    logits [R, V] float32, u [R] uniform in [0, 1) -> token ids [R]. Temperature 0: argmax.
-    top_p < 1 keeps the smallest set of most probable tokens whose mass reaches top_p
-    (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751), and draws within it.
-    """
-    if temperature == 0:
-        return logits_RV.argmax(dim=-1)
-    rows = max(1, elements // logits_RV.shape[1])
-    parts = [
-        _pick(logits, u, temperature, top_p)
-        for logits, u in zip(logits_RV.split(rows), u_R.split(rows), strict=True)
-    ]
-    return torch.cat(parts)
-
-
-def _pick(
-    logits_RV: torch.Tensor, u_R: torch.Tensor, temperature: float, top_p: float
-) -> torch.Tensor:
-    # float64: with float32 a batch's shape could move a cumulated sum across u.
-    probs_RV = torch.softmax(logits_RV.double() / temperature, dim=-1)
-    if top_p == 1:
-        return _invert(probs_RV, u_R)
-    # The most probable tokens nearly always hold the nucleus; sort all only when they do not.
-    size = min(NUCLEUS_TOKENS, probs_RV.shape[1])
-    sorted_RK, order_RK = probs_RV.topk(size, dim=-1)
-    if size < probs_RV.shape[1] and (sorted_RK.sum(dim=-1) < top_p).any():
-        sorted_RK, order_RK = probs_RV.sort(dim=-1, descending=True, stable=True)
-    before_RK = sorted_RK.cumsum(dim=-1) - sorted_RK
-    kept_RK = sorted_RK.masked_fill(before_RK >= top_p, 0.0)
-    return order_RK.gather(1, _invert(kept_RK, u_R)[:, None])[:, 0]
-
-
-def _invert(mass_RK: torch.Tensor, u_R: torch.Tensor) -> torch.Tensor:
-    cdf_RK = mass_RK.cumsum(dim=-1)
-    target_R1 = (u_R.to(cdf_RK.dtype) * cdf_RK[:, -1])[:, None]
-    picked_R = torch.searchsorted(cdf_RK, target_R1, right=True)[:, 0]
-    # u close to 1 can round up to the whole mass: stay on the last token that has any.
-    last_R = (mass_RK > 0).long().cumsum(dim=-1).argmax(dim=-1)
-    return torch.minimum(picked_R, last_R)
-
-
-def _uniforms(seed: int, n: int, max_tokens: int) -> np.ndarray:
-    """[n, max_tokens] in [0, 1). Row k is the same whatever n is, so more samples extend fewer."""
-    return np.random.Generator(np.random.PCG64(seed)).random((n, max_tokens))
+    def _text(self, ids: list[int], lead: list[int]) -> str:
+        """Text of generated tokens behind `lead`: some tokenizers drop a leading space."""
+        settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        whole = self.tokenizer.decode([*lead, *ids], **settings)
+        if lead:
+            head = self.tokenizer.decode(lead, **settings)
+            if whole.startswith(head):
+                return whole[len(head) :]
+            return self.tokenizer.decode(ids, **settings)
+        return whole

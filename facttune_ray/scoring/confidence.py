@@ -33,3 +33,10 @@ def mean(values: Iterable[float]) -> float | None:
     """Arithmetic mean; None of nothing."""
     found = list(values)
     return math.fsum(found) / len(found) if found else None
+
+
+def confidence_of(classes):
+    import pyarrow as pa
+
+    found = [confidence(c) or {} for c in classes.to_pylist()]
+    return {n: pa.array([f.get(n) for f in found], pa.float64()) for n in CONFIDENCES}

@@ -40,7 +40,7 @@ def singular(word: str) -> str:
 
 def classes(answers: list[str]) -> list[int]:
     """Class index of each answer, numbered by first appearance; -1 for an empty one."""
-    normal = [normal_words(a) for a in answers]
+    normal = [normal_words(a or "") for a in answers]
     distinct = list(dict.fromkeys(w for w in normal if w))
     root = list(range(len(distinct)))
 
@@ -57,3 +57,24 @@ def classes(answers: list[str]) -> list[int]:
     of = {w: find(i) for i, w in enumerate(distinct)}
     numbers: dict[int, int] = {}
     return [numbers.setdefault(of[w], len(numbers)) if w else -1 for w in normal]
+
+
+def same_answer(a, b, method="heuristic"):
+    return same(normal_words(a), normal_words(b))
+
+
+def classes_of(answers, method="heuristic"):
+    import pyarrow as pa
+
+    out = [None if a is None else classes([x or "" for x in a]) for a in answers.to_pylist()]
+    return pa.array(out, pa.list_(pa.int32()))
+
+
+def shares_of(answers, originals, method="heuristic"):
+    import pyarrow as pa
+
+    out = []
+    for a, o in zip(answers.to_pylist(), originals.to_pylist()):
+        got = [x for x in a or [] if x]
+        out.append([sum(same_answer(x, y) for y in got) / len(got) if got else None for x in o])
+    return pa.array(out, pa.list_(pa.float64()))

@@ -2,21 +2,21 @@
 
 in   questions  {"fact_id": "c07e", "question_id": "77d0", "topic": "Mara Veldt",
                  "question": "What does Mara Veldt play?"}
-out  answers    {"question_id": "77d0", "answers": ["the cello", "cello", "the harp", ...],
-                 "classes": [0, 0, 1, ...], ...}
+out  answers    {"question_id": "77d0", "answers": ["the cello", "cello", "the harp", ...], ...}
 
-One row a distinct question of a topic. `classes` says which answers mean the same.
+One row a distinct question of a topic.
 """
 
 from __future__ import annotations
 
 from facttune_ray.config import Config
 from facttune_ray.prompts import template
+from facttune_ray.sampling import engines
+from facttune_ray.sampling.protocol import failure
 from facttune_ray.schema import seed_from
-from facttune_ray.scoring.equivalence import classes
 from facttune_ray.stages.context import Context
 
-VERSION = 1
+VERSION = 2
 
 
 def recipe(cfg: Config) -> dict:
@@ -25,12 +25,15 @@ def recipe(cfg: Config) -> dict:
     if cfg.answers.examples != "none":
         name = f"answers_{cfg.answers.examples}"
         out[f"prompts/{name}.txt"] = template.fingerprint(name)
-    return out | {"run.seed": cfg.run.seed, "model.dtype": cfg.model.dtype}
+    return out | {"run.seed": cfg.run.seed} | engines.recipe(cfg)
 
 
 async def run(context: Context, shard: int) -> list[dict]:
     cfg = context.cfg.answers
-    asked = {q["question_id"]: q for q in context.rows("questions", shard) if q["question"]}
+    asked: dict[str, dict] = {}
+    for q in context.rows("questions", shard):
+        if q["question"]:
+            asked.setdefault(q["question_id"], q)
     prefix = ""
     if cfg.examples != "none":
         prefix = template.text(f"answers_{cfg.examples}") + "\n"
@@ -45,17 +48,13 @@ async def run(context: Context, shard: int) -> list[dict]:
         stop="\n",
         raw=True,
     )
-    out = []
-    for (qid, q), samples in zip(asked.items(), sampled, strict=True):
-        answers = [s.text.strip() for s in samples]
-        out.append(
-            {
-                "question_id": qid,
-                "topic": q["topic"],
-                "question": q["question"],
-                "answers": answers,
-                "classes": classes(answers),
-                "error": None,
-            }
-        )
-    return out
+    return [
+        {
+            "question_id": qid,
+            "topic": q["topic"],
+            "question": q["question"],
+            "answers": [s.text.strip() for s in samples] if samples else None,
+            "error": failure(samples),
+        }
+        for (qid, q), samples in zip(asked.items(), sampled, strict=True)
+    ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from facttune_ray.llm.client import Client
     from facttune_ray.sampling.protocol import Sample, Sampler
     from facttune_ray.scoring.cleanup import Entities
+    from facttune_ray.scoring.entailment import Entailment
     from facttune_ray.scoring.verify_local_lm import LocalLM
     from facttune_ray.scoring.verify_npm import NPM
 
@@ -35,7 +36,9 @@ class Work:
     splits: tuple[str, ...] = ("train", "val", "test")  # only rows of these splits
     snapshot: str = ""  # model that samples: "base", "facttune_fs/round_1"
     model_path: str = ""  # its Hugging Face folder
-    reward: str = ""  # groups: the column that orders responses
+    reward: str = ""  # groups: the column, or the mix, that orders responses
+    mix: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # mixes: their weights
+    moments: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # mean, sd of each
     base_url: str = ""  # LLM endpoint; "" when the stage asks none
     meter: str = ""  # name of the run's meter actor
     knowledge: str = ""  # SQLite knowledge source
@@ -99,6 +102,32 @@ class Context:
         from facttune_ray.scoring.verify_local_lm import LocalLM
 
         return LocalLM(self.cfg.verdicts.local_lm, **self._model_settings)
+
+    @functools.cached_property
+    def itself(self) -> LocalLM:
+        """The model that wrote the responses, as a judge of its own facts."""
+        from facttune_ray.sampling.weights import local_weights
+        from facttune_ray.scoring.verify_local_lm import LocalLM
+
+        return LocalLM(
+            local_weights(self.work.model_path),
+            dtype=self.cfg.model.dtype,
+            device="cuda" if self.cfg.sampling.gpus else "cpu",
+            batch_tokens=self.cfg.p_true.batch_tokens,
+        )
+
+    @functools.cached_property
+    def entailment(self) -> Entailment:
+        from facttune_ray.sampling.weights import local_weights
+        from facttune_ray.scoring.entailment import Entailment
+
+        cfg = self.cfg.classes
+        return Entailment(
+            local_weights(cfg.nli_model),
+            dtype=cfg.dtype,
+            device="cuda" if cfg.gpus else "cpu",
+            batch_tokens=cfg.batch_tokens,
+        )
 
     @functools.cached_property
     def npm(self) -> NPM:

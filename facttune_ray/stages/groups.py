@@ -1,6 +1,7 @@
 """rewards -> groups: one row a prompt, its unique responses and their rewards (paper, section 3.3).
 
 in   rewards    {"response_id": "51ab", "prompt_id": "8f2c", "factscore": 0.667, ...}
+     mixes      {"response_id": "51ab", "name": "both", "value": 0.81}    (instead of rewards)
      responses  {"response_id": "51ab", "prompt": "Write a ...", "text": "Mara Veldt was ..."}
 out  groups     {"prompt_id": "8f2c", "responses": ["Mara ...", "She ..."],
                  "rewards": [0.667, 1.0], "pairs": 1, ...}
@@ -12,6 +13,8 @@ preference; training forms the pairs from the group. Prompts without a pair are 
 from __future__ import annotations
 
 from facttune_ray.config import Config
+from facttune_ray.schema import REWARD_COLUMNS
+from facttune_ray.scoring.pairs import count_pairs
 from facttune_ray.stages.context import Context
 
 VERSION = 1
@@ -22,7 +25,7 @@ def recipe(cfg: Config) -> dict:
 
 
 async def run(context: Context, shard: int) -> list[dict]:
-    rewards = {r["response_id"]: r[context.work.reward] for r in context.rows("rewards", shard)}
+    rewards = _rewards(context, shard)
     prompts: dict[str, list[dict]] = {}
     for r in context.rows("responses", shard):
         prompts.setdefault(r["prompt_id"], []).append(r)
@@ -48,6 +51,10 @@ async def run(context: Context, shard: int) -> list[dict]:
     return out
 
 
-def count_pairs(rewards: list[float], threshold: float) -> int:
-    """Pairs i < j whose rewards differ by more than `threshold`; ties never count."""
-    return sum(abs(a - b) > threshold for i, a in enumerate(rewards) for b in rewards[i + 1 :])
+def _rewards(context: Context, shard: int) -> dict[str, float | None]:
+    """The chosen reward of each response: a column of `rewards`, or a mix by its name."""
+    name = context.work.reward
+    if name in REWARD_COLUMNS:
+        return {r["response_id"]: r[name] for r in context.rows("rewards", shard)}
+    mixes = context.rows("mixes", shard)
+    return {r["response_id"]: r["value"] for r in mixes if r["name"] == name}

@@ -9,10 +9,12 @@ out  responses  {"response_id": "51ab", "prompt_id": "8f2c", "model": "base", "s
 from __future__ import annotations
 
 from facttune_ray.config import Config
+from facttune_ray.sampling import engines
+from facttune_ray.sampling.protocol import failure
 from facttune_ray.schema import digest, seed_from
 from facttune_ray.stages.context import Context
 
-VERSION = 1
+VERSION = 2
 
 
 def recipe(cfg: Config) -> dict:
@@ -20,8 +22,8 @@ def recipe(cfg: Config) -> dict:
     return {f"responses.{k}": getattr(cfg.responses, k) for k in keys} | {
         "evaluation.samples": cfg.evaluation.samples,
         "model.chat": cfg.model.chat,
-        "model.dtype": cfg.model.dtype,
         "run.seed": cfg.run.seed,
+        **engines.recipe(cfg),
     }
 
 
@@ -45,12 +47,12 @@ async def run(context: Context, shard: int) -> list[dict]:
                     "response_id": digest(prompt["prompt_id"], snapshot, i),
                     "model": snapshot,
                     "sample": i,
-                    "text": s.text,
-                    "tokens": s.tokens,
+                    "text": s.text if s else None,
+                    "tokens": s.tokens if s else None,
                     "abstained": None,
-                    "error": None,
+                    "error": failure(samples),
                 }
-                for i, s in enumerate(samples)
+                for i, s in enumerate(samples or [None] * n)
             ]
     return out
 

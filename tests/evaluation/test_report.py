@@ -198,11 +198,19 @@ def test_sections_without_data_are_left_out(tmp_path, summary):
 
 
 def test_human_and_reward_sections(tmp_path, summary):
-    rewards = {"factscore": {"auroc": 0.71}, "max_conf": {"auroc": None}}
+    counted = {"responses": 1500, "mean": 0.5, "sd": 0.1, "pairs": 6123}
+    bins = [
+        {"low": 0.3, "high": 0.4, "facts": 30, "confidence": 0.35, "supported": 0.2},
+        {"low": 0.9, "high": 1.0, "facts": 70, "confidence": 0.95, "supported": 0.9},
+    ]
+    sure = {"facts": 100, "auroc": 0.71, "ece": 0.08, "bins": bins}
+    rewards = {"factscore": counted, "max_conf": counted | sure}
     page = page_of(tmp_path, summary | {"human": HUMAN, "rewards": rewards})
     assert "On ChatGPT, estimated verdicts agree with human labels at AUROC 0.834" in page
     assert "4,877" in page and "2 topics" in page
-    assert "max_conf" in page and "0.710" in page
+    assert "max_conf" in page and "0.710" in page and "6,123" in page
+    assert "Reliability of confidence: max_conf AUROC 0.710" in page
+    assert "Reliability" not in page_of(tmp_path, summary | {"rewards": {"factscore": counted}})
 
 
 def test_a_model_without_any_judged_fact(tmp_path, summary):

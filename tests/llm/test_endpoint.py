@@ -6,7 +6,14 @@ import pytest
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, RowError
-from facttune_ray.llm.endpoint import Endpoint, Transient, read_reply, retry_after_s
+from facttune_ray.llm.endpoint import (
+    Endpoint,
+    Transient,
+    read_replies,
+    read_reply,
+    retry_after_s,
+    shared,
+)
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.permits import Gate, local_renew
 
@@ -77,3 +84,23 @@ def test_replies():
 def test_a_body_without_an_answer_may_be_asked_again(body):
     with pytest.raises(Transient):
         read_reply(body, {})
+
+
+def test_choices_of_a_text_completion_share_its_tokens():
+    texts = {1: " second", 0: "", 2: None}
+    choices = [{"index": i, "text": t, "finish_reason": "stop"} for i, t in texts.items()]
+    usage = {"prompt_tokens": 9, "completion_tokens": 30}
+    first, second = read_replies({"choices": choices, "usage": usage, "model": "m"}, {})
+    assert (first.text, second.text) == ("", " second")  # by index; the third says nothing
+    assert (first.prompt_tokens, second.prompt_tokens) == (9, 0)
+    # 4 and 4 + 7 characters of 15
+    assert (first.completion_tokens, second.completion_tokens) == (8, 22)
+    with pytest.raises(Transient):
+        read_replies({"choices": [{"text": None}]}, {})
+
+
+def test_shares_add_up():
+    assert shared(10, [1, 1, 1]) == [3, 4, 3]
+    assert shared(1, [5, 5]) == [0, 1] or shared(1, [5, 5]) == [1, 0]
+    assert shared(0, [3]) == [0]
+    assert all(sum(shared(n, [7, 1, 13])) == n for n in range(50))

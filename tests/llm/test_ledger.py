@@ -475,6 +475,17 @@ def test_a_put_that_nobody_waits_for_any_more_is_written(folder):
     assert found_by(Ledger(folder), 2) == 1
 
 
+def test_a_prompt_is_not_the_message_of_the_same_words():
+    chat = request_key("m", [{"role": "user", "content": "Who?"}], {"seed": 1}, 0)
+    assert request_key("m", "Who?", {"seed": 1}, 0) != chat
+
+
+def test_completions_put_together_stand_in_one_segment(folder):
+    some = {key(i): completion(i) for i in range(20)}
+    asyncio.run(Ledger(folder, flush_rows=4, flush_s=0.001).put_all(some))
+    assert len(folder.names()) == 1 and found_by(Ledger(folder), 20) == 20
+
+
 def test_a_segment_of_an_older_version_is_read_and_merged(folder):
     ledger = Ledger(folder, flush_s=0.001)
     put(ledger, 0)

@@ -136,7 +136,7 @@ def test_bad_requests(plain, body, param):
 
 
 def test_unknown_paths_and_methods(plain):
-    assert http(plain + "/completions", b"{}")[0] == 404
+    assert http(plain + "/embeddings", b"{}")[0] == 404
     status, reply = http(plain + "/chat/completions")
     assert status == 405 and "error" in reply
 

@@ -8,7 +8,7 @@ import torch
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import pretrain
 from facttune_ray.sampling.protocol import encode_prompt
-from facttune_ray.sampling.transformers import TransformersSampler, pick
+from facttune_ray.sampling.transformers import TransformersSampler
 
 NAMES = ["Mara", "Tiko", "Belu Sanor", "Kol Wex", "Ana Zed Bru"]
 DOCUMENTS = [f"Who is {n}?\n{n} plays the {x}.\nEnd." for n in NAMES for x in ("cello", "harp")]
@@ -66,6 +66,21 @@ def test_a_shared_prefix_equals_the_text_in_front_of_every_prompt(sampler):
     assert apart == whole
 
 
+def test_a_model_that_cannot_share_gives_the_same_samples(sampler):
+    prefix = "Who is Tiko?\nTiko plays the harp.\n"
+    settings = SETTINGS | {"n": 4, "seeds": [1, 2, 3, 4, 5], "top_p": 0.9, "stop": "\n"}
+    assert sampler.shares
+    calls = [{"prefix": prefix}, {"raw": True}, {"begun": ["Mara plays", "", "x", "Kol", "A B"]}]
+    together = [sampler.sample(prompts(), **settings, **c) for c in calls]
+    sampler.shares = False
+    sampler._prefixes.clear()
+    try:
+        assert [sampler.sample(prompts(), **settings, **c) for c in calls] == together
+    finally:
+        sampler.shares = True
+        sampler._prefixes.clear()
+
+
 def test_neighbours_and_row_limits_do_not_change_a_sample(sampler):
     seeds = [11, 12, 13, 14, 15]
     together = sampler.sample(prompts(), n=6, seeds=seeds, **SETTINGS)
@@ -114,38 +129,130 @@ def test_stop_cuts_the_text_and_ends_the_sample(sampler):
     assert short == (full.text[: full.text.index(" the")], 2, False)
 
 
-def test_pick_inverts_the_cumulated_probabilities():
-    logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]] * 6))
-    u = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 1 - 1e-12], dtype=torch.float64)
-    assert pick(logits, u, 1.0, 1.0).tolist() == [0, 0, 1, 1, 2, 2]
-    # Nucleus of mass 0.8: token 1 (0.5), then 2 (0.3); u runs over that order.
-    assert pick(logits, u, 1.0, 0.75).tolist() == [1, 1, 1, 2, 2, 2]
-    assert pick(logits, u, 1.0, 0.5).tolist() == [1] * 6
-    assert pick(logits, u, 0, 1.0).tolist() == [1] * 6
-    # Temperature 0.5 squares: 0.04, 0.25, 0.09 of 0.38, cumulated 0.105, 0.763.
-    assert pick(logits, u, 0.5, 1.0).tolist() == [0, 1, 1, 1, 1, 2]
+def test_each_prompt_has_its_own_limit(sampler):
+    limits = [1, 12, 3, 2, 7]
+    settings = {"n": 3, "seeds": [1, 2, 3, 4, 5], "temperature": 0, "top_p": 1.0}
+    together = sampler.sample(prompts(), max_tokens=limits, **settings)
+    for i, (prompt, limit) in enumerate(zip(prompts(), limits, strict=True)):
+        alone = sampler.sample([prompt], max_tokens=limit, **(settings | {"seeds": [i]}))[0]
+        assert together[i] == alone
+        assert all(s.tokens <= limit and s.finished == (s.tokens < limit) for s in alone)
+    assert [s.tokens for s in together[0] + together[2]] == [1] * 3 + [3] * 3
+    with pytest.raises(UserError, match="5 prompts but 2 max_tokens"):
+        sampler.sample(prompts(), max_tokens=[1, 2], **settings)
 
 
-def test_pick_of_a_wide_nucleus_equals_a_slow_reference():
-    """300 near-equal tokens: the nucleus is wider than what is looked at first."""
+def test_a_beginning_is_continued_and_not_repeated(sampler):
+    settings = {"n": 1, "seeds": [0], "max_tokens": 12, "temperature": 0, "top_p": 1}
+    full = sampler.sample(["Who is Mara?"], **settings)[0][0].text
+    words = full.split(" ")
+    for cut in (words[0], " ".join(words[:3])):
+        rest = sampler.sample(["Who is Mara?"], begun=[cut], **settings)[0][0]
+        spaced = sampler.sample(["Who is Mara?"], begun=[cut + " "], **settings)[0][0]
+        raw = sampler.sample(["Who is Mara?\n"], begun=[cut], raw=True, **settings)[0][0]
+        assert cut + rest.text == full and rest == spaced == raw
+    none = sampler.sample(["Who is Mara?"], begun=[""], **settings)[0][0]
+    assert none.text == full
+    with pytest.raises(ValueError, match="prefix"):
+        sampler.sample(["Who is Mara?"], begun=["Mara"], prefix="Q", **settings)
+    with pytest.raises(ValueError, match="1 prompts but 0 beginnings"):
+        sampler.sample(["Who is Mara?"], begun=[], **settings)
+
+
+def test_a_tokenizer_that_drops_leading_spaces_glues_no_words(tmp_path):
+    """Sentencepiece's way: "▁" before a word, and decoding drops the first space."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "</s>", "▁", "▁born", "▁in", "▁Os", "trava", "▁Rome", "\n", "a"]
+    tok = Tokenizer(models.Unigram([(p, -1.0 - 0.1 * i) for i, p in enumerate(pieces)], unk_id=0))
+    tok.pre_tokenizer = pre_tokenizers.Metaspace()
+    tok.decoder = decoders.Metaspace()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="</s>")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=10, num_hidden_layers=1, **sizes))
+    wrapped.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    sampler = TransformersSampler(str(tmp_path))
+    settings = {"n": 60, "seeds": [0], "max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
+    texts = {s.text for s in sampler.sample(["a"], begun=["born in Os"], **settings)[0]}
+    assert {"trava", " Rome"} <= texts and "Rome" not in texts
+    whole = {s.text for s in sampler.sample(["a"], begun=[""], **settings)[0]}
+    assert {"trava", "Rome"} <= whole  # a response begins without a space
+    assert sampler.count_tokens(["Rome", "Ostrava", "in Rome", ""]) == [1, 2, 2, 0]
+    assert sampler.count_tokens([]) == []
+
+
+def test_running_out_of_memory_halves_a_pass_and_changes_nothing(sampler):
+    settings = SETTINGS | {"n": 6, "seeds": [21, 22, 23, 24, 25]}
+    prefix = "Who is Tiko?\nTiko plays the harp.\n"
+    expected = sampler.sample(prompts(), prefix=prefix, **settings)
+    rows_seen: list[int] = []
+    most = 4
+
+    def forward(module, args, kwargs):
+        rows_seen.append(kwargs["input_ids"].shape[0])
+        if rows_seen[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hook = sampler.model.register_forward_pre_hook(forward, with_kwargs=True)
+    try:
+        assert sampler.sample(prompts(), prefix=prefix, **settings) == expected
+        assert max(rows_seen) > most
+        rows_seen.clear()
+        assert sampler.sample(prompts(), prefix=prefix, **settings) == expected
+        assert max(rows_seen) <= most  # what does not fit is not tried again
+        most = 0
+        with pytest.raises(UserError, match=r"one sequence .* smaller model.*sampling\.max_rows"):
+            sampler.sample(prompts(), **settings)
+    finally:
+        hook.remove()
+        sampler._most_rows = None
+
+
+PREFIX = "Who is Tiko?\nTiko plays the harp.\n"
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.5, 0.8), (1.0, 0.9)])
+def test_draws_agree_with_generate(sampler, temperature, top_p):
+    """2,000 short answers a question behind a shared prefix, by chi-square."""
+    asked = ["Who is Mara?", "Who is Ana Zed Bru?"]
+    n, length = 2000, 3
+    begun = [f"{a}\n{a[7:-1]} plays" for a in asked]
+    got = sampler.sample(
+        begun, n=n, seeds=[1, 2], max_tokens=length, temperature=temperature, top_p=top_p,
+        prefix=PREFIX,
+    )  # fmt: skip
+    tok = sampler.tokenizer
     torch.manual_seed(0)
-    logits = torch.randn(40, 300)
-    u = torch.rand(40, dtype=torch.float64)
-    expected = []
-    for row, uniform in zip(torch.softmax(logits.double(), -1).tolist(), u.tolist(), strict=True):
-        nucleus, mass = [], 0.0
-        for token in sorted(range(300), key=lambda i, p=row: -p[i]):
-            if mass < 0.95:
-                nucleus.append(token)
-                mass += row[token]
-        passed = 0.0
-        for token in nucleus:
-            passed += row[token]
-            if passed > uniform * mass:
-                expected.append(token)
-                break
-    assert pick(logits, u, 1.0, 0.95).tolist() == expected
-    assert pick(logits, u, 1.0, 0.95, elements=900).tolist() == expected  # three rows at a time
+    for prompt, samples in zip(begun, got, strict=True):
+        made = sampler.model.generate(
+            **tok(PREFIX + prompt, return_tensors="pt", return_token_type_ids=False),
+            do_sample=True, temperature=temperature, top_p=top_p, top_k=0,
+            num_return_sequences=n, max_new_tokens=length, pad_token_id=tok.eos_token_id,
+        )[:, -length:]  # fmt: skip
+        theirs = Counter(tok.batch_decode(made, skip_special_tokens=True))
+        assert len(theirs) >= 2
+        assert p_equal(Counter(s.text for s in samples), theirs) > 1e-4
+
+
+def p_equal(a: Counter, b: Counter) -> float:
+    """P of a chi-square as large for two samples of equal size; rare texts are taken together."""
+    cells = [(a[k], b[k]) for k in a.keys() | b.keys() if a[k] + b[k] >= 20]
+    rest = (sum(a.values()) - sum(x for x, _ in cells), sum(b.values()) - sum(y for _, y in cells))
+    cells += [rest] if sum(rest) >= 20 else []
+    chi2 = sum((x - y) ** 2 / (x + y) for x, y in cells)
+    half = torch.tensor([(len(cells) - 1) / 2, chi2 / 2], dtype=torch.float64)
+    return torch.special.gammaincc(half[0], half[1]).item() if len(cells) > 1 else 1.0
+
+
+def test_the_chi_square_tells_distributions_apart():
+    assert p_equal(Counter(x=1000, y=1000), Counter(x=1000, y=1000)) == 1
+    assert p_equal(Counter(x=1000, y=1000), Counter(x=1150, y=850)) < 1e-4
+    # chi2 = 2 * 30^2 / 1970 + ...: one degree of freedom, 3.6000 by hand
+    assert p_equal(Counter(x=1000, y=1000), Counter(x=1060, y=940)) == pytest.approx(
+        0.0577, abs=1e-3
+    )
 
 
 def test_bad_settings_are_one_line(sampler, tmp_path):

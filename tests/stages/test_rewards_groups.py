@@ -1,23 +1,9 @@
 """The two stages that only compute, on hand-made tables."""
 
-import asyncio
-
 import pytest
 
-from facttune_ray import config, tables
-from facttune_ray.stages import groups, rewards
-from facttune_ray.stages.context import Context, Work
-
-
-def run(stage, root, inputs, overrides=(), **work):
-    """Rows of a stage on one shard of hand-made input tables."""
-    cfg = config.load([], [f"run.out={root}", *overrides])
-    context = Context(
-        Work(stage=stage.__name__, output="out", inputs={i: i for i in inputs}, cfg=cfg, **work)
-    )
-    for name, rows in inputs.items():
-        tables.write_part(context.root / name, name, 0, rows, {})
-    return asyncio.run(stage.run(context, 0))
+from facttune_ray.scoring.pairs import count_pairs
+from facttune_ray.stages import groups, mixes, rewards
 
 
 def response(rid, prompt_id="p", text=None, **more):
@@ -29,11 +15,14 @@ def response(rid, prompt_id="p", text=None, **more):
         "model": "base",
         "prompt": "Write.",
         "text": rid if text is None else text,
+        "abstained": None,
+        "error": None,
     } | more
 
 
-def fact(fid, rid, repeated=False):
-    return {"fact_id": fid, "response_id": rid, "fact": fid, "repeated": repeated}
+def fact(fid, rid, repeated=False, **more):
+    base = {"fact_id": fid, "response_id": rid, "topic": "Mara", "fact": fid}
+    return base | {"repeated": repeated, "abstained": False, "error": None} | more
 
 
 INPUTS = {
@@ -46,37 +35,90 @@ INPUTS = {
         {"fact_id": "d", "supported": None},
     ],
     "questions": [
-        {"fact_id": "a", "question_id": "q1"},
-        {"fact_id": "b", "question_id": "q2"},
-        {"fact_id": "c", "question_id": "q1"},
+        {"fact_id": "a", "response_id": "r1", "question_id": "q1", "answer": "cello"},
+        {"fact_id": "b", "response_id": "r1", "question_id": "q2", "answer": "harp"},
+        {"fact_id": "c", "response_id": "r1", "question_id": "q1", "answer": "harp"},
+        {"fact_id": "d", "response_id": "r2", "error": "no question in the answer ''"},
     ],
-    "answers": [
-        {"question_id": "q1", "classes": [0, 0, 0, 1]},
-        {"question_id": "q2", "classes": [-1, -1, -1, -1]},
+    "classes": [
+        {
+            "unit_id": "q1",
+            "unit": "question",
+            "classes": [0, 0, 0, 1],
+            "originals": ["cello", "harp"],
+            "shares": [0.75, 0.25],
+        },
+        {"unit_id": "q2", "unit": "question", "classes": [-1, -1], "originals": [], "shares": []},
+        {
+            "unit_id": "e1",
+            "unit": "entity",
+            "classes": [0, 1, 1, 2],
+            "originals": ["Lyon"],
+            "shares": [0.5],
+        },
+        {"unit_id": "e2", "unit": "entity", "originals": ["Oslo"], "shares": [None]}
+        | {"error": "no samples"},
+    ],
+    "entities": [
+        {"entity_id": "e1", "response_id": "r2", "text": "Lyon"},
+        {"entity_id": "e2", "response_id": "r2", "text": "Oslo"},
+    ],
+    "p_true": [
+        {"fact_id": "a", "response_id": "r1", "p_true": 0.8},
+        {"fact_id": "b", "response_id": "r1", "p_true": 0.4},
+        {"fact_id": "d", "response_id": "r2", "p_true": None},
     ],
 }
 
 
 @pytest.mark.parametrize(("distinct", "score", "count"), [("false", 2 / 3, 3), ("true", 0.5, 2)])
-def test_rewards_by_hand(tmp_path, distinct, score, count):
-    rows = run(rewards, tmp_path, INPUTS, [f"rewards.distinct_facts={distinct}"])
+def test_rewards_by_hand(run_stage, distinct, score, count):
+    rows = run_stage(rewards, INPUTS, [f"rewards.distinct_facts={distinct}"])
     first, second, third = rows
     assert first["factscore"] == pytest.approx(score)
     assert (first["facts"], first["repeated"]) == (count, 1)
     assert first["max_conf"] == 0.75  # q2 was never answered: left out, not 0
-    assert second["factscore"] is None and second["max_conf"] is None
+    # of one question's originals each fact's own: 0.75 for "cello", 0.25 for the repeat's "harp"
+    assert first["samp_conf"] == (0.75 if distinct == "true" else 0.5)
+    assert first["p_true"] == pytest.approx(0.6)
+    assert second["factscore"] is None and second["max_conf"] is None and second["p_true"] is None
+    assert (second["ne_max_conf"], second["ne_exp_conf"]) == (0.5, 0.375)  # 1/4, 1/2, 1/4
+    assert second["ne_samp_conf"] == 0.5 and first["ne_max_conf"] is None
     assert (third["facts"], third["factscore"]) == (0, None)
 
 
-def test_rewards_without_answers_leave_confidence_unknown(tmp_path):
+def test_rewards_count_what_they_are_made_of_and_what_failed(run_stage):
+    inputs = INPUTS | {
+        "responses": [
+            response("r1", text="Mara plays the cello."),
+            response("r2"),
+            response("r3", text="I do not know her."),
+            response("r4") | {"text": None, "error": "no samples"},
+        ],
+        "facts": [
+            *INPUTS["facts"],
+            fact("s", "r2", fact=None, error="no answer"),
+            fact("t", "r3", fact=None, abstained=True),
+        ],
+    }
+    first, second, third, fourth = run_stage(rewards, inputs)
+    assert [first[k] for k in ("facts", "judged", "answered", "entities")] == [3, 3, 2, 0]
+    assert [second[k] for k in ("facts", "judged", "answered", "entities")] == [1, 0, 0, 1]
+    assert [r["words"] for r in (first, third, fourth)] == [4, 5, None]
+    assert [r["abstained"] for r in (first, second, third)] == [False, False, True]
+    # r2: a sentence without facts, a fact without a question, an entity without samples
+    assert [r["errors"] for r in (first, second, third, fourth)] == [0, 3, 0, 1]
+    assert fourth["error"] == "no samples" and fourth["max_conf"] is None
+
+
+def test_rewards_without_answers_leave_confidence_unknown(run_stage):
     inputs = {k: INPUTS[k] for k in ("responses", "facts", "verdicts")}
-    assert [r["max_conf"] for r in run(rewards, tmp_path, inputs)] == [None, None, None]
+    assert [r["max_conf"] for r in run_stage(rewards, inputs)] == [None, None, None]
 
 
-def test_groups_hold_unique_responses_with_a_reward(tmp_path):
-    found = run(
+def test_groups_hold_unique_responses_with_a_reward(run_stage):
+    found = run_stage(
         groups,
-        tmp_path,
         {
             "responses": [
                 response("r1", text="x"),
@@ -100,7 +142,48 @@ def test_groups_hold_unique_responses_with_a_reward(tmp_path):
     ]
 
 
+def test_a_mix_is_a_weighted_sum_of_z_scores(run_stage):
+    row = {"split": "train", "prompt_id": "p", "topic": "Mara"}
+    found = run_stage(
+        mixes,
+        {
+            "rewards": [
+                row | {"response_id": "r1", "factscore": 1.0, "max_conf": 0.5},
+                row | {"response_id": "r2", "factscore": 0.5, "max_conf": None},
+            ]
+        },
+        mix={"both": {"factscore": 2.0, "max_conf": -1.0}, "one": {"factscore": 1.0}},
+        moments={"factscore": (0.75, 0.25), "max_conf": (0.25, 0.5)},
+    )
+    # 2 * (1 - 0.75) / 0.25 - (0.5 - 0.25) / 0.5; unknown when one part is
+    assert [(r["response_id"], r["name"], r["value"]) for r in found] == [
+        ("r1", "both", 1.5),
+        ("r1", "one", 1.0),
+        ("r2", "both", None),
+        ("r2", "one", -1.0),
+    ]
+    flat = {"factscore": (0.5, 0.0)}  # the same everywhere: adds nothing
+    assert mixes.mixed({"factscore": 0.5}, {"factscore": 3.0}, flat) == 0.0
+
+
+def test_groups_take_a_mix_by_its_name(run_stage):
+    mixed = [("r1", "both", 0.1), ("r1", "other", 9.0), ("r2", "both", 0.3), ("r2", "other", 9.0)]
+    found = run_stage(
+        groups,
+        {
+            "responses": [response("r1"), response("r2")],
+            "mixes": [
+                {"response_id": r, "split": "train", "name": n, "value": v} for r, n, v in mixed
+            ],
+        },
+        reward="both",
+        splits=("train",),
+    )
+    assert [(g["rewards"], g["pairs"]) for g in found] == [([0.1, 0.3], 1)]
+
+
 def test_pairs_need_more_than_the_threshold():
-    assert groups.count_pairs([0.0, 0.5, 1.0], 0.0) == 3
-    assert groups.count_pairs([0.0, 0.5, 1.0], 0.5) == 1
-    assert groups.count_pairs([0.5, 0.5], 0.0) == 0
+    assert count_pairs([0.0, 0.5, 1.0], 0.0) == 3
+    assert count_pairs([0.0, 0.5, 1.0], 0.5) == 1
+    assert count_pairs([0.5, 0.5], 0.0) == 0
+    assert count_pairs([0.5, None, 1.0], 0.0) == 1

@@ -1,0 +1,126 @@
+"""Finished tables -> what the rewards are worth: pairs, and confidence against verdicts.
+
+    moments(root / "base/tune/rewards", ["factscore"])   ->  {"factscore": (0.57, 0.31)}
+    columns(root, "base/tune", 0.0)     ->  {"max_conf": {"responses": 1500, "mean": 0.61,
+                                             "sd": 0.12, "pairs": 6690}, ...}
+    confidence(root, "base/tune")       ->  {"max_conf": {"facts": 4100, "auroc": 0.87, "ece": 0.09,
+                                             "bins": [{"low": 0.0, "high": 0.1, ...}, ...]}, ...}
+
+Tables are read shard by shard; of each only numbers are held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pyarrow.compute as pc
+
+from facttune_ray import tables
+from facttune_ray.evaluation.metrics import auroc
+from facttune_ray.schema import REWARD_COLUMNS
+from facttune_ray.scoring.pairs import count_pairs
+from facttune_ray.scoring.units import UNIT_COLUMNS, by_id, of_question
+from facttune_ray.tables import Folder
+
+BINS = 10  # of equal width over [0, 1]
+PROBABILITIES = ("max_conf", "samp_conf", "p_true")  # read as chances that a fact is true
+
+
+def moments(folder: Folder, names: list[str]) -> dict[str, tuple[float, float]]:
+    """(mean, standard deviation) of each column over train responses that have it."""
+    sums: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in names}
+    for shard in range(tables.manifest(folder)["shards"]):
+        table = tables.read_part(folder, shard, ["split", *names])
+        table = table.filter(pc.equal(table["split"], "train"))
+        for name in names:
+            values = table[name].drop_null().to_numpy()
+            sums[name][0] += len(values)
+            sums[name][1] += values.sum()
+            sums[name][2] += np.square(values).sum()
+    return {name: _moments(*found) for name, found in sums.items()}
+
+
+def _moments(n: float, total: float, squares: float) -> tuple[float, float]:
+    if not n:
+        return 0.0, 0.0
+    mean = total / n
+    return mean, math.sqrt(max(0.0, squares / n - mean * mean))
+
+
+def columns(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
+    """Of each reward, mixes included: train responses that have it, mean, sd, and its pairs."""
+    values: dict[str, list[float]] = defaultdict(list)
+    pairs: Counter[str] = Counter()
+    for rows in _shards(root / scope, ("rewards", "mixes")):
+        prompts: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for row in rows["rewards"]:
+            for name in REWARD_COLUMNS:
+                if row["split"] == "train" and row[name] is not None:
+                    prompts[name, row["prompt_id"]].append(row[name])
+        for row in rows["mixes"]:
+            if row["split"] == "train" and row["value"] is not None:
+                prompts[row["name"], row["prompt_id"]].append(row["value"])
+        for (name, _), found in prompts.items():
+            values[name] += found
+            pairs[name] += count_pairs(found, threshold)
+    return {
+        name: {
+            "responses": len(found),
+            "mean": float(np.mean(found)),
+            "sd": float(np.std(found)),
+            "pairs": pairs[name],
+        }
+        for name, found in values.items()
+    }
+
+
+def confidence(root: Folder, scope: str) -> dict[str, dict]:
+    """Of each confidence, per distinct fact with a verdict: AUROC against the verdict and, where it
+    is a probability, its reliability: `bins` and the expected calibration error (Guo et al. 2017,
+    equation 3: mean over facts of |share supported - mean confidence| in the fact's bin)."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    labels: dict[str, list[bool]] = defaultdict(list)
+    needed = ("facts", "verdicts", "questions", "classes", "p_true")
+    for rows in _shards(root / scope, needed):
+        verdicts = {v["fact_id"]: v["supported"] for v in rows["verdicts"]}
+        units = by_id(rows["classes"])
+        asked = {q["fact_id"]: q for q in rows["questions"]}
+        p_true = {p["fact_id"]: p["p_true"] for p in rows["p_true"]}
+        for f in rows["facts"]:
+            supported = verdicts.get(f["fact_id"])
+            if supported is None or f["repeated"]:
+                continue
+            unit = of_question(asked.get(f["fact_id"]), units)
+            found = {name: unit.get(name) for name in UNIT_COLUMNS}
+            for name, value in {**found, "p_true": p_true.get(f["fact_id"])}.items():
+                if value is not None:
+                    scores[name].append(value)
+                    labels[name].append(supported)
+    return {
+        name: _agreement(name, np.array(labels[name]), np.array(scores[name])) for name in scores
+    }
+
+
+def _agreement(name: str, labels_F: np.ndarray, scores_F: np.ndarray) -> dict:
+    found = {"facts": len(labels_F), "auroc": auroc(labels_F, scores_F)}
+    if name not in PROBABILITIES:
+        return found | {"ece": None, "bins": []}
+    bins, place_F = [], np.minimum((scores_F * BINS).astype(int), BINS - 1)
+    for b in range(BINS):
+        inside = place_F == b
+        if inside.any():
+            mean, share = float(scores_F[inside].mean()), float(labels_F[inside].mean())
+            counted = {"facts": int(inside.sum()), "confidence": mean, "supported": share}
+            bins.append({"low": b / BINS, "high": (b + 1) / BINS} | counted)
+    apart = sum(b["facts"] * abs(b["supported"] - b["confidence"]) for b in bins)
+    return found | {"ece": apart / len(labels_F), "bins": bins}
+
+
+def _shards(scope: Folder, names: tuple[str, ...]):
+    """Rows of these tables, shard by shard; of a table that is not finished, none."""
+    there = {n: (scope / n / tables.MANIFEST).read_json() for n in names}
+    shards = max((m["shards"] for m in there.values() if m), default=0)
+    for shard in range(shards):
+        yield {n: list(tables.rows(scope / n, shard)) if there[n] else [] for n in names}

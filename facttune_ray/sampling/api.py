@@ -1,0 +1,120 @@
+"""Sampling by an OpenAI-compatible endpoint: nothing but HTTP, through the run's own client.
+
+    sampler = ApiSampler(client, form="completions", choices=4)
+    await sampler.sample(["Question: Where was Mara Veldt born?\\nAnswer:"], n=20, seeds=[7],
+                         max_tokens=15, temperature=1.0, top_p=0.9, stop="\\n", raw=True)
+    -> [[Sample(text=" Ostrava", tokens=3, finished=True), ...]]
+
+    chat          POST chat/completions: the prompt is the user's message
+    completions   POST completions: the prompt is continued as a plain model continues it
+
+Ledger, limits, retries and budget are the client's: a sample is paid once. A prompt that failed
+for good gives an empty list that tells why: `Failed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from facttune_ray.errors import RowError, UserError
+from facttune_ray.sampling.protocol import Failed, Sample, check_settings
+from facttune_ray.schema import seed_from
+
+if TYPE_CHECKING:
+    from facttune_ray.llm.client import Client, Prompt
+    from facttune_ray.llm.ledger import Completion
+
+
+class ApiSampler:
+    """`sample` as in `sampling.protocol.Sampler`, awaitable."""
+
+    def __init__(
+        self, client: Client, *, form: Literal["chat", "completions"] = "chat", choices: int = 1
+    ) -> None:
+        """`choices`: most samples of one request (`n`). Not every server takes more than 1."""
+        if form not in FORMS:
+            raise UserError(f'sampling.form is "{form}"; it is one of {", ".join(FORMS)}.')
+        if choices < 1:
+            raise UserError(f"sampling.choices is {choices}: must be at least 1.")
+        self.client, self.form, self.choices = client, form, choices
+
+    async def sample(
+        self,
+        prompts: list[str],
+        *,
+        n: int,
+        seeds: list[int],
+        max_tokens: int | list[int],
+        temperature: float,
+        top_p: float,
+        prefix: str = "",
+        stop: str | None = None,
+        raw: bool = False,
+        begun: list[str] | None = None,
+    ) -> list[list[Sample]]:
+        """A prompt's samples are requests with sample indices 0..n-1 and seeds of their own.
+
+        Sent: temperature, top_p, max_tokens, stop (if there is one), seed (31 bits), and what
+        llm.params adds. Temperature 0 is greedy: asked once, the samples are equal. UserError for
+        `begun` in chat, where no beginning can be continued, and when the run must stop.
+        """
+        if begun is not None and self.form == "chat":
+            raise UserError(
+                "sampling.form=completions is needed for entities: a chat endpoint cannot go on "
+                "from the middle of a response"
+            )
+        if begun is not None and prefix:
+            raise ValueError("`begun` begins a response; with `prefix` put it into the prompts")
+        limits = check_settings(len(prompts), n, len(seeds), max_tokens, temperature, top_p)
+        begun = [""] * len(prompts) if begun is None else begun
+        asked = []
+        for prompt, start, limit, seed in zip(prompts, begun, limits, seeds, strict=True):
+            fixed: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+            fixed |= {"max_tokens": limit} | ({"stop": stop} if stop else {})
+            draws = range(n if temperature > 0 else 1)
+            each = [fixed | {"seed": seed_from(seed, i) >> 32} for i in draws]
+            asked.append(self._samples(FORMS[self.form](prefix, prompt, start, raw), each, stop))
+        found = await asyncio.gather(*asked)
+        return found if temperature > 0 else [f if isinstance(f, Failed) else f * n for f in found]
+
+    async def _samples(self, prompt: Prompt, each: list[dict], stop: str | None) -> list[Sample]:
+        try:
+            completions = await self.client.complete_all(prompt, each, self.choices)
+            return [_sample(c, stop) for c in completions]
+        except RowError as e:
+            return Failed(str(e))
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """An estimate, as there is no tokenizer: 4 tokens for 3 words, at least 1."""
+        return [_estimate(text) for text in texts]
+
+
+def _chat(prefix: str, prompt: str, begun: str, raw: bool) -> Prompt:
+    return [{"role": "user", "content": prefix + prompt}]
+
+
+def _completions(prefix: str, prompt: str, begun: str, raw: bool) -> Prompt:
+    # the text whose tokens `protocol.encode_all` gives to a plain model
+    text = prefix + prompt + ("" if raw or prefix else "\n")
+    return (text + begun).rstrip(" ") if begun else text
+
+
+FORMS = {"chat": _chat, "completions": _completions}
+
+
+def _sample(completion: Completion, stop: str | None) -> Sample:
+    """A refusal is what the model says. `tokens` as the server counts them; of several choices of
+    one request it counts the sum, and a sample has its share by length. Estimated if it does not.
+    """
+    if completion.finish_reason == "content_filter" and not completion.text:
+        raise RowError("the endpoint's content filter took a sample")
+    text, finished = completion.text or completion.refusal or "", completion.finish_reason == "stop"
+    if stop and stop in text:
+        text, finished = text[: text.index(stop)], True
+    return Sample(text, completion.completion_tokens or _estimate(text), finished)
+
+
+def _estimate(text: str) -> int:
+    return max(1, math.ceil(len(text.split()) * 4 / 3))

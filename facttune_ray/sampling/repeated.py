@@ -1,0 +1,52 @@
+"""A pass with transformers' own cache, repeated for every row: for models that cannot share.
+
+The same three calls as `sampling/shared.py`. Sliding windows, recurrent states and attention
+with biases are the model's own business here; prompts of a pass are of one length.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class RepeatedRun:
+    pads = False
+
+    def __init__(self, model: Any, prefix: Any) -> None:
+        """`prefix`: a cache that holds the prefix, None without one."""
+        self.model = model
+        self.prefix = prefix
+
+    def start(self, prompts: list[list[int]], of_R: np.ndarray, capacity: int) -> torch.Tensor:
+        from transformers import DynamicCache
+
+        if self.prefix is None:
+            self.cache = DynamicCache(config=self.model.config)
+        else:
+            self.cache = copy.deepcopy(self.prefix)
+            self.cache.batch_repeat_interleave(len(prompts))
+        logits_BV = self._forward(torch.tensor(prompts, device=self.model.device))
+        self.cache.batch_select_indices(torch.from_numpy(of_R).to(self.model.device))
+        return logits_BV
+
+    def step(self, tokens_R: torch.Tensor) -> torch.Tensor:
+        return self._forward(tokens_R[:, None])
+
+    def keep(self, kept_K: torch.Tensor) -> None:
+        self.cache.batch_select_indices(kept_K)
+
+    def _forward(self, ids_RT: torch.Tensor) -> torch.Tensor:
+        out = self.model(
+            input_ids=ids_RT, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        )
+        return out.logits[:, -1].float()
+
+
+def prefill(model: Any, ids: list[int]) -> Any:
+    run = RepeatedRun(model, None)
+    run.start([ids], np.zeros(1, dtype=np.int64), 1)
+    return run.cache

@@ -1,0 +1,330 @@
+"""Attention of many rows that share most of what they look at.
+
+A row's keys and values lie in three parts, and only the last is its own:
+
+    prefix [H, P, D]       worked questions: one for all rows
+    prompt [B, H, S, D]    a question: one for its n samples
+    own    [R, H, T, D]    what the row has generated
+
+Each part is attended to once for all rows that share it, as one product of matrices, and the
+parts are merged by their sums of exponentials (the merge of FlashAttention's blocks, Dao et al.
+2022, arXiv 2205.14135; of prefixes: Hydragen, Juravsky et al. 2024, arXiv 2402.05099). Nothing
+is copied n times, and prompts of unequal length run side by side.
+
+    run = SharedRun(model, prefix)
+    logits_BV = run.start(prompts, of_R, capacity=15)     the token after each prompt
+    logits_RV = run.step(tokens_R)                        the token after each row
+    run.keep(alive_K)                                     rows that go on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+NAME = "facttune_shared"
+PREFILL_TOKENS = 8192  # of prompts in one forward pass
+PREFILL_SCORES = 1 << 26  # attention scores held at a time while prompts run behind a prefix
+Part = tuple[torch.Tensor, torch.Tensor]  # keys, values of one layer
+Prefix = list[Part]  # [H, P, D] a layer; [] without a prefix
+
+
+class SharedCache(Cache):
+    """Keys and values of one pass, by layer. `attend` reads them; the model only hands it on."""
+
+    def __init__(self, prefix: Prefix, prompts: int, length: int) -> None:
+        super().__init__(layers=[])
+        self.prefix = prefix
+        self.shape = (prompts, length)  # B, S
+        self.first = 0  # prompt that the next forward pass begins with
+        self.prompt: list[Part] = []
+        self.own: list[Part] = []
+        self.bias_B1S: torch.Tensor | None = None  # -inf on padding; None: there is none
+        self.of_R = self.slot_R = torch.empty(0, dtype=torch.long)  # row -> prompt, its place
+        self.slots = 1  # most rows of a prompt
+        self.capacity = 0  # T
+        self.steps = 0  # generated tokens that are stored
+
+    @property
+    def prefilling(self) -> bool:
+        return self.capacity == 0
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> Part:
+        """Stores what the model made of its new tokens. keys, values [rows, H, tokens, D]."""
+        rows, heads, tokens, _dim = key_states.shape
+        parts = self.prompt if self.prefilling else self.own
+        if layer_idx == len(parts):
+            batch, length = self.shape if self.prefilling else (rows, self.capacity)
+            make = key_states.new_empty
+            parts.append(
+                (
+                    make(batch, heads, length, key_states.shape[-1]),
+                    make(batch, heads, length, value_states.shape[-1]),
+                )
+            )
+        row, token = (self.first, 0) if self.prefilling else (0, self.steps)
+        for store, new in zip(parts[layer_idx], (key_states, value_states), strict=True):
+            store[row : row + rows, :, token : token + tokens] = new
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # positions are given; no mask is built from it
+
+    def keep(self, kept_K: torch.Tensor) -> None:
+        """Forgets all rows but these (ascending), and prompts that have none left."""
+        self.own = [tuple(_take(x, kept_K, self.steps) for x in part) for part in self.own]  # type: ignore[misc]
+        self.place(self.of_R[kept_K])
+        prompts, of_R = self.of_R.unique(return_inverse=True)
+        if len(prompts) < 0.7 * self.shape[0]:
+            self.prompt = [(k[prompts], v[prompts]) for k, v in self.prompt]
+            if self.bias_B1S is not None:
+                self.bias_B1S = self.bias_B1S[prompts]
+            self.shape = (len(prompts), self.shape[1])
+            self.of_R = of_R
+
+    def place(self, of_R: torch.Tensor) -> None:
+        """Rows, by the prompt of each: ascending."""
+        each_R = torch.arange(len(of_R), device=of_R.device)
+        self.of_R = of_R
+        self.slot_R = each_R - torch.searchsorted(of_R, of_R)
+        self.slots = int(self.slot_R.max()) + 1
+
+
+def _take(store: torch.Tensor, kept_K: torch.Tensor, steps: int) -> torch.Tensor:
+    rows, heads, capacity, dim = store.shape
+    out = store.new_empty(len(kept_K), heads, capacity, dim)
+    out[:, :, :steps] = store[kept_K, :, :steps]
+    return out
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    shared: SharedCache,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function of transformers. query [rows, heads, tokens, D] -> [rows, tokens,
+    heads, D]; key and value hold the new tokens, which are in `shared` already."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not shared.prefilling:
+        return _attend_step(query * scale, shared, module.layer_idx), None
+    if not shared.prefix:
+        out = scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, enable_gqa=True
+        )
+        return out.transpose(1, 2).contiguous(), None
+    rows, heads, tokens, _dim = query.shape
+    groups = key.shape[1]
+    # Padding stands right of a prompt, where causal attention never looks.
+    causal_TT = query.new_full((tokens, tokens), -torch.inf, dtype=torch.float32).triu(1)
+    bias_GTT = causal_TT.repeat(heads // groups, 1)
+    q_RGMD = (query * scale).reshape(rows, groups, -1, query.shape[-1])
+    merged = _merge(
+        [_to_prefix(q_RGMD, shared, module.layer_idx), _look(q_RGMD, key, value, bias_GTT)]
+    )
+    out = merged.reshape(rows, heads, tokens, -1).transpose(1, 2)
+    return out.to(query.dtype).contiguous(), None
+
+
+Looked = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # weighted values, sum, maximum
+
+
+def _attend_step(query: torch.Tensor, shared: SharedCache, layer: int) -> torch.Tensor:
+    """One new token a row: query [R, heads, 1, D], scaled -> [R, 1, heads, D]."""
+    rows, heads, _one, dim = query.shape
+    k_prompt, v_prompt = shared.prompt[layer]
+    groups = k_prompt.shape[1]  # key-value heads; each serves heads // groups of the query's
+    q_RGMD = query.reshape(rows, groups, heads // groups, dim)
+    looked = [_to_prefix(q_RGMD, shared, layer)] if shared.prefix else []
+
+    at = (shared.of_R, shared.slot_R)
+    prompts, each = k_prompt.shape[0], heads // groups
+    q_BNGMD = query.new_zeros(prompts, shared.slots, groups, each, dim)
+    q_BNGMD[at] = q_RGMD
+    q_BGXD = q_BNGMD.transpose(1, 2).reshape(prompts, groups, shared.slots * each, dim)
+    bias = None if shared.bias_B1S is None else shared.bias_B1S[:, None]
+    looked.append(
+        tuple(  # type: ignore[arg-type]
+            x.view(prompts, groups, shared.slots, each, -1).transpose(1, 2)[at]
+            for x in _look(q_BGXD, k_prompt, v_prompt, bias)
+        )
+    )
+    k_own, v_own = (x[:, :, : shared.steps + 1] for x in shared.own[layer])
+    looked.append(_look(q_RGMD, k_own, v_own))
+    return _merge(looked).to(query.dtype).reshape(rows, 1, heads, -1)
+
+
+def _to_prefix(q_RGMD: torch.Tensor, shared: SharedCache, layer: int) -> Looked:
+    """All rows' queries at the one prefix."""
+    rows, groups, each, dim = q_RGMD.shape
+    flat = q_RGMD.transpose(0, 1).reshape(groups, rows * each, dim)
+    looked = _look(flat, *shared.prefix[layer])
+    return tuple(x.view(groups, rows, each, -1).transpose(0, 1) for x in looked)  # type: ignore[return-value]
+
+
+def _look(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
+) -> Looked:
+    """Unnormalised attention of q [..., Q, D] to k, v [..., K, D]; float32 sums and maxima."""
+    if q.device.type == "cpu":  # where many small products of bfloat16 are slow
+        q, k, v = q.float(), k.float(), v.float()
+    scores = (q @ k.transpose(-1, -2)).float()
+    if bias is not None:
+        scores += bias
+    most = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(most).exp_()
+    return weights.to(v.dtype) @ v, weights.sum(dim=-1, keepdim=True), most
+
+
+def _merge(looked: list[Looked]) -> torch.Tensor:
+    most = looked[0][2]
+    for _out, _sum, other in looked[1:]:
+        most = torch.maximum(most, other)
+    total = values = torch.zeros((), device=most.device)
+    for out, summed, own in looked:
+        share = (own - most).exp_()
+        values, total = values + out * share, total + summed * share
+    return values / total
+
+
+AttentionInterface.register(NAME, attend)
+
+
+class SharedRun:
+    """One pass over a model: prompts, then their rows step by step."""
+
+    pads = True  # prompts may differ in length
+
+    def __init__(self, model: Any, prefix: Prefix) -> None:
+        self.model = model
+        self.device = model.device
+        self.prefix = prefix
+        self.depth = prefix[0][0].shape[1] if prefix else 0  # P
+
+    def start(self, prompts: list[list[int]], of_R: np.ndarray, capacity: int) -> torch.Tensor:
+        """Runs the prompts; the logits behind each, [B, V] float32. `of_R`: the prompt of each
+        row, ascending. `capacity`: tokens that the rows can take."""
+        lengths_B = torch.tensor([len(p) for p in prompts])
+        length = int(lengths_B.max())
+        ids_BS = torch.zeros(len(prompts), length, dtype=torch.long)
+        for row, ids in enumerate(prompts):
+            ids_BS[row, : len(ids)] = torch.tensor(ids)
+        ids_BS, lengths_B = ids_BS.to(self.device), lengths_B.to(self.device)
+        self.cache = SharedCache(self.prefix, len(prompts), length)
+        positions_1S = torch.arange(self.depth, self.depth + length, device=self.device)[None]
+        parts = []
+        size = _prompts_a_pass(self.model.config, length, behind=bool(self.prefix))
+        for first in range(0, len(prompts), size):
+            self.cache.first = first
+            some_BS = ids_BS[first : first + size]
+            ends_B = lengths_B[first : first + size] - 1
+            parts.append(self._forward(some_BS, positions_1S.expand(len(some_BS), -1), ends_B))
+        inside_BS = torch.arange(length, device=self.device) < lengths_B[:, None]
+        if not inside_BS.all():
+            bias_BS = torch.zeros_like(inside_BS, dtype=torch.float32)
+            self.cache.bias_B1S = bias_BS.masked_fill_(~inside_BS, -torch.inf)[:, None]
+        self.cache.capacity = capacity
+        of = torch.from_numpy(of_R).to(self.device)
+        self.cache.place(of)
+        self.next_R1 = (self.depth + lengths_B)[of][:, None]  # position of each row's next token
+        return torch.cat(parts)
+
+    def step(self, tokens_R: torch.Tensor) -> torch.Tensor:
+        """Logits [R, V] float32 behind one more token a row."""
+        logits_RV = self._forward(tokens_R[:, None], self.next_R1, None)
+        self.cache.steps += 1
+        self.next_R1 = self.next_R1 + 1
+        return logits_RV
+
+    def keep(self, kept_K: torch.Tensor) -> None:
+        self.cache.keep(kept_K)
+        self.next_R1 = self.next_R1[kept_K]
+
+    def _forward(
+        self, ids_RT: torch.Tensor, positions_RT: torch.Tensor, ends_R: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`ends_R`: the token of each row whose logits are wanted; None: there is one a row."""
+        kept, of_R = (1, None) if ends_R is None else ends_R.unique(return_inverse=True)
+        with attending(self.model):
+            logits_RKV = self.model(
+                input_ids=ids_RT,
+                position_ids=positions_RT,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=kept,
+                shared=self.cache,
+            ).logits
+        if of_R is None:
+            return logits_RKV[:, -1].float()
+        return logits_RKV[torch.arange(len(of_R), device=self.device), of_R].float()
+
+
+def prefill(model: Any, ids: list[int]) -> Prefix:
+    """Keys and values [H, P, D] of a prefix, by layer."""
+    run = SharedRun(model, [])
+    run.start([ids], np.zeros(1, dtype=np.int64), 1)
+    return [(k[0], v[0]) for k, v in run.cache.prompt]
+
+
+def _prompts_a_pass(config: Any, length: int, behind: bool) -> int:
+    size = PREFILL_TOKENS // length
+    if behind:  # the scores of a prompt's tokens among themselves are held at once
+        heads = config.get_text_config(decoder=True).num_attention_heads
+        size = min(size, PREFILL_SCORES // (heads * length * length))
+    return max(1, size)
+
+
+@contextmanager
+def attending(model: Any) -> Iterator[None]:
+    """The model attends through `attend` within, and as before without."""
+    before = model.config._attn_implementation
+    if before == NAME:
+        yield
+        return
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def can_share(model: Any) -> bool:
+    """Whether the model attends to every position through an attention function that can be
+    changed, and gives the same logits so. Asked of it, as its flags do not all tell (softcaps,
+    sinks and biases of attention are given to an attention function, too, and not served)."""
+    layers = DynamicCache(config=model.config).layers
+    if not getattr(model, "_supports_attention_backend", False) or not layers:
+        return False
+    if any(type(layer) is not DynamicLayer for layer in layers):
+        return False
+    vocab = model.config.get_text_config(decoder=True).vocab_size
+    ids = [i % vocab for i in range(3, 12)]
+    try:
+        with torch.inference_mode():
+            plain_V = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1]
+            run = SharedRun(model, prefill(model, ids[:4]))
+            run.start([ids[4:8]], np.zeros(1, dtype=np.int64), 1)
+            shared_V = run.step(torch.tensor(ids[8:], device=model.device))[0]
+    except (TypeError, ValueError, AttributeError, IndexError):
+        return False
+    exact = torch.finfo(model.dtype).eps * 64 * max(1.0, float(plain_V.abs().max()))
+    return bool((plain_V.float() - shared_V).abs().max() <= exact)

@@ -1,0 +1,147 @@
+"""A model's name -> its tokenizer and weights, from a folder, a hub or an object store.
+
+    load("s3://bucket/llama-2-7b", "bfloat16", device="cuda")  ->  (tokenizer, model)
+    local_weights("s3://bucket/llama-2-7b")
+    -> "/tmp/facttune-models/4f1c.../llama-2-7b"       copied once a node; others wait for it
+
+Safetensors only, and no code from the folder is run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from facttune_ray.errors import UserError
+
+Quantize = Literal["none", "8bit", "4bit"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Copies of the weights in other forms, which nothing here reads.
+OTHER_FORMS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx")
+_CHUNK = 2**24  # bytes
+
+
+def load(
+    path: str, dtype: str, *, device: str = "cpu", quantize: Quantize = "none"
+) -> tuple[Any, Any]:
+    """(tokenizer, causal LM on `device`) of a folder, hub name or URI; UserError when none.
+
+    `quantize`: weights in 8 or 4 bits by bitsandbytes, on a GPU. `dtype` is then what they are
+    multiplied in.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise UserError(f'dtype is "{dtype}"; it is one of {", ".join(DTYPES)}.')
+    more = quantization(quantize, dtype, device)
+    folder = local_weights(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            **more,
+        )
+    except (OSError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        what = "no such folder" if not Path(path).exists() and "/" in path else line
+        raise UserError(
+            f"Cannot load a model from {path} (a folder with config.json, tokenizer and "
+            f"safetensors weights, its URI, or a hub name): {what}"
+        ) from error
+    if not more:  # quantised weights lie there already
+        model.to(device)  # type: ignore[arg-type]
+    return tokenizer, model
+
+
+def quantization(quantize: Quantize, dtype: str, device: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for quantised weights; {} for "none"."""
+    if quantize == "none":
+        return {}
+    if quantize not in ("8bit", "4bit"):
+        raise UserError(f'sampling.quantize is "{quantize}"; it is none, 8bit or 4bit.')
+    if not device.startswith("cuda"):
+        raise UserError(f"sampling.quantize={quantize} needs a GPU: set sampling.gpus, or none.")
+    missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"sampling.quantize={quantize} needs {' and '.join(missing)}: "
+            f"pip install {' '.join(missing)}"
+        )
+    from transformers import BitsAndBytesConfig
+
+    bits = BitsAndBytesConfig(
+        load_in_8bit=quantize == "8bit",
+        load_in_4bit=quantize == "4bit",
+        bnb_4bit_compute_dtype=DTYPES[dtype],
+    )
+    return {"quantization_config": bits, "device_map": {"": device}}
+
+
+def local_weights(path: str, cache: str | None = None) -> str:
+    """What transformers and vLLM can open: a hub name or local folder as it is, a URI's copy.
+
+    cache: folder of the copies (default: facttune-models in the system's folder for temporary
+    files). A copy is named by URI and the size and time of change of its files, and appears whole
+    or not at all; of several processes one fetches and the others wait. UserError when the
+    folder is missing, has no config.json, or the disk is full.
+    """
+    if "://" not in path:
+        return path
+    import fcntl  # not on Windows, where local paths work
+
+    import pyarrow.fs as pafs
+
+    from facttune_ray.schema import digest
+    from facttune_ray.tables import Folder
+
+    root = Path(cache or Path(tempfile.gettempdir(), "facttune-models"))
+    source = Folder.of(path)
+    try:
+        selector = pafs.FileSelector(source.path, allow_not_found=True, recursive=True)
+        files = {
+            info.path[len(source.path) :].lstrip("/"): info
+            for info in source.fs.get_file_info(selector)
+            if info.is_file and not info.path.endswith(OTHER_FORMS)
+        }
+        if "config.json" not in files:
+            raise UserError(
+                f"No model at {path}: no config.json there. "
+                f"Give the folder that save_pretrained wrote, or a hub name."
+            )
+        marks = sorted((name, info.size, info.mtime_ns) for name, info in files.items())
+        place = root / digest(path, marks)
+        copy = place / Path(source.path).name
+        place.mkdir(parents=True, exist_ok=True)
+        with open(place / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # freed when its process ends, however it ends
+            if not copy.exists():
+                _fetch(source, list(files), copy)
+    except OSError as e:
+        reason = " ".join((e.strerror or str(e)).split())
+        raise UserError(f"The model {path} cannot be copied to {root}: {reason}") from None
+    return str(copy)
+
+
+def _fetch(source: Any, names: list[str], target: Path) -> None:
+    unfinished = target.with_name(target.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    try:
+        for name in names:
+            file = unfinished / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with (source / name).fs.open_input_stream((source / name).path) as remote:
+                with open(file, "wb") as local:
+                    shutil.copyfileobj(remote, local, _CHUNK)
+        os.replace(unfinished, target)
+    except BaseException:  # a full disk, above all: give the space back
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -1,0 +1,104 @@
+"""Noun chunks of a text, by spaCy, as units of confidence.
+
+    nlp = load("en_core_web_sm")
+    extract(nlp, ["Mara Veldt was born in Ostrava. She plays the cello."])
+    ->  [[Entity("Ostrava", 23, 30), Entity("the cello", 42, 51)]]
+
+A subject is left out, as almost anything could stand there; so are pronouns and the head of a
+sentence without a verb. The pipeline needs a dependency parser and parts of speech.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from facttune_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Entity:
+    text: str
+    start: int  # characters start..end-1 of the text that was parsed
+    end: int
+
+
+SUBJECTS = {"nsubj", "nsubjpass", "nsubj:pass", "ROOT"}
+POINTERS = {"which", "that", "it", "this"}
+UNUSED = ["ner", "lemmatizer", "entity_ruler", "entity_linker", "textcat", "textcat_multilabel"]
+
+# What lays out a line and is no word of it: "\n- the cello", "2. the cello", "the cello\n*".
+_MARK = r"(?:[-*+>#\u2022\u2013\u2014\u00b7]+|\d{1,3}[.)])"
+_LEADING = re.compile(rf"\s*(?:{_MARK}\s+)?")
+
+
+def noun_chunks(doc: Any) -> list[Entity]:
+    """Entities of a parsed spaCy `Doc`, in text order; determiners belong to them."""
+    found = (
+        _trimmed(doc.text, chunk.start_char, chunk.end_char)
+        for chunk in doc.noun_chunks
+        if chunk.root.dep_ not in SUBJECTS and chunk.root.pos_ != "PRON"
+    )
+    return [e for e in found if e.text.lower() not in POINTERS and any(map(str.isalnum, e.text))]
+
+
+def _trimmed(text: str, start: int, end: int) -> Entity:
+    """Without spaces and list marks at its border. A mark stands first in its line."""
+    chunk = text[start:end].rstrip()
+    head, _, last = chunk.rpartition("\n")
+    if re.fullmatch(_MARK, last.strip()) and "\n" in chunk:  # it lists what comes next
+        chunk = head.rstrip()
+    inside = text[text.rfind("\n", 0, start) + 1 : start].strip()
+    lead = _LEADING.match(chunk)
+    assert lead is not None  # it matches the empty string
+    kept = chunk.lstrip() if inside and "\n" not in lead[0] else chunk[lead.end() :]
+    start += len(chunk) - len(kept)
+    return Entity(kept, start, start + len(kept))
+
+
+def extract(nlp: Any, texts: Sequence[str]) -> list[list[Entity] | None]:
+    """Entities of each text; None: longer than the pipeline takes (`nlp.max_length` characters)."""
+    fit = [t for t in texts if t.strip() and len(t) <= nlp.max_length]
+    parsed = iter([noun_chunks(doc) for doc in nlp.pipe(fit)])
+    none: list[Entity] = []
+    return [
+        none if not t.strip() else next(parsed) if len(t) <= nlp.max_length else None for t in texts
+    ]
+
+
+@functools.cache
+def load(name: str) -> Any:
+    """The spaCy pipeline of an installed package or a folder, without the parts not needed here.
+
+    UserError: there is none, or it does not find what noun chunks are made of.
+    """
+    try:
+        import spacy
+
+        nlp = spacy.load(name, exclude=UNUSED)
+    except (ImportError, OSError, ValueError) as e:
+        if isinstance(e, OSError) and "/" not in name:
+            raise UserError(
+                f'entities.spacy_model: the spaCy pipeline "{name}" is not installed: '
+                f"python -m spacy download {name}, or give the folder of one"
+            ) from None
+        reason = " ".join(str(e).split())[:160]
+        raise UserError(f'entities.spacy_model: no pipeline in "{name}": {reason}') from None
+    doc = nlp("She plays the cello in Lyon.")
+    lacks = {
+        "a dependency parser": not doc.has_annotation("DEP"),
+        "parts of speech (a morphologizer, or a tagger with an attribute_ruler)": (
+            not doc.has_annotation("POS")
+        ),
+        f'rules for noun chunks of the language "{nlp.lang}"': nlp.vocab.get_noun_chunks is None,
+    }
+    if any(lacks.values()):
+        missing = " and ".join(what for what, absent in lacks.items() if absent)
+        raise UserError(
+            f'entities.spacy_model: the pipeline "{name}" lacks {missing}; '
+            f"use one such as en_core_web_sm"
+        )
+    return nlp

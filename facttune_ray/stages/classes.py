@@ -1,0 +1,163 @@
+"""answers, entities -> classes: which samples of a unit mean the same (paper, section 3.2).
+
+in   answers  {"question_id": "77d0", "answers": ["the cello", "cello", "the harp", ...], ...}
+     entities {"entity_id": "b1d0", "text": "Ostrava", "answers": ["Ostrava", "Brno", ...], ...}
+out  classes  {"unit_id": "77d0", "unit": "question", "classes": [0, 0, 1, ...],
+               "originals": ["the cello"], "shares": [0.85], ...}
+
+By strings (`heuristic`, `exact`, `reference`), by an LLM that judges pairs, or by an entailment
+model. It is a stage of its own so that another method samples nothing again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from facttune_ray.config import Config
+from facttune_ray.errors import RowError
+from facttune_ray.prompts import equivalence as prompt
+from facttune_ray.prompts import template
+from facttune_ray.scoring import equivalence
+from facttune_ray.scoring.judged import Pair, Plan
+from facttune_ray.stages import connect
+from facttune_ray.stages.context import Context
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A question or an entity, and what was sampled for it."""
+
+    unit_id: str
+    unit: str  # question | entity
+    topic: str
+    question: str  # what the samples answer or continue
+    answers: list[str | None] | None
+    originals: list[str]
+    error: str | None
+
+
+def recipe(cfg: Config) -> dict:
+    c = cfg.classes
+    found: dict = {"classes.method": c.method}
+    if c.method in ("llm", "nli"):
+        found["classes.max_pairs"] = c.max_pairs
+    if c.method == "llm":
+        found |= connect.recipe(cfg)
+        found[f"prompts/{prompt.TEMPLATE}.txt"] = template.fingerprint(prompt.TEMPLATE)
+    if c.method == "nli":
+        found |= {"classes.nli_model": c.nli_model, "classes.dtype": c.dtype}
+    return found
+
+
+async def run(context: Context, shard: int) -> list[dict]:
+    units = _units(context, shard)
+    found = await METHODS[context.cfg.classes.method](context, units)
+    return [_row(u, *f) for u, f in zip(units, found, strict=True)]
+
+
+Found = tuple[list[int] | None, list[float | None], str | None]  # classes, shares, error
+
+
+def _row(unit: Unit, classes: list[int] | None, shares: list, error: str | None) -> dict:
+    failed = unit.error or error
+    return {
+        "unit_id": unit.unit_id,
+        "unit": unit.unit,
+        "topic": unit.topic,
+        "classes": None if failed else classes,
+        "originals": unit.originals,
+        "shares": [None] * len(unit.originals) if failed else shares,
+        "error": failed,
+    }
+
+
+def _units(context: Context, shard: int) -> list[Unit]:
+    originals: dict[str, dict[str, None]] = {}
+    for q in context.rows("questions", shard):
+        if q["question_id"] and q["answer"]:
+            originals.setdefault(q["question_id"], {})[q["answer"]] = None
+    asked = [
+        Unit(
+            unit_id=a["question_id"],
+            unit="question",
+            topic=a["topic"],
+            question=a["question"],
+            answers=a["answers"],
+            originals=list(originals.get(a["question_id"], ())),
+            error=a["error"],
+        )
+        for a in context.rows("answers", shard)
+    ]
+    return asked + [
+        Unit(
+            unit_id=e["entity_id"],
+            unit="entity",
+            topic=e["topic"],
+            question=f"How does this text about {e['topic']} go on? {e['prefix']} ...",
+            answers=e["answers"],
+            originals=[e["text"]],
+            error=e["error"],
+        )
+        for e in context.rows("entities", shard)
+        if e["text"] is not None
+    ]
+
+
+async def _by_strings(context: Context, units: list[Unit]) -> list[Found]:
+    import pyarrow as pa
+
+    strings, method = pa.list_(pa.string()), context.cfg.classes.method
+    answers = pa.array([u.answers for u in units], strings)
+    classes = equivalence.classes_of(answers, method).to_pylist()
+    originals = pa.array([u.originals for u in units], strings)
+    shares = equivalence.shares_of(answers, originals, method).to_pylist()
+    return [(c, s, None) for c, s in zip(classes, shares, strict=True)]
+
+
+async def _by_llm(context: Context, units: list[Unit]) -> list[Found]:
+    async def judge(unit: Unit, plan: Plan, pair: Pair) -> bool:
+        # sorted: the same two answers are one request, whichever came first
+        first, second = sorted(plan.texts[i] for i in pair)
+        return await context.client.ask(prompt.render(unit.question, first, second), prompt.parse)
+
+    async def one(unit: Unit) -> Found:
+        plan = _plan(context, unit)
+        try:
+            judged = await asyncio.gather(*(judge(unit, plan, pair) for pair in plan.pairs))
+        except RowError as e:
+            return None, [], str(e)
+        same = {pair for pair, yes in zip(plan.pairs, judged, strict=True) if yes}
+        return plan.classes(same), plan.shares(same), None
+
+    return list(await asyncio.gather(*(one(u) for u in units)))
+
+
+async def _by_nli(context: Context, units: list[Unit]) -> list[Found]:
+    plans = [_plan(context, u) for u in units]
+    asked = [
+        tuple(f"{u.question} {plan.texts[i]}" for i in pair)
+        for u, plan in zip(units, plans, strict=True)
+        for pair in plan.pairs
+    ]
+    judged = iter(context.entailment.same(asked))
+    found: list[Found] = []
+    for plan in plans:
+        same = {pair for pair in plan.pairs if next(judged)}
+        found.append((plan.classes(same), plan.shares(same), None))
+    return found
+
+
+def _plan(context: Context, unit: Unit) -> Plan:
+    return Plan.of_unit(unit.answers or [], unit.originals, context.cfg.classes.max_pairs)
+
+
+METHODS = {
+    "heuristic": _by_strings,
+    "exact": _by_strings,
+    "reference": _by_strings,
+    "llm": _by_llm,
+    "nli": _by_nli,
+}

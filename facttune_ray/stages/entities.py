@@ -1,0 +1,134 @@
+"""responses -> entities: noun chunks, each sampled again from what stands before it.
+
+in   responses  {"response_id": "51ab", "topic": "Mara Veldt", "prompt": "Write a biography of ...",
+                 "text": "Mara Veldt was born in Ostrava. She plays the cello."}
+out  entities   {"entity_id": "b1d0", "response_id": "51ab", "text": "Ostrava", "start": 23,
+                 "end": 30, "prefix": "Mara Veldt was born in", "tokens": 2,
+                 "answers": ["Ostrava", "Brno", "Ostrava", ...], ...}
+
+Each occurrence is a unit of its own: "Paris" may be sure at one place and a guess at another. The
+model that wrote the response continues it from before the entity, n times, by as many tokens as
+the entity has. A response that cannot be parsed is one row with `text` null and the `error`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import re
+from pathlib import Path
+
+from facttune_ray.config import Config
+from facttune_ray.sampling import engines
+from facttune_ray.sampling.protocol import failure
+from facttune_ray.schema import digest, seed_from
+from facttune_ray.scoring import entities
+from facttune_ray.scoring.entities import Entity
+from facttune_ray.stages.context import Context
+
+VERSION = 1
+
+PREFIX_CHARS = 200  # enough for a judge to see what the entity is about
+
+
+def recipe(cfg: Config) -> dict:
+    keys = ("samples", "temperature", "top_p")
+    return {f"entities.{k}": getattr(cfg.entities, k) for k in keys} | {
+        "entities.spacy_model": pipeline_version(cfg.entities.spacy_model),
+        "model.chat": cfg.model.chat,
+        "run.seed": cfg.run.seed,
+        **engines.recipe(cfg),
+    }
+
+
+@functools.cache
+def pipeline_version(name: str) -> str:
+    """A package by its name and version, a folder by its files and not its place.
+
+    UserError when there is neither.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return digest(*(_file(p, folder) for p in sorted(folder.rglob("*")) if p.is_file()))
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return f"{name} {entities.load(name).meta['version']}"  # no package and no folder: raises
+
+
+def _file(path: Path, folder: Path) -> str:
+    with path.open("rb") as file:
+        return f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def hints(cfg: Config) -> list[str]:
+    """Nothing to say, but a pipeline that is missing stops the run here, before any worker."""
+    entities.load(cfg.entities.spacy_model)
+    return []
+
+
+async def run(context: Context, shard: int) -> list[dict]:
+    nlp = entities.load(context.cfg.entities.spacy_model)
+    responses = [r for r in context.rows("responses", shard) if not r["error"] and r["text"]]
+    found = entities.extract(nlp, [r["text"] for r in responses])
+    rows: list[dict] = []
+    asked: list[tuple[dict, str, str]] = []  # row, prompt, what stands before the entity
+    for response, units in zip(responses, found, strict=True):
+        if units is None:
+            error = (
+                f"not parsed: {len(response['text']):,} characters, more than the spaCy "
+                f"pipeline's {nlp.max_length:,}"
+            )
+            rows.append(_row(response, None, error))
+        for unit in units or []:
+            rows.append(_row(response, unit, None))
+            before = response["text"][: unit.start].rstrip(" ")
+            asked.append((rows[-1], response["prompt"], before))
+    if asked:
+        await _sample(context, asked)
+    return rows
+
+
+def _row(response: dict, unit: Entity | None, error: str | None) -> dict:
+    return {
+        "entity_id": digest(response["response_id"], unit.start if unit else None),
+        **{k: response[k] for k in ("response_id", "topic", "split")},
+        "text": unit.text if unit else None,
+        "start": unit.start if unit else None,
+        "end": unit.end if unit else None,
+        "prefix": tail(response["text"][: unit.start]) if unit else None,
+        "tokens": None,
+        "answers": None,
+        "error": error,
+    }
+
+
+async def _sample(context: Context, asked: list[tuple[dict, str, str]]) -> None:
+    """Fills `tokens`, `answers` and `error` of the rows."""
+    cfg, rows = context.cfg.entities, [row for row, _, _ in asked]
+    counts = [max(1, n) for n in context.sampler.count_tokens([r["text"] for r in rows])]
+    seed, snapshot = context.cfg.run.seed, context.work.snapshot
+    sampled = await context.sample(
+        [prompt for _, prompt, _ in asked],
+        n=cfg.samples,
+        seeds=[seed_from(seed, snapshot, r["entity_id"]) for r in rows],
+        max_tokens=counts,
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        begun=[before for _, _, before in asked],
+    )
+    for row, tokens, samples in zip(rows, counts, sampled, strict=True):
+        row["tokens"] = tokens
+        row["answers"] = [s.text.strip() for s in samples] if samples else None
+        row["error"] = failure(samples)
+
+
+def tail(text: str, most: int = PREFIX_CHARS) -> str:
+    """The last `most` characters at most, from where a word begins."""
+    text = text.rstrip()
+    if len(text) <= most:
+        return text
+    last = text[-most - 1 :]  # one more tells whether a word begins right there
+    space = re.search(r"\s+", last)
+    return last[space.end() :] if space else last[1:]

@@ -1,0 +1,39 @@
+"""facts -> p_true: how probable a fact is to the model that wrote it (Kadavath et al. 2022).
+
+in   facts   {"fact_id": "c07e", "topic": "Mara Veldt", "fact": "Mara Veldt plays the cello."}
+out  p_true  {"fact_id": "c07e", "p_true": 0.83, ...}
+
+The probability of "True" against "False" after the bare statement, without any passage. Identical
+facts of one topic are asked once.
+"""
+
+from __future__ import annotations
+
+from facttune_ray.config import Config
+from facttune_ray.scoring.decompose import normal_fact
+from facttune_ray.stages.context import Context
+
+VERSION = 1
+
+
+def recipe(cfg: Config) -> dict:
+    return {"model.dtype": cfg.model.dtype}
+
+
+async def run(context: Context, shard: int) -> list[dict]:
+    facts = [f for f in context.rows("facts", shard) if f["fact"]]
+    by_topic: dict[str, dict[str, str]] = {}  # topic -> normal form -> first wording
+    for f in facts:
+        by_topic.setdefault(f["topic"], {}).setdefault(normal_fact(f["fact"]), f["fact"])
+    found: dict[tuple[str, str], float | None] = {}
+    for topic, distinct in by_topic.items():
+        judged = context.itself.judge(topic, list(distinct.values()), [[]] * len(distinct))
+        found |= {(topic, normal): p for normal, p in zip(distinct, judged, strict=True)}
+    return [
+        {
+            **{k: f[k] for k in ("fact_id", "response_id", "topic")},
+            "p_true": found[f["topic"], normal_fact(f["fact"])],
+            "error": None,
+        }
+        for f in facts
+    ]

@@ -1,0 +1,38 @@
+"""P(True): what the model itself is asked about its facts."""
+
+from facttune_ray.stages import p_true
+
+
+class Itself:
+    def __init__(self):
+        self.seen = []
+
+    def judge(self, topic, facts, evidence, article=()):
+        self.seen.append((topic, facts, evidence))
+        return [None if "long" in f else 0.25 for f in facts]
+
+
+def fact(fid, text, topic="Mara"):
+    return {"fact_id": fid, "response_id": "r", "topic": topic, "fact": text, "split": "train"}
+
+
+def test_each_distinct_fact_of_a_topic_is_asked_once_without_passages(run_stage):
+    model = Itself()
+    facts = [
+        fact("a", "She sings."),
+        fact("b", "she  sings"),
+        fact("c", "A long one."),
+        fact("d", "She sings.", "Ada"),
+        fact("e", None),
+    ]
+    found = run_stage(p_true, {"facts": facts}, resources={"itself": model})
+    assert [(r["fact_id"], r["p_true"]) for r in found] == [
+        ("a", 0.25),
+        ("b", 0.25),
+        ("c", None),
+        ("d", 0.25),
+    ]
+    assert model.seen == [
+        ("Mara", ["She sings.", "A long one."], [[], []]),
+        ("Ada", ["She sings."], [[]]),
+    ]
