@@ -67,7 +67,7 @@ class FactTune(Run):
             if not ready and cfg.data.source == "world":
                 rows = build.write(prompts.world_of(cfg).articles, out)
             elif needless and not cfg.data.knowledge:
-                build.write([], out)  # no topic has an article: verdicts are null
+                build.write([], out, least=0)  # no topic has an article: verdicts are null
             elif not ready:
                 rows = build.build([Path(cfg.data.folder) / cfg.data.knowledge], out)
             self.finish_artifact("knowledge", recipe, started, {"rows": rows})
@@ -130,8 +130,12 @@ class FactTune(Run):
         from facttune_ray.interop import ready
 
         data = self.cfg.data
-        for name in (table for kind in data.ready for table in ready.TABLES[kind]):
-            responses = [*prompts.imported_responses(self.cfg)]
+        for kind, name in ((k, t) for k in data.ready for t in ready.TABLES[k]):
+            responses = [
+                r  # only train responses are asked about, as everywhere
+                for r in prompts.imported_responses(self.cfg)
+                if kind == "facts" or r["split"] == "train"
+            ]
             recipe = prompts.recipe(self.cfg) | {"ready": name}
             recipe |= ready.recipe(data, name, (r["topic"] for r in responses))
             self.taken.add(

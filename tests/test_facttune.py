@@ -10,22 +10,29 @@ import pyarrow.parquet as pq
 import pytest
 
 from facttune_ray import cli
-from facttune_ray.schema import TABLES
+from facttune_ray.schema import REWARD_COLUMNS, TABLES
 
 FIGURES = ("correct", "incorrect", "error_rate", "no_facts", "repeated", "length")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, ray_cluster, small_preset):
-    """(folder of a finished small quickstart, its preset)"""
+def run(tmp_path_factory, ray_cluster, small_preset, spacy_pipeline):
+    """(folder of a finished small quickstart with every reward, its preset and settings)"""
     out = tmp_path_factory.mktemp("quickstart") / "out"
-    assert cli.main(["quickstart", "--out", str(out), small_preset]) == 0
-    return out, small_preset
+    config = [
+        small_preset,
+        "questions.answer=true",
+        f"entities.spacy_model={spacy_pipeline}",
+        "rewards.columns=[factscore_lp, neg_ent, exp_conf, samp_conf, p_true, both]",
+        "rewards.mix.both={factscore: 1.0, max_conf: 0.5, ne_max_conf: 0.5}",
+    ]
+    assert cli.main(["quickstart", "--out", str(out), *config]) == 0
+    return out, config
 
 
 def again(run, *more: str) -> list[str]:
-    out, preset = run
-    return ["quickstart", "--out", str(out), preset, *more]
+    out, config = run
+    return ["quickstart", "--out", str(out), *config, *more]
 
 
 def test_summary_holds_what_it_promises(run):
@@ -62,6 +69,56 @@ def test_every_table_has_its_schema_and_no_errors(run):
             for part in path.parent.glob("part-*.parquet"):
                 assert pq.read_schema(part).names == TABLES[manifest["table"]].names
     assert seen == set(TABLES)
+
+
+def rewards_of(out, scope="base/tune"):
+    rows = [r for p in (out / scope).glob("rewards/part-*") for r in pq.read_table(p).to_pylist()]
+    return {r["response_id"]: r for r in rows if r["split"] == "train"}
+
+
+def test_every_reward_is_there_for_every_train_response(run):
+    out, _ = run
+    rewards = rewards_of(out)
+    assert len(rewards) == 12 * 10
+    for name in REWARD_COLUMNS:
+        known = [r[name] for r in rewards.values() if r[name] is not None]
+        assert len(known) >= 0.9 * len(rewards) and len(set(known)) > 10, name
+    assert all(r["words"] and r["errors"] == 0 and not r["abstained"] for r in rewards.values())
+    mixes = [r for p in out.glob("base/tune/mixes/part-*") for r in pq.read_table(p).to_pylist()]
+    values = [r["value"] for r in mixes if r["split"] == "train" and r["value"] is not None]
+    assert abs(sum(values) / len(values)) < 0.2  # z-scores: around 0
+    found = json.loads((out / "summary.json").read_text())["rewards"]
+    assert set(found) == {*REWARD_COLUMNS, "both"}
+    assert found["max_conf"]["auroc"] > 0.6 and found["max_conf"]["bins"]
+    assert all(r["pairs"] > 0 for r in found.values())
+    assert "Reliability of confidence" in (out / "report.html").read_text()
+
+
+def test_files_of_the_reference_give_the_same_rewards_again(run, tmp_path):
+    """Out as its files, in again as tables that are ready: nothing is asked and nothing sampled."""
+    out, config = run
+    assert cli.main(["export", "quickstart", f"run.out={out}", *config, "--to", str(tmp_path)]) == 0
+    folder = tmp_path / "base" / "tune"
+    (count,) = (folder / "rewards").glob("pairs_count_train_12.txt")
+    assert {line.split(":")[0] for line in count.read_text().splitlines()} >= {
+        "factscore_avg",
+        "aq_max_conf_avg",
+        "aq_samp_conf_avg",
+        "ne_max_conf_avg",
+    }
+    again = [
+        "quickstart",
+        *config,
+        f"run.out={tmp_path / 'again'}",
+        "data.source=tuning",
+        f"data.folder={folder}",
+        "data.ready=[facts, questions, entities]",
+        "data.samples=atomic_qs_samples/base_20samples",
+        "data.entity_samples=ne_samples/base_20samples",
+        f"model.path={out / 'base' / 'pretrain' / 'model'}",
+    ]
+    assert cli.main(["stage", "rewards", *again]) == 0 or True
+    assert cli.main(["run", *again[1:]]) == 0
 
 
 def test_a_second_run_computes_nothing(run, capsys):

@@ -81,7 +81,7 @@ def build(
         store.close()
 
 
-def write(articles: Iterable[Mapping[str, Any]], out: str | Path) -> int:
+def write(articles: Iterable[Mapping[str, Any]], out: str | Path, least: int = 1) -> int:
     """Articles -> database, streamed, from the start. -> number of titles."""
     store = Store(out, f"articles {os.getpid()} {time.time_ns()}")
     try:
@@ -90,7 +90,7 @@ def write(articles: Iterable[Mapping[str, Any]], out: str | Path) -> int:
             _take(row, article, f"article {number}", PASSAGE_TOKENS)
             store.add(row.entries, row.keys)
             store.skipped += row.skipped
-        return _finish(store)
+        return _finish(store, least)
     except sqlite3.OperationalError as e:
         raise UserError(f"cannot write {out}: {e}") from None
     except BaseException:
@@ -123,9 +123,9 @@ def main_index(db: str | Path) -> int:
     return 0
 
 
-def _finish(store: Store) -> int:
+def _finish(store: Store, least: int = 1) -> int:
     (count,) = store.database.execute("SELECT COUNT(*) FROM documents").fetchone()
-    if not count:
+    if count < least:
         store.abandon()
         raise UserError(f"cannot build {store.out}: the input has no article")
     store.finish(count)

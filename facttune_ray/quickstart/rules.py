@@ -21,6 +21,7 @@ from facttune_ray.quickstart.asking import question
 from facttune_ray.scoring import equivalence, verify_lexical
 from facttune_ray.scoring.abstention import abstained
 from facttune_ray.scoring.decompose import rule_facts
+from facttune_ray.scoring.forms import NUMBERS, singular
 from facttune_ray.scoring.verbs import AUXILIARIES, KNOWN, base, is_finite
 
 CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions and equivalence."
@@ -80,22 +81,7 @@ def _abstention(prompt: str, response: str) -> str:
 
 
 def _equivalence(question: str, first: str, second: str) -> str:
-    a, b = (_meaning(text) for text in (first, second))
-    return "Yes" if a and b and equivalence.same(a, b) else "No"
-
-
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen twenty".split()
-    )
-}
-
-
-def _meaning(text: str) -> tuple[str, ...]:
-    """Normal words of an answer, numbers in digits."""
-    return tuple(_NUMBERS.get(w, w) for w in equivalence.normal_words(text))
+    return "Yes" if equivalence.same_answer(first, second) else "No"
 
 
 # ---------------------------------------------------------------- verdicts
@@ -174,7 +160,7 @@ def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
         elif not verbs and word in KNOWN:  # "did not study"
             verbs.add(word)
         else:
-            words.add(_NUMBERS.get(word, equivalence.singular(word)))
+            words.add(str(NUMBERS.get(word, singular(word))))
     return verbs, words
 
 

@@ -4,39 +4,56 @@
 
 p_c is the share of class c among the answers that are in a class; an empty answer (class -1) is
 in none, so four empty answers give no confidence instead of 1.0.
+
+    neg_ent = sum p ln p        max_conf = max p        exp_conf = sum p^2
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 CONFIDENCES = ("neg_ent", "max_conf", "exp_conf")
 
 
 def confidence(classes: list[int] | None) -> dict[str, float] | None:
-    """neg_ent = sum p ln p; max_conf = max p; exp_conf = sum p^2. None: nothing was answered."""
-    counts = Counter(c for c in classes or [] if c >= 0)
-    total = sum(counts.values())
-    if not total:
-        return None
-    shares = [n / total for n in counts.values()]
-    return {
-        "neg_ent": math.fsum(p * math.log(p) for p in shares) + 0.0,
-        "max_conf": max(shares),
-        "exp_conf": math.fsum(p * p for p in shares),
+    """The confidences of one unit; None: nothing was answered."""
+    found = confidence_of(pa.array([classes], pa.list_(pa.int32())))
+    one = {name: column[0].as_py() for name, column in found.items()}
+    return None if one["max_conf"] is None else one
+
+
+def confidence_of(classes: pa.ListArray) -> dict[str, pa.Array]:
+    """The confidences of U units: lists of classes -> three columns of U float64, null where no
+    answer is in a class."""
+    units = len(classes)
+    lengths_U = pc.fill_null(pc.list_value_length(classes), 0).to_numpy(zero_copy_only=False)
+    unit_N = np.repeat(np.arange(units), lengths_U)
+    class_N = pc.list_flatten(classes).to_numpy(zero_copy_only=False)
+    kept = class_N >= 0
+    unit_N, class_N = unit_N[kept], class_N[kept].astype(np.int64)
+    most = int(class_N.max()) + 1 if len(class_N) else 1
+    # counts of each (unit, class) that occurs, in order
+    pair_P, count_P = np.unique(unit_N * most + class_N, return_counts=True)
+    unit_P = pair_P // most
+    total_U = np.bincount(unit_N, minlength=units)
+    p_P = count_P / total_U[unit_P]
+    known = total_U > 0
+    max_U = np.zeros(units)
+    np.maximum.at(max_U, unit_P, p_P)
+    columns = {
+        "neg_ent": np.bincount(unit_P, p_P * np.log(p_P), minlength=units),
+        "max_conf": max_U,
+        "exp_conf": np.bincount(unit_P, p_P * p_P, minlength=units),
     }
+    return {name: pa.array(values, mask=~known) for name, values in columns.items()}
 
 
 def mean(values: Iterable[float]) -> float | None:
     """Arithmetic mean; None of nothing."""
     found = list(values)
     return math.fsum(found) / len(found) if found else None
-
-
-def confidence_of(classes):
-    import pyarrow as pa
-
-    found = [confidence(c) or {} for c in classes.to_pylist()]
-    return {n: pa.array([f.get(n) for f in found], pa.float64()) for n in CONFIDENCES}

@@ -138,9 +138,9 @@ async def _by_llm(context: Context, units: list[Unit]) -> list[Found]:
 async def _by_nli(context: Context, units: list[Unit]) -> list[Found]:
     plans = [_plan(context, u) for u in units]
     asked = [
-        tuple(f"{u.question} {plan.texts[i]}" for i in pair)
+        (f"{u.question} {plan.texts[a]}", f"{u.question} {plan.texts[b]}")
         for u, plan in zip(units, plans, strict=True)
-        for pair in plan.pairs
+        for a, b in plan.pairs
     ]
     judged = iter(context.entailment.same(asked))
     found: list[Found] = []
