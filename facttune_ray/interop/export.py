@@ -13,7 +13,7 @@ grows with the topics but the list of questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +116,8 @@ def export(
         models = _models(root / within / "responses")
         for model in models:
             name = within if len(models) == 1 else f"{within}/{model}"
-            done[name] = _one(Scope(root / within, model), Path(out, *name.split("/")), gamma)
+            place = Path(out, *name.split("/"))
+            done[name] = _one(Scope(root / within, model), root / "prompts", place, gamma)
     for within in preferred(root):
         _preferences(root / within / "groups", Path(out, *within.split("/")), chat)
     return done
@@ -127,7 +128,7 @@ def _models(folder: Folder) -> list[str]:
     return sorted({r["model"] for s in shards for r in tables.rows(folder, s)})
 
 
-def _one(scope: Scope, out: Path, gamma: float) -> factscore.Summary | None:
+def _one(scope: Scope, prompts: Folder, out: Path, gamma: float) -> factscore.Summary | None:
     out.mkdir(parents=True, exist_ok=True)
     judged = scope.has("facts", "verdicts")
     with open(out / "factscore.jsonl", "w", encoding="utf-8") as file:
@@ -148,7 +149,7 @@ def _one(scope: Scope, out: Path, gamma: float) -> factscore.Summary | None:
                     scope.rows("responses", shard, of),
                     scope.rows("entities", shard),
                 )
-    _questions(lambda: (r for s in scope.shards for r in scope.rows("responses", s)), str(out))
+    _questions(scope, prompts, str(out))
     if scope.has("rewards"):
         _rewards(scope, str(out))
     if not judged:
@@ -189,11 +190,18 @@ def _preferences(folder: Folder, out: Path, chat: bool) -> None:
     preferences.write(str(out), groups, margin, chat)
 
 
-def _questions(responses: Callable[[], Iterator[dict]], out: str) -> None:
+def _questions(scope: Scope, prompts: Folder, out: str) -> None:
     """Questions files of the splits that the responses are of."""
+
+    def responses() -> Iterator[dict]:
+        return (r for s in scope.shards for r in scope.rows("responses", s))
+
+    found = (prompts / tables.MANIFEST).read_json() or {"shards": 0}
+    rows = (r for s in range(found["shards"]) for r in tables.rows(prompts, s))
+    about = {r["prompt_id"]: r for r in rows}  # pronouns and such
     for split in sorted({r["split"] for r in responses()}):
-        asked = {(r["topic"], r["prompt"]): r for r in responses() if r["split"] == split}
-        tuning.write_topics(out, split, asked.values())
+        asked = {r["prompt_id"]: r for r in responses() if r["split"] == split}
+        tuning.write_topics(out, split, (about.get(p, r) for p, r in asked.items()))
 
 
 def show(done: dict[str, factscore.Summary | None]) -> str:

@@ -96,8 +96,9 @@ def _topic(row: Any, index: int, where: str) -> Topic:
 def prompts(topics: Iterable[Topic], split: str) -> Iterator[dict]:
     """Rows of `prompts`; dpoval is our val."""
     for topic in topics:
+        about = {"pronoun": topic.pronoun, "lower_case": topic.lower_case}
         for question in topic.questions:
-            yield _prompt(topic.topic, question, split)
+            yield _prompt(topic.topic, question, split) | about
 
 
 def _prompt(topic: str, question: str, split: str) -> dict:
@@ -169,25 +170,20 @@ def lacking(line: str, skip: Callable[[str], None] | None) -> None:
     skip(line)
 
 
-def write_topics(folder: str, split: str, rows: Rows, about: Iterable[Topic] = ()) -> int:
+def write_topics(folder: str, split: str, rows: Rows) -> int:
     """`questions_per_topic_{split}.json` from rows of `prompts`; returns the number of topics.
 
-    `about` brings pronouns and lower-case names, which the reference's questions need and our
-    tables do not hold. Rows of other splits are left out.
+    Topics are numbered as they come. Rows of other splits are left out.
     """
-    known = {t.topic: t for t in about}
-    questions: dict[str, list[str]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row["split"] == SPLITS[split]:
-            questions.setdefault(row["topic"], []).append(row["prompt"])
-    entries = []
-    for number, (topic, asked) in enumerate(questions.items()):
-        entry: dict[str, Any] = {"topic": topic, "topic_id": number, "questions": asked}
-        if (t := known.get(topic)) is not None:
-            entry["topic_id"] = t.topic_id
-            entry |= {k: v for k in ("pronoun", "lower_case") if (v := getattr(t, k)) is not None}
-        entries.append(entry)
-    _write(Folder.of(folder) / f"questions_per_topic_{split}.json", entries)
+        if row["split"] != SPLITS[split]:
+            continue
+        new = {"topic": row["topic"], "topic_id": len(entries), "questions": []}
+        entry = entries.setdefault(row["topic"], new)
+        entry |= {k: v for k in ("pronoun", "lower_case") if (v := row.get(k)) is not None}
+        entry["questions"].append(row["prompt"])
+    _write(Folder.of(folder) / f"questions_per_topic_{split}.json", list(entries.values()))
     return len(entries)
 
 

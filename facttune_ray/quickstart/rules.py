@@ -16,12 +16,13 @@ import re
 import textwrap
 from collections.abc import Callable
 
-from facttune_ray.prompts import facts, template
+from facttune_ray.prompts import facts, questions, template
 from facttune_ray.quickstart.asking import question
 from facttune_ray.scoring import equivalence, verify_lexical
 from facttune_ray.scoring.abstention import abstained
+from facttune_ray.scoring.clauses import PRONOUNS
 from facttune_ray.scoring.decompose import rule_facts
-from facttune_ray.scoring.forms import NUMBERS, singular
+from facttune_ray.scoring.forms import ARTICLES, LEADING, NUMBERS, singular
 from facttune_ray.scoring.verbs import AUXILIARIES, KNOWN, base, is_finite
 
 CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions and equivalence."
@@ -48,7 +49,12 @@ def _systems() -> dict[str, str]:
 
 
 def _templates(task: str) -> tuple[str, ...]:
-    return facts.TEMPLATES if task == "facts" else (task,)
+    several = {
+        "facts": facts.TEMPLATES,
+        "questions": questions.TEMPLATES,
+        "questions_answer": questions.ANSWER_TEMPLATES,
+    }
+    return several.get(task, (task,))
 
 
 @functools.cache
@@ -57,7 +63,7 @@ def _pattern(name: str) -> re.Pattern[str]:
     pieces = re.split(r"\{(\w+)\}", template.blocks(name)[-1][1])
     parts = [re.escape(p) for p in pieces]
     for i in range(1, len(pieces), 2):
-        inside = "(?s:.*)" if pieces[i] in ("passages", "facts") else "[^\\n]*"
+        inside = "(?s:.*)" if pieces[i] in ("passages", "facts", "before") else "[^\\n]*"
         parts[i] = f"(?P<{pieces[i]}>{inside})"
     return re.compile("".join(parts))
 
@@ -74,6 +80,32 @@ def _facts(topic: str, sentence: str, context: str = "") -> str:
         f if len(f) <= most else textwrap.shorten(f, most) for f in rule_facts(topic, sentence)
     )
     return "\n".join(f"- {fact}" for fact in found) or "- none"
+
+
+def _questions(topic: str, fact: str, before: str = "", pronoun: str = "") -> str:
+    return question(topic, fact)
+
+
+def _questions_answer(topic: str, fact: str, before: str = "", pronoun: str = "") -> str:
+    asked = question(topic, fact)
+    return f"Question: {asked}\nAnswer: {left_out(fact, asked)}"
+
+
+def left_out(fact: str, asked: str) -> str:
+    """What the fact says and its question does not: "the cello" of "Mara plays the cello." and
+    "What does Mara play?". The longest run of such words, without a preposition before it."""
+    known = {base(w) for w in re.findall(r"[\w']+", asked.lower())}
+    runs: list[list[str]] = [[]]
+    for word in fact.rstrip(" .!").split():
+        plain = word.lower().strip(',;:()"')
+        if {plain, plain.removesuffix("'s"), base(plain)} & known and plain not in ARTICLES:
+            runs.append([])
+        else:
+            runs[-1].append(word)
+    best = max(runs, key=lambda run: len(" ".join(run)))
+    while len(best) > 1 and best[0].lower() in LEADING | PRONOUNS:
+        best = best[1:]
+    return " ".join(best).strip(" ,;:") or "yes"
 
 
 def _abstention(prompt: str, response: str) -> str:
@@ -170,6 +202,7 @@ TASKS: dict[str, Callable[..., str]] = {
     "verdicts": _verdicts,
     "verdicts_many": _verdicts_many,
     "verdicts_closed": _verdicts_closed,
-    "questions": question,
+    "questions": _questions,
+    "questions_answer": _questions_answer,
     "equivalence": _equivalence,
 }

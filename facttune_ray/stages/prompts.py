@@ -1,7 +1,7 @@
 """Topics -> prompts: where a run begins. Runs on the driver: it only writes strings.
 
 out  prompts  {"prompt_id": "8f2c", "topic": "Mara Veldt", "split": "train",
-               "prompt": "Write a biography of Mara Veldt."}
+               "prompt": "Write a biography of Mara Veldt.", "pronoun": "her", ...}
 
 A topic lies in one shard, by its digest, and in one split. `data.source: factscore` and `tuning`
 bring responses, too: they become a `responses` table, whose model is the file's name or "imported".
@@ -20,7 +20,7 @@ from facttune_ray.quickstart import world
 from facttune_ray.schema import digest, seed_from
 from facttune_ray.tables import Folder
 
-VERSION = 1
+VERSION = 2
 
 
 def recipe(cfg: Config) -> dict:
@@ -69,9 +69,12 @@ def world_of(cfg: Config) -> world.World:
 def prompts(cfg: Config) -> Iterator[dict]:
     """Every prompt row, topics in order."""
     if cfg.data.source == "world":
-        for split, topics in world_of(cfg).splits.items():
+        made = world_of(cfg)
+        pronouns = {p.name: {"She": "her", "He": "him"}[p.pronoun] for p in made.people}
+        for split, topics in made.splits.items():
             for topic in topics:
-                yield _prompt(topic, split, world.biography_prompt(topic))
+                row = _prompt(topic, split, world.biography_prompt(topic))
+                yield row | {"pronoun": pronouns[topic]}
         return
     if cfg.data.source == "tuning":
         for split in _tuning_splits(cfg):
@@ -132,8 +135,8 @@ def by_shard(rows: Iterable[dict], shards: int) -> dict[int, list[dict]]:
 
 
 def _prompt(topic: str, split: str, prompt: str) -> dict:
-    ids = {"prompt_id": digest(topic, prompt), "topic": topic}
-    return ids | {"split": split, "prompt": prompt}
+    ids = {"prompt_id": digest(topic, prompt), "topic": topic, "split": split}
+    return ids | {"prompt": prompt, "pronoun": None, "lower_case": None}
 
 
 def _split(topic: str, cfg: Config) -> str:

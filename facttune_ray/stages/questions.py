@@ -1,15 +1,19 @@
 """facts -> questions: the question each fact answers (paper, section 3.2).
 
 in   facts      {"fact_id": "c07e", "topic": "Mara Veldt", "fact": "Mara Veldt plays the cello."}
+     prompts    {"topic": "Mara Veldt", "pronoun": "her", "lower_case": None, ...}
 out  questions  {"fact_id": "c07e", "question_id": "77d0",
-                 "question": "What does Mara Veldt play?", ...}
+                 "question": "What does Mara Veldt play?", "answer": "the cello", ...}
 
-Identical facts of one topic are asked once; equal questions of a topic share their id.
+Identical facts of one topic are asked once (with the same facts before them, when
+`questions.context` shows some); equal questions of a topic share their id and their wording.
+`answer` is there with `questions.answer` alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 from facttune_ray.config import Config
 from facttune_ray.errors import RowError
@@ -20,39 +24,78 @@ from facttune_ray.scoring.decompose import normal_fact
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 
-VERSION = 1
+VERSION = 2
+Key = tuple[str, ...]  # topic, normal forms of the fact and of those shown before it
 
 
 def recipe(cfg: Config) -> dict:
-    return {
-        **connect.recipe(cfg),
-        "prompts/questions.txt": template.fingerprint(prompt.TEMPLATE),
-    }
+    q = cfg.questions
+    name = prompt.template_name(q.domain, q.answer)
+    found: dict = {"questions.domain": q.domain, "questions.answer": q.answer}
+    found |= {"questions.context": q.context, f"prompts/{name}.txt": template.fingerprint(name)}
+    return connect.recipe(cfg) | found
 
 
 async def run(context: Context, shard: int) -> list[dict]:
-    facts = [f for f in context.rows("facts", shard) if f["fact"]]
-    distinct = {(f["topic"], normal_fact(f["fact"])): f["fact"] for f in reversed(facts)}
+    cfg = context.cfg.questions
+    about = {p["topic"]: p for p in context.rows("prompts", shard)}
+    facts = list(_with_context(context.rows("facts", shard), cfg.context))
+    distinct: dict[Key, tuple[dict, list[str]]] = {}
+    for key, fact, before in facts:
+        distinct.setdefault(key, (fact, before))
 
-    async def one(topic: str, fact: str) -> tuple[str | None, str | None]:
+    async def one(fact: dict, before: list[str]) -> tuple[prompt.Asked | None, str | None]:
+        topic = about.get(fact["topic"], {})
+        messages = prompt.render(
+            fact["topic"],
+            fact["fact"],
+            domain=cfg.domain,
+            answer=cfg.answer,
+            before=before,
+            pronoun=topic.get("pronoun"),
+            lower_case=topic.get("lower_case"),
+        )
+
+        def parse(text: str) -> prompt.Asked:
+            return prompt.parse(text, cfg.answer, fact["fact"])
+
         try:
-            return await context.client.ask(prompt.render(topic, fact), prompt.parse), None
+            return await context.client.ask(messages, parse), None
         except RowError as e:
             return None, str(e)
 
-    asked = await asyncio.gather(*(one(t, fact) for (t, _), fact in distinct.items()))
-    found = dict(zip(distinct, asked, strict=True))
-    out = []
-    for f in facts:
-        question, error = found[f["topic"], normal_fact(f["fact"])]
-        out.append(
-            {
-                "fact_id": f["fact_id"],
-                "response_id": f["response_id"],
-                "topic": f["topic"],
-                "question_id": digest(f["topic"], question) if question else None,
-                "question": question,
-                "error": error,
-            }
-        )
-    return out
+    made = await asyncio.gather(*(one(*asked) for asked in distinct.values()))
+    found = dict(zip(distinct, made, strict=True))
+    wording: dict[str, str] = {}  # question_id -> its first wording
+    return [_row(fact, *found[key], wording) for key, fact, _ in facts]
+
+
+def _with_context(facts: list[dict], most: int) -> Iterator[tuple[Key, dict, list[str]]]:
+    """Each fact with the last `most` of its response that stand before it."""
+    before: dict[str, list[str]] = {}
+    for fact in facts:  # those of a response stand in their order
+        if not fact["fact"]:
+            continue
+        seen = before.setdefault(fact["response_id"], [])
+        shown = seen[max(0, len(seen) - most) :]
+        yield (fact["topic"], *(normal_fact(f) for f in (fact["fact"], *shown))), fact, shown
+        seen.append(fact["fact"])
+
+
+def _row(
+    fact: dict, asked: prompt.Asked | None, error: str | None, wording: dict[str, str]
+) -> dict:
+    question_id = question = None
+    if asked:
+        normal = " ".join(asked.question.casefold().split()).rstrip(" ?!.")
+        question_id = digest(fact["topic"], normal)
+        question = wording.setdefault(question_id, asked.question)
+    return {
+        "fact_id": fact["fact_id"],
+        "response_id": fact["response_id"],
+        "topic": fact["topic"],
+        "question_id": question_id,
+        "question": question,
+        "answer": asked.answer if asked else None,
+        "error": error,
+    }

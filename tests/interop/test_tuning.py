@@ -174,12 +174,13 @@ def test_questions_and_responses_come_back(tmp_path):
     ]
     folder = str(tmp_path)
     topics = [
-        tuning.Topic(ADA, 7, ("Who?", "When?"), pronoun="her"),
-        tuning.Topic(ACDC, 8, ("What?",)),
+        tuning.Topic(ADA, 0, ("Who?", "When?"), pronoun="her"),
+        tuning.Topic(ACDC, 1, ("What?",)),
     ]
     prompts = list(tuning.prompts(topics, "train"))
-    assert tuning.write_topics(folder, "train", prompts, topics) == 2
-    assert json.loads((tmp_path / "questions_per_topic_train.json").read_text()) == QUESTIONS
+    assert tuning.write_topics(folder, "train", prompts) == 2
+    numbered = [q | {"topic_id": i} for i, q in enumerate(QUESTIONS)]
+    assert json.loads((tmp_path / "questions_per_topic_train.json").read_text()) == numbered
     assert tuning.read_topics(folder, "train") == topics
     assert tuning.write_responses(folder, rows) == 2
     written = json.loads((tmp_path / "responses" / f"{ADA}_generations.json").read_text())

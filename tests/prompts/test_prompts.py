@@ -13,7 +13,7 @@ def test_parsers_read_what_the_prompts_ask_for():
     assert facts.parse("- none") == []
     assert verdicts.parse("True.") is True
     assert verdicts.parse("The answer is false") is False
-    assert questions.parse("Question: Where was Ada born?\n") == "Where was Ada born?"
+    assert questions.parse("Question: Where was Ada born?\n").question == "Where was Ada born?"
     assert equivalence.parse("No") is False
 
 

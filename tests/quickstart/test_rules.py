@@ -17,7 +17,7 @@ def judged(fact: str, passages: list[str] = PASSAGES) -> bool:
 
 
 def asked(fact: str) -> str:
-    return questions.parse(rules.answer(questions.render(TOPIC, fact)))
+    return questions.parse(rules.answer(questions.render(TOPIC, fact))).question
 
 
 def same(first: str, second: str) -> bool:

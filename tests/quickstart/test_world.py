@@ -122,7 +122,7 @@ def test_the_annotator_reads_every_kind_of_sentence(world):
             fact = statement(person.name, attribute, true)
             said = statement(person.pronoun, attribute, true)
             assert facts.parse(rules.answer(facts.render(person.name, said))) == [fact]
-            asked = questions.parse(rules.answer(questions.render(person.name, fact)))
+            asked = questions.parse(rules.answer(questions.render(person.name, fact))).question
             assert asked == question(person.name, attribute)
             for value, supported in ((true, True), (wrong, False)):
                 claim = statement(person.name, attribute, value)
