@@ -1,8 +1,11 @@
+"""Confidences by hand: one unit, and columns of many."""
+
 import math
 
+import pyarrow as pa
 import pytest
 
-from facttune_ray.scoring.confidence import confidence, mean
+from facttune_ray.scoring.confidence import confidence, confidence_of, mean
 
 
 def test_hand_computed():
@@ -16,6 +19,21 @@ def test_empty_answers_are_in_no_class():
     assert confidence([-1, -1, -1, -1]) is None  # the reference gives 1.0 here
     assert confidence([0, -1, -1, -1])["max_conf"] == 1.0
     assert confidence(None) is None
+    assert confidence([]) is None
+
+
+def test_columns_of_many_units():
+    lists = [[0, 1, 1, 2], None, [], [-1, 0], [-1], [0, 0, 0]]
+    found = confidence_of(pa.array(lists, pa.list_(pa.int32())))
+    assert found["max_conf"].to_pylist() == [0.5, None, None, 1.0, None, 1.0]
+    assert found["exp_conf"].to_pylist() == [0.375, None, None, 1.0, None, 1.0]
+    ent = 0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)
+    assert found["neg_ent"].to_pylist() == [pytest.approx(ent), None, None, 0.0, None, 0.0]
+    assert all(c.type == pa.float64() for c in found.values())
+    nothing = confidence_of(pa.array([], pa.list_(pa.int32())))
+    assert {k: len(v) for k, v in nothing.items()} == dict.fromkeys(found, 0)
+    only_null = confidence_of(pa.array([None, None], pa.list_(pa.int32())))
+    assert only_null["max_conf"].to_pylist() == [None, None]
 
 
 def test_mean_of_nothing_is_unknown():

@@ -1,8 +1,15 @@
-import itertools
+"""Classes of sampled answers: hand-made, shuffled, and many units at once."""
 
+import itertools
+import random
+
+import pyarrow as pa
 import pytest
 
-from facttune_ray.scoring.equivalence import classes
+from facttune_ray.scoring import equivalence, forms
+from facttune_ray.scoring.equivalence import classes, shares
+
+STRINGS = pa.list_(pa.string())
 
 
 @pytest.mark.parametrize(
@@ -15,6 +22,9 @@ from facttune_ray.scoring.equivalence import classes
         (["teacher", "teachers", "a teacher"], [0, 0, 0]),
         (["well-known poet", "poet well known"], [0, 0]),
         (["", " ", "..."], [-1, -1, -1]),
+        (["", "Paris", "Rome", "Oslo"], [-1, 0, 1, 2]),  # an empty one matches nothing
+        ([None, "Paris", None], [-1, 0, -1]),
+        ([None, None], [-1, -1]),
         ([], []),
     ],
 )
@@ -22,13 +32,85 @@ def test_hand_made(answers, expected):
     assert classes(answers) == expected
 
 
-def test_order_does_not_change_the_classes():
-    answers = ["a red boat", "red boats", "boat", "the boat", "blue boat"]
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["Johann Bach", "Johann Sebastian Bach", "J. S. Bach"], [0, 0, 0]),
+        # "Johann Bach" may be either of two people: it is neither, and they stay apart
+        (["Johann Bach", "Johann Sebastian Bach", "Johann Christian Bach"], [0, 1, 2]),
+        (["J. Bach", "Johann Bach", "Joseph Bach"], [0, 1, 2]),
+        (["Anna Bach", "Bach", "Johann Bach"], [0, 1, 2]),
+        (["Ann Lee", "ann lee", "Ann M. Lee", "Tom Lee"], [0, 0, 0, 1]),
+    ],
+)
+def test_names_never_chain_different_people(answers, expected):
+    assert classes(answers) == expected
 
-    def partition(order):
-        found = classes([answers[i] for i in order])
-        return {
-            frozenset(i for i, c in zip(order, found, strict=True) if c == k) for k in set(found)
-        }
 
-    assert len({frozenset(partition(p)) for p in itertools.permutations(range(5))}) == 1
+def test_exact_takes_case_and_outer_spaces_alone():
+    assert classes(["Cello", " cello", "the cello", " "], "exact") == [0, 0, 1, -1]
+
+
+def partition(answers, order):
+    found = classes([answers[i] for i in order])
+    parts = {}
+    for i, c in zip(order, found, strict=True):
+        parts.setdefault((c, i if c < 0 else -1), set()).add(i)
+    return frozenset(frozenset(p) for p in parts.values())
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["a red boat", "red boats", "boat", "the boat", "blue boat"],
+        ["J. Bach", "Johann Bach", "Joseph Bach", "J. S. Bach", "Johann Sebastian Bach"],
+        ["player", "tall player", "old player", "", "players"],
+        ["955", "1955", "nineteen", "19", "in 1955"],
+    ],
+)
+def test_order_does_not_change_the_classes(answers):
+    found = {partition(answers, order) for order in itertools.permutations(range(5))}
+    assert len(found) == 1
+
+
+def test_every_class_of_names_fits_together():
+    """Random names of one family: whatever joins, no two in a class are different people."""
+    chance = random.Random(0)
+    firsts, middles = ["Ann", "A.", "Adam", "Bo", "B."], ["", "M. ", "Mary ", "Nils ", "N. "]
+    for _ in range(300):
+        names = list({f"{chance.choice(firsts)} {chance.choice(middles)}Lee" for _ in range(6)})
+        found = classes(names)
+        for i, j in itertools.combinations(range(len(names)), 2):
+            if found[i] == found[j]:
+                a, b = (forms.form(names[k])[1] for k in (i, j))
+                assert forms.same_name(a, b), names
+
+
+def test_many_units_are_as_one_by_one():
+    chance = random.Random(1)
+    words = ["the cello", "Cello.", "harp", "", None, "1955", "1,955", "Ann Lee", "Ann M. Lee"]
+    words += ["A. Lee", "Tom Lee", "in Rome", "rome", "June 3, 1955", "3 June 1955", "..."]
+    units = [[chance.choice(words) for _ in range(chance.randint(0, 8))] for _ in range(500)]
+    units[7] = None
+    for method in ("heuristic", "exact", "reference"):
+        found = equivalence.classes_of(pa.array(units, STRINGS), method)
+        assert found.type == pa.list_(pa.int32()) and found[7].as_py() is None
+        assert found.to_pylist() == [u if u is None else classes(u, method) for u in units]
+    cut = pa.array(units, STRINGS).slice(100, 50)  # a slice is read from its own start
+    assert equivalence.classes_of(cut).to_pylist() == [classes(u) for u in units[100:150]]
+
+
+def test_shares_of_originals():
+    answers = ["the cello", "Cello", "harp", "", None]
+    assert shares(answers, ["cellos", "a harp", "flute", "", None]) == [
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 3),
+        0.0,
+        None,
+        None,
+    ]
+    assert shares(["", None], ["cello"]) == [None]
+    assert shares(["Ann Lee", "Ann M. Lee", "Bo Lee"], ["A. Lee"]) == [pytest.approx(2 / 3)]
+    units, originals = [answers, None, ["x"]], [["harp"], ["x"], []]
+    found = equivalence.shares_of(pa.array(units, STRINGS), pa.array(originals, STRINGS))
+    assert found.to_pylist() == [[pytest.approx(1 / 3)], [None], []]
