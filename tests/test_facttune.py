@@ -82,7 +82,7 @@ def test_every_reward_is_there_for_every_train_response(run):
     assert len(rewards) == 12 * 10
     for name in REWARD_COLUMNS:
         known = [r[name] for r in rewards.values() if r[name] is not None]
-        assert len(known) >= 0.9 * len(rewards) and len(set(known)) > 10, name
+        assert len(known) >= 0.9 * len(rewards) and len(set(known)) > 3, name
     assert all(r["words"] and r["errors"] == 0 and not r["abstained"] for r in rewards.values())
     mixes = [r for p in out.glob("base/tune/mixes/part-*") for r in pq.read_table(p).to_pylist()]
     values = [r["value"] for r in mixes if r["split"] == "train" and r["value"] is not None]
@@ -106,9 +106,7 @@ def test_files_of_the_reference_give_the_same_rewards_again(run, tmp_path):
         "aq_samp_conf_avg",
         "ne_max_conf_avg",
     }
-    again = [
-        "quickstart",
-        *config,
+    more = [
         f"run.out={tmp_path / 'again'}",
         "data.source=tuning",
         f"data.folder={folder}",
@@ -116,9 +114,19 @@ def test_files_of_the_reference_give_the_same_rewards_again(run, tmp_path):
         "data.samples=atomic_qs_samples/base_20samples",
         "data.entity_samples=ne_samples/base_20samples",
         f"model.path={out / 'base' / 'pretrain' / 'model'}",
+        "tune.facttune_fs.rounds=0",
+        "tune.facttune_mc.rounds=0",
+        "evaluation.tuned=false",
     ]
-    assert cli.main(["stage", "rewards", *again]) == 0 or True
-    assert cli.main(["run", *again[1:]]) == 0
+    assert cli.main(["run", "quickstart", *config, *more]) == 0
+    before, after = rewards_of(out), rewards_of(tmp_path / "again", "imported/all")
+    assert before.keys() == after.keys()
+    for name in REWARD_COLUMNS:
+        known = {i: r[name] for i, r in before.items()}
+        assert {i: r[name] for i, r in after.items()} == known, name
+    manifest = json.loads((tmp_path / "again/imported/all/rewards/_MANIFEST.json").read_text())
+    assert manifest["errors"] == 0
+    assert not (tmp_path / "again" / "annotator").exists()  # nobody was asked
 
 
 def test_a_second_run_computes_nothing(run, capsys):

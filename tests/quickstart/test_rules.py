@@ -174,3 +174,25 @@ def test_verdicts_on_real_statements(labelled_data):
                         right.append(supported == (fact["label"] == "S"))
     assert len(right) > 3000
     assert sum(right) / len(right) >= 0.75
+
+
+@pytest.mark.parametrize("domain", questions.DOMAINS)
+@pytest.mark.parametrize(
+    ("fact", "answer"),
+    [
+        ("was born in Ostrel.", "Ostrel"),
+        ("works as a baker.", "a baker"),
+        ("studied physics.", "physics"),
+        ("lives in Alberon.", "Alberon"),
+        ("plays the cello.", "the cello"),
+        ("keeps a parrot.", "a parrot"),
+        ("has won three prizes.", "three"),
+        ("married Ann Lee in 1950.", "1950"),
+        ("retired.", "retired"),
+    ],
+)
+def test_question_and_answer_in_every_domain(domain, fact, answer):
+    messages = questions.render(TOPIC, f"{TOPIC} {fact}", domain, True, ["She sang."], "her")
+    asked = questions.parse(rules.answer(messages), answer=True)
+    assert asked.answer == answer
+    assert asked.question.endswith("?") and answer not in asked.question
