@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from facttune_ray.config_layers import frozen, layered, merge, one_line
 from facttune_ray.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -326,6 +326,15 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+# Keys of these are the user's, or the provider's
+FREE = {
+    "tune.": TuneConfig,
+    "llm.params.": None,
+    "sampling.llm.params.": None,
+    "rewards.mix.": None,
+}
+
+
 def conf_dir() -> Path:
     """The presets' folder: conf/ of the checkout, or its copy inside an installed wheel."""
     package = Path(__file__).resolve().parent
@@ -361,86 +370,12 @@ def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"{path}: {one_line(e)}") from None
         except Exception as e:  # the YAML parser's own error tree, which OmegaConf passes on
             raise UserError(f"{path}: not valid YAML: {one_line(e)}") from None
-        merged = _merge(merged, layer, str(path))
-    cfg = _frozen(_override(merged, overrides))
+        merged = merge(merged, layer, str(path), FREE)
+    cfg = frozen(layered(merged, overrides, FREE))
     check(cfg)
     return cfg
 
 
 def override(kind: type[T], overrides: Sequence[str]) -> T:
     """A frozen dataclass from its defaults and `key=value` overrides."""
-    return _frozen(_override(OmegaConf.structured(kind), overrides))
-
-
-def _override(merged: Any, overrides: Sequence[str]) -> Any:
-    for item in overrides:
-        key, equals, _ = item.partition("=")
-        if not equals or not key:
-            raise UserError(f'"{item}" is not key=value, e.g. run.seed=1')
-        try:
-            layer = OmegaConf.from_dotlist([item])
-        except Exception as e:
-            raise UserError(f'"{item}": not a valid value: {one_line(e)}') from None
-        merged = _merge(merged, layer, f'"{item}"')
-    return merged
-
-
-def _frozen(merged: Any) -> Any:
-    try:
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as e:
-        raise UserError(f"config: {one_line(e)}") from None
-
-
-def _merge(base: Any, layer: Any, source: str) -> Any:
-    if not OmegaConf.is_dict(layer):
-        raise UserError(f"{source}: expected sections such as `run:`, got {layer!r:.60}")
-    if unknown := _unknown_key(base, layer):
-        raise UserError(f"{source}: {unknown}")
-    try:
-        return OmegaConf.merge(base, layer)
-    except OmegaConfBaseException as e:
-        key = getattr(e, "full_key", "") or ""
-        raise UserError(f"{source}: {key + ': ' if key else ''}{one_line(e)}") from None
-
-
-def _unknown_key(base: Any, layer: Any, prefix: str = "") -> str:
-    """One line about the first key of `layer` that no dataclass has, or ''."""
-    for key in layer:
-        here = f"{prefix}{key}"
-        if prefix.endswith("llm.params.") or prefix == "rewards.mix.":
-            return ""  # the provider's words, the user's names
-        if prefix == "tune.":  # names of tuned models are the user's
-            template = OmegaConf.structured(TuneConfig)
-        elif key not in base:
-            return f'unknown key "{here}".{did_you_mean(str(key), map(str, base))}'
-        else:
-            template = base[key]
-        if OmegaConf.is_dict(layer[key]) and OmegaConf.is_dict(template):
-            if found := _unknown_key(template, layer[key], here + "."):
-                return found
-    return ""
-
-
-def to_dict(cfg: Config) -> dict[str, Any]:
-    """Nested plain dict of the whole config (for the report and manifests)."""
-    out = OmegaConf.to_container(OmegaConf.structured(cfg))
-    assert isinstance(out, dict)
-    return {str(k): v for k, v in out.items()}
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"run": {"seed": 0}} -> {"run.seed": 0}`"""
-    out: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            out |= flatten(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
-
-
-def one_line(error: BaseException) -> str:
-    """The error's text on one line, without OmegaConf's indented key dump."""
-    text = str(error).split("\n    full_key:")[0]
-    return " ".join(text.split()) or type(error).__name__
+    return frozen(layered(OmegaConf.structured(kind), overrides, {}))

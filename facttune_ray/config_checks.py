@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from facttune_ray.config import Config, flatten, to_dict
+from facttune_ray.config import Config
+from facttune_ray.config_layers import flatten, to_dict
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.schema import REWARD_COLUMNS
 

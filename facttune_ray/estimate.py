@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from facttune_ray import tables
 from facttune_ray.config import Config
 from facttune_ray.errors import RowError, UserError
-from facttune_ray.facttune import FactTune
+from facttune_ray.facttune import FactTune, needed, wanted
 from facttune_ray.llm.client import parameters
 from facttune_ray.llm.cost import price_of
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
@@ -328,6 +328,15 @@ def table(rows: list[dict], cfg: Config) -> str:
     else:
         said = "no price is known: set llm.usd_per_million_input and llm.usd_per_million_output"
     lines.append(f"\n{cfg.llm.model}, {cfg.llm.mode}: {said}")
+    for stage_name in _uncounted(cfg):
+        lines.append(f"not counted: {stage_name}, which depends on samples that are not there yet")
     if rows[-1]["hours"] is None and cfg.llm.mode == "online":
         lines.append("hours: set llm.requests_per_minute and llm.tokens_per_minute")
     return "\n".join(lines)
+
+
+def _uncounted(cfg: Config) -> list[str]:
+    """Stages that ask an endpoint for what nobody can foresee."""
+    confident = [n for n in needed(cfg, wanted(cfg)) if not n.startswith(("factscore", "p_true"))]
+    judged = ["classes"] if cfg.classes.method == "llm" and confident else []
+    return judged + (["samples of sampling.engine=api"] if cfg.sampling.engine == "api" else [])

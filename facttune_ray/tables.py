@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from facttune_ray.config import one_line
+from facttune_ray.config_layers import one_line
 from facttune_ray.errors import RecipeMismatch, UserError
 from facttune_ray.schema import TABLES, digest
 

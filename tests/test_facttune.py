@@ -166,21 +166,21 @@ def test_a_changed_recipe_is_refused_in_one_line(run, capsys, override, says):
 
 
 def test_status_and_report(run, capsys):
-    out, preset = run
+    out, config = run
     assert cli.main(["status", "quickstart", f"run.out={out}"]) == 0
     assert "base/tune/facts" in capsys.readouterr().out
     (out / "report.html").unlink()
-    assert cli.main(["report", "quickstart", preset, f"run.out={out}"]) == 0
+    assert cli.main(["report", "quickstart", *config, f"run.out={out}"]) == 0
     assert "FactTune-FS" in (out / "report.html").read_text()
 
 
 def test_one_stage_at_a_time(run, tmp_path, capsys):
-    _, preset = run
+    _, config = run
     out = f"run.out={tmp_path / 'staged'}"
-    assert cli.main(["stage", "prompts", "quickstart", preset, out]) == 2
+    assert cli.main(["stage", "prompts", "quickstart", *config, out]) == 2
     assert "run `facttune stage knowledge`" in capsys.readouterr().err
-    assert cli.main(["stage", "knowledge", "quickstart", preset, out]) == 0
-    assert cli.main(["stage", "prompts", "quickstart", preset, out]) == 0
+    assert cli.main(["stage", "knowledge", "quickstart", *config, out]) == 0
+    assert cli.main(["stage", "prompts", "quickstart", *config, out]) == 0
     assert (tmp_path / "staged" / "prompts" / "_MANIFEST.json").exists()
     assert not (tmp_path / "staged" / "base").exists()
     assert cli.main(["stage", "promts", "quickstart", out]) == 2
@@ -188,9 +188,9 @@ def test_one_stage_at_a_time(run, tmp_path, capsys):
 
 
 def test_an_endpoint_that_is_down_leaves_tables_alone(run, tmp_path, capsys):
-    out, preset = run
+    out, config = run
     model = out / "base" / "pretrain" / "model"
-    words = [preset, f"run.out={tmp_path / 'o'}", f"model.path={model}"]
+    words = [*config, f"run.out={tmp_path / 'o'}", f"model.path={model}"]
     down = ["llm.base_url=http://127.0.0.1:9/v1", "llm.max_attempts=1"]
     assert cli.main(["run", "quickstart", *words, *down]) == 2
     assert "http://127.0.0.1:9/v1 is down" in capsys.readouterr().err.splitlines()[-1]
@@ -202,12 +202,12 @@ def test_an_endpoint_that_is_down_leaves_tables_alone(run, tmp_path, capsys):
 
 
 def test_tables_do_not_depend_on_the_number_of_workers(run, tmp_path):
-    out, preset = run
+    out, config = run
     model = out / "base" / "pretrain" / "model"
     found = {}
     for workers in (1, 2):
         here = tmp_path / str(workers)
-        words = [preset, f"run.out={here}", f"model.path={model}", f"run.workers={workers}"]
+        words = [*config, f"run.out={here}", f"model.path={model}", f"run.workers={workers}"]
         for name in ("knowledge", "prompts", "responses", "facts"):
             assert cli.main(["stage", name, "quickstart", *words]) == 0
         parts = sorted(here.glob("base/tune/*/part-*"))

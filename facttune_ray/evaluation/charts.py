@@ -240,24 +240,36 @@ def rounds(summary: Summary) -> str:
 def reliability(summary: Summary) -> str:
     """Share of facts that are supported against the model's confidence in them, in bins: a point
     on the diagonal is calibrated. A larger point stands for more facts."""
-    found = {n: r for n, r in (summary["rewards"] or {}).items() if r.get("bins")}
-    if not found:
-        return ""
     with _style():
-        figure, axes = _axes(4.4, 3.5)
-        axes.plot([0, 1], [0, 1], color=GRID, lw=0.9, ls=(0, (4, 3)))
-        for (name, r), paint, mark in zip(found.items(), _CONFIDENCE, MARKERS, strict=False):
-            xs, ys = [b["confidence"] for b in r["bins"]], [b["supported"] for b in r["bins"]]
-            sizes = [12 + 110 * b["facts"] / r["facts"] for b in r["bins"]]
-            axes.plot(xs, ys, color=paint, lw=1.3)
-            axes.scatter(xs, ys, s=sizes, color=paint, marker=mark, label=name)
-        axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence of the model in the fact")
-        axes.set_title("share of such facts that are supported", loc="left", pad=14)
-        figure.legend(loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.2)
+        figure, found = _reliability(summary)
         told = ", ".join(
             f"{n} AUROC {r['auroc']:.3f}" for n, r in found.items() if r["auroc"] is not None
         )
-        return _svg(figure, f"Reliability of confidence: {told}")
+        return _svg(figure, f"Reliability of confidence: {told}") if found else ""
+
+
+def reliability_png(summary: Summary, path: str | Path) -> None:
+    """The same as a picture; nothing where no confidence has a verdict."""
+    with _style():
+        figure, found = _reliability(summary)
+        if found:
+            figure.savefig(path, dpi=160, facecolor="white", metadata=_undated(path))
+
+
+def _reliability(summary: Summary) -> tuple[Any, dict[str, dict]]:
+    found = {n: r for n, r in (summary["rewards"] or {}).items() if r.get("bins")}
+    figure, axes = _axes(4.4, 3.5)
+    axes.plot([0, 1], [0, 1], color=GRID, lw=0.9, ls=(0, (4, 3)))
+    for (name, r), paint, mark in zip(found.items(), _CONFIDENCE, MARKERS, strict=False):
+        xs, ys = [b["confidence"] for b in r["bins"]], [b["supported"] for b in r["bins"]]
+        sizes = [12 + 110 * b["facts"] / r["facts"] for b in r["bins"]]
+        axes.plot(xs, ys, color=paint, lw=1.3)
+        axes.scatter(xs, ys, s=sizes, color=paint, marker=mark, label=name)
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence of the model in the fact")
+    axes.set_title("share of such facts that are supported", loc="left", pad=14)
+    if found:
+        figure.legend(loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.2)
+    return figure, found
 
 
 _CONFIDENCE = (MODELS["facttune_mc"], MODELS["facttune_fs"], OTHERS[0])

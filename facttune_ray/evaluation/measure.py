@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facttune_ray import config, tables
+from facttune_ray import config_layers, tables
 from facttune_ray.config import Config
 from facttune_ray.evaluation import charts, metrics, report
 from facttune_ray.evaluation import rewards as rewards_of
@@ -83,7 +83,7 @@ def write(
     manifests: dict[str, dict],
     fingerprint: str,
 ) -> dict:
-    """summary.json, report.html and headline.png of a finished run.
+    """summary.json, report.html and the pictures of a finished run.
 
     `measured`: model -> scope of its test tables; `imported`: scope of imported responses, or "";
     `rewards`: scope of the first rewards table.
@@ -101,7 +101,7 @@ def write(
             "seed": cfg.run.seed,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "fingerprint": fingerprint,
-            "config": config.to_dict(cfg),
+            "config": config_layers.to_dict(cfg),
             "versions": versions(),
             "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
             "split": "all" if imported else "test",
@@ -128,6 +128,7 @@ def write(
     examples = _examples(root, scopes, cfg.evaluation.examples)
     report.write_report(summary, examples, Path(root.path) / "report.html")
     charts.headline_png(summary, Path(root.path) / "headline.png")
+    charts.reliability_png(summary, Path(root.path) / "reliability.png")
     return summary
 
 
