@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from pyarrow.fs import FileSelector
+
 from facttune_ray import tables
 from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
@@ -270,9 +272,14 @@ def status(cfg: Config) -> list[tuple[str, dict | None]]:
 
 
 def model_digest(path: str) -> str:
-    """A local model by its files' names, sizes and ends (not its path); a hub id by its name."""
+    """A local model by its files' names, sizes and ends (not its path); one on an object store by
+    names, sizes and times; a hub id by its name."""
     from facttune_ray.schema import digest
 
+    if "://" in path:
+        source = Folder.of(path)
+        files = source.fs.get_file_info(FileSelector(source.path, allow_not_found=True))
+        return digest(*sorted((f.base_name, f.size, f.mtime_ns) for f in files if f.is_file))
     folder = Path(path)
     if not folder.is_dir():
         return digest("hub", path)
