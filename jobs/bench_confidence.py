@@ -2,7 +2,7 @@
 
 python jobs/bench_confidence.py [--quick] [--reference CHECKOUT] --out FILE.json
 
-CHECKOUT: a clone of FactTune's llm_factuality_tuning; it needs scipy.
+CHECKOUT: a clone of FactTune's llm_factuality_tuning; it needs scipy and pytz.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 from facttune_ray.benchmarks import confidence as bench
-from facttune_ray.errors import UserError
 
 
 def main() -> int:
@@ -26,13 +25,10 @@ def main() -> int:
     questions, workers = 20_000 if args.quick else 200_000, os.cpu_count() or 1
     loops = {"one_by_one": bench.one_by_one}
     if args.reference:
-        try:
-            loops["facttune_scripts"] = bench.scripts(args.reference)
-        except UserError as e:
-            print(e, file=sys.stderr)
-            return 2
+        loops["facttune_scripts"] = bench.scripts(args.reference)
     answers = bench.make(questions, 20)
     texts = len(answers.flatten().unique())
+    bench.check(answers, 2000)
     results = {}
     for n in (1, workers):
         wall_s = bench.measure(answers, n)
@@ -47,11 +43,13 @@ def main() -> int:
     for r in results.values():
         r["us_a_question"] = round(1e6 * r["wall_s"] / r["questions"], 1)
     ours = results["facttune_ray"]["us_a_question"]
+    alone = results["facttune_ray, 1 process"]["us_a_question"]
     made = {
         "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
         "settings": {"questions": questions, "answers": 20, "distinct_texts": texts},
         "results": results,
-        "ratios": {n: round(r["us_a_question"] / ours, 2) for n, r in results.items()},
+        "ratios": {n: round(results[n]["us_a_question"] / ours, 2) for n in loops},
+        "ratios_1_process": {n: round(results[n]["us_a_question"] / alone, 2) for n in loops},
     }
     print(json.dumps(made, indent=1))
     Path(args.out).write_text(json.dumps(made, indent=1) + "\n")

@@ -4,8 +4,8 @@
     measure(answers, workers=2)                        seconds, of classes and confidences
     reference(answers, "path/of/llm_factuality_tuning")
 
-FactTune's scripts are run from a checkout of theirs, outside of this package; `one_by_one` is their
-rules in our wording, a question at a time, for where there is no checkout.
+FactTune's scripts are run from a checkout of theirs, outside of this package; `one_by_one` is this
+project's own functions called once a question.
 """
 
 from __future__ import annotations
@@ -16,18 +16,28 @@ import multiprocessing
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
-import numpy as np
 import pyarrow as pa
 
 from facttune_ray.errors import UserError
-from facttune_ray.scoring import equivalence, reference_classes
-from facttune_ray.scoring.confidence import confidence_of
-from facttune_ray.scoring.forms import MONTHS
+from facttune_ray.scoring import equivalence
+from facttune_ray.scoring.confidence import confidence, confidence_of
+from facttune_ray.scoring.quantities import MONTHS
 
 _SYLLABLES = "ba co de fi gu ha je ki lo mu na or pe ri so tu va we xi zo".split()
+
+
+def _shorter_name(answer: str) -> str:
+    """Johann Sebastian Bach as J. Bach, 3 words of another kind as they are."""
+    parts = answer.split()
+    if len(parts) == 3 and answer.istitle() and answer.replace(" ", "").isalpha():
+        return f"{parts[0][0]}. {parts[2]}"
+    return answer
+
+
 _WORDINGS: tuple[Callable[[str], str], ...] = (
     str,
     str,
@@ -39,6 +49,7 @@ _WORDINGS: tuple[Callable[[str], str], ...] = (
     str.lower,
     lambda a: f" {a} ",
     lambda a: "",
+    _shorter_name,
 )
 
 
@@ -105,41 +116,38 @@ def _one_part(number: int) -> int:
     return len(columns(_parts[number])["max_conf"])
 
 
-def one_by_one(answers: list[list[str]]) -> list[dict[str, float]]:
-    """The reference's rules, a question at a time."""
-    found = []
+def one_by_one(answers: list[list[str]]) -> None:
+    """The same functions, a question at a time."""
     for samples in answers:
-        counts = Counter(reference_classes.classes(samples))
-        p = np.array(list(counts.values())) / len(samples)
-        entropy = float((p * np.log(p)).sum())
-        found.append({"neg_ent": entropy, "max_conf": p.max(), "exp_conf": (p * p).sum()})
-    return found
+        confidence(equivalence.classes(samples))
 
 
-def scripts(folder: str) -> Callable[[list[list[str]]], list[dict[str, float]]]:
+def check(answers: pa.ListArray, questions: int) -> None:
+    """Raises where the columns and `one_by_one` disagree; of the first questions."""
+    together = equivalence.classes_of(answers).slice(0, questions).to_pylist()
+    alone = [equivalence.classes(a) for a in answers.slice(0, questions).to_pylist()]
+    if together != alone:
+        at = next(i for i in range(questions) if together[i] != alone[i])
+        raise AssertionError(f"question {at}: {together[at]} in columns, {alone[at]} alone")
+
+
+def scripts(folder: str) -> Callable[[list[list[str]]], None]:
     """`confidence_rewards` of FactTune's scripts, by their own modules of a checkout."""
-    sys.path.insert(0, folder)
+    places = [folder, str(Path(folder, "scoring", "confidence_scoring"))]
+    # a module that they import and did not publish; what it holds plays no part here
+    sys.modules["utils_score"] = ModuleType("utils_score")
+    vars(sys.modules["utils_score"])["chunk_list"] = None
+    sys.path[:0] = places
     try:
-        parsing = importlib.import_module("parsing")
-        entropy = importlib.import_module("scipy.stats").entropy
+        rewards = importlib.import_module("score_metrics").confidence_rewards
     except ImportError as e:
-        raise UserError(f"--reference {folder}: {e}: name a checkout, and install scipy") from None
+        problem = f"--reference {folder}: {e}: name a checkout, and install scipy and pytz"
+        raise UserError(problem) from None
     finally:
-        sys.path.remove(folder)
+        del sys.modules["utils_score"], sys.path[:2]
 
-    def loop(answers: list[list[str]]) -> list[dict[str, float]]:
-        found = []
+    def loop(answers: list[list[str]]) -> None:
         for samples in answers:
-            normal = [parsing.normalize_sample(s) for s in samples]
-            weights = [1.0 / len(normal)] * len(normal)
-            shares = list(parsing.build_equiv_class_heuristics(normal, weights).values())
-            found.append(
-                {
-                    "neg_ent": -entropy(shares),
-                    "max_conf": max(shares),
-                    "exp_conf": np.sum(np.array(shares) ** 2),
-                }
-            )
-        return found
+            rewards(samples)
 
     return loop

@@ -21,6 +21,7 @@ DOMAINS = ("general", "bio", "medicine")
 TEMPLATES = tuple(f"questions_{d}" for d in DOMAINS)
 ANSWER_TEMPLATES = tuple(f"{name}_answer" for name in TEMPLATES)
 FACT_CHARS = 300  # of each fact shown before
+QUESTION_CHARS = 600  # a longer one is a text that does not end
 ANSWER_CHARS = 200  # a longer one is no short answer
 
 
@@ -45,25 +46,31 @@ def render(
     pronoun: str | None = None,
     lower_case: str | None = None,
 ) -> list[dict[str, str]]:
-    """Chat messages. `before`: facts of the response that stand before it. `pronoun` ("her"): of
-    the person, in the domain bio. `lower_case`: the condition within a sentence, in medicine."""
+    """Chat messages. `before`: facts of the response that stand before it, FACT_CHARS of each.
+    `pronoun` ("her"): of the person, in the domain bio. `lower_case`: the condition within a
+    sentence, in medicine."""
     name = " ".join(topic.split())
     slots = {"topic": name, "fact": " ".join(fact.split()), "before": _before(before)}
     if domain == "bio":
-        slots["pronoun"] = pronoun or "unknown"
+        slots["pronoun"] = " ".join((pronoun or "").split()) or "unknown"
     if domain == "medicine":
-        slots["topic"] = lower_case or lowered(name)
+        slots["topic"] = " ".join((lower_case or "").split()) or lowered(name)
     return template.messages(template_name(domain, answer), **slots)
 
 
 def _before(facts: Sequence[str]) -> str:
     """A line of its own, or nothing."""
     shown = " ".join(fenced(f, FACT_CHARS) for f in facts)
-    return f"Facts before it: {shown}\n" if shown else ""
+    return f"Facts before it: <<<{shown}>>>\n" if shown else ""
 
 
-# Conditions that are named after somebody, or some place, without the 's that tells it
-_NAMES = set("down turner klinefelter hodgkin marfan lyme ebola zika asperger tourette".split())
+# Conditions that are named after somebody, or some place, often without the 's that tells it
+_NAMES = set(
+    "addison alzheimer asperger bell crohn cushing down ebola ehlers epstein gaucher graves hansen "
+    "hashimoto hirschsprung hodgkin huntington kawasaki klinefelter lyme marburg marfan noonan "
+    "paget parkinson pompe prader raynaud rett reye sjogren tourette turner whipple wilson zika"
+    "".split()
+)
 
 
 def lowered(condition: str) -> str:
@@ -79,28 +86,48 @@ def lowered(condition: str) -> str:
 
 # ---------------------------------------------------------------- answer -> question
 
-_LABEL = re.compile(r"(?:\*\*)?(question|q|answer|a)(?:\*\*)?\s*[:.]\s*(?:\*\*)?\s*", re.I)
-_ECHO = re.compile(r"(?:statement|fact|facts before it|topic|person|condition|pronoun):", re.I)
+_LABEL = re.compile(r"(?:\*\*)?(question|answer|[qa])\s?\d{0,2}(?:\*\*)?\s*:\s*(?:\*\*)?\s*", re.I)
+_LETTER = re.compile(r"(Q|A)\d{0,2}\.\s+")  # "Q. Where ...?"; "A. A. Milne" is also a name
+_INSIDE = re.compile(
+    r"\s+(?=(?:\*\*)?(?:(?i:question|answer)|Statement|Fact)(?: \d{1,2})?(?:\*\*)?:)"
+)
+_ECHO = re.compile(
+    r"(?:\*\*)?(?:statement|facts?|facts before it|topic|person|condition|pronoun)(?:\*\*)?:|###",
+    re.I,
+)
+_BULLET = re.compile(r"(?:[-*\u2022]|\(?\d{1,2}[.)])\s+")
+_OPENING = re.compile(r"(?:Sure(?: thing)?|Certainly|Of course|Okay|Absolutely)[.!:,]\s*")
+_TALK = re.compile(
+    r"I(?:['\u2019]| am | cannot| can't| could| would| do | don't| need| apologi[sz]e)|"
+    r"Sorry(?:,| but|, but)|Unfortunately|Please (?:provide|give|share|clarify)|"
+    r"As an (?:AI|assistant)|(?:Could|Can|Would|Will|Do) you\b"
+)
 _NEXT = re.compile(r"(?<=\?)\s+(?=[A-Z])")
+_QUOTES = {'"': '"', "\u201c": "\u201d", "*": "*"}
 
 
 def parse(text: str, answer: bool = False, fact: str = "") -> Asked:
     """The first question in the text and, if wanted, the answer behind it.
 
-    Labelled lines, one line with both, and JSON are read alike; what repeats the prompt ends it.
-    RowError for a text without a question, for one that only repeats the `fact`, and for an answer
-    that is missing or longer than ANSWER_CHARS.
+    Labelled lines, one line with both, and JSON are read alike; what repeats the prompt is no part
+    of it. RowError for a text without a question, for a refusal, for a question that only repeats
+    the `fact`, and for an answer that is missing or longer than ANSWER_CHARS.
     """
     text = text.rpartition("</think>")[2].strip()
-    question, said = _from_json(text) or _from_lines(text)
-    if question is None:
+    found = _from_json(text)
+    question, said = _from_lines(text) if found is None else found
+    if not question or not re.search(r"\w", question):
         raise RowError(f"no question in the answer {text[:80]!r}")
+    if _TALK.match(question):
+        raise RowError(f"a refusal, no question: {text[:80]!r}")
+    if len(question) > QUESTION_CHARS:
+        raise RowError(f"a question of {len(question)} characters: {question[:80]!r}...")
     if fact and _bare(question) == _bare(fact):
         raise RowError(f"the question only repeats the fact: {question[:80]!r}")
     if not answer:
         return Asked(question, None)
-    said = (said or "").strip().rstrip(".").strip()
-    if not said:
+    said = _unquoted(said or "").rstrip(".").strip()
+    if not re.search(r"\w", said) or said.lower() == "n/a":
         raise RowError(f"no answer behind the question in {text[:80]!r}")
     if len(said) > ANSWER_CHARS:
         raise RowError(f"no short answer: {said[:80]!r}...")
@@ -108,48 +135,68 @@ def parse(text: str, answer: bool = False, fact: str = "") -> Asked:
 
 
 def _from_json(text: str) -> tuple[str | None, str | None] | None:
-    if not text.startswith("{"):
+    """Of the first object in the text; None: there is none. One that is cut off has no question."""
+    start = re.search(r"\{\s*(?:\"|\}|$)", text)
+    if start is None:
         return None
     try:
-        read: Any = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(read, dict) or not isinstance(read.get("question"), str):
-        return None
-    question, said = read["question"].strip(), read.get("answer")
-    return (question if question.endswith("?") else None), str(said) if said is not None else None
+        read: Any = json.JSONDecoder().raw_decode(text, start.start())[0]
+    except (ValueError, RecursionError):
+        return None, None
+    question, said = read.get("question"), read.get("answer")
+    if not isinstance(question, str) or not question.strip().endswith("?"):
+        return None, None
+    if isinstance(said, bool):
+        said = "yes" if said else "no"
+    return " ".join(question.split()), str(said) if isinstance(said, str | int | float) else None
 
 
 def _from_lines(text: str) -> tuple[str | None, str | None]:
     question: str | None = None
-    said: str | None = None
-    for line in (line.strip() for line in text.splitlines()):
-        if not line:
+    letters = False  # the question's label was "Q."
+    for line in filter(None, (part.strip() for part in _INSIDE.sub("\n", text).splitlines())):
+        if _ECHO.match(line) and question is not None:
+            break
+        if _ECHO.match(line) or line.startswith("```"):
             continue
-        if _ECHO.match(line):
-            break
         label = _LABEL.match(line)
+        if label is None and (dotted := _LETTER.match(line)) and (letters or dotted[1] == "Q"):
+            label, letters = dotted, True
         kind = label[1][0].lower() if label else ""
-        rest = line[label.end() :] if label else line
+        rest = line[label.end() :] if label else _BULLET.sub("", line, count=1)
         if question is None:
-            head = _NEXT.split(rest, maxsplit=1)[0]
-            if not head.endswith("?"):
-                head = rest[: rest.rfind("?") + 1]
-            if kind == "a" or not head:
-                continue
-            question, behind = head.strip(' *"\u201c\u201d'), rest[len(head) :].strip()
-            said = behind if behind and "?" not in behind else None  # not one more question
-        elif said is None and kind != "q":
-            said = rest
+            question, behind = (None, "") if kind == "a" else _split(rest)
+            if question and behind:
+                return question, behind if "?" not in behind else None  # not one more question
+        elif kind == "q" or (kind != "a" and rest.endswith("?")):
             break
-        else:
-            break
-    return question, _unlabelled(said)
+        elif rest.strip("* "):
+            return question, rest
+    return question, None
 
 
-def _unlabelled(said: str | None) -> str | None:
-    label = _LABEL.match(said) if said else None
-    return said[label.end() :] if said and label else said
+def _split(line: str) -> tuple[str | None, str]:
+    """The first question of a line and what stands behind it."""
+    line = _OPENING.sub("", line, count=1)
+    head = _NEXT.split(line, maxsplit=1)[0]
+    if not head.endswith("?"):
+        head = line[: line.rfind("?") + 1]
+    behind = line[len(head) :]
+    closed = len(behind) - len(behind.lstrip('"\u201d*'))
+    head, behind = head + behind[:closed], behind[closed:].strip(" -\u2013\u2014")
+    label = _LABEL.match(behind) or (_LETTER.match(behind) if line.startswith("Q") else None)
+    return _unquoted(head) or None, behind[label.end() :] if label else behind
+
+
+def _unquoted(text: str) -> str:
+    """Without the marks around the whole of it: quotes, emphasis, brackets."""
+    text = text.strip().strip("*").strip()
+    if text[:1] == "(" and text.find(")") == len(text) - 1:
+        text = text[1:-1]
+    close = _QUOTES.get(text[:1])
+    if close and len(text) > 1 and text.find(close, 1) == len(text) - 1:
+        text = text[1:-1]
+    return text.strip()
 
 
 def _bare(text: str) -> str:

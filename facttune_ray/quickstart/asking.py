@@ -1,18 +1,20 @@
-"""Fact -> the question it answers, by rules of ordinary English.
+"""Fact -> the question it answers, and the answer, by rules of ordinary English.
 
     question("Mara Veldt", "Mara Veldt works as a baker.")  ->  "What does Mara Veldt work as?"
     question("Mara Veldt", "She was born on May 3, 1950.")  ->  "When was Mara Veldt born?"
     question("Mara Veldt", "She has won three prizes.")  ->  "How many prizes has Mara Veldt won?"
+    ask("Mara Veldt", "She plays the cello.")  ->  Asked("What does Mara Veldt play?", "the cello")
 
 The clause is read as subject + operator + verb + rest: the operator ("was", "has", or a "did" the
 verb is rid of its ending for) changes places with the subject, and what the fact says newest, its
-time, its place, its number, its object, gives way to the question word.
+time, its place, its number, its object, gives way to the question word: that is the answer.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from facttune_ray.scoring.clauses import (
     ADVERBS,
@@ -27,6 +29,7 @@ from facttune_ray.scoring.clauses import (
     verb_at,
 )
 from facttune_ray.scoring.decompose import mask, unmask
+from facttune_ray.scoring.forms import LEADING
 from facttune_ray.scoring.verbs import (
     AUXILIARIES,
     BE,
@@ -59,6 +62,11 @@ _PARTICLES = {"up", "out", "away", "back", "off", "down"}
 _CATENATIVES = set("begin start continue enjoy stop finish keep go try want seek help".split())
 
 
+class Asked(NamedTuple):
+    question: str
+    answer: str  # words of the fact, never empty
+
+
 @dataclass(frozen=True)
 class _Clause:
     """Of "Ada has also won a prize": subject "Ada", operator "has", verb ["also", "won"]."""
@@ -69,21 +77,41 @@ class _Clause:
     lemma: str  # infinitive of the last verb
     rest: list[str]
 
-    def ask(self, words: str, *, rest: list[str] | None = None, last: str = "") -> str:
-        parts = [words, self.operator, self.subject, *self.verb, *(rest or []), last]
-        return " ".join(p for p in parts if p).rstrip(" ,") + "?"
+    def ask(self, words: str, *, rest: list[str] | None = None, last: str = "") -> Asked:
+        """`rest`: what the question keeps of the rest, from its two ends; the answer is between."""
+        kept = rest or []
+        parts = [words, self.operator, self.subject, *self.verb, *kept, last]
+        start = 0
+        while start < len(kept) and kept[start] == self.rest[start]:
+            start += 1
+        asked = " ".join(p for p in parts if p).rstrip(" ,") + "?"
+        return Asked(asked, " ".join(self.rest[start : len(self.rest) - (len(kept) - start)]))
 
 
 def question(topic: str, fact: str) -> str:
     """One question, on one line, that names the topic and does not contain the answer."""
+    return ask(topic, fact).question
+
+
+def ask(topic: str, fact: str) -> Asked:
+    """The question and what the fact answers to it; all of the fact where no rule fits."""
     name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
     text = " ".join(fact.split()).rstrip(" .!;:")
     masked: list[str] = []
     clause = _clause(mask(text, masked, name).split(), name)
-    if clause is None:
-        return f"What is true of {name}?"
-    asked = unmask(_asked(clause, name, masked), masked)
-    return asked[0].upper() + asked[1:]
+    found = _asked(clause, name, masked) if clause else None
+    if found is None:
+        return Asked(f"What is true of {name}?", text or name)
+    asked, said = (unmask(part, masked) for part in found)
+    return Asked(asked[0].upper() + asked[1:], _short(said) or text)
+
+
+def _short(answer: str) -> str:
+    """Without the preposition that the question word stands for: "in Ostrel" -> "Ostrel"."""
+    words = answer.strip(" ,;:").split()
+    while len(words) > 1 and words[0].lower() in LEADING:
+        words = words[1:]
+    return " ".join(words)
 
 
 def _clause(words: list[str], name: str) -> _Clause | None:
@@ -133,18 +161,18 @@ def _is_adverb(word: str) -> bool:
     return word in ADVERBS or bool(re.fullmatch(r"[a-z]+ly", word))
 
 
-def _asked(clause: _Clause, name: str, masked: list[str]) -> str:
-    """The question, masks in place: the first rule that fits decides."""
+def _asked(clause: _Clause, name: str, masked: list[str]) -> Asked | None:
+    """Question and answer, masks in place: the first rule that fits decides."""
     if name.lower() not in clause.subject.lower() and name in " ".join(clause.rest):
         # the topic is what the fact says of something else: ask for that
         who = "Who" if re.fullmatch(rf"{CAP} {CAP}", clause.subject) else "What"
         aside = [clause.operator] if clause.operator not in {"do", "does", "did"} else []
         verb = clause.verb if aside else [*clause.verb[:-1], _again(clause)]
-        return " ".join([who, *aside, *verb, *clause.rest]) + "?"
+        return Asked(" ".join([who, *aside, *verb, *clause.rest]) + "?", clause.subject)
     for rule in (_when, _chained, _complement, _how_many, _where, _which):
         if asked := rule(clause, masked):
             return asked
-    return f"What is true of {name}?"
+    return None
 
 
 def _again(clause: _Clause) -> str:
@@ -154,7 +182,7 @@ def _again(clause: _Clause) -> str:
     return third(clause.lemma) if clause.operator == "does" else clause.lemma
 
 
-def _when(clause: _Clause, masked: list[str]) -> str | None:
+def _when(clause: _Clause, masked: list[str]) -> Asked | None:
     """A time at the end: "in 1950", "from 1995 until 2000", "at the age of six"."""
     rest, at = clause.rest, len(clause.rest)
     dated = False
@@ -184,7 +212,7 @@ def _is_time(word: str, masked: list[str]) -> bool | None:
     return False if re.fullmatch(r"\d{1,2}(?:st|nd|rd|th)?", bare) else None
 
 
-def _chained(clause: _Clause, masked: list[str]) -> str | None:
+def _chained(clause: _Clause, masked: list[str]) -> Asked | None:
     """A verb that hangs on the first: "went on to direct ...", "began playing ..."."""
     rest = clause.rest
     at = next((i for i, w in enumerate(rest[:4]) if w == "to"), None)
@@ -200,7 +228,7 @@ def _chained(clause: _Clause, masked: list[str]) -> str | None:
     return None
 
 
-def _complement(clause: _Clause, masked: list[str]) -> str | None:
+def _complement(clause: _Clause, masked: list[str]) -> Asked | None:
     """After a bare "is": a nationality, a place, a role, an age, a quality."""
     if clause.lemma != "be":
         return None
@@ -211,7 +239,7 @@ def _complement(clause: _Clause, masked: list[str]) -> str | None:
         return None
     noun = rest[1:] if rest[0] in ARTICLES else rest
     if 1 <= len(noun) <= 2 and _DEMONYM.fullmatch(noun[-1]) and noun[0][0].isupper():
-        return clause.ask("What nationality")
+        return clause.ask("What nationality")._replace(answer=" ".join(noun))
     if rest[0] in {"in", "at", "on", "near"} and len(rest) > 1 and re.match(CAP, rest[-1]):
         thing = re.search(r"(?:degree|doctorate|major|expertise|career|research|books?)$", who)
         return clause.ask("What", last=rest[0]) if thing else clause.ask("Where")
@@ -234,7 +262,7 @@ def _complement(clause: _Clause, masked: list[str]) -> str | None:
     return clause.ask("What", last="like") if rest[0].islower() and len(rest) <= 3 else None
 
 
-def _how_many(clause: _Clause, masked: list[str]) -> str | None:
+def _how_many(clause: _Clause, masked: list[str]) -> Asked | None:
     """A number: "three prizes", "more than 50 wickets for the club"."""
     rest = clause.rest
     at = {"over": 1, "about": 1, "nearly": 1, "more": 2, "at": 2}.get(rest[0], 0) if rest else 0
@@ -249,10 +277,11 @@ def _how_many(clause: _Clause, masked: list[str]) -> str | None:
     end = next((i for i, w in enumerate(rest) if i > at and w in PREPOSITIONS - {"of"}), len(rest))
     if end == at + 1 or rest[at + 1] == "of":
         return None
-    return clause.ask(f"How many {' '.join(rest[at + 1 : end])}", rest=rest[end:])
+    asked = clause.ask(f"How many {' '.join(rest[at + 1 : end])}", rest=rest[end:])
+    return asked._replace(answer=" ".join(rest[: at + 1]))
 
 
-def _where(clause: _Clause, masked: list[str]) -> str | None:
+def _where(clause: _Clause, masked: list[str]) -> Asked | None:
     """A place: "born in Lyon", "studied law at the University of Oslo", "moved to Peru"."""
     rest = clause.rest
     if clause.lemma in {"move", "emigrate", "immigrate", "relocate", "return"} and (
@@ -272,7 +301,7 @@ def _where(clause: _Clause, masked: list[str]) -> str | None:
     return clause.ask("Where", rest=rest[:at])
 
 
-def _which(clause: _Clause, masked: list[str]) -> str | None:
+def _which(clause: _Clause, masked: list[str]) -> Asked | None:
     """The object, or what stands behind a preposition."""
     rest = clause.rest
     particle = 1 if rest and rest[0] in _PARTICLES else 0
@@ -309,14 +338,17 @@ def _preposition_after_object(rest: list[str], particle: int) -> int | None:
     return found[0] if found else None
 
 
-def _did_what(clause: _Clause) -> str:
+def _did_what(clause: _Clause) -> Asked:
     """No object at all: "Ada retired." -> "What did Ada do?"."""
+    made = clause.operator in {"do", "does", "did"}
+    verb = [*clause.verb[:-1], _again(clause)] if made else clause.verb
+    said = " ".join([*verb, *clause.rest])
     if clause.operator in {"is", "are"}:
-        return f"What {clause.operator} {clause.subject} like?"
+        return Asked(f"What {clause.operator} {clause.subject} like?", said)
     if clause.operator in BE:
-        return f"What happened to {clause.subject}?"
+        return Asked(f"What happened to {clause.subject}?", f"{clause.operator} {said}")
     done = "done" if clause.operator in {"has", "have", "had"} else "do"
-    return f"What {clause.operator} {clause.subject} {done}?"
+    return Asked(f"What {clause.operator} {clause.subject} {done}?", said)
 
 
 def _is_title(rest: list[str]) -> bool:

@@ -17,12 +17,11 @@ import textwrap
 from collections.abc import Callable
 
 from facttune_ray.prompts import facts, questions, template
-from facttune_ray.quickstart.asking import question
+from facttune_ray.quickstart.asking import ask
 from facttune_ray.scoring import equivalence, verify_lexical
 from facttune_ray.scoring.abstention import abstained
-from facttune_ray.scoring.clauses import PRONOUNS
 from facttune_ray.scoring.decompose import rule_facts
-from facttune_ray.scoring.forms import ARTICLES, LEADING, NUMBERS, singular
+from facttune_ray.scoring.forms import NUMBERS, singular
 from facttune_ray.scoring.verbs import AUXILIARIES, KNOWN, base, is_finite
 
 CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions and equivalence."
@@ -57,13 +56,17 @@ def _templates(task: str) -> tuple[str, ...]:
     return several.get(task, (task,))
 
 
+INSIDE = {"passages": "(?s:.*)", "facts": "(?s:.*)", "before": "(?:[^\\n]*\\n)?"}  # of a slot
+
+
 @functools.cache
 def _pattern(name: str) -> re.Pattern[str]:
-    """The last user block with its slots as groups; only lists run over several lines."""
+    """The last user block with its slots as groups; only lists run over several lines, and
+    `before` is one whole line or nothing."""
     pieces = re.split(r"\{(\w+)\}", template.blocks(name)[-1][1])
     parts = [re.escape(p) for p in pieces]
     for i in range(1, len(pieces), 2):
-        inside = "(?s:.*)" if pieces[i] in ("passages", "facts", "before") else "[^\\n]*"
+        inside = INSIDE.get(pieces[i], "[^\\n]*")
         parts[i] = f"(?P<{pieces[i]}>{inside})"
     return re.compile("".join(parts))
 
@@ -83,29 +86,12 @@ def _facts(topic: str, sentence: str, context: str = "") -> str:
 
 
 def _questions(topic: str, fact: str, before: str = "", pronoun: str = "") -> str:
-    return question(topic, fact)
+    return ask(topic, fact).question
 
 
 def _questions_answer(topic: str, fact: str, before: str = "", pronoun: str = "") -> str:
-    asked = question(topic, fact)
-    return f"Question: {asked}\nAnswer: {left_out(fact, asked)}"
-
-
-def left_out(fact: str, asked: str) -> str:
-    """What the fact says and its question does not: "the cello" of "Mara plays the cello." and
-    "What does Mara play?". The longest run of such words, without a preposition before it."""
-    known = {base(w) for w in re.findall(r"[\w']+", asked.lower())}
-    runs: list[list[str]] = [[]]
-    for word in fact.rstrip(" .!").split():
-        plain = word.lower().strip(',;:()"')
-        if {plain, plain.removesuffix("'s"), base(plain)} & known and plain not in ARTICLES:
-            runs.append([])
-        else:
-            runs[-1].append(word)
-    best = max(runs, key=lambda run: len(" ".join(run)))
-    while len(best) > 1 and best[0].lower() in LEADING | PRONOUNS:
-        best = best[1:]
-    return " ".join(best).strip(" ,;:") or "yes"
+    asked = ask(topic, fact)
+    return f"Question: {asked.question}\nAnswer: {asked.answer}"
 
 
 def _abstention(prompt: str, response: str) -> str:

@@ -6,7 +6,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from facttune_ray.scoring import equivalence, forms
+from facttune_ray.scoring import equivalence, names
 from facttune_ray.scoring.equivalence import classes, shares
 
 STRINGS = pa.list_(pa.string())
@@ -41,6 +41,13 @@ def test_hand_made(answers, expected):
         (["J. Bach", "Johann Bach", "Joseph Bach"], [0, 1, 2]),
         (["Anna Bach", "Bach", "Johann Bach"], [0, 1, 2]),
         (["Ann Lee", "ann lee", "Ann M. Lee", "Tom Lee"], [0, 0, 0, 1]),
+        # a last name alone is of the only person who has it
+        (["Bach", "Johann Bach", "J. S. Bach"], [0, 0, 0]),
+        (["van Beethoven", "Ludwig van Beethoven", "Beethoven"], [0, 0, 0]),
+        (["Player", "Basketball Player"], [0, 1]),
+        (["York", "New York", "Ontario", "London, Ontario"], [0, 1, 2, 3]),
+        # the same words in another order are one group, and join no third
+        (["Bach Johann", "Johann Bach", "B. Johann", "J. Bach"], [0, 0, 1, 2]),
     ],
 )
 def test_names_never_chain_different_people(answers, expected):
@@ -76,14 +83,20 @@ def test_order_does_not_change_the_classes(answers):
 def test_every_class_of_names_fits_together():
     """Random names of one family: whatever joins, no two in a class are different people."""
     chance = random.Random(0)
-    firsts, middles = ["Ann", "A.", "Adam", "Bo", "B."], ["", "M. ", "Mary ", "Nils ", "N. "]
-    for _ in range(300):
-        names = list({f"{chance.choice(firsts)} {chance.choice(middles)}Lee" for _ in range(6)})
-        found = classes(names)
-        for i, j in itertools.combinations(range(len(names)), 2):
+    firsts, middles = (
+        ["Ann ", "A. ", "Adam ", "Bo ", "B. ", ""],
+        ["", "M. ", "Mary ", "Nils ", "N. "],
+    )
+    joined = 0
+    for _ in range(500):
+        people = [f"{chance.choice(firsts)}{chance.choice(middles)}Lee" for _ in range(6)]
+        people = list(dict.fromkeys(people))
+        found = classes(people)
+        for i, j in itertools.combinations(range(len(people)), 2):
             if found[i] == found[j]:
-                a, b = (forms.form(names[k])[1] for k in (i, j))
-                assert forms.same_name(a, b), names
+                joined += 1
+                assert names.same_name(names.name(people[i]), names.name(people[j])), people
+    assert joined > 300
 
 
 def test_many_units_are_as_one_by_one():
@@ -96,6 +109,10 @@ def test_many_units_are_as_one_by_one():
         found = equivalence.classes_of(pa.array(units, STRINGS), method)
         assert found.type == pa.list_(pa.int32()) and found[7].as_py() is None
         assert found.to_pylist() == [u if u is None else classes(u, method) for u in units]
+    chunks = pa.chunked_array([units[:200], units[200:]], STRINGS)
+    assert equivalence.classes_of(chunks).to_pylist() == [
+        u if u is None else classes(u) for u in units
+    ]
     cut = pa.array(units, STRINGS).slice(100, 50)  # a slice is read from its own start
     assert equivalence.classes_of(cut).to_pylist() == [classes(u) for u in units[100:150]]
 
@@ -114,3 +131,11 @@ def test_shares_of_originals():
     units, originals = [answers, None, ["x"]], [["harp"], ["x"], []]
     found = equivalence.shares_of(pa.array(units, STRINGS), pa.array(originals, STRINGS))
     assert found.to_pylist() == [[pytest.approx(1 / 3)], [None], []]
+
+
+def test_blocks_join_without_a_seam(monkeypatch):
+    units = [["Ann Lee", "", f"the {i % 7} harps", f"{i % 7} harp"] for i in range(50)]
+    whole = equivalence.classes_of(pa.array(units, STRINGS)).to_pylist()
+    monkeypatch.setattr(equivalence, "BLOCK", 10)
+    assert equivalence.classes_of(pa.array(units, STRINGS)).to_pylist() == whole
+    assert whole == [[0, -1, 1, 1]] * 50

@@ -1,5 +1,7 @@
 """What counts as the same wording, case by case."""
 
+import random
+
 import pyarrow as pa
 import pytest
 
@@ -9,10 +11,6 @@ from facttune_ray.scoring import forms
 def read(answer):
     (text,) = forms.trimmed(pa.array([answer])).to_pylist()
     return forms.form(text)
-
-
-def key(answer):
-    return read(answer)[0]
 
 
 @pytest.mark.parametrize(
@@ -44,10 +42,23 @@ def key(answer):
         ("No.", "no, he was not"),
         ("Wellesley College and", "Wellesley College"),
         ("*Paris*", '"Paris"'),
+        ("\u201cParis\u201d", "Paris"),
+        ("the 1950's", "1950s"),
+        ("two hundred and fifty", "250"),
+        ("two million five hundred thousand", "2,500,000"),
+        ("a thousand", "1,000"),
+        ("twelve o'clock", "12 o\u2019clock"),
+        ("Bjørn, Łódź", "bjorn lodz"),
+        ("Straße", "strasse"),
+        ("boxes", "a box"),
+        ("potatoes", "potato"),
+        ("shoes", "shoe"),
+        ("the U.S. Army", "US Army"),
+        ("John's dog", "Johns dog"),
     ],
 )
 def test_the_same(a, b):
-    assert key(a) == key(b) != ""
+    assert read(a) == read(b) != ""
 
 
 @pytest.mark.parametrize(
@@ -68,49 +79,36 @@ def test_the_same(a, b):
         ("bus", "bu"),
         ("Paris", "Rome"),
         ("May", "June"),
+        ("No. 5", "No"),
+        ("no one", "no"),
+        ("1950's", "1950"),
+        ("2 boys and 3 girls", "3 boys and 2 girls"),
+        ("1990-1995", "1995-1990"),
+        ("1955-06-03", "1955-03-06"),
+        ("twenty, five", "20 50"),
+        ("100", "1000"),
+        ("10", "10th"),
+        ("Mar", "March"),
+        ("Jan Steen", "January Steen"),
+        ("C++", "C"),
+        ("C#", "C"),
+        ("never married", "married"),
+        ("A. Lee", "Lee"),
     ],
 )
 def test_not_the_same(a, b):
-    assert key(a) != key(b)
+    assert read(a) != read(b)
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "...", "?!", '"', "\n"])
 def test_nothing_said(empty):
-    assert read(empty) == ("", ())
+    assert read(empty) == ""
 
 
-@pytest.mark.parametrize(
-    ("answer", "name"),
-    [
-        ("Johann Sebastian Bach", ("johann", "sebastian", "bach")),
-        ("Dr. J. S. Bach", ("j", "s", "bach")),
-        ("Ludwig van Beethoven", ("ludwig", "van", "beethoven")),
-        ("Martin Luther King Jr.", ("martin", "luther", "king", "jr")),
-        ("Jean-Paul Sartre", ("jean", "paul", "sartre")),
-        ("Bach", ()),
-        ("basketball player", ()),
-        ("Basketball player", ()),
-        ("Apollo 11", ()),
-    ],
-)
-def test_what_looks_like_a_name(answer, name):
-    assert read(answer)[1] == name
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "same"),
-    [
-        ("Johann Sebastian Bach", "Johann Bach", True),
-        ("J. S. Bach", "Johann Sebastian Bach", True),
-        ("J. Bach", "Johann Sebastian Bach", True),
-        ("Johann Christian Bach", "Johann Sebastian Bach", False),
-        ("Anna Bach", "Johann Bach", False),
-        ("Johann Bach", "Johann Beck", False),
-        ("Robert Downey Jr.", "Robert Downey", True),
-        ("Robert Downey Jr.", "Robert Downey Sr.", False),
-        ("Ludwig van Beethoven", "Ludwig Beethoven", True),
-    ],
-)
-def test_names_with_and_without_middle_parts(a, b, same):
-    assert forms.same_name(read(a)[1], read(b)[1]) is same
-    assert forms.same_name(read(b)[1], read(a)[1]) is same
+def test_long_and_strange_texts_are_read():
+    chance = random.Random(0)
+    for _ in range(3000):
+        text = "".join(chr(chance.choice((32, 39, 44, 45, 46, 48, 49, chance.randrange(0x3000))))
+                       for _ in range(chance.randint(0, 12)))  # fmt: skip
+        assert isinstance(read(text), str)
+    assert read("9" * 5000) == "9" * 5000  # more digits than int() takes
