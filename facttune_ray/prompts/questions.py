@@ -165,7 +165,7 @@ def _from_lines(text: str) -> tuple[str | None, str | None]:
         kind = label[1][0].lower() if label else ""
         rest = line[label.end() :] if label else _BULLET.sub("", line, count=1)
         if question is None:
-            question, behind = (None, "") if kind == "a" else _split(rest)
+            question, behind = (None, "") if kind == "a" else _split(rest, letters)
             if question and behind:
                 return question, behind if "?" not in behind else None  # not one more question
         elif kind == "q" or (kind != "a" and rest.endswith("?")):
@@ -175,7 +175,7 @@ def _from_lines(text: str) -> tuple[str | None, str | None]:
     return question, None
 
 
-def _split(line: str) -> tuple[str | None, str]:
+def _split(line: str, letters: bool) -> tuple[str | None, str]:
     """The first question of a line and what stands behind it."""
     line = _OPENING.sub("", line, count=1)
     head = _NEXT.split(line, maxsplit=1)[0]
@@ -184,7 +184,7 @@ def _split(line: str) -> tuple[str | None, str]:
     behind = line[len(head) :]
     closed = len(behind) - len(behind.lstrip('"\u201d*'))
     head, behind = head + behind[:closed], behind[closed:].strip(" -\u2013\u2014")
-    label = _LABEL.match(behind) or (_LETTER.match(behind) if line.startswith("Q") else None)
+    label = _LABEL.match(behind) or (letters and _LETTER.match(behind))
     return _unquoted(head) or None, behind[label.end() :] if label else behind
 
 

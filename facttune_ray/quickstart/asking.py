@@ -81,11 +81,15 @@ class _Clause:
         """`rest`: what the question keeps of the rest, from its two ends; the answer is between."""
         kept = rest or []
         parts = [words, self.operator, self.subject, *self.verb, *kept, last]
-        start = 0
-        while start < len(kept) and kept[start] == self.rest[start]:
-            start += 1
         asked = " ".join(p for p in parts if p).rstrip(" ,") + "?"
-        return Asked(asked, " ".join(self.rest[start : len(self.rest) - (len(kept) - start)]))
+        start, same = 0, 0
+        while start < len(self.rest) - 1 and _is_adverb(self.rest[start]) and (
+            self.rest[start] not in kept[:1]
+        ):  # fmt: skip
+            start += 1
+        while same < len(kept) and kept[same] == self.rest[start + same]:
+            same += 1
+        return Asked(asked, " ".join(self.rest[start + same : len(self.rest) - len(kept) + same]))
 
 
 def question(topic: str, fact: str) -> str:
@@ -132,7 +136,9 @@ def _clause(words: list[str], name: str) -> _Clause | None:
         subject = [f"{name}'s", *subject[1:]]
     elif length:
         subject = [name, *subject[length:]]
-    elif subject[0].lower() in ARTICLES or subject[1:2] and subject[1].islower():
+    elif subject[0].lower() in ARTICLES or (
+        subject[1:2] and subject[1].islower() and not subject[0].endswith(("'s", "\u2019s"))
+    ):
         subject = [subject[0].lower(), *subject[1:]]
     who, word = " ".join(subject).strip(" ,"), words[at].lower()
     they = words[0].lower() == "they"
@@ -194,8 +200,11 @@ def _when(clause: _Clause, masked: list[str]) -> Asked | None:
     tail = rest[at:]
     if not tail or not dated or (clause.lemma == "be" and at and rest[at - 1] in PREPOSITIONS):
         return None
-    wh = "At what age" if "age" in tail else "When"
-    return clause.ask(wh, rest=rest[:at])
+    if "age" in tail[:-1]:
+        age = tail[tail.index("age") + 1 :]
+        said = " ".join(age[age[0] == "of" :])
+        return clause.ask("At what age", rest=rest[:at])._replace(answer=said)
+    return clause.ask("At what age" if "age" in tail else "When", rest=rest[:at])
 
 
 def _is_time(word: str, masked: list[str]) -> bool | None:

@@ -56,7 +56,7 @@ def _templates(task: str) -> tuple[str, ...]:
     return several.get(task, (task,))
 
 
-INSIDE = {"passages": "(?s:.*)", "facts": "(?s:.*)", "before": "(?:[^\\n]*\\n)?"}  # of a slot
+_INSIDE = {"passages": "(?s:.*)", "facts": "(?s:.*)", "before": "(?:[^\\n]*\\n)?"}  # of a slot
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def _pattern(name: str) -> re.Pattern[str]:
     pieces = re.split(r"\{(\w+)\}", template.blocks(name)[-1][1])
     parts = [re.escape(p) for p in pieces]
     for i in range(1, len(pieces), 2):
-        inside = INSIDE.get(pieces[i], "[^\\n]*")
+        inside = _INSIDE.get(pieces[i], "[^\\n]*")
         parts[i] = f"(?P<{pieces[i]}>{inside})"
     return re.compile("".join(parts))
 

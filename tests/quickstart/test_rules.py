@@ -131,12 +131,17 @@ def test_every_sentence_of_the_quickstart_world():
                 assert facts.parse(rules.answer(facts.render(name, sentence))) == expected
             asked = rules.answer(questions.render(name, true))
             assert asked == world.question(name, attribute)
+            value = person.facts[attribute]
+            answer = f"the {value}" if attribute == "plays" else value
+            for fact in (true, pronoun):
+                both = rules.answer(questions.render(name, fact, answer=True))
+                assert questions.parse(both, answer=True) == (asked, answer)
             for value in world.VALUES[attribute]:
                 claim = verdicts.render(
                     name, world.statement(name, attribute, value), articles[name]
                 )
-                answer = verdicts.parse(rules.answer(claim))
-                assert answer is (value == person.facts[attribute])
+                verdict = verdicts.parse(rules.answer(claim))
+                assert verdict is (value == person.facts[attribute])
 
 
 def test_text_in_slots_cannot_change_the_task():
@@ -189,6 +194,15 @@ def test_verdicts_on_real_statements(labelled_data):
         ("has won three prizes.", "three"),
         ("married Ann Lee in 1950.", "1950"),
         ("retired.", "retired"),
+        ("was shot.", "was shot"),
+        ("has 16 wins.", "16"),
+        ("is an American.", "American"),
+        ("was governor of the province of Oslo.", "the province of Oslo"),
+        ("has represented England at the highest level.", "England"),
+        ("is currently the head of the council.", "the council"),
+        ("died at the age of 43.", "43"),
+        ("went on to direct films.", "direct films"),
+        ('is known for "The Song.".', "The Song"),
     ],
 )
 def test_question_and_answer_in_every_domain(domain, fact, answer):
@@ -196,3 +210,32 @@ def test_question_and_answer_in_every_domain(domain, fact, answer):
     asked = questions.parse(rules.answer(messages), answer=True)
     assert asked.answer == answer
     assert asked.question.endswith("?") and answer not in asked.question
+
+
+def test_a_question_about_what_belongs_to_somebody():
+    assert asked("Veldt's career declined.") == "What did Veldt's career do?"
+    assert asked("Her son was Tom Hale.") == "Who was Mara Veldt's son?"
+
+
+def test_words_of_a_fact_are_no_other_slot():
+    fact = f"{TOPIC} plays Fact: Fiction."
+    for before in ([], ["She sang.", "Fact: She won."]):
+        messages = questions.render(TOPIC, fact, before=before)
+        slots = rules.slots_of("questions", messages[-1]["content"])
+        assert slots is not None and slots["fact"] == fact
+
+
+def test_real_facts_have_questions_and_answers(labelled_data):
+    """Every fact is answered; hardly any falls back to "What is true of ...?" """
+    found = []
+    with open(labelled_data / "ChatGPT.jsonl", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            for part in row["annotations"] or []:
+                for f in part["human-atomic-facts"] or []:
+                    messages = questions.render(row["topic"], f["text"], answer=True)
+                    reply = questions.parse(rules.answer(messages), answer=True, fact=f["text"])
+                    copied = str(reply.answer) in " ".join(f["text"].split())
+                    found.append((reply.question, copied))
+    assert len(found) > 5000
+    assert sum(q.startswith("What is true of") for q, _ in found) < 0.01 * len(found)
+    assert sum(copied for _, copied in found) > 0.98 * len(found)

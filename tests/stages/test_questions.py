@@ -1,5 +1,6 @@
 """Questions of a shard: who is asked what, once."""
 
+from facttune_ray import config
 from facttune_ray.errors import RowError
 from facttune_ray.stages import questions
 
@@ -56,7 +57,7 @@ def test_equal_questions_share_id_and_wording(run_stage):
 def test_facts_before_are_shown_and_never_more_than_there_are(run_stage):
     client = Asks()
     run_stage(questions, {"facts": FACTS}, ["questions.context=2"], {"client": client})
-    before = [s.partition("before it: ")[2].partition("\n")[0] for s in client.seen]
+    before = [s.partition("before it: <<<")[2].partition(">>>\n")[0] for s in client.seen]
     # the reference's negative slice shows nothing, or the end, at the first facts
     assert before == ["", "She sang.", "She sang. She won.", ""]  # s0 is r0 again
 
@@ -106,3 +107,16 @@ def test_a_fact_whose_question_fails_has_an_error_alone(run_stage):
     rows = run_stage(questions, {"facts": FACTS[:4]}, resources={"client": client})
     assert [r["error"] and r["error"][:11] for r in rows] == [None, "refused: no", "no question"]
     assert [r["question_id"] is None for r in rows] == [False, True, True]
+
+
+def test_the_recipe_knows_the_template_in_use():
+    def recipe(*overrides):
+        return questions.recipe(config.load([], list(overrides)))
+
+    plain = recipe()
+    assert [k for k in plain if k.startswith("prompts/")] == ["prompts/questions_general.txt"]
+    used = recipe("questions.domain=medicine", "questions.answer=true")
+    assert "prompts/questions_medicine_answer.txt" in used
+    found = [plain, used, recipe("questions.context=1"), recipe("questions.domain=bio")]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    assert recipe("answers.samples=3", "facts.domain=bio") == plain

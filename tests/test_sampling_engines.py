@@ -1,0 +1,69 @@
+"""Stages that sample, with engines other than the local one, as a user runs them."""
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from facttune_ray import cli
+
+
+@pytest.fixture
+def stage(ray_cluster, small_preset, tmp_path, capsys):
+    """Runs one stage of a quickstart whose samples come from the embedded endpoint."""
+
+    def run(name, *more):
+        words = ["quickstart", small_preset, f"run.out={tmp_path / 'out'}"]
+        words += ["sampling.engine=api", "sampling.llm.model=annotator"]
+        words += ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0"]
+        code = cli.main(["stage", name, *words, "evaluation.tuned=false", *more])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def responses(out):
+    parts = sorted(out.glob("base/tune/responses/part-*"))
+    return [row for p in parts for row in pq.read_table(p).to_pylist()]
+
+
+def test_an_endpoint_gives_the_responses_once_however_they_are_asked_for(stage, tmp_path):
+    settings = ["sampling.form=completions", "sampling.choices=4", "responses.samples=6"]
+    for name in ("knowledge", "prompts", "responses"):
+        assert stage(name, *settings)[0] == 0
+    first = responses(tmp_path / "out")
+    assert len(first) == 12 * 6 + 4 * 2  # train and val prompts
+    assert all(r["text"] and r["tokens"] and r["error"] is None for r in first)
+    assert len({r["text"] for r in first}) > 40
+    manifest = tmp_path / "out" / "base/tune/responses/_MANIFEST.json"
+    assert json.loads(manifest.read_text())["calls"] == 12 * 2 + 4  # four choices a request
+    shutil.rmtree(manifest.parent)
+    assert stage("responses", "sampling.form=completions", "responses.samples=6")[0] == 0
+    assert responses(tmp_path / "out") == first
+    assert json.loads(manifest.read_text())["calls"] == 0
+
+
+def test_an_endpoint_that_refuses_leaves_rows_with_its_reason(stage, tmp_path, capsys):
+    for name in ("knowledge", "prompts"):
+        assert stage(name)[0] == 0
+    code, said = stage(
+        "responses",
+        "sampling.llm.base_url=http://127.0.0.1:9/v1",
+        "sampling.llm.max_attempts=1",
+        "sampling.llm.timeout_s=2",
+    )
+    assert code == 2 and "127.0.0.1:9" in said and "Traceback" not in said
+    assert not list((tmp_path / "out").glob("base/tune/responses/_MANIFEST.json"))
+
+
+def test_what_is_not_installed_is_one_line(stage):
+    for name in ("knowledge", "prompts"):
+        assert stage(name, "sampling.engine=transformers")[0] == 0
+    code, said = stage(
+        "responses",
+        "sampling.engine=transformers",
+        "rewards.columns=[ne_max_conf]",
+        "entities.spacy_model=en_core_web_none",
+    )
+    assert code == 2 and "python -m spacy download en_core_web_none" in said
