@@ -53,6 +53,9 @@ def test_config_is_frozen():
         ("sampling.tensor_parallel=2", "only sampling.engine=vllm"),
         ("sampling.engine=api", "name the model: sampling.llm.model"),
         ("sampling.gpu_memory=0", "above 0 and at most 1"),
+        ("data.ready=[facts]", "data.ready: only the files of data.source=tuning"),
+        ("data.ready=[fact]", "expected one of ['facts', 'questions', 'entities']"),
+        ("questions.context=-1", "questions.context=-1: must be at least 0"),
     ],
 )
 def test_bad_override_is_one_line_that_names_the_key(override, says):
