@@ -374,9 +374,10 @@ class Client:
 def _count(usage: Usage, paid: list[Completion]) -> None:
     """One request and its choices."""
     usage.calls += 1
-    usage.prompt_tokens += sum(p.prompt_tokens for p in paid)
-    usage.completion_tokens += sum(p.completion_tokens for p in paid)
-    usage.cost_usd += sum(p.cost_usd for p in paid)
+    for p in paid:
+        usage.prompt_tokens += p.prompt_tokens
+        usage.completion_tokens += p.completion_tokens
+        usage.cost_usd += p.cost_usd
 
 
 def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:

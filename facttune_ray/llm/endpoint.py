@@ -164,14 +164,18 @@ def read_replies(answer: Any, headers: Mapping[str, str]) -> list[Reply]:
     one token's worth of them for the end mark), rounded so that the sum stays what was paid.
     """
     try:
-        choices = sorted(answer["choices"], key=lambda c: int(c.get("index") or 0))
+        choices = answer["choices"]
+        if len(choices) > 1:
+            choices = sorted(choices, key=lambda c: int(c.get("index") or 0))
         used, model = answer.get("usage") or {}, _whole(str(answer.get("model") or ""))
         prompt = min(int(used.get("prompt_tokens") or 0), 2**40)
         generated = min(int(used.get("completion_tokens") or 0), 2**40)
         texts = [t for c in choices if (t := _text(c)) is not None]
         if not texts:
             raise Transient("HTTP 200 without choices[0].message.content")
-        shares = shared(generated, [len(text) + END_CHARS for text, *_ in texts])
+        shares = [generated]
+        if len(texts) > 1:
+            shares = shared(generated, [len(text) + END_CHARS for text, *_ in texts])
         return [
             Reply(
                 text=text,
