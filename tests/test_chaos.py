@@ -22,6 +22,7 @@ IDS = {
     "verdicts": "fact_id",
     "questions": "fact_id",
     "answers": "question_id",
+    "classes": "unit_id",
     "rewards": "response_id",
     "groups": "prompt_id",
 }

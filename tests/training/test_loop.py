@@ -94,6 +94,7 @@ def test_workers_and_zero_stages_give_the_same_curve(groups, tmp_path, ray_clust
         assert b["margin"] == pytest.approx(a["margin"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_no_pair_is_one_clear_line(groups, tmp_path, ray_cluster):
     folder = tables.Folder.of(str(tmp_path / "groups"))
     row = {"prompt_id": "p", "prompt": "W.", "responses": ["a", "b"], "rewards": [1.0, 1.0]}
@@ -102,6 +103,7 @@ def test_no_pair_is_one_clear_line(groups, tmp_path, ray_cluster):
         run((str(tmp_path / "groups" / "part-00000.parquet"), groups[1]), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there_is_one_clear_line(groups, tmp_path, ray_cluster):
     with pytest.raises(UserError, match="Cannot load a model from") as caught:
         run((groups[0], str(tmp_path / "gone")), tmp_path / "out")
