@@ -19,7 +19,7 @@ from ray.util import metrics
 
 from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Report
 from facttune_ray.llm.ledger import Ledger
-from facttune_ray.llm.limiter import Lease, Limiter, Limits
+from facttune_ray.llm.limiter import TERM_S, Lease, Limiter, Limits
 from facttune_ray.llm.limiter import Report as Seen
 from facttune_ray.llm.permits import LimiterLost, Renew
 from facttune_ray.schema import digest
@@ -37,6 +37,8 @@ class LimiterActor:
     def __init__(self, limits: Limits) -> None:
         self.limiter = Limiter(limits)
         self.asked_s = time.monotonic()
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self.limiter.quiet_until_s = self.asked_s + TERM_S  # leases may still be out
         self.gauge = metrics.Gauge(
             "facttune_llm_in_flight_limit", "Requests in flight that are permitted"
         )

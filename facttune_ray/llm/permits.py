@@ -18,9 +18,9 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from facttune_ray.llm.limiter import RENEW_S, TERM_S, Lease, Limits, Report
+from facttune_ray.llm.limiter import RENEW_S, SHARE, TERM_S, Lease, Limits, Report
 
 Renew = Callable[[Report], Awaitable[Lease]]
 
@@ -152,6 +152,18 @@ class Gate:
         now = time.monotonic()
         if now - self._looked_s > RENEW_S:
             self._looked_s, self._limits = now, limits_in(headers)
+            self._heed(self._limits)
+
+    def _heed(self, limits: Limits) -> None:
+        """A lease without a rate ends when a limit is heard of: its first answer tells it."""
+        lease, requests, tokens = self.lease, limits.requests_per_minute, limits.tokens_per_minute
+        if requests is not None and math.isinf(lease.requests_per_s):
+            self.lease = replace(lease, requests_per_s=SHARE * requests / 60)
+            self._requests = 0.0
+        if tokens is not None and math.isinf(lease.tokens_per_s):
+            self.lease = replace(self.lease, tokens_per_s=SHARE * tokens / 60)
+        if self.lease is not lease:
+            self._hurry.set()
 
     # -- permits ---------------------------------------------------------------------------
 

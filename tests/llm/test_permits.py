@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from facttune_ray.llm.limiter import Lease, Limits, Report
+from facttune_ray.llm.limiter import SHARE, Lease, Limits, Report
 from facttune_ray.llm.permits import (
     Gate,
     LimiterLost,
@@ -136,6 +136,23 @@ def test_a_lost_limiter_stops_it_when_the_lease_ends_and_a_new_one_starts_it_aga
         assert not waiting.done()
         lost = False
         await waiting
+
+    run(work())
+
+
+def test_a_lease_without_a_rate_heeds_the_first_answer_that_tells_a_limit():
+    headers = {"x-ratelimit-limit-requests": "600", "x-ratelimit-limit-tokens": "6000"}
+
+    async def work():
+        gate, reports = gate_with(free(in_flight=100), most=100)
+        await gate.acquire(1, 0)
+        await gate.acquire(1, 1)
+        gate.answered(1, 1, 0.01, headers)
+        assert gate.lease.requests_per_s == pytest.approx(600 / 60 * SHARE)
+        assert gate.lease.tokens_per_s == pytest.approx(6000 / 60 * SHARE)
+        asked = len(reports)
+        await asyncio.sleep(0.05)  # long before the lease is due to be renewed
+        assert len(reports) == asked + 1 and reports[-1].limits.requests_per_minute == 600
 
     run(work())
 
