@@ -211,7 +211,13 @@ def _export(args: argparse.Namespace) -> int:
 
     cfg = _config(args)
     with writing(args.to):
-        done = export.export(Folder.of(cfg.run.out), args.to, cfg.rewards.gamma, chat=args.chat)
+        done = export.export(
+            Folder.of(cfg.run.out),
+            args.to,
+            cfg.rewards.gamma,
+            threshold=cfg.groups.threshold,
+            chat=args.chat,
+        )
     print(export.show(done))
     return 0
 

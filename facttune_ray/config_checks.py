@@ -10,6 +10,10 @@ from facttune_ray.config_layers import flatten, to_dict
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.schema import REWARD_COLUMNS
 
+# folders that a run has anyway
+TAKEN = ("base", "imported", "world", "prompts", "knowledge", "ledger", "annotator")
+ABOVE_0 = ("timeout_s", "max_elapsed_s", "flush_s", "batch_poll_s", "budget_usd")
+
 
 def check(cfg: Config) -> None:
     """Ranges that types cannot say. UserError names the key."""
@@ -21,17 +25,20 @@ def check(cfg: Config) -> None:
         "answers.samples": 1,
         "answers.max_tokens": 1,
         "evaluation.samples": 1,
-        "llm.concurrency": 1,
-        "llm.max_attempts": 1,
-        "llm.requests_per_minute": 1,
-        "llm.tokens_per_minute": 1,
-        "llm.reasks": 0,
-        "llm.flush_rows": 1,
-        "llm.batch_requests": 1,
-        "llm.batch_mb": 1,
         "train.epochs": 1,
         "train.groups_per_step": 1,
         "train.workers": 1,
+        "train.max_length": 1,
+        "train.max_steps": 0,
+        "train.warmup_steps": 0,
+        "run.max_error_fraction": 0,
+        "groups.threshold": 0,
+        "rewards.gamma": 0,
+        "evaluation.resamples": 0,
+        "evaluation.examples": 0,
+        "responses.temperature": 0,
+        "answers.temperature": 0,
+        "entities.temperature": 0,
         "verdicts.passages": 1,
         "verdicts.npm_passages": 1,
         "verdicts.facts_per_request": 1,
@@ -46,13 +53,28 @@ def check(cfg: Config) -> None:
         "classes.batch_tokens": 1,
         "p_true.batch_tokens": 1,
     }
+    of_llm = {
+        "temperature": 0,
+        "max_tokens": 1,
+        "concurrency": 1,
+        "max_attempts": 1,
+        "requests_per_minute": 1,
+        "tokens_per_minute": 1,
+        "reasks": 0,
+        "flush_rows": 1,
+        "batch_requests": 1,
+        "batch_mb": 1,
+    }
     flat = flatten(to_dict(cfg))
+    llms = ("llm", "sampling.llm")
+    at_least |= {f"{llm}.{key}": low for llm in llms for key, low in of_llm.items()}
     for key, low in at_least.items():
         if flat[key] is not None and flat[key] < low:
             raise UserError(f"{key}={flat[key]}: must be at least {low}")
-    for key in ("timeout_s", "max_elapsed_s", "flush_s", "batch_poll_s", "budget_usd"):
-        if (value := flat[f"llm.{key}"]) is not None and value <= 0:
-            raise UserError(f"llm.{key}={value}: must be above 0")
+    above = [f"{llm}.{key}" for llm in llms for key in ABOVE_0] + ["train.beta"]
+    for key in above:
+        if flat[key] is not None and flat[key] <= 0:
+            raise UserError(f"{key}={flat[key]}: must be above 0")
     for key in ("responses.top_p", "answers.top_p", "entities.top_p", "sampling.gpu_memory"):
         if not 0 < flat[key] <= 1:
             raise UserError(f"{key}={flat[key]}: must be above 0 and at most 1")
@@ -61,6 +83,15 @@ def check(cfg: Config) -> None:
             raise UserError(f"{key}={value}: must be a finite number")
     if cfg.data.ready and cfg.data.source != "tuning":
         raise UserError("data.ready: only the files of data.source=tuning bring such tables")
+    if "questions" in cfg.data.ready and "facts" not in cfg.data.ready:
+        raise UserError(
+            "data.ready: its questions are of its facts: set data.ready=[facts,questions]"
+        )
+    if min(cfg.data.val, cfg.data.test) < 0 or cfg.data.val + cfg.data.test > 1:
+        raise UserError(
+            f"data.val={cfg.data.val}, data.test={cfg.data.test}: shares of the topics, at least 0 "
+            f"each and at most 1 together"
+        )
     world = cfg.data.world
     if cfg.data.source == "world" and world.train + world.val + world.test > world.people:
         raise UserError(
@@ -77,8 +108,11 @@ def check(cfg: Config) -> None:
     for name, tune in cfg.tune.items():
         if tune.rounds < 0:
             raise UserError(f"tune.{name}.rounds={tune.rounds}: must be at least 0")
-        if not name.isidentifier() or name in {"base", "imported", "world"}:
-            raise UserError(f'tune.{name}: name a tuned model in letters, digits, "_", not "base"')
+        if not name.isidentifier() or name in TAKEN:
+            raise UserError(
+                f'tune.{name}: name a tuned model in letters, digits, "_", and not as a folder of '
+                f"the run: {', '.join(TAKEN)}"
+            )
     columns = _rewards(cfg)
     _sampling(cfg, columns)
 

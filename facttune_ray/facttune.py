@@ -288,7 +288,8 @@ class FactTune(Run):
             self.respond(first, source, ("train", "val"))
             self.judge(source, ("train", "val"))
         made = wanted(cfg)
-        self.rewards(first if first.path or not made else self.base(), source, made)
+        asks_model = not first.path and asks_model(cfg, needed(cfg, made))
+        self.rewards(self.base() if asks_model else first, source, made)
         rounds = {n: self.tune(n, t, first, source) for n, t in tuned.items()}
         measured = {"base": "base/test"} if first.path else {}
         selection = {}
@@ -345,6 +346,14 @@ def wanted(cfg: Config) -> set[str]:
 def needed(cfg: Config, wanted: set[str]) -> set[str]:
     """Columns of `rewards` behind these rewards; a mix stands for those that it sums."""
     return {c for name in wanted for c in cfg.rewards.mix.get(name, {name: 1.0})}
+
+
+def asks_model(cfg: Config, columns: set[str]) -> bool:
+    """Whether the base model is sampled again for these columns, beside what the files bring."""
+    ready = cfg.data.ready
+    asked = "questions" not in ready and columns & {*CONFIDENCES, "samp_conf"}
+    continued = "entities" not in ready and any(c.startswith("ne_") for c in columns)
+    return bool(asked or continued or "p_true" in columns)
 
 
 def run(cfg: Config, only: str | None = None) -> tuple[dict, list[str]]:

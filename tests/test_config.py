@@ -56,6 +56,14 @@ def test_config_is_frozen():
         ("data.ready=[facts]", "data.ready: only the files of data.source=tuning"),
         ("data.ready=[fact]", "expected one of ['facts', 'questions', 'entities']"),
         ("questions.context=-1", "questions.context=-1: must be at least 0"),
+        ("sampling.llm.concurrency=0", "sampling.llm.concurrency=0: must be at least 1"),
+        ("sampling.llm.timeout_s=0", "sampling.llm.timeout_s=0.0: must be above 0"),
+        ("answers.temperature=-1", "answers.temperature=-1.0: must be at least 0"),
+        ("groups.threshold=-1", "groups.threshold=-1.0: must be at least 0"),
+        ("train.beta=0", "train.beta=0.0: must be above 0"),
+        ("data.test=0.9", "together"),
+        ("data.val=-0.1", "at least 0"),
+        ("tune.prompts.rounds=1", "not as a folder of the run"),
     ],
 )
 def test_bad_override_is_one_line_that_names_the_key(override, says):
@@ -80,6 +88,27 @@ API = ["sampling.engine=api", "sampling.llm.model=m"]
 def test_what_an_endpoint_without_weights_cannot_do(overrides, says):
     with pytest.raises(UserError, match=says):
         config.load([], [*API, *overrides])
+
+
+def test_imported_questions_come_with_their_facts():
+    with pytest.raises(UserError, match=r"set data.ready=\[facts,questions\]"):
+        config.load([], ["data.source=tuning", "data.ready=[questions]"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "ready", "asked"),
+    [
+        ({"factscore", "factscore_lp"}, [], False),
+        ({"max_conf"}, [], True),
+        ({"max_conf"}, ["facts", "questions"], False),
+        ({"ne_exp_conf"}, ["facts", "questions"], True),
+        ({"ne_exp_conf", "samp_conf"}, ["facts", "questions", "entities"], False),
+        ({"p_true"}, ["facts", "questions", "entities"], True),
+    ],
+)
+def test_the_model_is_only_needed_for_what_the_files_do_not_bring(columns, ready, asked):
+    cfg = config.load([], ["data.source=tuning", f"data.ready=[{','.join(ready)}]"])
+    assert facttune.asks_model(cfg, columns) is asked
 
 
 def test_a_mix_may_be_a_reward_and_bring_its_columns():

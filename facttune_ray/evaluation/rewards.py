@@ -46,40 +46,45 @@ def _moments(n: float, total: float, squares: float) -> tuple[float, float]:
     if not n:
         return 0.0, 0.0
     mean = total / n
-    return mean, math.sqrt(max(0.0, squares / n - mean * mean))
+    variance = squares / n - mean * mean
+    rounding = 1e-12 * max(1.0, mean * mean)  # all that a constant has
+    return mean, math.sqrt(variance) if variance > rounding else 0.0
 
 
 def columns(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
-    """Of each reward, mixes included: train responses that have it, mean, sd, and its pairs."""
+    """Of each reward, mixes included: train responses that have it, mean, sd, and its pairs (equal
+    responses of a prompt are one, as in `groups`)."""
     values: dict[str, list[float]] = defaultdict(list)
     pairs: Counter[str] = Counter()
-    for rows in _shards(root / scope, ("rewards", "mixes")):
-        prompts: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for row in rows["rewards"]:
-            for name in REWARD_COLUMNS:
-                if row["split"] == "train" and row[name] is not None:
-                    prompts[name, row["prompt_id"]].append(row[name])
-        for row in rows["mixes"]:
-            if row["split"] == "train" and row["value"] is not None:
-                prompts[row["name"], row["prompt_id"]].append(row["value"])
-        for (name, _), found in prompts.items():
-            values[name] += found
-            pairs[name] += count_pairs(found, threshold)
+    for rows in _shards(root / scope, ("responses", "rewards", "mixes")):
+        texts = {r["response_id"]: r["text"] for r in rows["responses"]}
+        found = [(n, r, r[n]) for r in rows["rewards"] for n in REWARD_COLUMNS]
+        found += [(r["name"], r, r["value"]) for r in rows["mixes"]]
+        prompts: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+        for name, row, value in found:
+            if row["split"] != "train" or value is None:
+                continue
+            values[name].append(value)
+            if text := texts[row["response_id"]]:
+                prompts[name, row["prompt_id"]].setdefault(text, value)
+        for (name, _), unique in prompts.items():
+            pairs[name] += count_pairs(list(unique.values()), threshold)
     return {
         name: {
-            "responses": len(found),
-            "mean": float(np.mean(found)),
-            "sd": float(np.std(found)),
+            "responses": len(every),
+            "mean": float(np.mean(every)),
+            "sd": float(np.std(every)),
             "pairs": pairs[name],
         }
-        for name, found in values.items()
+        for name, every in values.items()
     }
 
 
 def confidence(root: Folder, scope: str) -> dict[str, dict]:
-    """Of each confidence, per distinct fact with a verdict: AUROC against the verdict and, where it
-    is a probability, its reliability: `bins` and the expected calibration error (Guo et al. 2017,
-    equation 3: mean over facts of |share supported - mean confidence| in the fact's bin)."""
+    """Of each confidence, per fact with a verdict that its response states once: AUROC against the
+    verdict and, where it is a probability, its reliability: `bins` and the expected calibration
+    error (Guo et al. 2017, equation 3: mean over facts of |share supported - mean confidence| in
+    the fact's bin)."""
     scores: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, list[bool]] = defaultdict(list)
     needed = ("facts", "verdicts", "questions", "classes", "p_true")

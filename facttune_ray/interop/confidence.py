@@ -229,7 +229,8 @@ def _topic_rows(
         except (TypeError, AttributeError) as e:
             raise UserError(f"{where}: entry {i}: {e}") from None
         for q in read if found else ():
-            question = q["question"]
+            if (question := q["question"]) is None:
+                continue
             if question not in levels[i]:
                 raise UserError(f'{samples}: entry {i}: no samples of "{question}"')
             values = levels[i][question]
@@ -264,6 +265,8 @@ def _question(decision: dict, position: int | None, response: dict) -> dict:
     if row["question"] is None and position is not None:
         raise TypeError(f'decision {position}: "atomic_question" is null')
     fact = own.get("fact", {})
+    if row["question"] == "" and position is not None:
+        row |= {"question": None, "error": "the file's question is empty"}
     if row["question"]:
         row["question_id"] = digest(response["topic"], row["question"])
     row["fact_id"] = fact.get("fact_id", row["fact_id"])

@@ -19,10 +19,10 @@ from facttune_ray.errors import UserError
 from facttune_ray.interop.confidence import Skip, by_response, check_values, usable, write_json
 from facttune_ray.interop.tuning import OWN, Rows, by_topic, file_name, lacking, read_json
 from facttune_ray.schema import TABLES, digest
+from facttune_ray.scoring.entities import before
 from facttune_ray.tables import Folder
 
 ENTITIES = "ne_samples"
-PREFIX_CHARS = 200  # kept before an entity that a file of the reference brings
 
 
 def write_entities(folder: str, samples: str, responses: Rows, entities: Rows) -> int:
@@ -118,13 +118,7 @@ def _spans(found: dict, response: dict, where: str) -> Iterator[dict]:
         row |= {k: response[k] for k in ("response_id", "topic", "split")}
         row |= {"entity_id": digest(response["response_id"], start), "text": entity}
         row |= {"start": start, "end": at, "answers": values}
-        yield row | {"prefix": _prefix(text[:start].rstrip())}
-
-
-def _prefix(before: str) -> str:
-    """The last words of the text."""
-    kept = before[-PREFIX_CHARS:]
-    return kept if len(before) <= PREFIX_CHARS else kept.partition(" ")[2]
+        yield row | {"prefix": before(text, start)}
 
 
 def _find(text: str, entity: str, at: int) -> int | None:

@@ -98,12 +98,12 @@ def preferred(root: Folder, within: str = "") -> Iterator[str]:
 
 
 def export(
-    root: Folder, out: str, gamma: float, *, chat: bool = False
+    root: Folder, out: str, gamma: float, *, threshold: float = 0.0, chat: bool = False
 ) -> dict[str, factscore.Summary | None]:
     """Write every scope's files under `out`. -> "scope/model" or "scope": its FActScore, None
     where it has no verdicts.
 
-    `chat`: preferences in the conversational form.
+    `threshold`: counted pairs differ by more; `chat`: preferences in the conversational form.
     """
     found = list(scopes(root))
     if not found:
@@ -117,7 +117,9 @@ def export(
         for model in models:
             name = within if len(models) == 1 else f"{within}/{model}"
             place = Path(out, *name.split("/"))
-            done[name] = _one(Scope(root / within, model), root / "prompts", place, gamma)
+            done[name] = _one(
+                Scope(root / within, model), root / "prompts", place, gamma, threshold
+            )
     for within in preferred(root):
         _preferences(root / within / "groups", Path(out, *within.split("/")), chat)
     return done
@@ -128,7 +130,9 @@ def _models(folder: Folder) -> list[str]:
     return sorted({r["model"] for s in shards for r in tables.rows(folder, s)})
 
 
-def _one(scope: Scope, prompts: Folder, out: Path, gamma: float) -> factscore.Summary | None:
+def _one(
+    scope: Scope, prompts: Folder, out: Path, gamma: float, threshold: float
+) -> factscore.Summary | None:
     out.mkdir(parents=True, exist_ok=True)
     judged = scope.has("facts", "verdicts")
     with open(out / "factscore.jsonl", "w", encoding="utf-8") as file:
@@ -151,7 +155,7 @@ def _one(scope: Scope, prompts: Folder, out: Path, gamma: float) -> factscore.Su
                 )
     _questions(scope, prompts, str(out))
     if scope.has("rewards"):
-        _rewards(scope, str(out))
+        _rewards(scope, str(out), threshold)
     if not judged:
         return None
     names = ("responses", "facts", "verdicts")
@@ -174,13 +178,13 @@ def _asked(scope: Scope, shard: int, out: str, gamma: float) -> None:
     confidence.write_answers(out, where, responses, facts, questions, answers)
 
 
-def _rewards(scope: Scope, out: str) -> None:
+def _rewards(scope: Scope, out: str, threshold: float) -> None:
     def shards() -> Iterator[rewards.Shard]:
         for s in scope.shards:
             yield (scope.rows("responses", s), scope.rows("rewards", s), scope.rows("mixes", s))
 
     for split in SPLITS:
-        rewards.write(out, split, shards)
+        rewards.write(out, split, shards, threshold)
 
 
 def _preferences(folder: Folder, out: Path, chat: bool) -> None:

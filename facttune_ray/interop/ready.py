@@ -1,6 +1,6 @@
 """Tables that a folder of FactTune's scripts brings with it (`data.ready`).
 
-ready.tables("questions")                  ->  ("questions", "answers")
+ready.TABLES["questions"]                  ->  ("questions", "answers")
 ready.rows(cfg.data, "answers", responses) ->  rows of `answers` of these responses
 ready.recipe(cfg.data, "answers", topics)  ->  {"atomic_qs/Ada_aqs.json": "5f0c...", ...}
 """

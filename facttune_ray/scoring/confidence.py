@@ -54,6 +54,6 @@ def confidence_of(classes: pa.ListArray) -> dict[str, pa.Array]:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Arithmetic mean; None of nothing."""
+    """Arithmetic mean, to 12 digits, so that equal means of other terms tie; None of nothing."""
     found = list(values)
-    return math.fsum(found) / len(found) if found else None
+    return round(math.fsum(found) / len(found), 12) if found else None

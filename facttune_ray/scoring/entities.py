@@ -26,6 +26,7 @@ class Entity:
     end: int
 
 
+PREFIX_CHARS = 200  # enough for a judge to see what the entity is about
 SUBJECTS = {"nsubj", "nsubjpass", "nsubj:pass", "ROOT"}
 POINTERS = {"which", "that", "it", "this"}
 UNUSED = ["ner", "lemmatizer", "entity_ruler", "entity_linker", "textcat", "textcat_multilabel"]
@@ -67,6 +68,16 @@ def extract(nlp: Any, texts: Sequence[str]) -> list[list[Entity] | None]:
     return [
         none if not t.strip() else next(parsed) if len(t) <= nlp.max_length else None for t in texts
     ]
+
+
+def before(text: str, start: int, most: int = PREFIX_CHARS) -> str:
+    """What stands before an entity: the last `most` characters at most, from a word's begin."""
+    text = text[:start].rstrip()
+    if len(text) <= most:
+        return text
+    last = text[-most - 1 :]  # one more tells whether a word begins right there
+    space = re.search(r"\s+", last)
+    return last[space.end() :] if space else last[1:]
 
 
 @functools.cache

@@ -6,10 +6,11 @@
     form("two hundred and fifty")             ->  "250"
     form("...")                               ->  ""
 
-The form is the sorted set of the words, in lower case, without accents, articles, punctuation,
-hyphens, possessive and plural s and a leading preposition, numbers and dates in one form. Numbers
-keep their order ("3 to 2" is not "2 to 3"), except in a date. What changes the meaning stays:
-"not married", "955" beside "1955", "player" beside "basketball player", which says less.
+The form is the sorted set of the words, in lower case, without accents on Latin letters, articles,
+punctuation, hyphens, possessive and plural s and a leading preposition, numbers and dates in one
+form. Numbers keep their order ("3 to 2" is not "2 to 3"), except in a date. What changes the
+meaning stays: "not married", "955" beside "1955", "player" beside "basketball player", which says
+less.
 """
 
 from __future__ import annotations
@@ -36,9 +37,18 @@ _LETTERS = str.maketrans(
      "\u2019": "'", "\u2018": "'", "\u2212": "-", "\u2013": "-", "\u2014": " "}
 )  # fmt: skip
 
+# what stands on a letter outside Latin is part of the word; `\w` leaves it out
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
 _TOKEN = re.compile(
     r"\ba\.(?=\s)"  # an initial, no article
-    r"|(?:(?<![\w-])-)?\d+(?:,\d{3})*(?:\.\d+)?(?:st|nd|rd|th|s)?(?![^\W_])|\w+[+#]*"
+    r"|(?:(?<![\w-])-)?\d+(?:,\d{3})*(?:\.\d+)?(?:st|nd|rd|th|s)?(?![^\W_])"
+    r"|\b(?:ab|[a-f]|o)-(?![\w-])"  # a grade, a blood group
+    rf"|[\w{_MARKS}]+[+#]*"
+)
+_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
+_ACCENT = re.compile(r"(?<=[a-z\u00df-\u024f])[\u0300-\u036f]+")  # on a Latin letter
+_RAISED = re.compile(
+    r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u2070\u2074-\u2079\u00bc-\u00be\u2150-\u215e])"
 )
 _POSSESSIVE = re.compile(r"(?<![\d'])'s\b")
 _INITIALS = re.compile(r"\b([^\W\d_])\.(?=[^\W\d_]\b)")  # "u.s." as "us"
@@ -51,7 +61,9 @@ _LEAD = f"^(?i:(?:(?:{'|'.join(sorted(ARTICLES | LEADING))}) +)+)"
 
 def trimmed(texts: pa.Array) -> pa.Array:
     """The texts without what no form looks at, many at once, so that fewer are left to read."""
-    return pc.replace_substring_regex(pc.utf8_trim(texts, _OUTSIDE), _LEAD, "")
+    right = pc.utf8_rtrim(texts, _OUTSIDE)
+    inside = pc.utf8_ltrim(right, _OUTSIDE.replace(".", ""))  # ".5" is not 5
+    return pc.replace_substring_regex(inside, _LEAD, "")
 
 
 def form(answer: str) -> str:
@@ -79,6 +91,7 @@ def normal_words(answer: str) -> list[str]:
         if text[:1] in "yn\"'(" and (found := _YES_NO.match(text)):
             return [found[1]]
         text = quantities.iso_dates(text) if "-" in text else text
+        text = _POINT.sub("0.", text) if "." in text else text
         tokens = _TOKEN.findall(_INITIALS.sub(r"\1", text) if "." in text else text)
         tokens = quantities.dates(quantities.numbers(_content(tokens)))
     return [singular(w) if w[-1] == "s" else w for w in tokens]
@@ -96,10 +109,12 @@ def _content(tokens: list[str]) -> list[str]:
 
 
 def fold(text: str) -> str:
-    """A text in lower case without accents, possessive s, apostrophes, and with signs as words."""
+    """A text in lower case without accents on Latin letters, possessive s, apostrophes, and with
+    signs as words."""
     if not text.isascii():
-        split = unicodedata.normalize("NFKD", text.casefold().translate(_LETTERS))
-        text = "".join(c for c in split if not unicodedata.combining(c))
+        apart = _RAISED.sub(" ", text.casefold())  # 10 squared is not 102
+        split = unicodedata.normalize("NFKD", apart.translate(_LETTERS))
+        text = unicodedata.normalize("NFC", _ACCENT.sub("", split).translate(_LETTERS))
     text = text.lower()
     if "'" in text:
         text = _POSSESSIVE.sub("", text).replace("'", "")

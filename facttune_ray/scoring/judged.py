@@ -44,7 +44,7 @@ class Plan:
         pairs = pairs[:most]
         places = []
         for original in originals:
-            places.append(_place(original, texts, known))
+            places.append(_place(original, answers, first, texts))
             if places[-1] == len(texts) and original:
                 texts.append(original)
                 likely = sorted(range(known), key=lambda c: (-counts[c], texts[c]))[:most]
@@ -91,11 +91,15 @@ def _wording(answers: Sequence[str | None], classes: Sequence[int], wanted: int)
     return min(counts, key=lambda a: (-counts[a], a))
 
 
-def _place(original: str | None, texts: Sequence[str], known: int) -> int:
-    """Index of the text that means the same; that of a new one; -1 for an empty original."""
-    if equivalence.classes([original]) == [-1]:
+def _place(
+    original: str | None, answers: Sequence[str | None], classes: Sequence[int], texts: list[str]
+) -> int:
+    """Index of the text that means the same among all answers, so "Bach" is neither of two; that
+    of a new one; -1 for an empty original."""
+    *others, own = equivalence.classes([*answers, original])
+    if own == -1:
         return -1
-    for i, text in enumerate(texts):
-        if equivalence.same_answer(original or "", text) and (i < known or text == original):
-            return i
-    return len(texts)
+    same = Counter(c for c, other in zip(classes, others, strict=True) if other == own)
+    if same:
+        return min(same, key=lambda c: (-same[c], texts[c]))
+    return texts.index(original) if original in texts else len(texts)

@@ -6,8 +6,8 @@
     joined([{("bach",)}, {("johann", "bach")}, {("anna", "bach")}])  ->  []   whose "Bach"?
 
 A string shows only that something is written like a name: "Nobel Prize" is told from one by its
-words alone (`NOT_PEOPLE`). "John Adams" and "John Quincy Adams" count as one person, "George W."
-and "George H. W. Bush" as two.
+words alone (`NOT_PEOPLE`, `_THING`), so a thing that neither knows may join its last word. "John
+Adams" and "John Quincy Adams" count as one person, "George W." and "George H. W. Bush" as two.
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ NOT_PEOPLE = frozenset(
     "biologist mathematician engineer artist painter sculptor poet author novelist journalist "
     "composer musician pianist conductor director producer politician president minister "
     "senator governor lawyer judge businessman entrepreneur athlete footballer coach disease "
-    "syndrome disorder".split()
+    "syndrome disorder cancer tumor tumour fever flu attack stroke failure infection injury "
+    "pain diabetes virus chemistry medicine music rock jazz pop blues folk metal punk soul dance "
+    "ballet sonata symphony concerto quartet novel poem film movie book song album science "
+    "sciences art arts law history geometry algebra theory spanish english french german".split()
+)
+_THING = re.compile(
+    r"(?:itis|osis|emia|pathy|ology|ography|onomy|ics|phobia|ism|tion)$"  # a disease, a subject
 )
 
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -63,7 +69,9 @@ def name(answer: str) -> Name:
         found = found[1:]
     if len(found) > 6 or len(last(tuple(found))) < 2 or any(c.isdigit() for c in answer):
         return ()
-    return tuple(found) if NOT_PEOPLE.isdisjoint(found) else ()
+    if not NOT_PEOPLE.isdisjoint(found) or _THING.search(last(tuple(found))):
+        return ()
+    return tuple(found)
 
 
 def likely_last(answer: str) -> str:

@@ -23,7 +23,7 @@ from facttune_ray.scoring.judged import Pair, Plan
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

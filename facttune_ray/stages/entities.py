@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import re
 from pathlib import Path
 
 from facttune_ray.config import Config
@@ -28,8 +27,6 @@ from facttune_ray.scoring.entities import Entity
 from facttune_ray.stages.context import Context
 
 VERSION = 1
-
-PREFIX_CHARS = 200  # enough for a judge to see what the entity is about
 
 
 def recipe(cfg: Config) -> dict:
@@ -97,7 +94,7 @@ def _row(response: dict, unit: Entity | None, error: str | None) -> dict:
         "text": unit.text if unit else None,
         "start": unit.start if unit else None,
         "end": unit.end if unit else None,
-        "prefix": tail(response["text"][: unit.start]) if unit else None,
+        "prefix": entities.before(response["text"], unit.start) if unit else None,
         "tokens": None,
         "answers": None,
         "error": error,
@@ -122,13 +119,3 @@ async def _sample(context: Context, asked: list[tuple[dict, str, str]]) -> None:
         row["tokens"] = tokens
         row["answers"] = [s.text.strip() for s in samples] if samples else None
         row["error"] = failure(samples)
-
-
-def tail(text: str, most: int = PREFIX_CHARS) -> str:
-    """The last `most` characters at most, from where a word begins."""
-    text = text.rstrip()
-    if len(text) <= most:
-        return text
-    last = text[-most - 1 :]  # one more tells whether a word begins right there
-    space = re.search(r"\s+", last)
-    return last[space.end() :] if space else last[1:]

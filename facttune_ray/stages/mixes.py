@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from facttune_ray.config import Config
 from facttune_ray.stages.context import Context
 
-VERSION = 1
+VERSION = 2
 Moments = Mapping[str, tuple[float, float]]  # reward -> (mean, standard deviation)
 
 
@@ -44,4 +44,4 @@ def mixed(row: Mapping, weights: Mapping[str, float], moments: Moments) -> float
             return None
         mean, sd = moments[name]
         total += weight * (row[name] - mean) / sd if sd > 0 else 0.0
-    return total
+    return round(total, 12)  # sums that differ by rounding alone are a tie

@@ -40,8 +40,8 @@ def source_recipe(cfg: Config) -> dict:
     if cfg.data.source == "tuning":
         return {"data.source": "tuning"} | {
             f"data.folder/{name}": factscore.file_digest(cfg.data.folder, name)
-            for split in _tuning_splits(cfg)
-            for name in _tuning_files(cfg, split)
+            for split, topics in _tuning_topics(cfg).items()
+            for name in _tuning_files(split, topics)
         }
     return {
         "data.source": "factscore",
@@ -77,8 +77,8 @@ def prompts(cfg: Config) -> Iterator[dict]:
                 yield row | {"pronoun": pronouns[topic]}
         return
     if cfg.data.source == "tuning":
-        for split in _tuning_splits(cfg):
-            yield from tuning.prompts(tuning.read_topics(cfg.data.folder, split), split)
+        for name, asked in _tuning_topics(cfg).items():
+            yield from tuning.prompts(asked, name)
         return
     seen = set()
     for _, record in factscore.read_all(cfg.data.folder, cfg.data.files):
@@ -91,8 +91,7 @@ def prompts(cfg: Config) -> Iterator[dict]:
 def imported_responses(cfg: Config) -> Iterator[dict]:
     """The responses that stand in the files, as rows of `responses`."""
     if cfg.data.source == "tuning":
-        for split in _tuning_splits(cfg):
-            topics = tuning.read_topics(cfg.data.folder, split)
+        for split, topics in _tuning_topics(cfg).items():
             yield from tuning.responses(topics, split, cfg.data.folder, "imported")
         return
     seen: Counter[tuple[str, str]] = Counter()
@@ -112,17 +111,26 @@ def imported_responses(cfg: Config) -> Iterator[dict]:
         }
 
 
-def _tuning_splits(cfg: Config) -> list[str]:
-    """Splits whose questions file is there; UserError when there is none."""
+def _tuning_topics(cfg: Config) -> dict[str, list[tuning.Topic]]:
+    """Topics of each questions file that is there. UserError when there is none, or when a topic
+    stands in two: it would be trained on and measured."""
     names = set(Folder.of(cfg.data.folder).names())
-    found = [s for s in tuning.SPLITS if f"questions_per_topic_{s}.json" in names]
-    if not found:
+    splits = [s for s in tuning.SPLITS if f"questions_per_topic_{s}.json" in names]
+    if not splits:
         raise UserError(f"{cfg.data.folder}: no questions_per_topic_*.json: check data.folder")
+    found = {split: tuning.read_topics(cfg.data.folder, split) for split in splits}
+    seen: dict[str, str] = {}
+    for split, topics in found.items():
+        for t in topics:
+            if (other := seen.setdefault(t.topic, split)) != split:
+                raise UserError(
+                    f'{cfg.data.folder}: topic "{t.topic}" stands in questions_per_topic_{other}'
+                    f".json and questions_per_topic_{split}.json: leave it in one"
+                )
     return found
 
 
-def _tuning_files(cfg: Config, split: str) -> list[str]:
-    topics = tuning.read_topics(cfg.data.folder, split)
+def _tuning_files(split: str, topics: list[tuning.Topic]) -> list[str]:
     names = [f"responses/{tuning.file_name(t.topic, '_generations.json')}" for t in topics]
     return [f"questions_per_topic_{split}.json", *names]
 

@@ -10,7 +10,8 @@ out  rewards   {"response_id": "51ab", "facts": 3, "repeated": 0, "factscore": 0
                 "max_conf": 0.55, "words": 21, ...}
 
 A fact without a verdict, or a question without answers, is left out of its mean; a mean over
-nothing is null. `rewards.distinct_facts` counts a repeated fact once.
+nothing is null. `rewards.distinct_facts` counts a repeated fact once. `answered` and `entities`
+are null where nothing was asked: outside of train, and of a response that failed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from facttune_ray.scoring.factscore import factscore
 from facttune_ray.scoring.units import UNIT_COLUMNS, Unit, by_id, of_original, of_question
 from facttune_ray.stages.context import Context
 
-VERSION = 2
+VERSION = 3
 READ = {  # input -> the unit in `classes` that its rows bring
     "facts": "",
     "verdicts": "",
@@ -66,14 +67,15 @@ async def run(context: Context, shard: int) -> list[dict]:
         sure = [of_question(asked.get(i), units) for i in ids]
         judged = [verdicts.get(i) for i in ids]
         score, penalised = factscore(judged, cfg.gamma)
+        sampled = context.work.inputs if r["split"] == "train" and not r["error"] else ()
         out.append(
             {
                 **{k: r[k] for k in ("response_id", "prompt_id", "topic", "split", "model")},
                 "facts": len(counted),
                 "repeated": sum(bool(f["repeated"]) for f in stated),
                 "judged": sum(v is not None for v in judged),
-                "answered": _count(sure) if read["questions"] else None,
-                "entities": _count(entities[rid]) if "entities" in context.work.inputs else None,
+                "answered": _count(sure) if "questions" in sampled else None,
+                "entities": _count(entities[rid]) if "entities" in sampled else None,
                 "words": len(r["text"].split()) if r["text"] is not None else None,
                 "abstained": bool(r["abstained"]) or any(f["abstained"] for f in facts[rid]),
                 "factscore": score,

@@ -36,6 +36,19 @@ ROWS = [
 ]
 
 
+RESPONSES = [
+    [{"response_id": r, "text": text} for r, text in (("a", "x"), ("b", "y"), ("v", "z"))],
+    [{"response_id": r, "text": text} for r, text in (("c", "x"), ("d", "y"), ("e", "y"))],
+]
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 2 / 3, -1.234, 1e6 / 3])
+def test_a_constant_has_no_deviation(scope, value):
+    rows = [[reward(str(i), "p", factscore=value) for i in range(1001)]]
+    found = rewards.moments(scope(rewards=rows) / "base/rewards", ["factscore"])
+    assert found["factscore"] == (pytest.approx(value), 0.0)
+
+
 def test_moments_are_of_train_responses_that_have_the_reward(scope):
     found = rewards.moments(scope(rewards=ROWS) / "base/rewards", ["factscore", "p_true"])
     assert found["factscore"] == (1.0, pytest.approx(0.5**0.5))
@@ -47,13 +60,20 @@ def test_pairs_of_every_reward_and_mix(scope):
         [{"response_id": r, "prompt_id": "p", "split": "train", "name": "both", "value": v}]
         for r, v in (("a", 0.5), ("b", None))
     ]
-    found = rewards.columns(scope(rewards=ROWS, mixes=mixes), "base", threshold=0.0)
+    made = {"responses": RESPONSES, "rewards": ROWS, "mixes": mixes}
+    found = rewards.columns(scope(**made), "base", threshold=0.0)
     assert {k: (v["responses"], v["pairs"]) for k, v in found.items()} == {
         "factscore": (4, 2),
         "max_conf": (3, 0),  # a tie, and one alone
         "both": (1, 0),
     }
     assert found["max_conf"]["mean"] == pytest.approx(1.75 / 3)
+
+
+def test_equal_responses_are_in_pairs_once(scope):
+    twice = [ROWS[0], [*ROWS[1], reward("e", "q", factscore=2.0)]]
+    found = rewards.columns(scope(responses=RESPONSES, rewards=twice), "base", threshold=0.0)
+    assert (found["factscore"]["responses"], found["factscore"]["pairs"]) == (5, 2)
 
 
 def test_confidence_against_verdicts_with_bins_by_hand(scope):

@@ -186,6 +186,14 @@ def test_bad_questions_are_one_line(tmp_path, entries, samples, says):
     assert "\n" not in str(caught.value) and ADA in str(caught.value)
 
 
+def test_an_empty_question_is_its_rows_error(tmp_path):
+    reference(tmp_path, [("x", ["", "A?"])], [{"": ["1"], "A?": ["2"]}])
+    questions, answers = read_all(tmp_path, [response("Who?", 0, "x")], WHERE)
+    empty, asked = questions
+    assert (empty["question_id"], empty["question"]) == (None, None) and "empty" in empty["error"]
+    assert asked["error"] is None and [a["answers"] for a in answers] == [["2"]]
+
+
 def test_files_that_are_missing_or_broken(tmp_path):
     rows = [response("Who?", 0, "x")]
     reference(tmp_path, [("x", ["A?"])], [{"A?": []}])

@@ -39,3 +39,10 @@ def test_columns_of_many_units():
 def test_mean_of_nothing_is_unknown():
     assert mean([]) is None
     assert mean([0.5, 1.0]) == 0.75
+
+
+def test_equal_means_of_other_terms_tie():
+    assert 0.1 + 0.2 != 0.15 + 0.15  # in floating point
+    assert mean([0.1, 0.2]) == mean([0.15, 0.15]) == 0.15
+    ninths = [mean([a / 9, b / 9, c / 9]) for a, b, c in ((1, 5, 6), (2, 3, 7), (4, 4, 4))]
+    assert len(set(ninths)) == 1

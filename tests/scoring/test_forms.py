@@ -55,6 +55,10 @@ def read(answer):
         ("shoes", "shoe"),
         ("the U.S. Army", "US Army"),
         ("John's dog", "Johns dog"),
+        (".5", "0.5"),
+        ("\u01fere", "Ore"),  # two signs on one letter
+        ("H\u2082O", "H2O"),
+        ("\u30d0", "\u30cf\u3099"),  # one character or two: the same letter
     ],
 )
 def test_the_same(a, b):
@@ -94,6 +98,15 @@ def test_the_same(a, b):
         ("C#", "C"),
         ("never married", "married"),
         ("A. Lee", "Lee"),
+        (".5", "5"),
+        ("B-", "B"),
+        ("A+", "A"),
+        ("10\u00b2", "102"),
+        ("2\u00bd", "21 2"),
+        ("\u30d0\u30ea", "\u30d1\u30ea"),  # Bali, Paris
+        ("\u0930\u093e\u092e", "\u0930\u092e\u093e"),  # Ram, Rama (Hindi)
+        ("\u0e14\u0e35", "\u0e14\u0e39"),  # good, look (Thai)
+        ("\u043c\u043e\u0439", "\u043c\u043e\u0438"),  # my: one, several (Russian)
     ],
 )
 def test_not_the_same(a, b):

@@ -61,6 +61,15 @@ def test_the_order_of_answers_does_not_matter():
     assert len(partitions) == 1 and len(partitions.pop()) == 3
 
 
+@pytest.mark.parametrize("answers", itertools.permutations(["Johann Bach", "Joseph Bach", "harp"]))
+def test_an_original_that_fits_two_answers_is_neither(answers):
+    plan = Plan.of_unit(answers, ["Bach"], most=12)
+    assert plan.originals == (3,) and plan.shares(()) == [0.0]  # the judge is asked
+    assert {plan.texts[a] for a, b in plan.pairs if b == 3} == set(answers)
+    clear = Plan.of_unit([a for a in answers if a != "Joseph Bach"], ["Bach"], most=12)
+    assert clear.shares(()) == [0.5] and len(clear.texts) == 2
+
+
 def test_nothing_sampled():
     plan = Plan.of_unit(["", None], ["Lyon"], most=12)
     assert plan.classes(()) == [-1, -1] and plan.shares(()) == [None]

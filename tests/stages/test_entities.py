@@ -6,7 +6,7 @@ from facttune_ray import config
 from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import Sample, failure
 from facttune_ray.schema import digest, seed_from
-from facttune_ray.scoring.entities import load
+from facttune_ray.scoring.entities import before, load
 from facttune_ray.stages import entities
 
 TEXT = "Mara Veldt was born in Paris. She moved from Lyon to Paris in 1961."
@@ -140,9 +140,9 @@ def test_an_empty_list_of_samples_is_the_rows_error(sample):
 def test_the_prefix_is_cut_at_a_word():
     text = "Mara was born in"
     cuts = {20: text, 16: text, 15: "was born in", 11: "was born in", 10: "born in", 6: "in"}
-    assert {most: entities.tail(text + " ", most) for most in cuts} == cuts
-    assert entities.tail("\u4e2d" * 30, 20) == "\u4e2d" * 20
-    assert entities.tail("", 20) == ""
+    assert {most: before(text + " ", len(text) + 1, most) for most in cuts} == cuts
+    assert before("\u4e2d" * 30, 30, 20) == "\u4e2d" * 20
+    assert before("", 0, 20) == ""
 
 
 def test_the_recipe_names_what_changes_the_rows(spacy_pipeline, tmp_path):

@@ -111,6 +111,18 @@ def test_rewards_count_what_they_are_made_of_and_what_failed(run_stage):
     assert fourth["error"] == "no samples" and fourth["max_conf"] is None
 
 
+@pytest.mark.parametrize("shown", [["r1", "v", "w"], ["v", "w"]])
+def test_counts_are_null_where_nothing_was_asked(run_stage, shown):
+    """Whatever else stands in the shard."""
+    every = [response("r1"), response("v", split="val"), response("w", error="lost", text="")]
+    kept = [r for r in every if r["response_id"] in shown]
+    inputs = {k: v if "r1" in shown else [] for k, v in INPUTS.items()} | {"responses": kept}
+    found = {r["response_id"]: r for r in run_stage(rewards, inputs)}
+    for name in set(shown) - {"r1"}:
+        assert (found[name]["answered"], found[name]["entities"]) == (None, None)
+    assert "r1" not in shown or (found["r1"]["answered"], found["r1"]["entities"]) == (2, 0)
+
+
 def test_rewards_without_answers_leave_confidence_unknown(run_stage):
     inputs = {k: INPUTS[k] for k in ("responses", "facts", "verdicts")}
     assert [r["max_conf"] for r in run_stage(rewards, inputs)] == [None, None, None]
@@ -164,6 +176,14 @@ def test_a_mix_is_a_weighted_sum_of_z_scores(run_stage):
     ]
     flat = {"factscore": (0.5, 0.0)}  # the same everywhere: adds nothing
     assert mixes.mixed({"factscore": 0.5}, {"factscore": 3.0}, flat) == 0.0
+
+
+def test_mixes_that_differ_by_rounding_tie():
+    moments = {"factscore": (0.0, 1.0), "max_conf": (0.0, 1.0)}
+    weights = {"factscore": 1.0, "max_conf": 1.0}
+    rows = [{"factscore": 0.1, "max_conf": 0.2}, {"factscore": 0.15, "max_conf": 0.15}]
+    values = [mixes.mixed(row, weights, moments) for row in rows]
+    assert values == [0.3, 0.3] and count_pairs(values, 0.0) == 0
 
 
 def test_groups_take_a_mix_by_its_name(run_stage):
