@@ -288,8 +288,8 @@ class FactTune(Run):
             self.respond(first, source, ("train", "val"))
             self.judge(source, ("train", "val"))
         made = wanted(cfg)
-        asks_model = not first.path and asks_model(cfg, needed(cfg, made))
-        self.rewards(self.base() if asks_model else first, source, made)
+        again = not first.path and asks_model(cfg, needed(cfg, made))
+        self.rewards(self.base() if again else first, source, made)
         rounds = {n: self.tune(n, t, first, source) for n, t in tuned.items()}
         measured = {"base": "base/test"} if first.path else {}
         selection = {}
