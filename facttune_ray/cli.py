@@ -21,6 +21,7 @@ COMMANDS = (
     "quickstart",
     "run",
     "stage",
+    "train",
     "estimate",
     "status",
     "report",
@@ -83,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     p = add("stage", _stage, "make the missing tables of one stage")
     p.add_argument("name", metavar="NAME", help="such as facts, verdicts, train")
     takes_config(p)
+    p = add("train", _train, "train on the run's rewards, or on preferences in files of your own")
+    takes_config(p)
+    p.epilog = (
+        "With data.groups=FILE (JSONL, JSON, Parquet or CSV) and model.path it needs nothing else: "
+        'each row is {"prompt", "responses", "rewards"}, {"prompt", "responses", "pairs"} or '
+        '{"prompt", "chosen", "rejected"}. The same command goes on where it was stopped.'
+    )
     p = add("estimate", _estimate, "LLM requests, tokens, dollars and hours, before paying them")
     p.add_argument("--topics", type=int, default=100, help="topics that it counts (default: 100)")
     p.add_argument("--json", action="store_true", help="print JSON")
@@ -133,12 +141,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(
-    args: argparse.Namespace, first: Sequence[str] = (), also: Sequence[str] = ()
+    args: argparse.Namespace,
+    first: Sequence[str] = (),
+    also: Sequence[str] = (),
+    needed: bool = True,
 ) -> Config:
     from facttune_ray import config
 
     presets = [*first, *(w for w in args.config if "=" not in w)]
-    if not presets:
+    if not presets and needed:
         names = ", ".join(sorted(p.stem for p in config.conf_dir().glob("*.yaml")))
         raise UserError(f"name a preset: a YAML file, or one of conf/: {names}")
     return config.load(presets, [*(w for w in args.config if "=" in w), *also])
@@ -174,6 +185,20 @@ def _run(args: argparse.Namespace) -> int:
 
 def _stage(args: argparse.Namespace) -> int:
     return _make(_config(args), args.name)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from facttune_ray import facttune, tuning
+
+    cfg = _config(args, needed=not any(w.startswith("data.groups=") for w in args.config))
+    if cfg.data.groups not in ("", None):
+        models, made = tuning.train_given(cfg)
+    else:
+        models, made = facttune.train(cfg)
+    if not made:
+        print("train: nothing to do, every table matches its recipe")
+    print("\n".join(models))
+    return 0
 
 
 def _status(args: argparse.Namespace) -> int:

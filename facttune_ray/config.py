@@ -17,6 +17,9 @@ from typing import Any, Literal, TypeVar
 from omegaconf import OmegaConf
 
 from facttune_ray.config_layers import frozen, layered, merge, one_line
+from facttune_ray.config_train import LoraConfig as LoraConfig
+from facttune_ray.config_train import SFTConfig as SFTConfig
+from facttune_ray.config_train import TrainConfig as TrainConfig
 from facttune_ray.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -59,6 +62,7 @@ class DataConfig:
     samples: str = "atomic_qs_samples/llama-7b_20samples"  # questions: folder of their answers
     entity_samples: str = "ne_samples/llama7b_20samples"  # entities: folder of their samples
     knowledge: str = ""  # {title, text} JSONL, or a FActScore SQLite database
+    groups: Any = ""  # `facttune train`: a file, or a list of files, of preferences of one's own
     val: float = 0.15  # factscore: share of topics in the val split
     test: float = 0.25  # factscore: share of topics in the test split
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -257,28 +261,8 @@ class GroupsConfig:
     """Rewards to preference groups."""
 
     threshold: float = 0.0  # a pair needs a reward difference above this
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """DPO on groups: Ray Train + DeepSpeed."""
-
-    loss: Literal["dpo", "cdpo", "ipo"] = "dpo"
-    beta: float = 0.1
-    label_smoothing: float = 0.0  # cdpo: share of flipped preferences
-    lr: float = 5e-7
-    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
-    warmup_steps: int = 150  # linear
-    schedule: Literal["constant", "linear"] = "constant"  # after warm-up; linear: down to 0
-    clip: float = 10.0  # gradient norm
-    epochs: int = 1  # passes over the groups, each round
-    max_steps: int = 0  # stop after this many optimizer steps; 0: all epochs
-    groups_per_step: int = 8  # prompts an optimizer step, all workers together
-    max_length: int = 512  # tokens of prompt and response; a longer response is cut at its end
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    workers: int = 1  # Ray Train workers
-    gpus: float = 0.0  # GPUs a worker; 0: CPU, gloo
-    zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO stage: conf/deepspeed/zero{N}.json
+    max_pairs: int = 0  # of a prompt, those of the largest difference; 0: all
+    weights: Literal["equal", "margin"] = "equal"  # of pairs; margin: their reward difference
 
 
 @dataclass(frozen=True)

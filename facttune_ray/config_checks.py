@@ -27,10 +27,26 @@ def check(cfg: Config) -> None:
         "evaluation.samples": 1,
         "train.epochs": 1,
         "train.groups_per_step": 1,
+        "train.pairs_per_step": 0,
+        "train.pass_tokens": 1,
+        "train.max_prompt_length": 0,
+        "train.sft_weight": 0,
+        "groups.max_pairs": 0,
         "train.workers": 1,
         "train.max_length": 1,
         "train.max_steps": 0,
         "train.warmup_steps": 0,
+        "train.weight_decay": 0,
+        "train.sft.epochs": 0,
+        "train.lora.rank": 0,
+        "train.eval_every": 0,
+        "train.eval_topics": 0,
+        "train.eval_samples": 0,
+        "train.patience": 0,
+        "train.save_every": 0,
+        "train.keep": 1,
+        "train.max_failures": 0,
+        "train.min_workers": 0,
         "run.max_error_fraction": 0,
         "groups.threshold": 0,
         "rewards.gamma": 0,
@@ -113,8 +129,31 @@ def check(cfg: Config) -> None:
                 f'tune.{name}: name a tuned model in letters, digits, "_", and not as a folder of '
                 f"the run: {', '.join(TAKEN)}"
             )
+    _training(cfg)
     columns = _rewards(cfg)
     _sampling(cfg, columns)
+
+
+def _training(cfg: Config) -> None:
+    train = cfg.train
+    if bool(train.eval_every) != bool(train.eval_topics):
+        raise UserError(
+            f"train.eval_every={train.eval_every}, train.eval_topics={train.eval_topics}: set both "
+            f"to measure on held-out topics, or neither"
+        )
+    needs = {
+        "train.best": (train.best != "none", "train.eval_every", train.eval_every),
+        "train.eval_samples": (train.eval_samples, "train.eval_every", train.eval_every),
+        "train.patience": (train.patience, "train.best", train.best != "none"),
+        "train.lora.quantize": (train.lora.quantize != "none", "train.lora.rank", train.lora.rank),
+    }
+    for key, (asked, other, there) in needs.items():
+        if asked and not there:
+            raise UserError(f"{key}: needs {other}, which is not set")
+    if train.min_workers > train.workers:
+        raise UserError(
+            f"train.min_workers={train.min_workers}: must be at most train.workers={train.workers}"
+        )
 
 
 def _rewards(cfg: Config) -> set[str]:

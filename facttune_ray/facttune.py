@@ -23,14 +23,14 @@ from typing import Any
 from facttune_ray import tables
 from facttune_ray.config import Config, TuneConfig
 from facttune_ray.errors import UserError
-from facttune_ray.pipeline import Missing, Run, Snapshot, model_digest
+from facttune_ray.pipeline import Missing, Snapshot, model_digest
 from facttune_ray.quickstart import base_model
 from facttune_ray.scoring.confidence import CONFIDENCES
 from facttune_ray.stages import prompts, stage
-from facttune_ray.tables import Recipe
+from facttune_ray.tuning import Tuning, check_training
 
 
-class FactTune(Run):
+class FactTune(Tuning):
     """A run whose nodes are the FactTune loop's."""
 
     def __init__(self, cfg: Config, only: str | None = None) -> None:
@@ -197,51 +197,29 @@ class FactTune(Run):
     def train(
         self, name: str, tune: TuneConfig, number: int, start: Snapshot, source: str
     ) -> Snapshot:
-        """One round: groups from the rewards of `source`, then DPO from the model `start`."""
-        from facttune_ray.training import loop
-
+        """One round: groups from the rewards of `source`, then DPO from the model `start`, which
+        is tuned on the groups' responses first where `train.sft` says so."""
         cfg, scope = self.cfg, f"{name}/round_{number}"
-        of = "mixes" if tune.reward in cfg.rewards.mix else "rewards"
+        table = f"{source}/{'mixes' if tune.reward in cfg.rewards.mix else 'rewards'}"
         groups = self.table(
             scope,
             "groups",
-            [f"{source}/{of}", f"{source}/responses"],
+            [table, f"{source}/responses"],
             reward=tune.reward,
             splits=("train",),
         )
+        self.check_pairs(groups, table, tune.reward)
+        if number == 1 and cfg.train.sft.epochs:
+            start = self.supervised(f"{name}/sft", groups, start)
+        masked = cfg.train.loss == "fact_masked"
+        judged = [f"{source}/facts", f"{source}/verdicts"] if masked else []
+        rows = self.table(scope, "reference", [groups, *judged], model=start)
         chosen = replace(
             cfg.train,
             lr=tune.lr if tune.lr is not None else cfg.train.lr,
             epochs=tune.epochs if tune.epochs is not None else cfg.train.epochs,
         )
-        hardware = {"workers", "gpus", "zero"}
-        recipe: Recipe = {f"train.{k}": v for k, v in vars(chosen).items() if k not in hardware}
-        recipe |= {"input.groups": self.fingerprint(groups), "input.model": start.fingerprint}
-        recipe |= {"run.seed": cfg.run.seed, "version": loop.VERSION}
-        out = Path(self.root.path) / scope / "train"
-
-        def make() -> None:
-            from facttune_ray.stages import worker
-
-            started = time.monotonic()
-            tables.begin(self.root / scope / "train", recipe)
-            worker.start_ray()
-            parts = sorted(Path(self.root.path, groups).glob("part-*.parquet"))
-            job = loop.TrainJob(
-                groups=tuple(map(str, parts)),
-                model=start.path,
-                out=str(out),
-                train=chosen,
-                threshold=cfg.groups.threshold,
-                chat=cfg.model.chat,
-                seed=cfg.run.seed,
-                deepspeed=loop.deepspeed_config(chosen),
-            )
-            steps = loop.train(job)
-            self.finish_artifact(f"{scope}/train", recipe, started, {"rows": steps})
-
-        self.ensure(f"{scope}/train", "train", recipe, make)
-        return Snapshot(scope, str(out / "model"), self.fingerprint(f"{scope}/train"))
+        return self.preferred(scope, rows, start, chosen)
 
     def tune(self, name: str, tune: TuneConfig, first: Snapshot, source: str) -> list[Snapshot]:
         """All rounds of one tuned model: each is sampled and scored by the one before."""
@@ -263,9 +241,24 @@ class FactTune(Run):
                 self.rewards(start, source, {tune.reward})
         return rounds
 
+    def _tune_all(
+        self, tuned: dict[str, TuneConfig], first: Snapshot, source: str
+    ) -> dict[str, list[Snapshot]]:
+        """Rounds of every tuned model. Missing, of the first that lacks a table, after all."""
+        rounds, lacking = {}, None
+        for name, tune in tuned.items():
+            try:
+                rounds[name] = self.tune(name, tune, first, source)
+            except Missing as e:
+                lacking = lacking or e
+        if lacking is not None:
+            raise lacking
+        return rounds
+
     def loop(self) -> None:
         """FactTune: sample, score, prefer, train; choose by val; measure on test."""
         cfg = self.cfg
+        check_training(cfg)
         if any(c.startswith("ne_") for c in needed(cfg, wanted(cfg))):
             stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid
         self.knowledge()
@@ -290,7 +283,7 @@ class FactTune(Run):
         made = wanted(cfg)
         again = not first.path and asks_model(cfg, needed(cfg, made))
         self.rewards(self.base() if again else first, source, made)
-        rounds = {n: self.tune(n, t, first, source) for n, t in tuned.items()}
+        rounds = self._tune_all(tuned, first, source)
         measured = {"base": "base/test"} if first.path else {}
         selection = {}
         if measured:
@@ -302,6 +295,21 @@ class FactTune(Run):
                 self._test(chosen)
                 measured[name] = f"{chosen.name}/test"
         self.measured, self.selection, self.scored = measured, selection, source
+
+    def whole(self) -> bool:
+        """`loop`, or as much of it as one stage can make. -> whether all of it is there"""
+        cfg, only = self.cfg, self.only
+        if cfg.data.groups not in ("", None):
+            raise UserError("data.groups: only `facttune train` takes preferences from files")
+        if not self.root.local:
+            raise UserError(f"run.out={cfg.run.out}: needs a local or shared folder")
+        try:
+            self.loop()
+        except Missing:
+            if not any(m["table"] == only for m in self.manifests.values()):
+                raise
+            return False
+        return True
 
     def select(self, rounds: list[Snapshot]) -> dict:
         """The round that the val topics choose, and what it was chosen from."""
@@ -359,15 +367,20 @@ def asks_model(cfg: Config, columns: set[str]) -> bool:
 def run(cfg: Config, only: str | None = None) -> tuple[dict, list[str]]:
     """Make what is missing (of one stage, when `only` names it). -> (summary, names made)"""
     with FactTune(cfg, only) as this:
-        if not this.root.local:
-            raise UserError(f"run.out={cfg.run.out}: needs a local or shared folder")
-        try:
-            this.loop()
-        except Missing:
-            if not any(m["table"] == only for m in this.manifests.values()):
-                raise
-            return {}, this.made
-        return this.evaluate(), this.made
+        found = this.whole()
+        return this.evaluate() if found else {}, this.made
+
+
+def train(cfg: Config) -> tuple[list[str], list[str]]:
+    """Train every model whose rewards are there: the stages groups, reference and train. ->
+    (folders of the trained models, names made)"""
+    with FactTune(cfg, "train") as this:
+        this.also = frozenset({"groups", "reference"})
+        this.whole()
+        trained = [n for n, m in this.manifests.items() if m["table"] == "train"]
+        if not trained:
+            raise UserError("nothing to train: `tune` names no model with rounds")
+        return [f"{this.root.path}/{name}/model" for name in trained], this.made
 
 
 def report(cfg: Config) -> dict:

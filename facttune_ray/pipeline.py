@@ -258,7 +258,8 @@ def _gpus(work: Work) -> float:
         return max(cfg.sampling.gpus, cfg.sampling.tensor_parallel)
     if stage_name in (*SAMPLING, "p_true"):
         return 0.0 if work.base_url else cfg.sampling.gpus
-    return {"verdicts": cfg.verdicts.gpus, "classes": cfg.classes.gpus}.get(stage_name, 0.0)
+    own = {"verdicts": cfg.verdicts.gpus, "classes": cfg.classes.gpus, "reference": cfg.train.gpus}
+    return own.get(stage_name, 0.0)
 
 
 def status(cfg: Config) -> list[tuple[str, dict | None]]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 _str, _int, _float, _bool = pa.string(), pa.int32(), pa.float64(), pa.bool_()
 _strs, _floats = pa.list_(pa.string()), pa.list_(pa.float64())
+_ints, _marks = pa.list_(pa.int32()), pa.list_(pa.int8())
 
 PROMPTS = pa.schema(
     [
@@ -193,8 +194,29 @@ GROUPS = pa.schema(
         ("prompt", _str),
         ("response_ids", _strs),
         ("responses", _strs),  # unique texts: the sequences that training runs
-        ("rewards", _floats),
+        ("rewards", _floats),  # where a file gives pairs: how often each wins minus loses
         ("pairs", _int),  # pairs i < j with |reward difference| > threshold
+        ("given_pairs", pa.list_(_ints)),  # [winner, loser] as a file gives them; null: by rewards
+    ]
+)
+
+REFERENCE = pa.schema(
+    [
+        ("prompt_id", _str),  # one row a row of groups
+        ("topic", _str),
+        ("split", _str),
+        ("response_ids", _strs),
+        ("rewards", _floats),
+        ("prompt_tokens", _ints),
+        ("response_tokens", pa.list_(_ints)),  # end marks included
+        ("logps", pa.list_(pa.list_(pa.float32()))),  # log p of each of those tokens
+        ("win_masks", pa.list_(_marks)),  # 1: the token counts when its response wins; null: all do
+        ("lose_masks", pa.list_(_marks)),  # the same when it loses
+        ("pairs", _int),  # of the group
+        ("given_pairs", pa.list_(_ints)),  # of the group
+        ("cut_prompt", _bool),  # to train.max_prompt_length
+        ("cut_responses", _int),  # how many lost tokens to train.max_length
+        ("error", _str),
     ]
 )
 
@@ -211,6 +233,7 @@ TABLES: dict[str, pa.Schema] = {
     "rewards": REWARDS,
     "mixes": MIXES,
     "groups": GROUPS,
+    "reference": REFERENCE,
 }
 
 

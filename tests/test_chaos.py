@@ -25,6 +25,7 @@ IDS = {
     "classes": "unit_id",
     "rewards": "response_id",
     "groups": "prompt_id",
+    "reference": "prompt_id",
 }
 
 
@@ -55,7 +56,7 @@ def kill_inside(child: subprocess.Popen, table: Path) -> None:
 
 
 def tables_of(out: Path) -> dict[str, list[dict]]:
-    """Every table up to groups, rows sorted by id."""
+    """Every table, rows sorted by id."""
     found = {}
     for manifest in out.rglob("_MANIFEST.json"):
         name = manifest.parent.name

@@ -187,6 +187,28 @@ def test_one_stage_at_a_time(run, tmp_path, capsys):
     assert 'Did you mean "prompts"?' in capsys.readouterr().err
 
 
+def test_train_trains_from_the_runs_rewards(run, tmp_path, capsys):
+    """Groups, log-probabilities and models of the first rounds; what these need stays."""
+    out, config = run
+    here = tmp_path / "out"
+    shutil.copytree(out, here)
+    command = ["train", "quickstart", *config, f"run.out={here}"]
+    assert cli.main(command) == 0
+    found = capsys.readouterr().out.splitlines()
+    rounds = [f"{here}/facttune_{x}/round_{i}/train/model" for x in ("fs", "mc") for i in (1, 2)]
+    assert found == ["train: nothing to do, every table matches its recipe", *rounds]
+    for x in ("fs", "mc"):
+        shutil.rmtree(here / f"facttune_{x}")
+    before = {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file()}
+    assert cli.main([*command, "train.max_steps=1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [rounds[0], rounds[2]]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    made = sorted(str(p.parent.relative_to(here)) for p in here.rglob("_MANIFEST.json"))
+    assert [n for n in made if n.startswith("facttune_fs")] == [
+        f"facttune_fs/round_1/{name}" for name in ("groups", "reference", "train")
+    ]
+
+
 def test_an_endpoint_that_is_down_leaves_tables_alone(run, tmp_path, capsys):
     out, config = run
     model = out / "base" / "pretrain" / "model"

@@ -34,7 +34,7 @@ def test_help_answers_without_a_heavy_library():
 
 
 def test_the_parts_a_gpu_check_uses_need_neither_ray_nor_deepspeed():
-    names = ("training.losses", "training.batches", "sampling.transformers", "evaluation.metrics")
+    names = ("training.step", "training.reference", "sampling.transformers", "evaluation.metrics")
     code = "import sys\n" + "".join(f"import facttune_ray.{n}\n" for n in names)
     code += "print([m for m in ('ray', 'deepspeed') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -190,8 +190,9 @@ def _rewards(scope: Scope, out: str, threshold: float) -> None:
 def _preferences(folder: Folder, out: Path, chat: bool) -> None:
     manifest = tables.manifest(folder)
     groups = (r for s in range(manifest["shards"]) for r in tables.rows(folder, s))
-    margin = manifest["recipe"].get("groups.threshold", 0.0)
-    preferences.write(str(out), groups, margin, chat)
+    of = manifest["recipe"]
+    threshold, most = of.get("groups.threshold", 0.0), of.get("groups.max_pairs", 0)
+    preferences.write(str(out), groups, threshold, most, chat)
 
 
 def _questions(scope: Scope, prompts: Folder, out: str) -> None:

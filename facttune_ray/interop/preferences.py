@@ -22,21 +22,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
+from facttune_ray.scoring.pairs import pairs
+
 PAIRS, GROUPED = "preferences", "grouped"
 
 
-def pairs(group: dict, margin: float = 0.0) -> Iterator[dict]:
-    """Rows of the pairs i < j of a `groups` row whose rewards differ by more than `margin`."""
-    scored = list(zip(group["responses"], group["rewards"], strict=True))
-    for i, first in enumerate(scored):
-        for second in scored[i + 1 :]:
-            if abs(first[1] - second[1]) > margin:
-                (chosen, high), (rejected, low) = (
-                    (first, second) if first[1] > second[1] else (second, first)
-                )
-                row = {"prompt": group["prompt"], "chosen": chosen, "rejected": rejected}
-                rewards = {"chosen_reward": high, "rejected_reward": low}
-                yield row | rewards | {"topic": group["topic"]}
+def preferences(group: dict, threshold: float = 0.0, most: int = 0) -> Iterator[dict]:
+    """Rows of the pairs of a `groups` row, as `scoring.pairs` makes them."""
+    texts, rewards = group["responses"], group["rewards"]
+    for win, lose in pairs(rewards, threshold, most):
+        row = {"prompt": group["prompt"], "chosen": texts[win], "rejected": texts[lose]}
+        row |= {"chosen_reward": rewards[win], "rejected_reward": rewards[lose]}
+        yield row | {"topic": group["topic"]}
 
 
 def grouped(group: dict) -> dict:
@@ -53,7 +50,8 @@ def conversational(row: dict) -> dict:
 def write(
     folder: str,
     groups: Iterable[dict],
-    margin: float = 0.0,
+    threshold: float = 0.0,
+    most: int = 0,
     chat: bool = False,
 ) -> dict[str, int]:
     """`preferences/{split}.jsonl` and `grouped/{split}.jsonl` from rows of `groups`.
@@ -75,7 +73,7 @@ def write(
 
         for group in groups:
             group = group | {"prompt": group["prompt"] + ("" if chat else "\n")}
-            found = list(pairs(group, margin))
+            found = list(preferences(group, threshold, most))
             if not found:
                 continue
             count[group["split"]] = count.get(group["split"], 0) + len(found)

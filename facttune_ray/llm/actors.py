@@ -36,7 +36,7 @@ class LimiterActor:
 
     def __init__(self, limits: Limits) -> None:
         self.limiter = Limiter(limits)
-        self.asked_s = time.monotonic()
+        self.began_s = self.asked_s = time.monotonic()
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self.limiter.quiet_until_s = self.asked_s + TERM_S  # leases may still be out
         self.gauge = metrics.Gauge(
@@ -61,6 +61,7 @@ class LimiterActor:
             "tokens_per_minute": limits.tokens_per_minute,
             "factor": self.limiter.factor,
             "in_flight": self.limiter.window,
+            "up_s": time.monotonic() - self.began_s,
         }
 
     def _leave_when_idle(self) -> None:

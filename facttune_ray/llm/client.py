@@ -5,10 +5,9 @@
     texts = await client.complete_all("Question: ...", [{"seed": 3}, {"seed": 9}], choices=2)
 
 A request goes: ledger -> budget -> permit of the cluster's limiter -> endpoint -> ledger. One retry
-loop (tenacity; the SDK's own is off) repeats transient failures with full jitter, within
-`max_attempts` and `max_elapsed_s`; a 429 is no attempt: the limiter pauses the cluster instead.
-What is asked for twice at the same time is sent once. A completion is in the ledger before it is
-returned. One request may bring several completions (`n`): each has its own key and row.
+loop (tenacity; the SDK's own is off) repeats transient failures with full jitter; a 429 is no
+attempt: the limiter pauses the cluster instead. Asked for twice at the same time, sent once. A
+completion is in the ledger before it is returned; one request may bring several (`n`), each a row.
 """
 
 from __future__ import annotations

@@ -28,18 +28,23 @@ _CHUNK = 2**24  # bytes
 
 
 def load(
-    path: str, dtype: str, *, device: str = "cpu", quantize: Quantize = "none"
+    path: str,
+    dtype: str,
+    *,
+    device: str = "cpu",
+    quantize: Quantize = "none",
+    key: str = "sampling.quantize",
 ) -> tuple[Any, Any]:
     """(tokenizer, causal LM on `device`) of a folder, hub name or URI; UserError when none.
 
     `quantize`: weights in 8 or 4 bits by bitsandbytes, on a GPU. `dtype` is then what they are
-    multiplied in.
+    multiplied in. `key`: the setting that errors name.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in DTYPES:
         raise UserError(f'dtype is "{dtype}"; it is one of {", ".join(DTYPES)}.')
-    more = quantization(quantize, dtype, device)
+    more = quantization(quantize, dtype, device, key)
     folder = local_weights(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -62,19 +67,20 @@ def load(
     return tokenizer, model
 
 
-def quantization(quantize: Quantize, dtype: str, device: str) -> dict[str, Any]:
+def quantization(
+    quantize: Quantize, dtype: str, device: str, key: str = "sampling.quantize"
+) -> dict[str, Any]:
     """Arguments of `from_pretrained` for quantised weights; {} for "none"."""
     if quantize == "none":
         return {}
     if quantize not in ("8bit", "4bit"):
-        raise UserError(f'sampling.quantize is "{quantize}"; it is none, 8bit or 4bit.')
+        raise UserError(f'{key} is "{quantize}"; it is none, 8bit or 4bit.')
     if not device.startswith("cuda"):
-        raise UserError(f"sampling.quantize={quantize} needs a GPU: set sampling.gpus, or none.")
+        raise UserError(f"{key}={quantize} needs a GPU: set {key.split('.')[0]}.gpus, or none.")
     missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
     if missing:
         raise UserError(
-            f"sampling.quantize={quantize} needs {' and '.join(missing)}: "
-            f"pip install {' '.join(missing)}"
+            f"{key}={quantize} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         )
     from transformers import BitsAndBytesConfig
 

@@ -1,14 +1,37 @@
 """Preferences among the responses of one prompt.
 
-count_pairs([0.5, 1.0, 1.0, None], threshold=0.0)  ->  2
+pairs([0.5, 1.0, 1.0, None])            ->  [(1, 0), (2, 0)]      (winner, loser)
+pairs([0.0, 0.5, 1.0], most=1)          ->  [(2, 0)]
+count_pairs([0.5, 1.0, 1.0, None])      ->  2
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
-def count_pairs(rewards: Sequence[float | None], threshold: float) -> int:
-    """Pairs i < j whose rewards differ by more than `threshold`; ties, null and NaN never."""
-    known = [r for r in rewards if r is not None]
-    return sum(abs(a - b) > threshold for i, a in enumerate(known) for b in known[i + 1 :])
+def pairs(
+    rewards: Sequence[float | None], threshold: float = 0.0, most: int = 0
+) -> list[tuple[int, int]]:
+    """(winner, loser) for all i < j whose rewards differ by more than `threshold`.
+
+    Ties make no pair, and null and NaN are in none. `most`: pairs at most, those of the largest
+    difference; 0: all.
+    """
+    known = [(i, r) for i, r in enumerate(rewards) if r is not None and not math.isnan(r)]
+    found = [
+        (i, j, abs(a - b)) if a > b else (j, i, abs(a - b))
+        for k, (i, a) in enumerate(known)
+        for j, b in known[k + 1 :]
+        if abs(a - b) > threshold
+    ]
+    if most and len(found) > most:
+        kept = sorted(range(len(found)), key=lambda p: (-found[p][2], p))[:most]
+        found = [found[p] for p in sorted(kept)]
+    return [(win, lose) for win, lose, _ in found]
+
+
+def count_pairs(rewards: Sequence[float | None], threshold: float = 0.0, most: int = 0) -> int:
+    """How many `pairs` there are."""
+    return len(pairs(rewards, threshold, most))

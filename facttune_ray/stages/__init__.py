@@ -25,6 +25,7 @@ STAGES = (
     "rewards",
     "mixes",
     "groups",
+    "reference",
 )
 
 

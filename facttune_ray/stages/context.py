@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from facttune_ray.scoring.entailment import Entailment
     from facttune_ray.scoring.verify_local_lm import LocalLM
     from facttune_ray.scoring.verify_npm import NPM
+    from facttune_ray.training.model import GroupModel
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,23 @@ class Context:
             device="cuda" if self.cfg.sampling.gpus else "cpu",
             batch_tokens=self.cfg.p_true.batch_tokens,
         )
+
+    @functools.cached_property
+    def trained(self) -> tuple[Any, GroupModel]:
+        """(tokenizer, model) that training starts from."""
+        from facttune_ray.sampling.weights import load
+        from facttune_ray.training.model import GroupModel
+
+        cfg = self.cfg.train
+        device = "cuda" if cfg.gpus else "cpu"
+        tokenizer, model = load(
+            self.work.model_path,
+            cfg.dtype,
+            device=device,
+            quantize=cfg.lora.quantize,
+            key="train.lora.quantize",
+        )
+        return tokenizer, GroupModel(model.eval())
 
     @functools.cached_property
     def entailment(self) -> Entailment:

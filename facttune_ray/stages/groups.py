@@ -21,11 +21,11 @@ VERSION = 1
 
 
 def recipe(cfg: Config) -> dict:
-    return {"groups.threshold": cfg.groups.threshold}
+    return {f"groups.{k}": getattr(cfg.groups, k) for k in ("threshold", "max_pairs")}
 
 
 async def run(context: Context, shard: int) -> list[dict]:
-    rewards = _rewards(context, shard)
+    cfg, rewards = context.cfg.groups, _rewards(context, shard)
     prompts: dict[str, list[dict]] = {}
     for r in context.rows("responses", shard):
         prompts.setdefault(r["prompt_id"], []).append(r)
@@ -37,7 +37,7 @@ async def run(context: Context, shard: int) -> list[dict]:
                 unique.setdefault(r["text"], r)
         kept = list(unique.values())
         values = [rewards[r["response_id"]] for r in kept]
-        pairs = count_pairs(values, context.cfg.groups.threshold)
+        pairs = count_pairs(values, cfg.threshold, cfg.max_pairs)
         if pairs:
             out.append(
                 {
@@ -46,6 +46,7 @@ async def run(context: Context, shard: int) -> list[dict]:
                     "responses": [r["text"] for r in kept],
                     "rewards": values,
                     "pairs": pairs,
+                    "given_pairs": None,
                 }
             )
     return out

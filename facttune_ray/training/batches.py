@@ -1,112 +1,98 @@
-"""GROUPS rows -> tensors a step trains on.
+"""Rows of `groups` -> groups of token ids, and which of them an optimizer step takes.
 
 One row in (schema.GROUPS):
     {"prompt": "Write a biography of Mara Veldt.", "responses": ["Mara Veldt studied physics. ...",
-     "Mara Veldt keeps a parrot. ..."], "rewards": [1.0, 0.33], "pairs": 1, ...}
-One batch out, several groups side by side:
-    tokens_BT [B, T] ids, mask_BT [B, T] 1.0 on response tokens, pairs_P2 [P, 2] (winner, loser)
+     "Mara Veldt keeps a parrot. ..."], "rewards": [1.0, 0.33], ...}
+One group out:
+    TokenGroup(prompt=[1, 88, 14, 3], responses=[[40, 41, 2], [40, 52, 9, 2]], pairs=[(0, 1)], ...)
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import Chat, encode_prompt, encode_response
 from facttune_ray.schema import seed_from
+from facttune_ray.scoring.pairs import pairs
+
+if TYPE_CHECKING:
+    from facttune_ray.config import GroupsConfig, TrainConfig
+
+Masks = tuple[list[int], list[int]]  # 1 on the tokens that count: as a winner, as a loser
 
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """One prompt's responses as token ids. `pairs` are (winner, loser) indices into `tokens`."""
+    """One prompt and its unique responses."""
 
     prompt_id: str
-    tokens: list[list[int]]  # prompt and response of each response, end mark included
-    prompt_tokens: list[int]  # how many leading tokens are prompt, one a response
-    pairs: list[tuple[int, int]]
-    cut: int  # responses that lost tokens to max_length
+    prompt: list[int]
+    responses: list[list[int]]  # end mark included, unless it was cut off
+    pairs: list[tuple[int, int]]  # (winner, loser): indices of responses
+    weights: list[float]  # of each pair, relative to the others
+    masks: list[Masks] | None = None  # of each response; None: every token counts
 
 
-class Batch(NamedTuple):
-    tokens_BT: torch.Tensor  # int64, padded on the right
-    mask_BT: torch.Tensor  # float32, 1 on response tokens and end mark
-    attention_BT: torch.Tensor  # int64, 1 on every real token
-    pairs_P2: torch.Tensor  # int64 rows of this batch: (winner, loser)
-    sizes_G: list[int]  # rows of each group, in order
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt and its responses as token ids, and what the limits cut off."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    cut_prompt: bool
+    cut_responses: int
 
 
-def pairs_from_rewards(
-    rewards: Sequence[float | None], threshold: float = 0.0
-) -> list[tuple[int, int]]:
-    """(winner, loser) for all i < j whose rewards differ by more than `threshold`.
-
-    [0.5, 1.0, None, 0.5] -> [(1, 0), (1, 3)]: ties make no pair, an unknown reward is in none.
-    """
-    known = [(i, r) for i, r in enumerate(rewards) if r is not None and not math.isnan(r)]
-    pairs = []
-    for k, (i, a) in enumerate(known):
-        for j, b in known[k + 1 :]:
-            if abs(a - b) > threshold:
-                pairs.append((i, j) if a > b else (j, i))
-    return pairs
-
-
-def tokenize_group(
-    row: dict[str, Any],
+def tokenize(
+    prompt_id: str,
+    prompt: str,
+    responses: Sequence[str],
     tokenizer: Any,
-    *,
-    max_length: int,
-    threshold: float = 0.0,
+    train: TrainConfig,
     chat: Chat = "auto",
-) -> TokenGroup:
-    """One GROUPS row as token ids. A prompt that leaves no room for a response is a UserError.
-
-    A longer sequence loses its end (and with it the end mark); `cut` counts those.
-    """
-    prompt = encode_prompt(tokenizer, row["prompt"], chat)
-    if len(prompt) >= max_length:
+) -> Tokens:
+    """A prompt longer than `train.max_prompt_length` keeps its end or start (`train.keep_prompt`);
+    a response loses what passes `train.max_length`, its end mark with it. UserError when a prompt
+    leaves no room for a response."""
+    ids = encode_prompt(tokenizer, prompt, chat)
+    most = train.max_prompt_length or len(ids)
+    kept = ids[-most:] if train.keep_prompt == "end" else ids[:most]
+    room = train.max_length - len(kept)
+    if room < 1:
         raise UserError(
-            f"Prompt {row['prompt_id']} has {len(prompt)} tokens, max_length is {max_length}: "
-            "no room for a response. Raise max_length."
+            f"prompt {prompt_id} has {len(kept)} tokens, train.max_length is {train.max_length}: "
+            f"no room for a response: raise it, or set train.max_prompt_length"
         )
-    full = [prompt + encode_response(tokenizer, text) for text in row["responses"]]
-    return TokenGroup(
-        prompt_id=row["prompt_id"],
-        tokens=[ids[:max_length] for ids in full],
-        prompt_tokens=[len(prompt)] * len(full),
-        pairs=pairs_from_rewards(row["rewards"], threshold),
-        cut=sum(len(ids) > max_length for ids in full),
+    full = [encode_response(tokenizer, text) for text in responses]
+    return Tokens(
+        kept,
+        [some[:room] for some in full],
+        len(kept) < len(ids),
+        sum(len(some) > room for some in full),
     )
 
 
-def collate(groups: Sequence[TokenGroup], pad_id: int) -> Batch:
-    """Pads several groups into one batch; pairs are shifted to the batch's rows."""
-    rows = [ids for group in groups for ids in group.tokens]
-    starts = [start for group in groups for start in group.prompt_tokens]
-    width = max(len(ids) for ids in rows)
-    tokens_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask_BT = torch.zeros(len(rows), width)
-    attention_BT = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, (ids, start) in enumerate(zip(rows, starts, strict=True)):
-        tokens_BT[i, : len(ids)] = torch.tensor(ids)
-        mask_BT[i, start : len(ids)] = 1.0
-        attention_BT[i, : len(ids)] = 1
-    pairs, offset = [], 0
-    for group in groups:
-        pairs += [(win + offset, lose + offset) for win, lose in group.pairs]
-        offset += len(group.tokens)
-    return Batch(
-        tokens_BT,
-        mask_BT,
-        attention_BT,
-        torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
-        [len(group.tokens) for group in groups],
+def group_of(row: Mapping[str, Any], groups: GroupsConfig) -> TokenGroup:
+    """A row of `reference` with its pairs, those that a file gave or else those of its rewards, and
+    with its masks."""
+    rewards, given, margin = row["rewards"], row.get("given_pairs"), groups.weights == "margin"
+    if given is not None:
+        found, margin = [(win, lose) for win, lose in given], False
+    else:
+        found = pairs(rewards, groups.threshold, groups.max_pairs)
+    win, lose = row.get("win_masks"), row.get("lose_masks")
+    return TokenGroup(
+        prompt_id=row["prompt_id"],
+        prompt=row["prompt_tokens"],
+        responses=row["response_tokens"],
+        pairs=found,
+        weights=[rewards[w] - rewards[x] if margin else 1.0 for w, x in found],
+        masks=None if win is None or lose is None else list(zip(win, lose, strict=True)),
     )
 
 
@@ -116,7 +102,20 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
     return rng.permutation(count).tolist()
 
 
-def batch_indices(order: Sequence[int], groups_per_batch: int) -> Iterable[list[int]]:
-    """Cuts an epoch's order into batches; the last one may be smaller."""
-    for start in range(0, len(order), groups_per_batch):
-        yield list(order[start : start + groups_per_batch])
+def steps_of(order: Sequence[int], pairs_G: Sequence[int], train: TrainConfig) -> list[list[int]]:
+    """Groups of each optimizer step of an epoch: `groups_per_step` of them, or with
+    `pairs_per_step` as few as hold so many pairs. The last step may be smaller."""
+    return list(_steps(order, pairs_G, train))
+
+
+def _steps(order: Sequence[int], pairs_G: Sequence[int], train: TrainConfig) -> Iterator[list[int]]:
+    step: list[int] = []
+    held = 0
+    for g in order:
+        step.append(g)
+        held += pairs_G[g] if train.pairs_per_step else 1
+        if held >= (train.pairs_per_step or train.groups_per_step):
+            yield step
+            step, held = [], 0
+    if step:
+        yield step

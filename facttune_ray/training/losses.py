@@ -1,105 +1,231 @@
-"""Preference losses on response groups. Pure torch: no I/O, no Ray, no model.
+"""Preference losses on response groups. Pure torch: no I/O, no Ray.
 
 A group is one prompt's B responses. Every known DPO trainer runs each preferred pair as two
-sequences, so 10 responses with 45 pairs cost 90 passes; here the B sequences run once and
-every pair reads its two log-probabilities from `logps_B`. The value and the gradient are those
-of the pairwise computation, because a pair's loss depends on nothing else.
+sequences, so 10 responses with 45 pairs cost 90 passes; here the B sequences run once and every
+pair reads its two log-probabilities. Value and gradient are those of the pairwise computation,
+because a pair's loss depends on nothing else.
 
-    logps_B = response_logps(logits_BTV, tokens_BT, mask_BT)      # [-12.1, -14.0, -13.2]
-    pairs_P2 = tensor([[0, 1], [2, 1]])                           # response 0 beats 1, 2 beats 1
-    LOSSES["dpo"](logps_B, ref_logps_B, pairs_P2, beta=0.1)       # scalar
+    logps_N = token_logps(states_NC, lm_head, token_N, chunk=1024)
+    policy = sum_tokens(logps_N, owner_N, ones_N, ones_N, count=3)   # [-12.1, -14.0, -13.2]
+    pairs = Pairs(tensor([0, 2]), tensor([1, 1]), tensor([0.5, 0.5]))    # 0 beats 1, 2 beats 1
+    preference_loss("dpo", policy, reference, pairs, beta=0.1)       # scalar
 
-Every loss has the signature of `dpo` and returns a scalar; a batch may hold several groups,
-pairs then index into all of the batch's rows.
+Mask: a sum holds the response's tokens only, the prompt's never, its end mark always unless it was
+cut off; `fact_masked` also leaves out sentences (`training/masks.py`). Denominator: none within a
+response, whose log-probability is a sum, save in `dpo_norm`, the SFT term and `sft`: there it is
+the number of that response's tokens that count.
+
+A loss gives one value a pair; their sum weighted by `Pairs.weight_P` is the step's. The weights add
+up to 1 over all passes and workers of an optimizer step, so the sums of the parts of a step do,
+too, and no part needs to know how many pairs the others have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+SOFTMAX = 1 << 19  # logits that are exponentiated at a time
 
 
-def response_logps(
-    logits_BTV: torch.Tensor, tokens_BT: torch.Tensor, mask_BT: torch.Tensor
+class Logps(NamedTuple):
+    """Of B responses: log p(token) summed over the tokens that count when the response wins a
+    pair, and when it loses one (they differ for `fact_masked` alone), and how many those are."""
+
+    win_B: torch.Tensor
+    lose_B: torch.Tensor
+    win_tokens_B: torch.Tensor
+    lose_tokens_B: torch.Tensor
+
+
+class Pairs(NamedTuple):
+    """P preferences between those responses, and each one's share of the step's loss."""
+
+    win_P: torch.Tensor
+    lose_P: torch.Tensor
+    weight_P: torch.Tensor
+
+
+def token_logps(
+    states_NC: torch.Tensor, head: Any, token_N: torch.Tensor, chunk: int = 0
 ) -> torch.Tensor:
-    """Sum of log p(token) over the response's tokens, [B], float32 or wider.
+    """Log p(token) [N] of the tokens that N states predict, in nats, float32 or wider.
 
-    `logits_BTV[:, t]` predicts `tokens_BT[:, t + 1]`. `mask_BT` is 1 on response tokens, end
-    mark included, and 0 on prompt and padding. A sum, not a mean: DPO's reward is the
-    log-ratio of whole responses.
+    `states_NC`: each token's predecessor's last hidden state; `head`: the output layer, states ->
+    logits [., V]; `token_N`: int64. With `chunk` the logits of so many states are in memory at a
+    time and are computed again for the gradient, so memory does not grow with N * V; 0: all at
+    once. Half-precision logits become float32 before the softmax; float64 stays.
     """
-    logits = logits_BTV[:, :-1]
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    # cross_entropy never stores a [B, T, V] tensor of log-probabilities that outlives it.
-    nll_BT = F.cross_entropy(logits.transpose(1, 2), tokens_BT[:, 1:], reduction="none")
-    return -(nll_BT * mask_BT[:, 1:]).sum(dim=1)
+    if not chunk or len(token_N) <= chunk:
+        return _token_logps(states_NC, head, token_N)
+    parts = [
+        checkpoint(_token_logps, states, head, token, use_reentrant=False)
+        for states, token in zip(states_NC.split(chunk), token_N.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)
 
 
-def margins(
-    logps_B: torch.Tensor, ref_logps_B: torch.Tensor, pairs_P2: torch.Tensor
-) -> torch.Tensor:
-    """[P] winner's minus loser's log-ratio to the reference, without beta."""
-    ratio_B = logps_B - ref_logps_B
-    return ratio_B[pairs_P2[:, 0]] - ratio_B[pairs_P2[:, 1]]
+def _token_logps(states_NC: torch.Tensor, head: Any, token_N: torch.Tensor) -> torch.Tensor:
+    logits_NV = head(states_NC)
+    if logits_NV.dtype in (torch.bfloat16, torch.float16):
+        logits_NV = logits_NV.float()
+    return Pick.apply(logits_NV, token_N)
+
+
+class Pick(torch.autograd.Function):
+    """log softmax(logits)[token] of N rows, [N].
+
+    The gradient is written over the logits, so of the N * V numbers one copy is in memory and not
+    three. The logits must be nobody else's; a second backward through them raises.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
+        rows = max(1, SOFTMAX // logits_NV.shape[1])
+        sums_N = torch.cat([x.logsumexp(-1) for x in logits_NV.split(rows)])
+        ctx.save_for_backward(logits_NV, token_N, sums_N)
+        return logits_NV.gather(1, token_N[:, None])[:, 0] - sums_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_N: torch.Tensor) -> Any:  # type: ignore[override]
+        logits_NV, token_N, sums_N = ctx.saved_tensors
+        out_NV = logits_NV.detach()
+        rows = max(1, SOFTMAX // out_NV.shape[1])
+        parts = (x.split(rows) for x in (out_NV, sums_N[:, None], grad_N[:, None]))
+        for logits, sums, grad in zip(*parts, strict=True):
+            logits.sub_(sums).exp_().mul_(-grad)
+        out_NV[torch.arange(len(token_N), device=out_NV.device), token_N] += grad_N
+        return out_NV, None
+
+
+def sum_tokens(
+    logps_N: torch.Tensor,
+    owner_N: torch.Tensor,
+    win_N: torch.Tensor,
+    lose_N: torch.Tensor,
+    count: int,
+) -> Logps:
+    """[B = count] sums over response tokens, end mark included. `owner_N`: int64, the token's
+    response; `win_N`, `lose_N`: 1 where it counts, 0 where not. Sums, not means: DPO's reward is
+    the log-ratio of whole responses. A response without a token that counts has the sum 0."""
+    zeros_B = logps_N.new_zeros(count)
+    win_N, lose_N = win_N.to(logps_N.dtype), lose_N.to(logps_N.dtype)
+    return Logps(
+        *(zeros_B.index_add(0, owner_N, x) for x in (logps_N * win_N, logps_N * lose_N)),
+        *(zeros_B.index_add(0, owner_N, x) for x in (win_N, lose_N)),
+    )
+
+
+def margins(policy: Logps, reference: Logps, pairs: Pairs) -> torch.Tensor:
+    """[P] winner's minus loser's log-ratio to the reference, in nats, without beta. The winner's
+    is over the tokens that count in a winner, the loser's over those that do in a loser."""
+    win_B, lose_B = policy.win_B - reference.win_B, policy.lose_B - reference.lose_B
+    return win_B[pairs.win_P] - lose_B[pairs.lose_P]
 
 
 def dpo(
-    logps_B: torch.Tensor,
-    ref_logps_B: torch.Tensor,
-    pairs_P2: torch.Tensor,
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
+    policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
 ) -> torch.Tensor:
-    """Mean over pairs of -log sigmoid(beta * margin).
-
-    Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. `label_smoothing` is not used here: see `cdpo`.
-    """
-    return -F.logsigmoid(beta * margins(logps_B, ref_logps_B, pairs_P2)).mean()
+    """-log sigmoid(beta * margin): Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. Sums, so a
+    longer response has more weight. At equality with the reference ln 2."""
+    return -F.logsigmoid(beta * margins(policy, reference, pairs))
 
 
 def cdpo(
-    logps_B: torch.Tensor,
-    ref_logps_B: torch.Tensor,
-    pairs_P2: torch.Tensor,
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
+    policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
 ) -> torch.Tensor:
-    """Conservative DPO: a pair's order is wrong with probability `label_smoothing`.
+    """Conservative DPO: a pair's order is wrong with probability e = `label_smoothing`.
 
-    Mean over pairs of -(1 - e) log sigmoid(z) - e log sigmoid(-z), z = beta * margin
-    (Mitchell 2023, "A note on DPO with noisy preferences", eq. 3).
+    -(1 - e) log sigmoid(z) - e log sigmoid(-z), z = beta * margin (Mitchell 2023, "A note on DPO
+    with noisy preferences", eq. 3).
     """
-    z_P = beta * margins(logps_B, ref_logps_B, pairs_P2)
-    kept, flipped = F.logsigmoid(z_P), F.logsigmoid(-z_P)
-    return -((1 - label_smoothing) * kept + label_smoothing * flipped).mean()
+    z_P = beta * margins(policy, reference, pairs)
+    return -(1 - label_smoothing) * F.logsigmoid(z_P) - label_smoothing * F.logsigmoid(-z_P)
 
 
 def ipo(
-    logps_B: torch.Tensor,
-    ref_logps_B: torch.Tensor,
-    pairs_P2: torch.Tensor,
+    policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
+) -> torch.Tensor:
+    """(margin - 1 / (2 beta))^2: Azar et al. 2023 (arXiv 2310.12036), eq. 17, whose tau is beta.
+    Of sums, as there; some trainers take it of means a token, which is another loss."""
+    return (margins(policy, reference, pairs) - 1 / (2 * beta)).square()
+
+
+def hinge(
+    policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
+) -> torch.Tensor:
+    """max(0, 1 - beta * margin): Zhao et al. 2023 (SLiC-HF, arXiv 2305.10425), on
+    log-ratios as in Liu et al. 2023 (RSO, arXiv 2309.06657)."""
+    return torch.relu(1 - beta * margins(policy, reference, pairs))
+
+
+def reference_free(
+    policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
+) -> torch.Tensor:
+    """`dpo` with a reference to which all responses are equally likely: the margin is the policy's
+    own, winner's minus loser's sum."""
+    zero_B = torch.zeros_like(reference.win_B)
+    even = reference._replace(win_B=zero_B, lose_B=zero_B)
+    return dpo(policy, even, pairs, beta=beta, label_smoothing=label_smoothing)
+
+
+def dpo_norm(
+    policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
+) -> torch.Tensor:
+    """`dpo` on log-probabilities a token: each sum, policy's and reference's, divided by the number
+    of its response's counted tokens, at least 1 (Lambert et al. 2024, Tulu 3, arXiv 2411.15124,
+    "length-normalized DPO")."""
+    return dpo(_a_token(policy), _a_token(reference), pairs, beta=beta, label_smoothing=0.0)
+
+
+def _a_token(logps: Logps) -> Logps:
+    return logps._replace(
+        win_B=logps.win_B / logps.win_tokens_B.clamp(min=1),
+        lose_B=logps.lose_B / logps.lose_tokens_B.clamp(min=1),
+    )
+
+
+# fact_masked is dpo on `Logps` whose masks leave out sentences: see training/masks.py
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "dpo": dpo,
+    "cdpo": cdpo,
+    "ipo": ipo,
+    "hinge": hinge,
+    "reference_free": reference_free,
+    "dpo_norm": dpo_norm,
+    "fact_masked": dpo,
+}
+
+
+def preference_loss(
+    name: str,
+    policy: Logps,
+    reference: Logps,
+    pairs: Pairs,
     *,
     beta: float,
     label_smoothing: float = 0.0,
+    sft_weight: float = 0.0,
 ) -> torch.Tensor:
-    """Mean over pairs of (margin - 1 / (2 beta))^2: Azar et al. 2023 (arXiv 2310.12036), eq. 17."""
-    return (margins(logps_B, ref_logps_B, pairs_P2) - 1 / (2 * beta)).square().mean()
+    """Sum over pairs of weight * (loss + sft_weight * NLL a token of the winner): scalar.
+
+    `name`: a key of LOSSES. Denominators: of the sum, the pairs' weights, which hold it already;
+    of the second term, the winner's counted tokens, as Pang et al. 2024 (arXiv 2404.19733) divide
+    theirs by the response's length.
+    """
+    loss_P = LOSSES[name](policy, reference, pairs, beta=beta, label_smoothing=label_smoothing)
+    if sft_weight:
+        loss_P = loss_P - sft_weight * _a_token(policy).win_B[pairs.win_P]
+    return (pairs.weight_P * loss_P).sum()
 
 
-def sft(
-    logps_B: torch.Tensor,
-    ref_logps_B: torch.Tensor,
-    pairs_P2: torch.Tensor,
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> torch.Tensor:
-    """Mean over responses of -log p(response): supervised tuning. Pairs and reference unused."""
-    return -logps_B.mean()
-
-
-LOSSES: dict[str, Callable[..., torch.Tensor]] = {"dpo": dpo, "cdpo": cdpo, "ipo": ipo, "sft": sft}
+def sft(policy: Logps, weight_B: torch.Tensor) -> torch.Tensor:
+    """Sum over responses of weight * NLL a token (of those that count in a winner): supervised
+    tuning. `weight_B` adds up to 1 over the step, so with equal weights this is a mean over
+    responses of their means over tokens, not a mean over all tokens."""
+    return -(weight_B * _a_token(policy).win_B).sum()

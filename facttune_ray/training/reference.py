@@ -1,7 +1,10 @@
 """Log-probabilities of the reference model, once a response.
 
-Training starts from the reference model, so its first weights give them: no second model is
-loaded, and the loss of the first step must be ln 2.
+    token_logps_of(model, [Tokens(...), ...], pass_tokens=8192)
+    ->  [[[-0.3, -2.1, -0.01], [-0.3, -4.0]], ...]       by group, by response, by token
+
+Training starts from the reference model, so it needs no second model in memory, and the loss of
+its first step must be ln 2.
 """
 
 from __future__ import annotations
@@ -11,29 +14,24 @@ from typing import Any
 
 import torch
 
-from facttune_ray.training.batches import TokenGroup, collate
-from facttune_ray.training.losses import response_logps
-
-
-def forward_logps(model: Any, groups: Sequence[TokenGroup], pad_id: int, device: Any) -> tuple:
-    """(`logps_B`, `pairs_P2`) of several groups: each unique response runs once."""
-    batch = collate(groups, pad_id)
-    tokens_BT = batch.tokens_BT.to(device)
-    logits_BTV = model(
-        input_ids=tokens_BT, attention_mask=batch.attention_BT.to(device), use_cache=False
-    ).logits
-    logps_B = response_logps(logits_BTV, tokens_BT, batch.mask_BT.to(device))
-    return logps_B, batch.pairs_P2.to(device)
+from facttune_ray.training.passes import Size, lay_out, plan
 
 
 @torch.no_grad()
-def reference_logps(
-    model: Any, groups: Sequence[TokenGroup], pad_id: int, device: Any, per_pass: int
-) -> list[torch.Tensor]:
-    """One tensor [responses] a group, on the CPU, `per_pass` groups at a time."""
-    out: list[torch.Tensor] = []
-    for start in range(0, len(groups), per_pass):
-        some = groups[start : start + per_pass]
-        logps_B, _ = forward_logps(model, some, pad_id, device)
-        out += list(logps_B.float().cpu().split([len(g.tokens) for g in some]))
-    return out
+def token_logps_of(
+    model: Any, groups: Sequence[Any], pass_tokens: int, share_prefix: bool = True
+) -> list[list[list[float]]]:
+    """Log p of every response token of groups with `prompt` and `responses`. `model`: a
+    `training.model.GroupModel`."""
+    device = next(model.parameters()).device
+    sizes = [Size(len(g.prompt), tuple(map(len, g.responses))) for g in groups]
+    found: list[dict[int, list[float]]] = [{} for _ in groups]
+    for parts in plan(sizes, pass_tokens, share_prefix):
+        some = [(groups[p.group].prompt, [groups[p.group].responses[r] for r in p.responses])
+                for p in parts]  # fmt: skip
+        logps_M = model(lay_out(some, share_prefix).to(device)).cpu()
+        members = [(p.group, r) for p in parts for r in p.responses]
+        lengths = [sizes[g].responses[r] for g, r in members]
+        for (g, r), logps in zip(members, logps_M.split(lengths), strict=True):
+            found[g][r] = logps.tolist()
+    return [[rows[r] for r in range(len(rows))] for rows in found]

@@ -16,7 +16,7 @@ def lines(path):
 
 
 def test_pairs_by_hand():
-    found = list(preferences.pairs(group("Ada", [0.5, 1.0, 0.5])))
+    found = list(preferences.preferences(group("Ada", [0.5, 1.0, 0.5])))
     assert found == [
         {
             "prompt": "Who is Ada?",
@@ -39,7 +39,7 @@ def test_pairs_by_hand():
 
 @pytest.mark.parametrize(("margin", "count"), [(0.0, 3), (0.25, 2), (0.5, 1), (0.75, 0)])
 def test_margin(margin, count):
-    assert len(list(preferences.pairs(group("Ada", [0.0, 0.25, 0.75]), margin))) == count
+    assert len(list(preferences.preferences(group("Ada", [0.0, 0.25, 0.75]), margin))) == count
 
 
 def test_a_file_a_split(tmp_path):
@@ -65,7 +65,7 @@ def test_a_file_a_split(tmp_path):
         }
     ]
     asked = groups[1] | {"prompt": "Who is Bo?\n"}
-    assert lines(tmp_path / "preferences" / "val.jsonl") == list(preferences.pairs(asked))
+    assert lines(tmp_path / "preferences" / "val.jsonl") == list(preferences.preferences(asked))
 
 
 def test_forms(tmp_path):

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from facttune_ray.config import GroupsConfig, TrainConfig
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import train_tokenizer
 from facttune_ray.sampling.protocol import encode_prompt, encode_raw, encode_response
-from facttune_ray.training.batches import (
-    batch_indices,
-    collate,
-    epoch_order,
-    pairs_from_rewards,
-    tokenize_group,
-)
+from facttune_ray.training.batches import epoch_order, group_of, steps_of, tokenize
 
 PROMPT = "Write a biography of Mara."
 TEXTS = ["Mara plays the cello.", "Mara studied physics. She keeps a goat."]
@@ -26,27 +20,18 @@ def tokenizer():
     return train_tokenizer([f"{PROMPT}\n{t}" for t in TEXTS], 1000, 128)
 
 
-def row(**changes):
-    return {
-        "prompt_id": "8f2c", "prompt": PROMPT, "responses": TEXTS, "rewards": [0.5, 1.0],
-    } | changes  # fmt: skip
+def tokens(tokenizer, **settings):
+    return tokenize("8f2c", PROMPT, TEXTS, tokenizer, TrainConfig(**settings))
 
 
-def test_pairs_drop_ties_and_unknown_rewards():
-    assert pairs_from_rewards([0.5, 1.0, None, 0.5]) == [(1, 0), (1, 3)]
-    assert pairs_from_rewards([math.nan, 1.0]) == []
-    assert pairs_from_rewards([0.0, 0.25, 0.75], threshold=0.25) == [(2, 0), (2, 1)]
-    assert len(pairs_from_rewards([i / 10 for i in range(10)])) == 45
-
-
-def test_a_group_is_prompt_newline_response_end(tokenizer):
-    group = tokenize_group(row(), tokenizer, max_length=128)
+def test_a_group_is_prompt_newline_responses_end(tokenizer):
+    found = tokens(tokenizer, max_length=128)
     end = tokenizer.eos_token_id
-    assert [tokenizer.decode(ids[:-1]) for ids in group.tokens] == [f"{PROMPT}\n{t}" for t in TEXTS]
-    assert [ids[-1] for ids in group.tokens] == [end, end]
-    # Write, a, biography, of, Mara, ".", newline
-    assert group.prompt_tokens == [7, 7]
-    assert group.pairs == [(1, 0)] and group.cut == 0
+    assert tokenizer.decode(found.prompt) == f"{PROMPT}\n"
+    assert [tokenizer.decode(ids[:-1]) for ids in found.responses] == TEXTS
+    assert [ids[-1] for ids in found.responses] == [end, end]
+    assert len(found.prompt) == 7  # Write, a, biography, of, Mara, ".", newline
+    assert (found.cut_prompt, found.cut_responses) == (False, 0)
 
 
 def test_prompt_and_response_tokens_are_the_whole_documents_tokens(tokenizer):
@@ -78,33 +63,44 @@ def test_a_bos_token_goes_before_the_prompt_alone(tokenizer):
     assert bos not in encode_response(with_bos, "Hi")
 
 
-def test_long_responses_are_cut_and_counted(tokenizer):
-    group = tokenize_group(row(), tokenizer, max_length=13)  # 7 + 5 + end; 7 + 9 + end
-    assert [len(ids) for ids in group.tokens] == [13, 13] and group.cut == 1
-    assert group.tokens[1][-1] != tokenizer.eos_token_id
-    with pytest.raises(UserError, match="8f2c has 7 tokens, max_length is 7"):
-        tokenize_group(row(), tokenizer, max_length=7)
+def test_what_is_too_long_is_cut_and_counted(tokenizer):
+    found = tokens(tokenizer, max_length=13)  # 7 + 5 + end; 7 + 9 + end
+    assert [len(ids) for ids in found.responses] == [6, 6] and found.cut_responses == 1
+    assert found.responses[1][-1] != tokenizer.eos_token_id
+    with pytest.raises(UserError, match="8f2c has 7 tokens, train.max_length is 7"):
+        tokens(tokenizer, max_length=7)
 
 
-def test_collate_pads_masks_and_shifts_pairs(tokenizer):
-    first = tokenize_group(row(), tokenizer, max_length=128)
-    second = tokenize_group(
-        row(responses=[*TEXTS, "Mara."], rewards=[None, 0.0, 1.0]), tokenizer, max_length=128
-    )
-    batch = collate([first, second], pad_id=0)
-    longest = len(first.tokens[1])
-    assert batch.tokens_BT.shape == batch.mask_BT.shape == (5, longest)
-    assert batch.pairs_P2.tolist() == [[1, 0], [4, 3]] and batch.sizes_G == [2, 3]
-    # Words and full stops: 5, 9 and 2, and an end mark each; prompts are masked out.
-    assert batch.mask_BT.sum(dim=1).tolist() == [6, 10, 6, 10, 3]
-    assert batch.mask_BT[:, :7].sum() == 0
-    assert batch.attention_BT.sum(dim=1).tolist() == [13, 17, 13, 17, 10]
-    assert batch.tokens_BT[4, 10:].tolist() == [0] * (longest - 10)
+@pytest.mark.parametrize(("keep", "kept"), [("end", slice(-4, None)), ("start", slice(0, 4))])
+def test_a_long_prompt_keeps_its_end_or_its_start(tokenizer, keep, kept):
+    whole = tokens(tokenizer, max_length=128).prompt
+    found = tokens(tokenizer, max_length=10, max_prompt_length=4, keep_prompt=keep)
+    assert found.prompt == whole[kept] and found.cut_prompt
+    assert [len(ids) for ids in found.responses] == [6, 6]
 
 
-def test_collate_without_pairs_has_an_empty_table(tokenizer):
-    group = tokenize_group(row(rewards=[0.5, 0.5]), tokenizer, max_length=128)
-    assert collate([group], pad_id=0).pairs_P2.shape == (0, 2)
+def test_pairs_of_a_row_and_their_weights():
+    row = {"prompt_id": "p", "prompt_tokens": [1], "response_tokens": [[2], [3], [4]]}
+    row |= {"rewards": [0.25, 1.0, 0.75]}
+    found = group_of(row, GroupsConfig())
+    assert found.pairs == [(1, 0), (2, 0), (1, 2)] and found.weights == [1.0, 1.0, 1.0]
+    assert (found.prompt, found.responses) == ([1], [[2], [3], [4]])
+    margins = group_of(row, GroupsConfig(weights="margin", max_pairs=2))
+    assert margins.pairs == [(1, 0), (2, 0)] and margins.weights == [0.75, 0.5]
+
+
+def test_pairs_that_a_file_gave_go_before_those_of_rewards():
+    row = {"prompt_id": "p", "prompt_tokens": [1], "response_tokens": [[2], [3], [4]]}
+    row |= {"rewards": [1.0, 0.0, -1.0], "given_pairs": [[0, 2], [1, 2]]}
+    found = group_of(row, GroupsConfig(threshold=5.0, weights="margin"))
+    assert (found.pairs, found.weights) == ([(0, 2), (1, 2)], [1.0, 1.0])
+    assert found.masks is None
+
+
+def test_masks_of_a_row():
+    row = {"prompt_id": "p", "prompt_tokens": [1], "response_tokens": [[2, 3], [4]]}
+    row |= {"rewards": [1.0, 0.0], "win_masks": [[0, 1], [1]], "lose_masks": [[1, 0], [0]]}
+    assert group_of(row, GroupsConfig()).masks == [([0, 1], [1, 0]), ([1], [0])]
 
 
 def test_epoch_order_is_a_fixed_permutation():
@@ -114,5 +110,8 @@ def test_epoch_order_is_a_fixed_permutation():
     assert epoch_order(5, seed=0, epoch=0) == [1, 4, 2, 3, 0]
 
 
-def test_batches_cover_an_epoch_once():
-    assert list(batch_indices([4, 2, 0, 1, 3], 2)) == [[4, 2], [0, 1], [3]]
+def test_steps_cover_an_epoch_once():
+    order, pairs = [4, 2, 0, 1, 3], [3, 0, 5, 1, 45]
+    assert steps_of(order, pairs, TrainConfig(groups_per_step=2)) == [[4, 2], [0, 1], [3]]
+    by_pairs = TrainConfig(groups_per_step=2, pairs_per_step=6)
+    assert steps_of(order, pairs, by_pairs) == [[4], [2, 0], [1, 3]]

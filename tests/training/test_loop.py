@@ -2,78 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
-import random
+from importlib.util import find_spec
 
 import pytest
 
 from facttune_ray import tables
-from facttune_ray.config import TrainConfig
+from facttune_ray.config import SFTConfig, TrainConfig
 from facttune_ray.errors import UserError
-from facttune_ray.quickstart import base_model
-from facttune_ray.training import loop
-
-WORDS = "she was born in Lyon works as a baker plays the cello lives".split()
+from facttune_ray.training.engine import learning_rate
 
 
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory):
-    """(path of a groups table of 10 prompts, path of a random tiny Llama)"""
-    folder = tmp_path_factory.mktemp("groups")
-    rng = random.Random(0)
-    rows = []
-    for i in range(10):
-        texts = list({" ".join(rng.choices(WORDS, k=8)) for _ in range(4)})
-        rows.append(
-            {
-                "prompt_id": str(i),
-                "topic": str(i),
-                "split": "train",
-                "prompt": "Write.",
-                "response_ids": texts,
-                "responses": texts,
-                "rewards": [float(t.count("cello")) + k / 10 for k, t in enumerate(texts)],
-                "pairs": 6,
-            }
-        )
-    tables.write_part(tables.Folder.of(str(folder)), "groups", 0, rows, {})
-    base_model.pretrain(
-        [t for r in rows for t in r["responses"]], folder / "model", seed=0, epochs=0, hidden=32
-    )
-    return str(folder / "part-00000.parquet"), str(folder / "model")
-
-
-def run(groups, out, **settings) -> list[dict]:
-    path, model = groups
-    settings = {"lr": 1e-4, "warmup_steps": 2, "epochs": 2, "groups_per_step": 3} | settings
-    cfg = TrainConfig(**settings)
-    out.mkdir()
-    job = loop.TrainJob(
-        groups=(path,),
-        model=model,
-        out=str(out),
-        train=cfg,
-        threshold=0.0,
-        chat="never",
-        seed=0,
-        deepspeed=loop.deepspeed_config(cfg),
-    )
-    steps = loop.train(job)
-    lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
-    assert len(lines) == steps == 8  # two epochs of 3 + 3 + 3 + 1 groups
-    return lines
-
-
-def test_one_worker_learns_and_its_model_loads_in_plain_transformers(groups, tmp_path, ray_cluster):
+def test_one_worker_learns_and_its_model_loads_in_transformers(reference, one):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    lines = run(groups, tmp_path / "one")
+    out, lines = one
+    assert len(lines) == 8  # two epochs of 3 + 3 + 3 + 1 groups
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert lines[-1]["loss"] < lines[0]["loss"]
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "one" / "model")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "one" / "model")
-    before = AutoModelForCausalLM.from_pretrained(groups[1])
+    assert lines[0]["reward_accuracy"] == 0.5  # nothing has an order yet
+    assert lines[0]["pairs"] == 18 and 3 * 4 * 9 < lines[0]["tokens"] < 3 * 4 * 12
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    before = AutoModelForCausalLM.from_pretrained(reference[1])
     assert (
         tokenizer.decode(tokenizer("She plays the cello.")["input_ids"]) == "She plays the cello."
     )
@@ -86,32 +37,93 @@ def test_one_worker_learns_and_its_model_loads_in_plain_transformers(groups, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_workers_and_zero_stages_give_the_same_curve(groups, tmp_path, ray_cluster, zero):
-    one = run(groups, tmp_path / "one")
-    two = run(groups, tmp_path / "two", workers=2, zero=zero)
-    for a, b in zip(one, two, strict=True):
+def test_workers_and_zero_stages_give_the_same_curve(reference, run, one, tmp_path, zero):
+    # 3 and more passes a step, of groups that are cut, unlike the one worker
+    two = run(reference, tmp_path / "two", workers=2, deepspeed=f"zero{zero}", pass_tokens=30)
+    for a, b in zip(one[1], two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
         assert b["margin"] == pytest.approx(a["margin"], abs=1e-3)
 
 
-@pytest.mark.slow
-def test_no_pair_is_one_clear_line(groups, tmp_path, ray_cluster):
-    folder = tables.Folder.of(str(tmp_path / "groups"))
-    row = {"prompt_id": "p", "prompt": "W.", "responses": ["a", "b"], "rewards": [1.0, 1.0]}
-    tables.write_part(folder, "groups", 0, [row], {})
+def test_no_pair_is_one_clear_line(reference, run, tmp_path):
+    tables.write_part(tables.Folder.of(str(tmp_path)), "reference", 0, [{"pairs": 0}], {})
     with pytest.raises(UserError, match="no pair of responses whose rewards differ"):
-        run((str(tmp_path / "groups" / "part-00000.parquet"), groups[1]), tmp_path / "out")
+        run((str(tmp_path / "part-00000.parquet"), reference[1]), tmp_path / "out")
 
 
 @pytest.mark.slow
-def test_a_model_that_is_not_there_is_one_clear_line(groups, tmp_path, ray_cluster):
+def test_a_model_that_is_not_there_is_one_clear_line(reference, run, tmp_path, ray_cluster):
     with pytest.raises(UserError, match="Cannot load a model from") as caught:
-        run((groups[0], str(tmp_path / "gone")), tmp_path / "out")
+        run((reference[0], str(tmp_path / "gone")), tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_what_one_worker_cannot_do_ends_them_all(reference, run, tmp_path, ray_cluster):
+    """Only the first opens trackers; the second must not wait for it."""
+    with pytest.raises(UserError, match="train.log=wandb: pip install wandb"):
+        run(reference, tmp_path / "out", workers=2, log=["wandb"])
 
 
 def test_learning_rate_warms_up_and_decays():
     constant = TrainConfig(warmup_steps=4)
-    assert [loop.learning_rate(constant, s, 10) for s in (0, 1, 3, 9)] == [0.25, 0.5, 1, 1]
+    assert [learning_rate(constant, s, 10) for s in (0, 1, 3, 9)] == [0.25, 0.5, 1, 1]
     linear = TrainConfig(warmup_steps=1, schedule="linear")
-    assert [loop.learning_rate(linear, s, 4) for s in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [learning_rate(linear, s, 4) for s in range(4)] == [1, 0.75, 0.5, 0.25]
+    cosine = TrainConfig(warmup_steps=1, schedule="cosine")
+    half = 0.5 + 0.5 * math.cos(math.pi / 4)
+    assert [learning_rate(cosine, s, 4) for s in (0, 1, 2)] == pytest.approx([1, half, 0.5])
+
+
+@pytest.mark.slow
+def test_held_out_topics_choose_the_model_and_end_the_run(
+    reference, run, lines, tmp_path, ray_cluster
+):
+    """A learning rate far too high is best early; the exported model is the best one."""
+    out = tmp_path / "out"
+    found = run(
+        reference,
+        out,
+        lr=3e-2,
+        epochs=6,
+        eval_every=2,
+        eval_topics=3,
+        eval_samples=2,
+        best="loss",
+        patience=2,
+        log=["tensorboard"],
+    )
+    held = lines(out, "heldout")
+    assert [x["step"] for x in held][:3] == [0, 2, 4]
+    assert held[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert held[0]["kl"] == pytest.approx(0, abs=1e-6) and held[-1]["kl"] > 0
+    best = min(held[1:], key=lambda x: x["loss"])
+    assert held[-1]["step"] == found[-1]["step"] == best["step"] + 4 < found[0]["steps"]
+    samples = lines(out, "samples")
+    assert {x["step"] for x in samples} == {x["step"] for x in held}
+    again = run((reference[0], reference[1]), tmp_path / "again", lr=3e-2, epochs=6,
+                eval_every=2, eval_topics=3, max_steps=best["step"])  # fmt: skip
+    assert len(again) == best["step"]
+    assert weights(out) == pytest.approx(weights(tmp_path / "again"), abs=1e-5)
+
+
+def weights(out):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", ["all", "best"])
+def test_supervised_tuning_lowers_the_loss(reference, run, tmp_path, ray_cluster, targets):
+    sft = SFTConfig(epochs=4, targets=targets, lr=1e-3)
+    found = run(reference, tmp_path / "one", sft=sft)
+    assert found[-1]["loss"] < found[0]["loss"] - 0.1
+    if targets == "all":
+        two = run(
+            reference, tmp_path / "two", sft=sft, workers=2, deepspeed="zero2", pass_tokens=30
+        )
+        assert [x["loss"] for x in two] == pytest.approx([x["loss"] for x in found], abs=1e-4)

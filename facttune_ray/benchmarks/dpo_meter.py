@@ -1,0 +1,125 @@
+"""What a training costs: seconds, tokens that pass a model, memory. One meter a process.
+
+meter = Meter()
+policy = meter.count(load(path)[1])
+meter.mark(); step(); meter.mark(); step(); meter.mark()     the first step is left out
+meter.figures(pairs=45)
+->  {"pairs_per_s": 4.1, "training_pairs_per_s": 4.1, "wall_s": 11.0, "tokens_a_pair": 833.8,
+     "padded_tokens_a_pair": 876.9, "peak_mb": 324, "losses": [0.6931, 0.6916]}
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Groups = Sequence[dict[str, Any]]
+
+
+class Meter:
+    """Times steps, counts the tokens that a model's layers are given, and the memory from here on:
+    no model is loaded, and what any training imports is imported."""
+
+    def __init__(self) -> None:
+        self.real = self.padded = 0
+        self.marks: list[tuple[float, int, int]] = []
+        self.cpu_s: list[float] = []  # at each mark
+        self.losses: list[float] = []
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        except OSError:
+            pass
+        self.before = memory("VmRSS")
+
+    def count(self, model: Any) -> Any:
+        def add(_module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            mask = kwargs.get("attention_mask")
+            self.padded += ids.numel()
+            self.real += ids.numel() if mask is None else int(mask.sum())
+
+        model.base_model.register_forward_pre_hook(add, with_kwargs=True)
+        return model
+
+    def now(self) -> tuple[float, int, int]:
+        """Seconds, tokens, padded tokens so far."""
+        return time.perf_counter(), self.real, self.padded
+
+    def mark(self) -> None:
+        """Before the first step, and after each."""
+        self.marks.append(self.now())
+        self.cpu_s.append(time.process_time())
+
+    def figures(self, pairs: int, first: Sequence[float] = (0.0, 0, 0)) -> dict[str, Any]:
+        """`pairs`: of a step. `first`: seconds, tokens, padded tokens of a step that were spent
+        before training; `training_pairs_per_s` leaves them out, as in a second epoch.
+        `cpus_used` well below the number of threads: other programs ran beside, measure again."""
+        steps = len(self.marks) - 2
+        if steps < 1:
+            raise ValueError(f"{len(self.marks)} marks: one step to warm up and one to measure")
+        wall_s, real, padded = (
+            (end - start) / steps + more
+            for start, end, more in zip(self.marks[1], self.marks[-1], first, strict=True)
+        )
+        took_s = self.marks[-1][0] - self.marks[1][0]
+        top = memory("VmHWM")
+        return {
+            "pairs_per_s": round(pairs / wall_s, 2),
+            "training_pairs_per_s": round(pairs / (wall_s - first[0]), 2),
+            "wall_s": round(wall_s, 2),
+            "cpus_used": round((self.cpu_s[-1] - self.cpu_s[1]) / took_s, 2),
+            "tokens_a_pair": round(real / pairs, 1),
+            "padded_tokens_a_pair": round(padded / pairs, 1),
+            "peak_mb": None if top is None or self.before is None else (top - self.before) >> 20,
+            "losses": [round(x, 4) for x in self.losses],
+        }
+
+
+def memory(field: str) -> int | None:
+    """Bytes of this process: VmRSS now, VmHWM at most. None where the kernel does not tell.
+
+    Not `ru_maxrss`: a child's starts with its parent's.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(field + ":"))
+
+
+def tiny(vocab: int = 8) -> Any:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    return AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+        )
+    )
+
+
+def warm_up() -> None:
+    """A step of a tiny model: torch and transformers import parts of themselves at first use."""
+    import torch
+
+    model = tiny()
+    rmsprop = torch.optim.RMSprop(model.parameters())
+    model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
+    rmsprop.step()
+
+
+def load(path: str) -> tuple[Any, Any]:
+    from facttune_ray.sampling.weights import load
+
+    return load(path, "float32")
+
+
+def optimizer(model: Any, cfg: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.optim.RMSprop(model.parameters(), lr=cfg["learning_rate"])

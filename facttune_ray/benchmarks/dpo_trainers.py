@@ -1,0 +1,150 @@
+"""Contenders of benchmarks/dpo.py: one training each, in the process that this file is run in.
+
+    python -m facttune_ray.benchmarks.dpo_trainers pairwise MODEL GIVEN.json
+    {"pairs_per_s": 4.1, "training_pairs_per_s": 4.1, "wall_s": 11.0, "tokens_a_pair": 833.8,
+     "padded_tokens_a_pair": 876.9, "peak_mb": 324, "losses": [0.6931, 0.6916, 0.3044]}
+
+    facttune_ray     groups: `training/step.py`, log-probabilities of the reference made first
+    facttune_ray_small_passes    the same in passes of cfg["small_pass_tokens"], for its memory
+    pairwise         a plain loop as the reference trainer's: chosen and rejected of some pairs in
+                     one padded batch, the frozen reference model beside the policy
+    trl              TRL's DPOTrainer; `trl_precomputed`: its reference log-probabilities made first
+
+Groups are rows of benchmarks/dpo.py's `data`, one an optimizer step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from facttune_ray.benchmarks.dpo_meter import Groups, Meter, load, optimizer, warm_up
+from facttune_ray.benchmarks.dpo_trl import trl, trl_precomputed
+
+OURS, SMALL = "facttune_ray", "facttune_ray_small_passes"
+
+
+def small_passes(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
+    return ours(path, groups, cfg, cfg["small_pass_tokens"])
+
+
+def ours(path: str, groups: Groups, cfg: dict[str, Any], pass_tokens: int = 8192) -> dict[str, Any]:
+    """This project, without Ray and DeepSpeed around it."""
+    from facttune_ray.config import GroupsConfig, TrainConfig
+    from facttune_ray.training.batches import group_of, tokenize
+    from facttune_ray.training.model import GroupModel
+    from facttune_ray.training.reference import token_logps_of
+    from facttune_ray.training.step import Objective, Step, pair_weights
+
+    warm_up()
+    meter = Meter()
+    tokenizer, lm = load(path)
+    model = GroupModel(meter.count(lm).eval())
+    rmsprop = optimizer(model, cfg)
+    train, objective = (
+        TrainConfig(max_length=1024),
+        Objective("dpo", cfg["beta"], pass_tokens=pass_tokens),
+    )
+    tokens = [tokenize("p", g["prompt"], g["responses"], tokenizer, train) for g in groups]
+    references, spent = [], []
+    for found in tokens:  # before any update: the reference is the model that training starts from
+        references += token_logps_of(model, [found], objective.pass_tokens)
+        spent.append(meter.now())
+    steps = len(groups) - 1  # the first is left out
+    first = [(b - a) / steps for a, b in zip(spent[0], spent[-1], strict=True)]
+    meter.mark()
+    for row, found, logps in zip(groups, tokens, references, strict=True):
+        group = group_of(
+            {
+                "prompt_id": "p",
+                "prompt_tokens": found.prompt,
+                "response_tokens": found.responses,
+                "rewards": row["rewards"],
+            },
+            GroupsConfig(),
+        )
+        step = Step([group], [logps], pair_weights([group], "pair"), objective)
+        for i in range(len(step.first)):
+            step.look(model, i)
+        for i in range(len(step.passes)):
+            step.loss(model, i).backward()
+        rmsprop.step()
+        rmsprop.zero_grad()
+        meter.losses.append(step.figures["loss"])
+        meter.mark()
+    return meter.figures(len(group.pairs), first)
+
+
+def pairwise(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
+    """cfg["batch"] pairs a forward; the reference model beside the policy."""
+    import torch
+    from torch.nn import functional as F
+    from torch.nn.utils.rnn import pad_sequence
+
+    from facttune_ray.sampling.protocol import encode_prompt, encode_response
+    from facttune_ray.scoring.pairs import pairs
+
+    warm_up()
+    meter = Meter()
+    tokenizer, policy = load(path)
+    reference = load(path)[1]
+    for model in (policy, reference):
+        meter.count(model).eval()
+    rmsprop = optimizer(policy, cfg)
+
+    def logps(model: Any, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+        whole = [torch.tensor(prompt + response) for prompt, response in rows]
+        ids_BT = pad_sequence(whole, batch_first=True)
+        seen_BT = pad_sequence([torch.ones_like(x) for x in whole], batch_first=True)
+        logits = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False).logits[:, :-1]
+        found = logits.log_softmax(-1).gather(2, ids_BT[:, 1:, None])[..., 0]
+        mask = seen_BT[:, 1:].clone()
+        for b, (prompt, _) in enumerate(rows):
+            mask[b, : len(prompt) - 1] = 0
+        return (found * mask).sum(1)
+
+    encoded = [
+        (
+            encode_prompt(tokenizer, g["prompt"]),
+            [encode_response(tokenizer, r) for r in g["responses"]],
+            pairs(g["rewards"]),
+        )
+        for g in groups
+    ]
+    batch = cfg["batch"]
+    meter.mark()
+    for prompt, responses, chosen in encoded:
+        total = 0.0
+        for start in range(0, len(chosen), batch):
+            some = chosen[start : start + batch]
+            rows = [(prompt, responses[r]) for side in (0, 1) for r in (p[side] for p in some)]
+            with torch.no_grad():
+                base = logps(reference, rows)
+            ratio = logps(policy, rows) - base
+            z = cfg["beta"] * (ratio[: len(some)] - ratio[len(some) :])
+            loss = -F.logsigmoid(z).sum() / len(chosen)
+            loss.backward()
+            total += loss.item()
+        rmsprop.step()
+        rmsprop.zero_grad()
+        meter.losses.append(total)
+        meter.mark()
+    return meter.figures(len(chosen))
+
+
+CONTENDERS: dict[str, Callable[[str, Groups, dict[str, Any]], dict[str, Any]]] = {
+    OURS: ours,
+    SMALL: small_passes,
+    "pairwise": pairwise,
+    "trl": trl,
+    "trl_precomputed": trl_precomputed,
+}
+
+
+if __name__ == "__main__":
+    contender, model_path, file = sys.argv[1:]
+    given = json.loads(Path(file).read_text())
+    print(json.dumps(CONTENDERS[contender](model_path, given["groups"], given["settings"])))

@@ -1,0 +1,135 @@
+"""Rows of a JSONL, JSON, Parquet or CSV file, with the place that an error names.
+
+read("prefs.jsonl")    ->  ("prefs.jsonl:1", {"prompt": "Who is Ada?", ...}), ...
+read("prefs.parquet")  ->  ("prefs.parquet: row 1", {...}), ...
+
+.json holds a list of objects, or {prompt: {"responses": ..., "pairs": ...}}, or lines as .jsonl; in
+a CSV cells of lists are JSON. Any pyarrow path; .gz, .bz2 and .zst are unpacked.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from facttune_ray.config_layers import one_line
+from facttune_ray.errors import UserError
+from facttune_ray.tables import Folder
+
+Row = dict[str, Any]
+PACKED = (".gz", ".bz2", ".zst")
+LISTS = ("responses", "rewards", "pairs")  # columns whose CSV cells are JSON
+CELL = 2**31 - 1  # characters at most
+
+
+def read(path: str) -> Iterator[tuple[str, Row]]:
+    """(place, row) in order. UserError when the file is missing, empty, of another kind, or a row
+    cannot be read."""
+    name = PurePosixPath(path)
+    kind = (name.with_suffix("") if name.suffix in PACKED else name).suffix
+    if kind not in READERS:
+        raise UserError(f"{path}: not a .{', .'.join(k[1:] for k in READERS)} file")
+    rows = 0
+    try:
+        for rows, (where, row) in enumerate(READERS[kind](path), 1):  # noqa: B007
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: expected an object with columns, not {row!r:.40}")
+            yield where, row
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: row {rows + 1}: not UTF-8") from None
+    except (OSError, pa.ArrowException, csv.Error, EOFError) as e:
+        raise UserError(f"{path}: row {rows + 1}: cannot be read: {one_line(e)}") from None
+    if not rows:
+        raise UserError(f"{path}: the file is empty")
+
+
+def content_digest(path: str) -> str:
+    """Hash of a file's bytes; UserError when it is missing."""
+    found = hashlib.sha256()
+    with _open(path, None) as f:
+        while some := f.read(2**20):
+            found.update(some)
+    return found.hexdigest()[:16]
+
+
+def _open(path: str, compression: str | None = "detect") -> Any:
+    file = Folder.of(path)
+    if file.fs.get_file_info(file.path).type != pafs.FileType.File:
+        raise UserError(f"{path}: no such file: check data.groups")
+    return file.fs.open_input_stream(file.path, compression=compression)
+
+
+def _text(path: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="")
+
+
+def _jsonl(path: str) -> Iterator[tuple[str, Any]]:
+    with _text(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{path}:{number}", _json(f"{path}:{number}", line)
+
+
+def _json(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise UserError(f"{where}: not JSON: {e}") from None
+
+
+def _whole_json(path: str) -> Iterator[tuple[str, Any]]:
+    with _text(path) as f:
+        text = f.read()
+    try:
+        found = json.loads(text)
+    except ValueError as e:
+        if "Extra data" not in str(e):
+            raise UserError(f"{path}: not JSON: {e}") from None
+        yield from _jsonl(path)
+        return
+    if isinstance(found, dict) and all(isinstance(v, dict) for v in found.values()):
+        found = [{"prompt": prompt} | of_it for prompt, of_it in found.items()]
+    elif isinstance(found, dict):
+        found = [found]
+    if not isinstance(found, list):
+        raise UserError(f"{path}: expected a list of objects")
+    for number, row in enumerate(found, 1):
+        yield f"{path}: row {number}", row
+
+
+def _parquet(path: str) -> Iterator[tuple[str, Any]]:
+    _open(path, None).close()
+    file, number = Folder.of(path), 0
+    with file.fs.open_input_file(file.path) as f:
+        for batch in pq.ParquetFile(f).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}: row {number}", row
+
+
+def _csv(path: str) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(CELL)
+    with _text(path) as f:
+        for number, row in enumerate(csv.DictReader(f, strict=True), 1):
+            where = f"{path}: row {number}"
+            if None in row or None in row.values():
+                raise UserError(f"{where}: not as many cells as the first line has columns")
+            lists = {k: _json(where, row[k]) for k in LISTS if row.get(k)}
+            yield where, {k: v for k, v in row.items() if k not in LISTS} | lists
+
+
+READERS: dict[str, Callable[[str], Iterator[tuple[str, Any]]]] = {
+    ".jsonl": _jsonl,
+    ".json": _whole_json,
+    ".parquet": _parquet,
+    ".csv": _csv,
+}

@@ -1,0 +1,111 @@
+"""groups -> reference: token ids of each group, and how likely the starting model finds them.
+
+in   groups     {"prompt_id": "8f2c", "prompt": "Write a ...", "responses": ["Mara ...", "She ..."],
+                 "rewards": [0.667, 1.0], ...}
+     facts      {"fact_id": "77aa", "response_id": "51ab", "start": 0, "end": 31, ...}
+     verdicts   {"fact_id": "77aa", "response_id": "51ab", "supported": true, ...}
+                (both for train.loss=fact_masked alone)
+out  reference  {"prompt_id": "8f2c", "prompt_tokens": [1, 88, 14], "rewards": [0.667, 1.0],
+                 "response_tokens": [[40, 41, 2], [52, 9, 2]],
+                 "logps": [[-0.3, -2.1, -0.01], [-1.2, -0.4, -0.02]], "win_masks": null,
+                 "lose_masks": null, "cut_responses": 0, ...}
+
+What training runs on (paper, section 3.3): DPO's reference is the model that training starts from,
+so each unique response is run once before it, and no second model is loaded during it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from facttune_ray.config import Config
+from facttune_ray.errors import UserError
+from facttune_ray.stages.context import Context
+
+VERSION = 1
+COPIED = ("prompt_id", "topic", "split", "response_ids", "rewards", "pairs")
+Masks = tuple[list[list[int]], list[list[int]]]  # of the responses: as winners, as losers
+
+
+def recipe(cfg: Config) -> dict:
+    keys = ("max_length", "max_prompt_length", "keep_prompt", "dtype")
+    found = {f"train.{k}": getattr(cfg.train, k) for k in keys} | {"model.chat": cfg.model.chat}
+    if cfg.train.lora.quantize != "none":  # the log-probabilities are those of the rounded weights
+        found["train.lora.quantize"] = cfg.train.lora.quantize
+    return found
+
+
+async def run(context: Context, shard: int) -> list[dict]:
+    from facttune_ray.training.batches import tokenize
+    from facttune_ray.training.reference import token_logps_of
+
+    cfg = context.cfg
+    rows = context.rows("groups", shard)
+    if not rows:
+        return []
+    tokenizer, model = context.trained
+    groups = [
+        tokenize(r["prompt_id"], r["prompt"], r["responses"], tokenizer, cfg.train, cfg.model.chat)
+        for r in rows
+    ]
+    highest = max(i for g in groups for ids in (g.prompt, *g.responses) for i in ids)
+    known = model.lm.get_input_embeddings().num_embeddings
+    if highest >= known:
+        raise UserError(
+            f"{context.work.model_path}: its tokenizer gives token {highest}, its model knows "
+            f"{known:,} tokens: they do not belong together"
+        )
+    logps = token_logps_of(model, groups, cfg.train.pass_tokens, cfg.train.share_prefix)
+    judged = _Judged(context, shard) if "verdicts" in context.work.inputs else None
+    made = []
+    for r, g, found in zip(rows, groups, logps, strict=True):
+        win, lose = judged.masks(r, g.responses, tokenizer) if judged else (None, None)
+        made.append(
+            {
+                **{k: r[k] for k in COPIED},
+                "given_pairs": r.get("given_pairs"),  # tables of earlier releases have none
+                "prompt_tokens": g.prompt,
+                "response_tokens": g.responses,
+                "logps": found,
+                "win_masks": win,
+                "lose_masks": lose,
+                "cut_prompt": g.cut_prompt,
+                "cut_responses": g.cut_responses,
+                "error": None,
+            }
+        )
+    return made
+
+
+class _Judged:
+    """Facts and verdicts of a shard's responses."""
+
+    def __init__(self, context: Context, shard: int) -> None:
+        self.facts: dict[str, list[dict]] = defaultdict(list)
+        self.verdicts: dict[str, list[dict]] = defaultdict(list)
+        for row in context.rows("facts", shard):
+            self.facts[row["response_id"]].append(row)
+        for row in context.rows("verdicts", shard):
+            self.verdicts[row["response_id"]].append(row)
+        self.where = context.work.inputs["facts"]
+
+    def masks(
+        self, group: Mapping[str, Any], tokens: Sequence[Sequence[int]], tokenizer: Any
+    ) -> Masks:
+        """Of each response's tokens, as many as its length has left of them."""
+        from facttune_ray.training.masks import masks, offsets, sentences
+
+        found = []
+        ids = zip(group["response_ids"], group["responses"], tokens, strict=True)
+        for response_id, text, kept in ids:
+            spans = sentences(self.facts[response_id], self.verdicts[response_id])
+            last = max((end for _, end, _ in spans), default=0)
+            if last > len(text):
+                raise UserError(
+                    f"{self.where}: a sentence of response {response_id} ends at character {last}, "
+                    f"its text at {len(text)}: make the table facts again"
+                )
+            found.append(masks(spans, offsets(tokenizer, text)[: len(kept)]))
+        return [win for win, _ in found], [lose for _, lose in found]

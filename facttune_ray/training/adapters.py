@@ -1,0 +1,63 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) in a causal LM, by peft.
+
+    tokenizer, lm = load("runs/x/model", TrainConfig(lora=LoraConfig(rank=8)), "cpu")
+    ->  the same class of model, with W x + (alpha / rank) B A x where W x was, and only A and B to
+        train; B starts at 0, so the model's log-probabilities are those without adapters
+
+With `train.lora.quantize` the frozen weights stand in 8 or 4 bits (QLoRA, Dettmers et al. 2023).
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from facttune_ray.config import LoraConfig, TrainConfig
+from facttune_ray.errors import UserError
+from facttune_ray.sampling import weights
+
+NAME = "default"  # peft's, of an only adapter
+
+
+def load(path: str, train: TrainConfig, device: Any) -> tuple[Any, Any]:
+    """(tokenizer, causal LM with adapters) of what `sampling.weights.load` takes. UserError when
+    peft is missing, or when `train.lora.targets` has a name that no layer ends with."""
+    if find_spec("peft") is None:
+        raise UserError('train.lora.rank: needs peft: pip install "facttune_ray[lora]", or peft')
+    import peft
+
+    lora = train.lora
+    tokenizer, lm = weights.load(
+        path, train.dtype, device=str(device), quantize=lora.quantize, key="train.lora.quantize"
+    )
+    lm.requires_grad_(False)
+    _check_targets(lora, lm)
+    peft.inject_adapter_in_model(config(lora, path), lm, adapter_name=NAME)
+    return tokenizer, lm.to(device) if lora.quantize == "none" else lm
+
+
+def config(lora: LoraConfig, base: str) -> Any:
+    """peft's settings; `base`: what the adapter is of."""
+    import peft
+
+    return peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes any number
+        target_modules=list(lora.targets) or "all-linear",  # the output layer is not of them
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )
+
+
+def _check_targets(lora: LoraConfig, lm: Any) -> None:
+    from torch import nn
+
+    linear = [n for n, m in lm.named_modules() if isinstance(m, nn.Linear)]
+    for target in lora.targets:
+        if not any(n == target or n.endswith(f".{target}") for n in linear):
+            ends = sorted({n.rsplit(".", 1)[-1] for n in linear})
+            raise UserError(
+                f'train.lora.targets: no linear layer ends with "{target}"; they are '
+                f"{', '.join(ends)}"
+            )

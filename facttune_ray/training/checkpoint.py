@@ -1,0 +1,370 @@
+"""A DeepSpeed engine <-> a checkpoint folder, whatever the number of workers and the ZeRO stage.
+
+in   engine  of ZeRO 0-3, its torch optimizer on the device or offloaded to the CPU; fp32 to fp16
+out  folder  one safetensors file a worker, then checkpoint.json, whose presence completes it
+
+Every worker writes the elements that it holds already, so saving sends no tensor to anybody and
+no process ever has the whole model. A key says what of which parameter starts at which element:
+
+     00001-of-00002.safetensors   "exp_avg|512|model.lm_head.weight"  float32 [512]
+     checkpoint.json              {"format": 1, "optimizer": "AdamW", "files": {...: bytes},
+                                   "shapes": {"model.lm_head.weight": [32, 32], ...},
+                                   "steps": 2.0, "state": {"step": 2, "epoch": 0}, ...}
+
+Loading reads the runs that overlap with what a worker of the new engine holds. Weights are the
+optimizer's own (fp32 under bf16 and fp16). Left out: frozen parameters and buffers, which come
+with the model that the engine is built of, and random states: seeds derive from the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from facttune_ray.errors import UserError
+from facttune_ray.training.collectives import together
+
+FORMAT, INDEX = 1, "checkpoint.json"
+WEIGHT = "weight"  # beside the optimizer's names of its states
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # of the engine
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of fp16's loss
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of one parameter's elements that this worker holds."""
+
+    name: str  # of the parameter in engine.module
+    start: int  # its first element, in the flattened parameter
+    numel: int
+    home: Any  # the tensor that the torch optimizer steps; its key in optimizer.state
+    offset: int  # of the run in the flattened home
+
+    def of(self, tensor: Any) -> Any:
+        """The run in home, or in a state of home's shape: a view [numel]."""
+        return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an engine trains, and what of it this worker holds."""
+
+    shapes: dict[str, list[int]]  # every trained parameter, whole
+    pieces: list[Piece]
+    homes: list[Any]
+    replicated: bool  # every worker holds everything
+
+
+class Run(NamedTuple):
+    """Elements start..stop of a flattened parameter, in a file."""
+
+    start: int
+    stop: int
+    file: str
+    key: str
+
+
+def save(engine: Any, folder: str, state: dict[str, Any]) -> None:
+    """Write a checkpoint; every worker calls it, between two optimizer steps.
+
+    `state` is the caller's, plain JSON (step, epoch, position, best figures), the same on every
+    worker. A checkpoint that was in the folder is gone at once. UserError on all workers when one
+    cannot write.
+    """
+    import torch.distributed as dist
+    from safetensors.torch import save_file
+
+    layout, rank, world = _layout(engine), dist.get_rank(), dist.get_world_size()
+    optimizer, here = engine.basic_optimizer, Path(folder)
+    states = _state_names(optimizer, layout.homes)
+    index = {
+        "format": FORMAT,
+        "optimizer": _kind(optimizer),
+        "shapes": layout.shapes,
+        "states": states,
+        "steps": _steps(optimizer, layout.homes),
+        "groups": [_numbers(group) for group in optimizer.param_groups],
+        "scheduler": engine.lr_scheduler.state_dict() if engine.lr_scheduler else None,
+        "engine": {name: getattr(engine, name) for name in COUNTERS},
+        "scaler": {k: v for k, v in _scaler(engine).items() if k in SCALER},
+        "state": state,
+    }
+    json.dumps(index)  # what JSON cannot hold fails before anything is deleted
+
+    def clear() -> None:
+        here.mkdir(parents=True, exist_ok=True)
+        (here / INDEX).unlink(missing_ok=True)
+        for old in here.glob("*-of-*.safetensors"):
+            old.unlink(missing_ok=True)
+
+    def write() -> tuple[str, int]:
+        tensors: dict[str, Any] = {}
+        for piece in layout.pieces:
+            start, stop = 0, piece.numel
+            if layout.replicated:
+                start, stop = (piece.numel * r // world for r in (rank, rank + 1))
+            for what in (WEIGHT, *states) if start < stop else ():
+                values = piece.of(_tensor(optimizer, piece.home, what))
+                tensors[f"{what}|{piece.start + start}|{piece.name}"] = values[start:stop]
+        path = here / f"{rank:05d}-of-{world:05d}.safetensors"
+        save_file(tensors, path)
+        _sync(path)
+        return path.name, path.stat().st_size
+
+    def finish(files: dict[str, int]) -> None:
+        if rank == 0:
+            path = here / f"{INDEX}.part"
+            path.write_text(json.dumps(index | {"files": files}, indent=1))
+            _sync(path)
+            os.replace(path, here / INDEX)
+
+    cannot = f"{folder}: the checkpoint cannot be written"
+    together(clear, cannot)
+    written = together(write, cannot)
+    files: list[Any] = [None] * world
+    dist.all_gather_object(files, written)
+    together(lambda: finish(dict(files)), cannot)
+
+
+def load(engine: Any, folder: str) -> dict[str, Any]:
+    """Set weights, optimizer, scheduler and counters; every worker calls it. -> the caller's state
+
+    Nothing is changed, and all workers raise UserError, when the folder is no checkpoint, is of
+    another model or optimizer, or when a file is missing or torn. Learning rate and the other
+    numbers of the optimizer's groups are the checkpoint's.
+    """
+    from safetensors import safe_open
+
+    layout, optimizer = _layout(engine), engine.basic_optimizer
+
+    def check() -> tuple[dict[str, Any], dict[tuple[str, str], list[Run]]]:
+        index = _read(folder)
+        _check_same(folder, index, engine, layout)
+        runs = _runs(folder, index)
+        for piece, what in product(layout.pieces, (WEIGHT, *index["states"])):
+            held = sum(b - a for _, a, b in _overlaps(piece, runs[what, piece.name]))
+            if held != piece.numel:
+                raise UserError(
+                    f"{folder}: holds {held} of the {piece.numel} elements of {what} of "
+                    f'"{piece.name}" from {piece.start} on: take another checkpoint'
+                )
+        return index, runs
+
+    index, runs = together(check, f"{folder}: the checkpoint cannot be read")
+    _make_states(optimizer, layout.homes, index)
+    with ExitStack() as stack:
+        opened = {name: safe_open(Path(folder) / name, framework="pt") for name in index["files"]}
+        files = {name: stack.enter_context(file) for name, file in opened.items()}
+        for piece, what in product(layout.pieces, (WEIGHT, *index["states"])):
+            values = piece.of(_tensor(optimizer, piece.home, what))
+            for run, a, b in _overlaps(piece, runs[what, piece.name]):
+                found = files[run.file].get_slice(run.key)[a - run.start : b - run.start]
+                values[a - piece.start : b - piece.start].copy_(found)
+    for group, numbers in zip(optimizer.param_groups, index["groups"], strict=True):
+        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()})
+    if engine.lr_scheduler:
+        engine.lr_scheduler.load_state_dict(index["scheduler"])
+    for name in COUNTERS:
+        setattr(engine, name, index["engine"][name])
+    _scaler(engine).update(index.get("scaler", {}))
+    _refresh(engine)
+    return index["state"]
+
+
+def _layout(engine: Any) -> Layout:
+    """Where DeepSpeed keeps the weights that the optimizer steps, for each of its wrappers."""
+    wrapper, stage = engine.optimizer, engine.zero_optimization_stage()
+    names = {id(p): name for name, p in engine.module.named_parameters()}
+    if getattr(wrapper, "swap_optimizer", False):
+        raise UserError(
+            "deepspeed: optimizer states on NVMe cannot be checkpointed: set "
+            'zero_optimization.offload_optimizer.device to "cpu"'
+        )
+    held: Iterable[Piece]
+    if stage == 3:
+        params, homes = wrapper.fp16_groups, wrapper.fp32_partitioned_groups_flat
+        held = (_partition_z3(wrapper, p, names) for group in params for p in group)
+    elif hasattr(wrapper, "single_partition_of_fp32_groups"):  # ZeRO 1 and 2
+        params, homes = wrapper.bit16_groups, wrapper.single_partition_of_fp32_groups
+        held = _fragments(params, homes, names)
+    elif hasattr(wrapper, "fp32_groups_flat_partition"):  # ZeRO 1, bf16 with fp32 gradients
+        params, homes = wrapper.bf16_groups, wrapper.fp32_groups_flat_partition
+        held = _fragments(params, homes, names)
+    else:  # ZeRO 0: under bf16 a wrapper has the fp32 copies
+        groups = [g["params"] for g in engine.basic_optimizer.param_groups]
+        trained = [p for g in groups for p in g if p.requires_grad and p.numel()]
+        plain = wrapper is engine.basic_optimizer
+        params = [trained] if plain else wrapper.fp16_groups
+        homes = trained if plain else [copy for g in wrapper.fp32_groups for copy in g]
+        flat = [p for g in params for p in g]
+        held = (
+            Piece(names[id(p)], 0, p.numel(), home, 0) for p, home in zip(flat, homes, strict=True)
+        )
+    shapes = {names[id(p)]: list(getattr(p, "ds_shape", p.shape)) for g in params for p in g}
+    return Layout(shapes, [p for p in held if p.numel > 0], list(homes), replicated=stage == 0)
+
+
+def _fragments(params: list[Any], homes: list[Any], names: dict[int, str]) -> Iterator[Piece]:
+    """ZeRO 1 and 2: a parameter lies whole, in part or not at all in this worker's flat home."""
+    for group, home in zip(params, homes, strict=True):
+        for p in group:
+            if (m := p._hp_mapping) is not None:
+                whole, part = m.lp_fragment_address, m.hp_fragment_address
+                yield Piece(names[id(p)], whole.start, part.numel, home, part.start)
+
+
+def _partition_z3(wrapper: Any, p: Any, names: dict[int, str]) -> Piece:
+    """ZeRO 3: equal parts of every parameter; the last ones may be padding, in part or whole."""
+    group, offset, size = wrapper.grad_position[wrapper.get_param_id(p)]
+    start = size * wrapper._get_param_partition_rank(p)
+    numel = min(size, p.ds_numel - start)
+    return Piece(names[id(p)], start, numel, wrapper.fp32_partitioned_groups_flat[group], offset)
+
+
+def _scaler(engine: Any) -> dict[str, Any]:
+    """The attributes of what scales fp16's loss; none where nothing does."""
+    found = getattr(engine.optimizer, "loss_scaler", None)
+    return vars(found) if getattr(found, "dynamic", False) else {}
+
+
+def _refresh(engine: Any) -> None:
+    """Copy the optimizer's weights to those that the model computes with, as a step does."""
+    wrapper = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        wrapper._partition_all_parameters()  # one gathered now would keep its old values
+        for group in range(len(wrapper.fp32_partitioned_groups_flat)):
+            wrapper._reassign_or_swap_out_partitioned_parameters(group)
+    elif hasattr(wrapper, "update_lp_params"):
+        wrapper.update_lp_params()
+    elif hasattr(wrapper, "fp32_groups"):
+        for group, copies in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+            for p, copy in zip(group, copies, strict=True):
+                p.data.copy_(copy.data)
+
+
+def _tensor(optimizer: Any, home: Any, what: str) -> Any:
+    """The weights or a state of a home; 0 where a parameter never had a gradient."""
+    if what == WEIGHT:
+        return home
+    found = optimizer.state.get(home, {}).get(what)
+    return home.detach().new_zeros(home.shape) if found is None else found
+
+
+def _state_names(optimizer: Any, homes: list[Any]) -> list[str]:
+    """States of one value an element; none before the first step."""
+    found = ((k, v, h) for h in homes for k, v in optimizer.state.get(h, {}).items())
+    return sorted({k for k, v, h in found if k != "step" and getattr(v, "shape", 0) == h.shape})
+
+
+def _steps(optimizer: Any, homes: list[Any]) -> float:
+    """The optimizer's own count of steps, which AdamW's bias correction takes."""
+    return max((float(optimizer.state.get(h, {}).get("step", 0)) for h in homes), default=0.0)
+
+
+def _make_states(optimizer: Any, homes: list[Any], index: dict[str, Any]) -> None:
+    """Give every home the checkpoint's states, as the first step would, and its count of steps."""
+    import torch
+
+    if not index["states"]:  # saved before the first step, which makes its states itself
+        return optimizer.state.clear()
+    on_device = any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
+    for home in homes:
+        states = optimizer.state[home]
+        for name in {*index["states"]} - states.keys():
+            states[name] = torch.zeros_like(home, requires_grad=False)
+        device = home.device if on_device else "cpu"
+        states["step"] = torch.tensor(index["steps"], dtype=torch.float32, device=device)
+
+
+def _kind(optimizer: Any) -> str:
+    """`AdamW`, `RMSprop centered`: what decides which states there are."""
+    flags = (f for f in ("amsgrad", "centered") if optimizer.param_groups[0].get(f))
+    return " ".join([type(optimizer).__name__, *flags])
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """lr, betas, weight decay: what a scheduler may have changed."""
+
+    kinds = {k: {type(x) for x in (v if isinstance(v, tuple) else (v,))} for k, v in group.items()}
+    return {name: group[name] for name, found in kinds.items() if found <= {int, float}}
+
+
+def _read(folder: str) -> dict[str, Any]:
+    """checkpoint.json, once the files that it lists are found to be there, whole."""
+    path = Path(folder) / INDEX
+    try:
+        index = json.loads(path.read_text())
+        if index["format"] != FORMAT:
+            raise UserError(f"{path}: format {index['format']}, this version reads {FORMAT}")
+        files = index["files"].items()
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no checkpoint: {INDEX} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: not a checkpoint's: {type(e).__name__} {e}") from None
+    for name, size in files:
+        file = Path(folder) / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            is_now = "is missing" if found is None else f"is torn: {found} bytes of {size}"
+            raise UserError(f"{file} {is_now}: take another checkpoint")
+    return index
+
+
+def _runs(folder: str, index: dict[str, Any]) -> dict[tuple[str, str], list[Run]]:
+    """(what, parameter) -> where its elements lie; reads only the files' headers."""
+    from safetensors import SafetensorError, safe_open
+
+    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for name in index["files"]:
+        try:
+            with safe_open(Path(folder) / name, framework="pt") as file:
+                for key in file.keys():
+                    what, start, parameter = key.split("|", 2)
+                    stop = int(start) + file.get_slice(key).get_shape()[0]
+                    runs[what, parameter].append(Run(int(start), stop, name, key))
+        except (SafetensorError, ValueError) as e:
+            raise UserError(f"{folder}/{name} is torn: {e}: take another checkpoint") from None
+    return runs
+
+
+def _overlaps(piece: Piece, runs: list[Run]) -> Iterator[tuple[Run, int, int]]:
+    """(run, first, last + 1): what of a piece the runs hold, in elements of the parameter."""
+    for run in runs:
+        a, b = max(piece.start, run.start), min(piece.start + piece.numel, run.stop)
+        if a < b:
+            yield run, a, b
+
+
+def _check_same(folder: str, index: dict[str, Any], engine: Any, layout: Layout) -> None:
+    theirs, ours = index["shapes"], layout.shapes
+    for name in [*theirs, *ours]:
+        if theirs.get(name) != ours.get(name):
+            raise UserError(
+                f'{folder}: of another model: "{name}" is {theirs.get(name, "missing")} there '
+                f"and {ours.get(name, 'missing')} here: start anew in another folder"
+            )
+    kind = _kind(engine.basic_optimizer)
+    if index["optimizer"] != kind:
+        raise UserError(
+            f"{folder}: of the optimizer {index['optimizer']}, this run has {kind}: "
+            f"set train.optimizer back, or start anew in another folder"
+        )
+    groups = len(engine.basic_optimizer.param_groups)
+    if len(index["groups"]) != groups or bool(index["scheduler"]) != bool(engine.lr_scheduler):
+        raise UserError(
+            f"{folder}: of a run with other parameter groups or another schedule: "
+            f"set them back, or start anew in another folder"
+        )
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk, so that a file of the right length has the right content after a crash."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,243 @@
+"""A training job -> a DeepSpeed engine, ready to step.
+
+    deepspeed_config(TrainConfig(deepspeed="zero2", clip=1.0))            the driver
+    ->  {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, ...}
+    tokenizer, engine, model = build(job, steps=60, device=device)        every worker
+    model(passed)           log p of a pass's response tokens (training/model.py)
+
+A user's own JSON file says what DeepSpeed alone knows: stage, offload, buckets. What TrainConfig
+decides it must leave out, so that no setting has two values.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from facttune_ray.config import TrainConfig, conf_dir
+from facttune_ray.errors import UserError, did_you_mean
+from facttune_ray.training.collectives import together
+
+if TYPE_CHECKING:
+    from facttune_ray.training.loop import TrainJob
+
+# what a DeepSpeed file must leave out, and what decides it
+DECIDED = {
+    "optimizer": "train.optimizer",
+    "scheduler": "train.schedule",
+    "train_batch_size": "train.groups_per_step",
+    "train_micro_batch_size_per_gpu": "train.pass_tokens",
+    "gradient_accumulation_steps": "train.pass_tokens",
+    "gradient_clipping": "train.clip",
+    "bf16": "train.dtype",
+    "fp16": "train.dtype",
+}
+OFFLOADS = ("offload_param", "offload_optimizer")
+
+
+def deepspeed_config(train: TrainConfig) -> dict[str, Any]:
+    """Settings of DeepSpeed: the file that `train.deepspeed` names, in conf/deepspeed or by path,
+    and what TrainConfig decides. UserError names the file and the key."""
+    known = {p.stem: p for p in (conf_dir() / "deepspeed").glob("*.json")}
+    name = train.deepspeed
+    path = known.get(name) or Path(name)
+    if not path.is_file():
+        raise UserError(
+            f'train.deepspeed="{name}": no such file, and no name in conf/deepspeed: '
+            f"{', '.join(sorted(known))}.{did_you_mean(name, known).partition(' Known')[0]}"
+        )
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: not JSON: {e}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("zero_optimization", {}), dict):
+        raise UserError(
+            f'{path}: must be a JSON object like {{"zero_optimization": {{"stage": 2}}}}'
+        )
+    for key in found:
+        if key in DECIDED:
+            raise UserError(f'{path}: leave out "{key}": {DECIDED[key]} decides it')
+    if train.dtype == "float16" and not found.get("zero_optimization", {}).get("stage"):
+        raise UserError(
+            f"{path}: DeepSpeed does not scale the loss of ZeRO 0, so gradients of "
+            f"train.dtype=float16 would vanish: set train.deepspeed=zero1, or another dtype"
+        )
+    swapped = _offload(found, "offload_optimizer").get("device") == "nvme"
+    if swapped and (train.save_every or train.best != "none"):
+        raise UserError(
+            f"{path}: optimizer states on NVMe cannot be checkpointed: set their device to "
+            f'"cpu", or train.save_every=0 and train.best=none'
+        )
+    return {"steps_per_print": 10**9, "wall_clock_breakdown": False} | {
+        **found,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": train.clip,
+        "bf16": {"enabled": train.dtype == "bfloat16"},
+        # the loss scale halves at once when gradients overflow: the same rule in every ZeRO stage
+        "fp16": {"enabled": train.dtype == "float16", "initial_scale_power": 16, "hysteresis": 1},
+        "zero_allow_untested_optimizer": True,  # torch's own
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def build(job: TrainJob, steps: int, device: Any) -> tuple[Any, Any, Any]:
+    """(tokenizer, engine, GroupModel); every worker of a process group calls it.
+
+    `steps`: optimizer steps of the whole run, for the schedule. Dropout is off and stays off:
+    log-probabilities are compared with stored ones, and some passes run twice. UserError when
+    this machine or this model cannot do what the job asks for.
+    """
+    if not job.train.gpus:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import torch
+
+    from facttune_ray.training.model import GroupModel
+
+    cfg = job.train
+    # only inference uses this operator, and building it would need a C++ compiler
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+    def prepare() -> tuple[Any, Any]:
+        _check_precision(cfg.dtype, deepspeed.get_accelerator())
+        _check_settings(job)
+        torch.manual_seed(job.seed)
+        tokenizer, lm = _load(job, device)
+        if cfg.recompute:
+            recompute_layers(lm)
+        return tokenizer, lm
+
+    tokenizer, lm = together(prepare, f"{job.model}: cannot be loaded")
+    trained = optimizer(cfg, lm)
+    model = GroupModel(lm.eval())
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=trained,
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(
+            trained, lambda step: learning_rate(cfg, step, steps)
+        ),
+        config=job.deepspeed,
+    )
+    _unstep(engine)
+    engine.eval()
+    return tokenizer, engine, model
+
+
+def learning_rate(cfg: TrainConfig, step: int, steps: int) -> float:
+    """Factor on `train.lr` at a step (from 0): linear warm-up, then constant or down to 0."""
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+    left = 1 - step / steps
+    kinds = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
+    return warm * kinds[cfg.schedule]
+
+
+def optimizer(cfg: TrainConfig, lm: Any) -> Any:
+    """torch's optimizer over what is trained. Weight decay is for matrices: not for norms and
+    biases, which are vectors."""
+    import torch
+
+    kinds = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    matrices, vectors = ([p for p in trained if (p.ndim > 1) is big] for big in (True, False))
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((matrices, cfg.weight_decay), (vectors, 0.0))
+        if params
+    ]
+    return kinds[cfg.optimizer](groups, lr=cfg.lr)
+
+
+def recompute_layers(lm: Any) -> None:
+    """Keep a layer's input alone, and run the layer again for its gradients. In place.
+
+    Not by transformers' own switch, which needs the model in training mode, with its dropout.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [m for m in lm.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(
+            f"train.recompute: {type(lm).__name__} has no layers that can be run again: set it to "
+            f"false, and lower train.pass_tokens instead"
+        )
+    for layer in layers:
+        layer.forward = functools.partial(_again, layer.forward)
+
+
+def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    # nothing in a layer is random
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def _unstep(engine: Any) -> None:
+    """Undo the step with gradients of 0 that DeepSpeed makes of ZeRO 0 in bfloat16 to have the
+    optimizer's states: it moves weights that decay, and Adam's first step is then its second."""
+    if not hasattr(engine.optimizer, "fp32_groups"):
+        return
+    engine.basic_optimizer.state.clear()
+    wrapper = engine.optimizer
+    for group, copies in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+        for p, copy in zip(group, copies, strict=True):
+            copy.data.copy_(p.data)
+
+
+def _load(job: TrainJob, device: Any) -> tuple[Any, Any]:
+    if job.train.lora.rank:
+        from facttune_ray.training import adapters
+
+        return adapters.load(job.model, job.train, device)
+    from facttune_ray.sampling import weights
+
+    return weights.load(job.model, job.train.dtype, device=str(device))
+
+
+def _check_precision(dtype: str, accelerator: Any) -> None:
+    can = {"float16": accelerator.is_fp16_supported, "bfloat16": accelerator.is_bf16_supported}
+    if dtype in can and not can[dtype]():
+        other = next((d for d in ("bfloat16", "float16") if d != dtype and can[d]()), "float32")
+        raise UserError(
+            f"train.dtype={dtype}: {accelerator.device_name()} of this machine cannot compute it: "
+            f"set {other}"
+        )
+
+
+def _check_settings(job: TrainJob) -> None:
+    """That DeepSpeed takes them, and that the NVMe drives they name are there, on this machine."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    name = job.train.deepspeed
+    try:
+        DeepSpeedConfig(job.deepspeed)
+    except (ValueError, AssertionError, DeepSpeedConfigError) as e:
+        line = " ".join(str(e).split())[:300]
+        raise UserError(f"train.deepspeed={name}: DeepSpeed refuses it: {line}") from None
+    for part in OFFLOADS:
+        offload = _offload(job.deepspeed, part)
+        if offload.get("device") != "nvme":
+            continue
+        folder = offload.get("nvme_path")
+        if not folder or not Path(folder).is_dir():
+            raise UserError(
+                f"train.deepspeed={name}: zero_optimization.{part}.nvme_path={folder} is no folder "
+                f"of this machine: mount the drive there, or set it in a copy of the file"
+            )
+        if not AsyncIOBuilder().is_compatible():
+            raise UserError(
+                f"train.deepspeed={name}: offload to NVMe needs DeepSpeed's async_io: install "
+                f"libaio with its headers (libaio-dev) and a C++ compiler, or offload to the CPU"
+            )
+
+
+def _offload(settings: dict[str, Any], part: str) -> dict[str, Any]:
+    return settings.get("zero_optimization", {}).get(part) or {}

@@ -1,0 +1,186 @@
+"""Groups -> passes: what one forward of the model runs, within a budget of tokens.
+
+    plan([Size(7, (40, 52)), Size(6, (31, 30, 33))], budget=120, share_prefix=True)
+    ->  [[Part(1, (0, 1, 2))], [Part(0, (0, 1))]]
+    lay_out([(prompt, [response, response])], share_prefix=True)  ->  Pass
+
+A group stays whole if it fits; one that does not is cut into parts of whole responses, and
+training gives it its loss in two rounds (`training/step.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from facttune_ray.errors import UserError
+
+Ids = Sequence[int]
+
+
+class Size(NamedTuple):
+    """Tokens of one group."""
+
+    prompt: int
+    responses: tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """Responses of one group that run in one pass."""
+
+    group: int
+    responses: tuple[int, ...]
+
+
+def plan(sizes: Sequence[Size], budget: int, share_prefix: bool) -> list[list[Part]]:
+    """Passes of at most `budget` tokens. Groups of like length stand together, so that blocks of
+    attention have little padding. UserError when one response with its prompt has more."""
+    order = sorted(range(len(sizes)), key=lambda g: (max(sizes[g].responses), sizes[g].prompt, g))
+    passes: list[list[Part]] = []
+    left = 0
+    for g in order:
+        whole = Part(g, tuple(range(len(sizes[g].responses))))
+        parts = [whole]
+        if tokens(sizes[g], whole.responses, share_prefix) > budget:
+            parts = _cut(g, sizes[g], budget, share_prefix)
+        for part in parts:
+            need = tokens(sizes[g], part.responses, share_prefix)
+            if not passes or need > left or len(parts) > 1:
+                passes.append([])
+                left = budget
+            passes[-1].append(part)
+            left -= need
+    return passes
+
+
+def tokens(size: Size, responses: Sequence[int], share_prefix: bool) -> int:
+    """Tokens that the model runs for these responses of a group."""
+    prompts = 1 if share_prefix else len(responses)
+    return prompts * size.prompt + sum(size.responses[r] for r in responses)
+
+
+def _cut(group: int, size: Size, budget: int, share_prefix: bool) -> list[Part]:
+    parts: list[list[int]] = []
+    for r in sorted(range(len(size.responses)), key=lambda r: size.responses[r]):
+        if tokens(size, [r], share_prefix) > budget:
+            raise UserError(
+                f"train.pass_tokens={budget}: a response of {size.responses[r]} tokens and its "
+                f"prompt of {size.prompt} do not fit: raise it, or lower train.max_length"
+            )
+        if not parts or tokens(size, [*parts[-1], r], share_prefix) > budget:
+            parts.append([])
+        parts[-1].append(r)
+    return [Part(group, tuple(part)) for part in parts]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """N tokens behind one another: A roots (a prompt, or prompt and response), R branches (a
+    response behind a root), M response tokens to predict. Blocks hold places of tokens; their
+    padding points at token 0."""
+
+    ids_N: torch.Tensor
+    position_N: torch.Tensor  # within the token's sequence
+    root_AL: torch.Tensor
+    branch_RT: torch.Tensor
+    root_of_R: torch.Tensor
+    seen_R1TK: torch.Tensor  # bool: what a branch's token sees of its root (L) and branch (T)
+    place_N: torch.Tensor  # of each token's output among A * L + R * T
+    at_M: torch.Tensor  # the token whose state predicts
+    token_M: torch.Tensor
+    owner_M: torch.Tensor  # response of the pass, 0, 1, ... in the order given
+    sequences: tuple[tuple[int, ...], ...] = ()  # prompt and response of each
+    prompts: tuple[int, ...] = ()  # tokens of each one's prompt
+
+    def to(self, device: Any) -> Pass:
+        moved: dict[str, Any] = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> Pass:
+    """(prompt, responses) of each group -> one pass. Shared prompts are roots, their responses
+    branches; otherwise each sequence is a root, and so is a response that shares with no other."""
+    ids: list[int] = []
+    positions: list[np.ndarray] = []
+    roots: list[tuple[int, int]] = []  # first token, length
+    branches: list[tuple[int, int, int]] = []  # first token, length, root
+    at: list[np.ndarray] = []
+    token: list[int] = []
+    lengths: list[int] = []
+    sequences: list[tuple[int, ...]] = []
+    prompts: list[int] = []
+
+    def put(some: Ids, position: int) -> int:
+        first = len(ids)
+        ids.extend(some)
+        positions.append(np.arange(position, position + len(some)))
+        return first
+
+    for prompt, responses in groups:
+        shared = share_prefix and len(responses) > 1
+        if shared:
+            roots.append((put(prompt, 0), len(prompt)))
+            end = len(ids) - 1
+        for response in responses:
+            if shared:
+                first = put(response, len(prompt))
+                branches.append((first, len(response), len(roots) - 1))
+                at.append(np.concatenate([[end], np.arange(first, first + len(response) - 1)]))
+            else:
+                first = put([*prompt, *response], 0)
+                roots.append((first, len(prompt) + len(response)))
+                start = first + len(prompt) - 1
+                at.append(np.arange(start, start + len(response)))
+            token.extend(response)
+            lengths.append(len(response))
+            sequences.append((*prompt, *response))
+            prompts.append(len(prompt))
+
+    place_N = np.zeros(len(ids), np.int64)
+    root_AL, _ = _block([r[:2] for r in roots], place_N, 0)
+    branch_RT, inside_RT = _block([b[:2] for b in branches], place_N, root_AL.size)
+    width = branch_RT.shape[1]
+    root_of_R = np.array([root for *_, root in branches], np.int64)
+    root_length_R = np.array([roots[root][1] for root in root_of_R], np.int64)
+    of_root_RTL = np.broadcast_to(
+        (np.arange(root_AL.shape[1]) < root_length_R[:, None])[:, None],
+        (len(branches), width, root_AL.shape[1]),
+    )
+    causal_TT = np.tril(np.ones((width, width), bool))
+    of_own_RTT = np.broadcast_to(causal_TT, (len(branches), width, width))
+    return Pass(
+        ids_N=torch.tensor(ids),
+        position_N=torch.from_numpy(np.concatenate(positions)),
+        root_AL=torch.from_numpy(root_AL),
+        branch_RT=torch.from_numpy(branch_RT),
+        root_of_R=torch.from_numpy(root_of_R),
+        seen_R1TK=torch.from_numpy(np.concatenate([of_root_RTL, of_own_RTT], axis=2)[:, None]),
+        place_N=torch.from_numpy(place_N),
+        at_M=torch.from_numpy(np.concatenate(at)),
+        token_M=torch.tensor(token),
+        owner_M=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+        sequences=tuple(sequences),
+        prompts=tuple(prompts),
+    )
+
+
+def _block(
+    segments: Sequence[tuple[int, int]], place_N: np.ndarray, offset: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """([segments, longest] places of their tokens, what of it is no padding); sets `place_N`."""
+    first_S = np.array([first for first, _ in segments], np.int64)
+    length_S = np.array([length for _, length in segments], np.int64)
+    width = int(length_S.max(initial=0))
+    inside_SW = np.arange(width) < length_S[:, None]
+    block_SW = np.where(inside_SW, first_S[:, None] + np.arange(width), 0)
+    cells_SW = offset + np.arange(block_SW.size).reshape(block_SW.shape)
+    place_N[block_SW[inside_SW]] = cells_SW[inside_SW]
+    return block_SW, inside_SW

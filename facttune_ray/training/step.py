@@ -1,0 +1,246 @@
+"""The loss of one optimizer step, pass by pass.
+
+    step = Step(groups, references, weights, objective)
+    for i in range(len(step.first)):
+        step.look(model, i)                    groups that no pass holds: log-probabilities alone
+    for i in range(len(step.passes)):
+        step.loss(model, i).backward()         the gradients add up to the step's
+    step.figures                               loss, reward accuracy and margin, weighted
+    step.tokens                                that its second round runs
+
+The loss of a group needs all its log-probabilities. Where they come from several passes, a first
+round finds them without gradients for all passes but one, that one completes them, the derivative
+of the loss by each is computed from them, and the passes run with those derivatives as weights of
+their log-probabilities: the chain rule, so the gradient is that of the group in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from facttune_ray.training.batches import TokenGroup
+from facttune_ray.training.losses import Logps, Pairs, margins, preference_loss, sft, sum_tokens
+from facttune_ray.training.passes import Part, Pass, Size, lay_out, plan, tokens
+
+FIGURES = ("loss", "reward_accuracy", "margin")
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, and how much of it runs at a time."""
+
+    loss: str  # a key of losses.LOSSES, or "sft"
+    beta: float
+    label_smoothing: float = 0.0
+    sft_weight: float = 0.0
+    pass_tokens: int = 8192  # tokens of one pass at most
+    share_prefix: bool = True
+
+
+@dataclass
+class Step:
+    """Groups of one worker. `references`: log p of each response's tokens, by group; `weights`:
+    of each group's pairs ("sft": of its responses), which add up to 1 over the step's groups of
+    all workers."""
+
+    groups: Sequence[TokenGroup]
+    references: Sequence[Sequence[Sequence[float]]]
+    weights: Sequence[Sequence[float]]
+    objective: Objective
+    figures: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FIGURES, 0.0))
+
+    def __post_init__(self) -> None:
+        o, sizes = self.objective, [size(g) for g in self.groups]
+        self.passes = plan(sizes, o.pass_tokens, o.share_prefix)
+        self.first: list[list[Part]] = []
+        if o.loss != "sft":  # where no response needs another
+            self._plan_cut()
+        self.tokens = sum(
+            tokens(sizes[x.group], x.responses, o.share_prefix) for p in self.passes for x in p
+        )
+        self._found: dict[int, dict[int, tuple[float, float]]] = {}  # group -> response -> sums
+        self._slopes: dict[int, Logps] = {}  # derivative of the loss by each sum
+
+    def _plan_cut(self) -> None:
+        """Of a cut group's passes the largest needs no first round: it runs before the others, and
+        completes the group with gradients on."""
+        cut: dict[int, list[tuple[int, int]]] = {}  # group -> (responses, number) of its passes
+        for i, parts in enumerate(self.passes):
+            for part in filter(self._is_cut, parts):
+                cut.setdefault(part.group, []).append((len(part.responses), i))
+        completing = {max(of)[1] for of in cut.values()}
+        first = {i for of in cut.values() for _, i in of} - completing
+        self.first = [self.passes[i] for i in sorted(first)]
+        order = sorted(range(len(self.passes)), key=lambda i: (i not in completing, i))
+        self.passes = [self.passes[i] for i in order]
+
+    def _is_cut(self, part: Part) -> bool:
+        return len(part.responses) < len(self.groups[part.group].responses)
+
+    def look(self, model: Any, i: int) -> None:
+        """First round: the log-probabilities of one pass."""
+        with torch.no_grad():
+            policy, _ = self._run(model, self.first[i])
+        row = 0
+        for part in self.first[i]:
+            if self._is_cut(part):
+                self._see(part, policy, row)
+            row += len(part.responses)
+
+    def _see(self, part: Part, policy: Logps, row: int) -> None:
+        seen = self._found.setdefault(part.group, {})
+        for i, r in enumerate(part.responses, row):
+            seen[r] = (policy.win_B[i].item(), policy.lose_B[i].item())
+
+    def _derive(self, g: int, like: Logps) -> None:
+        """The derivative of a cut group's loss by each of its sums, which all have been seen."""
+        seen = self._found[g]
+        everything = Part(g, tuple(range(len(self.groups[g].responses))))
+        reference = self.sums_of(self.references, [everything], like.win_B)
+        sums = [
+            torch.tensor(x, dtype=torch.float64).to(like.win_B)
+            for x in zip(*(seen[r] for r in sorted(seen)), strict=True)
+        ]
+        with torch.enable_grad():
+            policy = reference._replace(
+                win_B=sums[0].requires_grad_(), lose_B=sums[1].requires_grad_()
+            )
+            loss = self.whole_loss(policy, reference, [everything])
+            found = torch.autograd.grad(loss, [policy.win_B, policy.lose_B], allow_unused=True)
+        win_B, lose_B = (torch.zeros_like(sums[0]) if f is None else f for f in found)
+        self._slopes[g] = reference._replace(win_B=win_B, lose_B=lose_B)
+
+    def loss(self, model: Any, i: int) -> torch.Tensor:
+        """Second round: what to differentiate of one pass. Not the step's loss where it has parts
+        of groups; that is in `figures`."""
+        parts = self.passes[i]
+        policy, reference = self._run(model, parts)
+        if self.objective.loss == "sft":
+            weights = [self.weights[p.group][r] for p in parts for r in p.responses]
+            loss = sft(policy, torch.tensor(weights).to(policy.win_B))
+            self.figures["loss"] += loss.item()
+            return loss
+        total = policy.win_B.sum() * 0.0
+        row, whole = 0, []
+        rows: list[torch.Tensor] = []
+        for part in parts:
+            here = torch.arange(row, row + len(part.responses), device=policy.win_B.device)
+            if self._is_cut(part):
+                if part.group not in self._slopes:
+                    self._see(part, policy, row)
+                    self._derive(part.group, policy)
+                slope, at = self._slopes[part.group], list(part.responses)
+                total = total + (slope.win_B[at] * policy.win_B[here]).sum()
+                total = total + (slope.lose_B[at] * policy.lose_B[here]).sum()
+            else:
+                whole.append(part)
+                rows.append(here)
+            row += len(part.responses)
+        if whole:
+            at_B = torch.cat(rows)
+            policy, reference = (Logps(*(x[at_B] for x in y)) for y in (policy, reference))
+            total = total + self.whole_loss(policy, reference, whole)
+        return total
+
+    def idle(self, model: Any) -> torch.Tensor:
+        """A pass that adds nothing, for a worker that has fewer than another."""
+        return self._run(model, self.passes[-1])[0].win_B.sum() * 0.0
+
+    def whole_loss(self, policy: Logps, reference: Logps, parts: Sequence[Part]) -> torch.Tensor:
+        """Of whole groups, whose rows stand behind one another; adds to `figures`."""
+        o, row = self.objective, 0
+        win: list[int] = []
+        lose: list[int] = []
+        weight: list[float] = []
+        for part in parts:
+            group = self.groups[part.group]
+            win += [row + w for w, _ in group.pairs]
+            lose += [row + x for _, x in group.pairs]
+            weight += self.weights[part.group]
+            row += len(group.responses)
+        device = policy.win_B.device
+        pairs = Pairs(
+            torch.tensor(win, device=device),
+            torch.tensor(lose, device=device),
+            torch.tensor(weight, device=device, dtype=policy.win_B.dtype),
+        )
+        loss = preference_loss(
+            o.loss,
+            policy,
+            reference,
+            pairs,
+            beta=o.beta,
+            label_smoothing=o.label_smoothing,
+            sft_weight=o.sft_weight,
+        )
+        margin_P = o.beta * margins(policy, reference, pairs).detach()
+        # half of a pair without an order, but for the rounding of another pass
+        right_P = (margin_P > ROUNDING).to(margin_P) + 0.5 * (margin_P.abs() <= ROUNDING).to(
+            margin_P
+        )
+        values = (
+            loss.detach(),
+            (pairs.weight_P * right_P).sum(),
+            (pairs.weight_P * margin_P).sum(),
+        )
+        for name, value in zip(FIGURES, values, strict=True):
+            self.figures[name] += value.item()
+        return loss
+
+    def _run(self, model: Any, parts: Sequence[Part]) -> tuple[Logps, Logps]:
+        """(policy, reference) of the responses of some parts, in order."""
+        passed = self.pass_of(parts)
+        logps_M = model(passed.to(next(model.parameters()).device))
+        win_M, lose_M = (self._masks(parts, side).to(logps_M) for side in (0, 1))
+        count = sum(len(p.responses) for p in parts)
+        policy = sum_tokens(logps_M, passed.owner_M.to(logps_M.device), win_M, lose_M, count)
+        return policy, self.sums_of(self.references, parts, policy.win_B)
+
+    def pass_of(self, parts: Sequence[Part]) -> Pass:
+        some = [(self.groups[p.group], p.responses) for p in parts]
+        return lay_out(
+            [(g.prompt, [g.responses[r] for r in responses]) for g, responses in some],
+            self.objective.share_prefix,
+        )
+
+    def _masks(self, parts: Sequence[Part], side: int) -> torch.Tensor:
+        """1 on the tokens that count when their response wins (0) or loses (1)."""
+        found: list[int] = []
+        for p in parts:
+            group = self.groups[p.group]
+            for r in p.responses:
+                found += group.masks[r][side] if group.masks else [1] * len(group.responses[r])
+        return torch.tensor(found)
+
+    def sums_of(self, logps: Sequence[Any], parts: Sequence[Part], like: Any) -> Logps:
+        """Sums of stored log-probabilities of tokens (by group, response, token), as the policy's
+        are summed. `like`: a tensor of the wanted type and device."""
+        stored = [logps[p.group][r] for p in parts for r in p.responses]
+        logps_M = torch.tensor([x for tokens in stored for x in tokens], dtype=torch.float64)
+        owner_M = torch.repeat_interleave(
+            torch.arange(len(stored)), torch.tensor([len(s) for s in stored])
+        )
+        win_M, lose_M = (self._masks(parts, side) for side in (0, 1))
+        return Logps(
+            *(x.to(like) for x in sum_tokens(logps_M, owner_M, win_M, lose_M, len(stored)))
+        )
+
+
+def size(group: TokenGroup) -> Size:
+    return Size(len(group.prompt), tuple(map(len, group.responses)))
+
+
+def pair_weights(groups: Sequence[TokenGroup], mean: str) -> list[list[float]]:
+    """Weights of the pairs of all groups of a step, which add up to 1: a mean over pairs ("pair",
+    the reference trainer's) or over prompts of the mean over their pairs ("prompt"), each pair by
+    its own weight."""
+    sums = [sum(g.weights) for g in groups]
+    if mean == "pair":
+        total = sum(sums)
+        return [[w / total for w in g.weights] for g in groups]
+    return [[w / s / len(groups) for w in g.weights] for g, s in zip(groups, sums, strict=True)]

@@ -1,0 +1,309 @@
+"""One Ray Train worker of a training run: its share of every step, measurement and checkpoint.
+
+    TorchTrainer(worker, train_loop_config={"job": TrainJob(...)})
+
+Every worker walks through the same list of steps, made from seed and table alone, so a checkpoint
+holds the number of a step and nothing of the data: whoever loads it, as one of any number of
+workers, takes the steps behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from facttune_ray.config import TrainConfig
+from facttune_ray.errors import UserError
+from facttune_ray.training.collectives import most, sums, together
+from facttune_ray.training.loop import TrainJob
+
+HIGHER = ("reward_accuracy", "margin")  # figures of which more is better
+
+
+def worker(config: dict[str, Any]) -> int | str:
+    """-> steps, or what was wrong with the input: the driver says it."""
+    try:
+        return Training(config["job"]).run()
+    except UserError as e:
+        return str(e)
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a run is: the caller's part of a checkpoint."""
+
+    step: int = 0  # done
+    best_step: int = 0
+    best: float | None = None  # held-out figure at best_step, signed so that more is better
+    since: int = 0  # measurements since then
+
+
+class Training:
+    """The run as one worker sees it."""
+
+    def __init__(self, job: TrainJob) -> None:
+        import ray.train
+        import torch
+
+        from facttune_ray.training import engine, heldout
+        from facttune_ray.training.batches import epoch_order, steps_of
+        from facttune_ray.training.step import Objective
+
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.job, cfg = job, job.train
+        if job.sft:
+            cfg = replace(cfg, lr=job.sft.lr, epochs=job.sft.epochs, pairs_per_step=0)
+            self.job = replace(job, train=cfg)
+        Path(job.out).mkdir(parents=True, exist_ok=True)
+        device = ray.train.torch.get_device() if cfg.gpus else torch.device("cpu")
+        if not cfg.gpus:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.world))
+        self.rows = _rows(job, context.get_local_rank())
+        topics = self.rows.table["topic"].to_pylist() if cfg.eval_topics else []
+        kept, self.held = (
+            heldout.split(topics, cfg.eval_topics, job.seed)
+            if cfg.eval_topics
+            else (list(range(len(self.rows))), [])
+        )
+        self.todo: list[tuple[int, list[int]]] = []  # (epoch, rows) of each step
+        for epoch in range(cfg.epochs):
+            order = [kept[i] for i in epoch_order(len(kept), seed=job.seed, epoch=epoch)]
+            self.todo += [(epoch, some) for some in steps_of(order, self.rows.pairs_G, cfg)]
+        if cfg.max_steps:
+            self.todo = self.todo[: cfg.max_steps]
+        self.tokenizer, self.engine, self.model = engine.build(self.job, len(self.todo), device)
+        self.objective = Objective(
+            "sft" if job.sft else cfg.loss,
+            cfg.beta,
+            cfg.label_smoothing,
+            cfg.sft_weight,
+            cfg.pass_tokens,
+            cfg.share_prefix,
+        )
+        self.device, self.place, self.log = device, Place(), None
+        self.figures: dict[str, float] = {}  # of the last step
+        self.held_figures: dict[str, float] = {}
+
+    def run(self) -> int:
+        """Train from where the last checkpoint ends, and write the model. -> steps done"""
+        from facttune_ray.training.export import export
+
+        cfg, steps, out = self.job.train, len(self.todo), self.job.out
+        self._resume()
+        self.log = together(self._open_log, f"{out}: cannot be written")
+        if cfg.eval_every and not self.place.step:
+            self._measure()
+        while self.place.step < steps and not self._enough():
+            self._step(*self.todo[self.place.step])
+            due = cfg.save_every and self.place.step % cfg.save_every == 0
+            last = self.place.step == steps
+            if cfg.eval_every and (self.place.step % cfg.eval_every == 0 or last):
+                due = self._measure() or due
+            if due:
+                self._save()
+        done = self.place.step
+        self._take_best()
+        figures = {"steps": float(self.place.step), **self.figures, **self.held_figures}
+        export(
+            self.engine,
+            self.tokenizer,
+            f"{out}/model",
+            self.rank,
+            cfg,
+            self.job.model,
+            figures,
+            self.job.sft,
+        )
+        if self.log:
+            self.log.close()
+        return done
+
+    def _open_log(self) -> Any:
+        """The first worker's."""
+        from facttune_ray.training import trackers
+
+        if self.rank:
+            return None
+        cfg = self.job.train
+        settings = {"train": dataclasses.asdict(cfg), "groups": vars(self.job.groups)}
+        return trackers.open(cfg.log, self.job.out, self.job.name, settings, self.place.step)
+
+    # -- one step --------------------------------------------------------------------------
+
+    def _step(self, epoch: int, chosen: Sequence[int]) -> None:
+        from facttune_ray.training.step import FIGURES, Step
+
+        began, cfg = time.monotonic(), self.job.train
+        groups, references, weights = self._groups(chosen)
+        # a worker without a group in a short last step takes part with weight 0
+        mine = list(range(self.rank, len(chosen), self.world))
+        step = Step(
+            [groups[i] for i in mine or [0]],
+            [references[i] for i in mine or [0]],
+            [weights[i] for i in mine] or [[0.0] * len(weights[0])],
+            self.objective,
+        )
+        first, passes = most(len(step.first), len(step.passes), self.device)
+        for i in range(first):
+            if i < len(step.first):
+                step.look(self.engine, i)
+            else:
+                step.idle(self.engine)
+        for i in range(passes):
+            self.engine.set_gradient_accumulation_boundary(i == passes - 1)
+            last = i < len(step.passes)
+            loss = step.loss(self.engine, i) if last else step.idle(self.engine)
+            self.engine.backward(loss * self.world)  # it takes the mean over workers
+        rate = self.engine.get_lr()[0]
+        self.engine.step()
+        ran = step.tokens if mine else 0
+        *figures, tokens = sums([*(step.figures[k] for k in FIGURES), ran], self.device)
+        self.figures = dict(zip(FIGURES, figures, strict=True))
+        if self.job.sft:
+            self.figures = {"loss": self.figures["loss"]}
+        elif not self.place.step:
+            _check_first(cfg, self.figures["loss"])
+        self.place = replace(self.place, step=self.place.step + 1)
+        if self.log:
+            took = time.monotonic() - began
+            pairs = sum(len(g.pairs) for g in groups)
+            norm = float(self.engine.get_global_grad_norm() or math.nan)
+            line: dict[str, float] = {"steps": len(self.todo), "epoch": epoch, **self.figures}
+            line |= {"lr": rate, "pairs": pairs, "tokens": int(tokens), "seconds": round(took, 6)}
+            if math.isfinite(norm):  # not of a step that float16 skips
+                line["grad_norm"] = norm
+            self.log.log(self.place.step, line, "train")
+
+    def _groups(self, chosen: Sequence[int]) -> tuple[list[Any], list[Any], list[list[float]]]:
+        """(groups, their reference log-probabilities, weights of pairs or of targets)."""
+        from facttune_ray.training.batches import group_of
+        from facttune_ray.training.sft import response_weights, targets_of
+        from facttune_ray.training.step import pair_weights
+
+        rows = self.rows.at(chosen)
+        if self.job.sft:
+            groups = [targets_of(row, self.job.sft.targets) for row in rows]
+            nothing = [[[0.0] * len(r) for r in g.responses] for g in groups]
+            return groups, nothing, response_weights(groups)
+        groups = [group_of(row, self.job.groups) for row in rows]
+        weights = pair_weights(groups, self.job.train.loss_mean)
+        return groups, [row["logps"] for row in rows], weights
+
+    # -- held-out topics -------------------------------------------------------------------
+
+    def _measure(self) -> bool:
+        """Figures of the held-out topics. -> whether they are the best so far"""
+        from facttune_ray.training import heldout
+
+        cfg, place = self.job.train, self.place
+        groups, references, _ = self._groups(self.held)
+        with_pairs = [i for i, g in enumerate(groups) if g.pairs or self.job.sft]
+        found = heldout.evaluate(
+            self.engine,
+            [groups[i] for i in with_pairs],
+            [references[i] for i in with_pairs],
+            self.objective,
+            self.rank,
+            self.world,
+        )
+        self.held_figures = {f"heldout_{k}": v for k, v in found.items()}
+        if self.log:
+            self.log.log(place.step, found, "heldout")
+        if cfg.eval_samples:
+            prompts = [g.prompt for g in groups[: cfg.eval_samples]]
+            longest = max(len(r) for g in groups for r in g.responses)
+            texts = heldout.draw(self.engine, self.tokenizer, prompts, self.job.seed, longest)
+            if self.log:
+                rows = [
+                    {"prompt": self.tokenizer.decode(p, skip_special_tokens=True), "text": text}
+                    for p, text in zip(prompts, texts, strict=True)
+                ]
+                self.log.samples(place.step, rows)
+        if cfg.best == "none" or not place.step:
+            return False
+        score = found[cfg.best] if cfg.best in HIGHER else -found[cfg.best]
+        if place.best is None or score > place.best:
+            self.place = replace(place, best=score, best_step=place.step, since=0)
+            return True
+        self.place = replace(place, since=place.since + 1)
+        return False
+
+    def _enough(self) -> bool:
+        """Whether `train.patience` ends the run."""
+        patience = self.job.train.patience
+        return bool(patience) and self.place.since >= patience
+
+    # -- checkpoints -----------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        import ray.train
+
+        if found := ray.train.get_checkpoint():
+            self._load(found)
+
+    def _load(self, found: Any) -> None:
+        from facttune_ray.training import checkpoint
+
+        with found.as_directory() as folder:
+            self.place = Place(**checkpoint.load(self.engine, folder))
+
+    def _save(self) -> None:
+        """Write this worker's part and go on; Ray uploads it beside the next steps."""
+        import ray.train
+        from ray.train import Checkpoint, CheckpointUploadMode
+
+        from facttune_ray.training import checkpoint
+
+        folder = tempfile.mkdtemp(prefix="facttune-checkpoint-")
+        checkpoint.save(self.engine, folder, vars(self.place))
+        figures: dict[str, float] = {"step": self.place.step}
+        if self.place.best is not None and self.place.best_step == self.place.step:
+            figures["score"] = self.place.best
+        ray.train.report(
+            figures,
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        )
+
+    def _take_best(self) -> None:
+        """Load the checkpoint of the best measurement, unless it is the model at hand."""
+        import ray.train
+        from ray.train import CheckpointConsistencyMode
+
+        place = self.place
+        if place.best is None or place.best_step == place.step:
+            return
+        reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+        self._load(next(r.checkpoint for r in reported if r.metrics["step"] == place.best_step))
+
+
+def _rows(job: TrainJob, local_rank: int) -> Any:
+    """The table, from a file that the host's first worker writes."""
+    from facttune_ray.training import rows
+
+    file = Path(job.out) / "rows.arrow"
+
+    def write() -> None:
+        if local_rank == 0:
+            rows.write(job.rows, file)
+
+    together(write, f"{file}: cannot be written")
+    return rows.Rows(file)
+
+
+def _check_first(cfg: TrainConfig, loss: float) -> None:
+    """Before the first update policy and reference agree, so DPO's loss is ln 2."""
+    same = cfg.loss in ("dpo", "cdpo", "dpo_norm", "fact_masked") and not cfg.sft_weight
+    if same and abs(loss - math.log(2)) > 0.02:
+        raise UserError(
+            f"first DPO loss is {loss:.4f}, not ln 2 = 0.6931: the stored log-probabilities are "
+            f"not the starting model's: make the table reference again, or widen train.dtype"
+        )

@@ -1,0 +1,48 @@
+"""Pairs a second of grouped DPO, of a pairwise loop and of TRL (pip install -e ".[bench]").
+
+python jobs/bench_dpo.py [--quick] [--without-trl] [--prompt-tokens N ...] --out FILE.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from facttune_ray.benchmarks import dpo, dpo_trainers
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a small model, few responses")
+    parser.add_argument("--without-trl", action="store_true", help="leave TRL out")
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", help="default 64 and 400")
+    parser.add_argument("--out", required=True, help="JSON file to write")
+    args = parser.parse_args()
+    lengths = args.prompt_tokens or ([16] if args.quick else [64, 400])
+    names = [n for n in dpo_trainers.CONTENDERS if not (args.without_trl and n.startswith("trl"))]
+    made = {
+        "machine": {
+            "cpus": os.cpu_count(),
+            "arch": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "settings": {"trl": dpo.trl_note()},
+        "results": {},
+        "ratios": {},
+    }
+    for tokens in lengths:
+        found = dpo.run(dpo.settings(args.quick, tokens), names)
+        made["settings"][f"prompt_{tokens}"] = found["settings"]
+        for kind in ("results", "ratios"):
+            made[kind] |= {f"prompt_{tokens}/{name}": x for name, x in found[kind].items()}
+        print(json.dumps({k: made[k] for k in ("results", "ratios")}, indent=1), flush=True)
+        Path(args.out).write_text(json.dumps(made, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

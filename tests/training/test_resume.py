@@ -1,0 +1,146 @@
+"""A training that loses a worker, its driver or half its workers ends as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from facttune_ray.errors import UserError
+from facttune_ray.training import loop
+
+LONG = {"epochs": 75, "save_every": 20}  # 300 steps
+KILL_AT = 100  # or later, when the first checkpoint stands
+AFTER = range(20, 300, 20)  # steps that a checkpoint holds
+
+
+def train_workers() -> list[psutil.Process]:
+    """Ray Train's workers, of this machine's clusters that this test's process started."""
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if "RayTrainWorker" in " ".join(_words(p))]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def wait_for_step(log: Path, step: int, process: subprocess.Popen | None = None) -> list[str]:
+    """Lines of the log once it has so many and a checkpoint stands."""
+    stands = log.with_name("checkpoints") / "checkpoint_manager_snapshot.json"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        lines = log.read_text().splitlines() if log.exists() else []
+        if len(lines) >= step and stands.exists():
+            return lines
+        if process is not None and process.poll() is not None:
+            raise AssertionError(process.communicate()[1][-2000:])
+        time.sleep(0.005)
+    raise AssertionError(f"{log} never had {step} lines")
+
+
+def kill_a_worker(log: Path, seen: list[str]) -> threading.Thread:
+    def kill() -> None:
+        seen.extend(wait_for_step(log, KILL_AT))
+        os.kill(train_workers()[-1].pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+@pytest.fixture(scope="module")
+def calm(reference, run, tmp_path_factory, ray_cluster) -> list[float]:
+    """Losses of the undisturbed run."""
+    found = run(reference, tmp_path_factory.mktemp("calm") / "out", **LONG)
+    assert len(found) == 300
+    return [x["loss"] for x in found]
+
+
+def kept(before: list[str], log: Path) -> int:
+    """Steps that were not trained again: their lines, with their seconds, are the same."""
+    pairs = zip(before, log.read_text().splitlines(), strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(before))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_is_replaced(reference, run, calm, tmp_path, workers):
+    out, seen = tmp_path / "out", []
+    killer = kill_a_worker(out / "train.jsonl", seen)
+    found = run(reference, out, workers=workers, deepspeed="zero2", **LONG)
+    killer.join()
+    assert [x["step"] for x in found] == list(range(1, 301))
+    assert [x["loss"] for x in found] == pytest.approx(calm, abs=1e-5)
+    assert kept(seen, out / "train.jsonl") in AFTER
+
+
+@pytest.mark.chaos
+def test_two_workers_are_followed_by_one(reference, run, calm, tmp_path):
+    out, seen = tmp_path / "out", []
+    killer = kill_a_worker(out / "train.jsonl", seen)
+    with pytest.raises(Exception, match="(?s)worker|rank|died|killed"):
+        run(reference, out, workers=2, deepspeed="zero3", max_failures=0, **LONG)
+    killer.join()
+    found = run(reference, out, workers=1, deepspeed="zero1", **LONG)
+    assert [x["loss"] for x in found] == pytest.approx(calm, abs=1e-5)
+    assert kept(seen, out / "train.jsonl") in AFTER
+
+
+DRIVER = """
+import runpy, sys
+from pathlib import Path
+from facttune_ray.stages import worker
+from facttune_ray.training import loop
+conftest = runpy.run_path(sys.argv[1])
+worker.start_ray()
+loop.train(conftest["job_of"](tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=75, save_every=20))
+"""
+
+
+@pytest.mark.chaos
+def test_a_killed_driver_goes_on_by_the_same_command(reference, calm, lines, tmp_path):
+    out = tmp_path / "out"
+    conftest = str(Path(__file__).with_name("conftest.py"))
+    command = [sys.executable, "-c", DRIVER, conftest, *reference, str(out)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    first = start()
+    seen = wait_for_step(out / "train.jsonl", KILL_AT, first)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    again = start()
+    errors = again.communicate(timeout=300)[1]
+    assert again.returncode == 0, errors[-2000:]
+    found = lines(out)
+    assert [x["loss"] for x in found] == pytest.approx(calm, abs=1e-5)
+    assert kept(seen, out / "train.jsonl") in AFTER
+    assert (out / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model_is_one_clear_line(
+    reference, run, job, tmp_path, ray_cluster
+):
+    from facttune_ray.quickstart import base_model
+
+    out = tmp_path / "out"
+    run(reference, out, save_every=2, max_steps=2)
+    base_model.pretrain(["she plays"], tmp_path / "other", seed=0, epochs=0, hidden=64)
+    with pytest.raises(UserError, match="of another model") as caught:
+        loop.train(job((reference[0], str(tmp_path / "other")), out, save_every=2, max_steps=2))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,44 @@
+"""The table that training reads, by number."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from facttune_ray import tables
+from facttune_ray.errors import UserError
+from facttune_ray.training import rows
+
+
+def row(i: int) -> dict:
+    return {
+        "prompt_id": str(i),
+        "rewards": [0.0, 1.0],
+        "prompt_tokens": [i],
+        "response_tokens": [[i, 2], [3]],
+        "logps": [[-0.5, -1.0], [-0.25]],
+        "pairs": i,
+    }
+
+
+def test_rows_of_all_parts_by_number(tmp_path):
+    folder = tables.Folder.of(str(tmp_path / "table"))
+    tables.write_part(folder, "reference", 0, [row(0), row(1)], {})
+    tables.write_part(folder, "reference", 1, [], {})
+    tables.write_part(folder, "reference", 2, [row(2)], {})
+    parts = sorted(str(p) for p in (tmp_path / "table").glob("*.parquet"))
+    assert rows.usable_pairs(parts) == 3
+    rows.write(parts, tmp_path / "rows.arrow")
+    found = rows.Rows(tmp_path / "rows.arrow")
+    assert len(found) == 3 and found.pairs_G.tolist() == [0, 1, 2]
+    last, first = found.at([2, 0])
+    assert (last["prompt_tokens"], first["prompt_tokens"]) == ([2], [0])
+    assert last["logps"] == [[-0.5, -1.0], [-0.25]] and last["topic"] is None
+
+
+def test_a_missing_column_is_one_clear_line(tmp_path):
+    part = str(tmp_path / "part.parquet")
+    pq.write_table(pa.table({"prompt_id": ["a"], "pairs": [1]}), part)
+    with pytest.raises(UserError, match="part.parquet: no column cut_prompt"):
+        rows.write([part], tmp_path / "rows.arrow")
