@@ -4,7 +4,8 @@
 
 `load` merges: dataclass <- YAML presets in order <- `key=value` overrides. A preset is a path to
 a YAML file or the name of one in conf/. Config keys are stage names: `facts` configures the
-stage `facts` that writes the table `facts`.
+stage `facts` that writes the table `facts`. OmegaConf is imported by `load` alone, so that training
+code runs where it is not installed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from omegaconf import OmegaConf
-
-from facttune_ray.config_layers import frozen, layered, merge, one_line
 from facttune_ray.config_train import LoraConfig as LoraConfig
 from facttune_ray.config_train import SFTConfig as SFTConfig
 from facttune_ray.config_train import TrainConfig as TrainConfig
@@ -343,7 +341,10 @@ def preset_path(name: str) -> Path:
 
 def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     """Merge dataclass defaults, presets in order and `key=value` overrides; check; freeze."""
+    from omegaconf import OmegaConf
+
     from facttune_ray.config_checks import check
+    from facttune_ray.config_layers import frozen, layered, merge, one_line
 
     merged = OmegaConf.structured(Config)
     for name in presets:
@@ -362,4 +363,8 @@ def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
 
 def override(kind: type[T], overrides: Sequence[str]) -> T:
     """A frozen dataclass from its defaults and `key=value` overrides."""
+    from omegaconf import OmegaConf
+
+    from facttune_ray.config_layers import frozen, layered
+
     return frozen(layered(OmegaConf.structured(kind), overrides, {}))

@@ -1,6 +1,7 @@
 """Pairs a second of grouped DPO, of a pairwise loop and of TRL (pip install -e ".[bench]").
 
-python jobs/bench_dpo.py [--quick] [--without-trl] [--prompt-tokens N ...] --out FILE.json
+python jobs/bench_dpo.py [--quick] [--without-trl] [--prompt-tokens N ...]
+                         [--device cuda] --out FILE.json
 """
 
 import argparse
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a small model, few responses")
     parser.add_argument("--without-trl", action="store_true", help="leave TRL out")
     parser.add_argument("--prompt-tokens", type=int, nargs="+", help="default 64 and 400")
+    parser.add_argument("--device", default="cpu", help="cuda: a billion parameters, bfloat16")
     parser.add_argument("--out", required=True, help="JSON file to write")
     args = parser.parse_args()
     lengths = args.prompt_tokens or ([16] if args.quick else [64, 400])
@@ -29,13 +31,14 @@ def main() -> int:
             "cpus": os.cpu_count(),
             "arch": platform.machine(),
             "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if args.device == "cuda" else None,
         },
         "settings": {"trl": dpo.trl_note()},
         "results": {},
         "ratios": {},
     }
     for tokens in lengths:
-        found = dpo.run(dpo.settings(args.quick, tokens), names)
+        found = dpo.run(dpo.settings(args.quick, tokens, args.device), names)
         made["settings"][f"prompt_{tokens}"] = found["settings"]
         for kind in ("results", "ratios"):
             made[kind] |= {f"prompt_{tokens}/{name}": x for name, x in found[kind].items()}

@@ -34,9 +34,10 @@ def test_help_answers_without_a_heavy_library():
 
 
 def test_the_parts_a_gpu_check_uses_need_neither_ray_nor_deepspeed():
-    names = ("training.step", "training.reference", "sampling.transformers", "evaluation.metrics")
+    names = ("training.step", "training.model", "training.reference", "sampling.transformers")
+    names += ("evaluation.metrics", "benchmarks.sampling", "benchmarks.dpo_trainers", "config")
     code = "import sys\n" + "".join(f"import facttune_ray.{n}\n" for n in names)
-    code += "print([m for m in ('ray', 'deepspeed') if m in sys.modules])"
+    code += "print([m for m in ('ray', 'deepspeed', 'omegaconf') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

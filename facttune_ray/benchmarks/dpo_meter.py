@@ -22,7 +22,7 @@ class Meter:
     """Times steps, counts the tokens that a model's layers are given, and the memory from here on:
     no model is loaded, and what any training imports is imported."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self.real = self.padded = 0
         self.marks: list[tuple[float, int, int]] = []
         self.cpu_s: list[float] = []  # at each mark
@@ -32,6 +32,11 @@ class Meter:
         except OSError:
             pass
         self.before = memory("VmRSS")
+        self.gpu = device == "cuda"
+        if self.gpu:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
 
     def count(self, model: Any) -> Any:
         def add(_module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -45,6 +50,10 @@ class Meter:
 
     def now(self) -> tuple[float, int, int]:
         """Seconds, tokens, padded tokens so far."""
+        if self.gpu:
+            import torch
+
+            torch.cuda.synchronize()
         return time.perf_counter(), self.real, self.padded
 
     def mark(self) -> None:
@@ -64,7 +73,6 @@ class Meter:
             for start, end, more in zip(self.marks[1], self.marks[-1], first, strict=True)
         )
         took_s = self.marks[-1][0] - self.marks[1][0]
-        top = memory("VmHWM")
         return {
             "pairs_per_s": round(pairs / wall_s, 2),
             "training_pairs_per_s": round(pairs / (wall_s - first[0]), 2),
@@ -72,9 +80,18 @@ class Meter:
             "cpus_used": round((self.cpu_s[-1] - self.cpu_s[1]) / took_s, 2),
             "tokens_a_pair": round(real / pairs, 1),
             "padded_tokens_a_pair": round(padded / pairs, 1),
-            "peak_mb": None if top is None or self.before is None else (top - self.before) >> 20,
+            "peak_mb": self._peak_mb(),
             "losses": [round(x, 4) for x in self.losses],
         }
+
+    def _peak_mb(self) -> int | None:
+        """Of the GPU, where there is one: all that was allocated. Else beyond the imports."""
+        if self.gpu:
+            import torch
+
+            return torch.cuda.max_memory_allocated() >> 20
+        top = memory("VmHWM")
+        return None if top is None or self.before is None else (top - self.before) >> 20
 
 
 def memory(field: str) -> int | None:
@@ -113,10 +130,10 @@ def warm_up() -> None:
     rmsprop.step()
 
 
-def load(path: str) -> tuple[Any, Any]:
+def load(path: str, cfg: dict[str, Any]) -> tuple[Any, Any]:
     from facttune_ray.sampling.weights import load
 
-    return load(path, "float32")
+    return load(path, cfg["dtype"], device=cfg["device"])
 
 
 def optimizer(model: Any, cfg: dict[str, Any]) -> Any:

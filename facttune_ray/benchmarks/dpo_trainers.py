@@ -28,36 +28,39 @@ OURS, SMALL = "facttune_ray", "facttune_ray_small_passes"
 
 
 def small_passes(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
-    return ours(path, groups, cfg, cfg["small_pass_tokens"])
+    return ours(path, groups, cfg | {"pass_tokens": cfg["small_pass_tokens"]})
 
 
-def ours(path: str, groups: Groups, cfg: dict[str, Any], pass_tokens: int = 8192) -> dict[str, Any]:
+def ours(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
     """This project, without Ray and DeepSpeed around it."""
     from facttune_ray.config import GroupsConfig, TrainConfig
     from facttune_ray.training.batches import group_of, tokenize
-    from facttune_ray.training.model import GroupModel
+    from facttune_ray.training.model import GroupModel, compile_layers
     from facttune_ray.training.reference import token_logps_of
     from facttune_ray.training.step import Objective, Step, pair_weights
 
     warm_up()
-    meter = Meter()
-    tokenizer, lm = load(path)
+    meter = Meter(cfg["device"])
+    tokenizer, lm = load(path, cfg)
     model = GroupModel(meter.count(lm).eval())
+    if cfg["compile"]:
+        compile_layers(lm)
     rmsprop = optimizer(model, cfg)
     train, objective = (
         TrainConfig(max_length=1024),
-        Objective("dpo", cfg["beta"], pass_tokens=pass_tokens),
+        Objective("dpo", cfg["beta"], pass_tokens=cfg["pass_tokens"]),
     )
     tokens = [tokenize("p", g["prompt"], g["responses"], tokenizer, train) for g in groups]
     references, spent = [], []
-    for found in tokens:  # before any update: the reference is the model that training starts from
-        references += token_logps_of(model, [found], objective.pass_tokens)
+    each = cfg["groups_a_step"]
+    starts = range(0, len(groups), each)
+    for s in starts:  # before any update: the reference is the model that training starts from
+        references += token_logps_of(model, tokens[s : s + each], objective.pass_tokens)
         spent.append(meter.now())
-    steps = len(groups) - 1  # the first is left out
+    steps = len(starts) - 1  # the first is left out
     first = [(b - a) / steps for a, b in zip(spent[0], spent[-1], strict=True)]
-    meter.mark()
-    for row, found, logps in zip(groups, tokens, references, strict=True):
-        group = group_of(
+    made = [
+        group_of(
             {
                 "prompt_id": "p",
                 "prompt_tokens": found.prompt,
@@ -66,7 +69,12 @@ def ours(path: str, groups: Groups, cfg: dict[str, Any], pass_tokens: int = 8192
             },
             GroupsConfig(),
         )
-        step = Step([group], [logps], pair_weights([group], "pair"), objective)
+        for row, found in zip(groups, tokens, strict=True)
+    ]
+    meter.mark()
+    for s in starts:
+        some = made[s : s + each]
+        step = Step(some, references[s : s + each], pair_weights(some, "pair"), objective)
         for i in range(len(step.first)):
             step.look(model, i)
         for i in range(len(step.passes)):
@@ -75,7 +83,11 @@ def ours(path: str, groups: Groups, cfg: dict[str, Any], pass_tokens: int = 8192
         rmsprop.zero_grad()
         meter.losses.append(step.figures["loss"])
         meter.mark()
-    return meter.figures(len(group.pairs), first)
+    pairs = sum(len(g.pairs) for g in some)
+    found = meter.figures(pairs, first)
+    flops = sum(model_flops(lm, len(g.prompt), [len(r) for r in g.responses]) for g in some)
+    rate = flops * found["training_pairs_per_s"] / pairs
+    return found | {"model_tflops_per_s": round(rate / 1e12, 2), "mfu": utilisation(rate)}
 
 
 def pairwise(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
@@ -88,19 +100,20 @@ def pairwise(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
     from facttune_ray.scoring.pairs import pairs
 
     warm_up()
-    meter = Meter()
-    tokenizer, policy = load(path)
-    reference = load(path)[1]
+    meter = Meter(cfg["device"])
+    tokenizer, policy = load(path, cfg)
+    reference = load(path, cfg)[1]
     for model in (policy, reference):
         meter.count(model).eval()
     rmsprop = optimizer(policy, cfg)
 
     def logps(model: Any, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
         whole = [torch.tensor(prompt + response) for prompt, response in rows]
-        ids_BT = pad_sequence(whole, batch_first=True)
+        ids_BT = pad_sequence(whole, batch_first=True).to(cfg["device"])
         seen_BT = pad_sequence([torch.ones_like(x) for x in whole], batch_first=True)
+        seen_BT = seen_BT.to(cfg["device"])
         logits = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False).logits[:, :-1]
-        found = logits.log_softmax(-1).gather(2, ids_BT[:, 1:, None])[..., 0]
+        found = logits.float().log_softmax(-1).gather(2, ids_BT[:, 1:, None])[..., 0]
         mask = seen_BT[:, 1:].clone()
         for b, (prompt, _) in enumerate(rows):
             mask[b, : len(prompt) - 1] = 0
@@ -114,13 +127,18 @@ def pairwise(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
         )
         for g in groups
     ]
-    batch = cfg["batch"]
+    batch, each = cfg["batch"], cfg["groups_a_step"]
     meter.mark()
-    for prompt, responses, chosen in encoded:
+    for s in range(0, len(encoded), each):
+        chosen = [
+            ((prompt, responses[win]), (prompt, responses[lose]))
+            for prompt, responses, found in encoded[s : s + each]
+            for win, lose in found
+        ]
         total = 0.0
         for start in range(0, len(chosen), batch):
             some = chosen[start : start + batch]
-            rows = [(prompt, responses[r]) for side in (0, 1) for r in (p[side] for p in some)]
+            rows = [pair[side] for side in (0, 1) for pair in some]
             with torch.no_grad():
                 base = logps(reference, rows)
             ratio = logps(policy, rows) - base
@@ -133,6 +151,29 @@ def pairwise(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
         meter.losses.append(total)
         meter.mark()
     return meter.figures(len(chosen))
+
+
+def model_flops(lm: Any, prompt: int, responses: list[int]) -> float:
+    """Of a training step's forward and backward on a group's unique tokens, whatever was run: 6 a
+    weight and token (the output layer's on response tokens alone), and 12 a layer, channel of the
+    heads and pair of tokens that attention looks at (Chowdhery et al. 2022, arXiv 2204.02311,
+    appendix B, but for causal attention)."""
+    cfg, head = lm.config, lm.get_output_embeddings().weight
+    body = sum(p.numel() for n, p in lm.named_parameters() if p.ndim == 2 and ".layers." in n)
+    tokens = prompt + sum(responses)
+    looked = prompt * (prompt + 1) / 2 + sum(r * prompt + r * (r + 1) / 2 for r in responses)
+    channels = cfg.num_attention_heads * cfg.head_dim
+    attention = 12 * cfg.num_hidden_layers * channels * looked
+    return 6 * (body * tokens + head.numel() * sum(responses)) + attention
+
+
+def utilisation(flops_per_s: float) -> float | None:
+    """Share of the GPU's dense bfloat16 peak (its data sheet); None for one not listed."""
+    import torch
+
+    peaks = {"H100 80GB HBM3": 989.4e12, "H200": 989.4e12, "A100": 312e12}
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((round(flops_per_s / peak, 3) for gpu, peak in peaks.items() if gpu in name), None)
 
 
 CONTENDERS: dict[str, Callable[[str, Groups, dict[str, Any]], dict[str, Any]]] = {

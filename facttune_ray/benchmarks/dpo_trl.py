@@ -1,10 +1,10 @@
-"""TRL's DPOTrainer as a contender of benchmarks/dpo.py, at its best on a CPU.
+"""TRL's DPOTrainer as a contender of benchmarks/dpo.py, at its best.
 
     trl(path, groups, settings)               the frozen reference model beside the policy
     trl_precomputed(path, groups, settings)   its reference log-probabilities made first
 
 Its defaults that cost time here are off (gradient checkpointing, bf16), and so is clipping, which
-no other contender does. Rows keep their order, one step a group.
+no other contender does. Rows keep their order.
 """
 
 from __future__ import annotations
@@ -39,21 +39,25 @@ def trl(
 ) -> dict[str, Any]:
     """cfg["batch"] pairs a device step; the gradients of a whole step are added up."""
     rows, batch = trl_rows(groups), cfg["batch"]
-    count = len(rows) // len(groups)
+    steps = len(groups) // cfg["groups_a_step"]
+    count = len(rows) // steps
     if count % batch:
         raise ValueError(f"{count} pairs a step are not a multiple of {batch} a forward")
     warm_up()
-    tokenizer = load(path)[0]
-    once = cfg | {"batch": 1}  # a small training first: what TRL imports for one is not its memory
+    tokenizer = load(path, cfg)[0]
+    once = cfg | {
+        "batch": 1,
+        "groups_a_step": 1,
+    }  # a small training first: what TRL imports for one is not its memory
     small = [tiny(len(tokenizer)) for _ in range(2)]
     _train(small[0], None if precomputed else small[1], tokenizer, rows[:1], 1, once, Meter())
-    meter = Meter()
-    policy = meter.count(load(path)[1])
-    reference = None if precomputed else meter.count(load(path)[1])
+    meter = Meter(cfg["device"])
+    policy = meter.count(load(path, cfg)[1])
+    reference = None if precomputed else meter.count(load(path, cfg)[1])
     made = _train(policy, reference, tokenizer, rows, count, cfg, meter)
     if precomputed and not made[1]:
         raise RuntimeError("TRL did not compute reference log-probabilities first")
-    return meter.figures(count, [x / len(groups) for x in made])
+    return meter.figures(count, [x / steps for x in made])
 
 
 def trl_precomputed(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def _train(
                 logging_steps=1,
                 save_strategy="no",
                 report_to=[],
-                use_cpu=True,
+                use_cpu=cfg["device"] == "cpu",
                 bf16=False,
                 gradient_checkpointing=False,
                 disable_tqdm=True,

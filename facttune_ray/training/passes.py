@@ -20,6 +20,7 @@ import torch
 from facttune_ray.errors import UserError
 
 Ids = Sequence[int]
+TILE = 128  # tokens of a side of an attention tile
 
 
 class Size(NamedTuple):
@@ -89,6 +90,9 @@ class Pass:
     branch_RT: torch.Tensor
     root_of_R: torch.Tensor
     seen_R1TK: torch.Tensor  # bool: what a branch's token sees of its root (L) and branch (T)
+    root_N: torch.Tensor  # the root that a token is of, or stands behind
+    branch_N: torch.Tensor  # its branch; -1 in a root
+    tile_QK: torch.Tensor  # bool: tiles of TILE x TILE tokens in which anything may be seen
     place_N: torch.Tensor  # of each token's output among A * L + R * T
     at_M: torch.Tensor  # the token whose state predicts
     token_M: torch.Tensor
@@ -117,11 +121,15 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
     lengths: list[int] = []
     sequences: list[tuple[int, ...]] = []
     prompts: list[int] = []
+    member: list[tuple[int, int]] = []  # root and branch, of each run of tokens
+    runs: list[int] = []
 
     def put(some: Ids, position: int) -> int:
         first = len(ids)
         ids.extend(some)
         positions.append(np.arange(position, position + len(some)))
+        runs.append(len(some))
+        member.append((len(roots) - 1, len(branches)) if position else (len(roots), -1))
         return first
 
     for prompt, responses in groups:
@@ -155,6 +163,7 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
         (len(branches), width, root_AL.shape[1]),
     )
     causal_TT = np.tril(np.ones((width, width), bool))
+    root_N, branch_N = np.repeat(np.array(member, np.int32), runs, axis=0).T.copy()
     of_own_RTT = np.broadcast_to(causal_TT, (len(branches), width, width))
     return Pass(
         ids_N=torch.tensor(ids),
@@ -163,6 +172,9 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
         branch_RT=torch.from_numpy(branch_RT),
         root_of_R=torch.from_numpy(root_of_R),
         seen_R1TK=torch.from_numpy(np.concatenate([of_root_RTL, of_own_RTT], axis=2)[:, None]),
+        root_N=torch.from_numpy(root_N),
+        branch_N=torch.from_numpy(branch_N),
+        tile_QK=torch.from_numpy(_tiles(root_N, branch_N)),
         place_N=torch.from_numpy(place_N),
         at_M=torch.from_numpy(np.concatenate(at)),
         token_M=torch.tensor(token),
@@ -184,3 +196,17 @@ def _block(
     cells_SW = offset + np.arange(block_SW.size).reshape(block_SW.shape)
     place_N[block_SW[inside_SW]] = cells_SW[inside_SW]
     return block_SW, inside_SW
+
+
+def _tiles(root_N: np.ndarray, branch_N: np.ndarray) -> np.ndarray:
+    """[Q, K] tiles that a token of tile q may see something of: not before it alone, but of a root
+    that both have tokens of or behind, and there a part of the root or a branch that both have."""
+    starts = np.arange(0, len(root_N), TILE)
+    low_Q, high_Q = (f.reduceat(root_N, starts) for f in (np.minimum, np.maximum))
+    in_root_Q = np.minimum.reduceat(branch_N, starts) == -1
+    some_N = np.where(branch_N == -1, np.iinfo(np.int32).max, branch_N)
+    first_Q, last_Q = np.minimum.reduceat(some_N, starts), np.maximum.reduceat(branch_N, starts)
+    before_QK = starts[:, None] >= starts
+    same_root_QK = (low_Q[:, None] <= high_Q) & (low_Q <= high_Q[:, None])
+    same_branch_QK = (first_Q[:, None] <= last_Q) & (first_Q <= last_Q[:, None])
+    return before_QK & same_root_QK & (in_root_Q | same_branch_QK)

@@ -1,0 +1,147 @@
+"""Attention of the tokens of a pass: a response sees its prompt and itself.
+
+An attention function of transformers, query [1, heads, N, D] -> [1, N, heads, D], for the N tokens
+of `training/passes.py`, which lie behind one another. A root (a prompt, or prompt and response)
+attends to itself, causally; a branch (a response behind a root) to the whole root and to itself.
+
+On a CPU tokens are unpacked into blocks of roots and of branches, two calls of SDPA. On a GPU they
+stay as they are: FlexAttention (torch.nn.attention.flex_attention) runs the 128 x 128 tiles of the
+one matrix in which anything is seen, by the rule that `seen` states.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from facttune_ray.training.passes import TILE, Pass
+
+NAME = "facttune_groups"
+FLEX_DIM = 16  # least size of a head that FlexAttention's kernels take
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    groups: Pass,
+    tiles: BlockMask | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """`tiles`: of FlexAttention; None: SDPA."""
+    gqa = query.shape[1] != key.shape[1]
+    if tiles is None:
+        return _in_blocks(query, key, value, groups, scale=scaling, enable_gqa=gqa), None
+    run = flex() if query.is_cuda else flex_attention
+    found = run(query, key, value, block_mask=tiles, scale=scaling, enable_gqa=gqa)
+    return found.transpose(1, 2), None
+
+
+def tiles_of(passed: Pass, head_dim: int, dtype: torch.dtype) -> BlockMask | None:
+    """FlexAttention's tiles of a pass; None where SDPA runs it: on a CPU, in float64, or with heads
+    too small for the kernels."""
+    if not passed.ids_N.is_cuda or dtype == torch.float64 or head_dim < FLEX_DIM:
+        return None
+    return block_mask(passed)
+
+
+def block_mask(passed: Pass) -> BlockMask:
+    wanted_QK = passed.tile_QK
+    count_Q = wanted_QK.sum(-1, dtype=torch.int32)
+    index_QK = wanted_QK.int().argsort(dim=-1, descending=True, stable=True).int()
+    return BlockMask.from_kv_blocks(
+        count_Q[None, None],
+        index_QK[None, None],
+        BLOCK_SIZE=TILE,
+        mask_mod=seen(passed.root_N, passed.branch_N),
+        seq_lengths=(len(passed.ids_N), len(passed.ids_N)),
+    )
+
+
+def seen(root_N: torch.Tensor, branch_N: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """FlexAttention's rule: a token sees what stands before it, under the same root, in the root
+    itself (branch -1) or in its own branch."""
+
+    def rule(_b: Any, _h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        near = (branch_N[k] == -1) | (branch_N[k] == branch_N[q])
+        return (root_N[q] == root_N[k]) & near & (q >= k)
+
+    return rule
+
+
+@functools.cache
+def flex() -> Callable[..., torch.Tensor]:
+    """Its kernels are made at first use; a second length makes them of any length."""
+    return torch.compile(flex_attention)
+
+
+def _in_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: Pass, **how: Any
+) -> torch.Tensor:
+    where = (groups.root_AL, groups.branch_RT, groups.place_N)
+    (q, q2), (k, k2), (v, v2) = (
+        Unpack.apply(x[0].transpose(0, 1), *where) for x in (query, key, value)
+    )
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    # padding stands right of a root, where causal attention never looks
+    found = scaled_dot_product_attention(q, k, v, is_causal=True, **how).transpose(1, 2)
+    if not len(groups.branch_RT):
+        return Pack.apply(found, None, groups.place_N)[None]
+    k = torch.cat([k.index_select(0, groups.root_of_R), k2.transpose(1, 2)], dim=2)
+    v = torch.cat([v.index_select(0, groups.root_of_R), v2.transpose(1, 2)], dim=2)
+    branches = scaled_dot_product_attention(
+        q2.transpose(1, 2), k, v, attn_mask=groups.seen_R1TK, **how
+    )
+    return Pack.apply(found, branches.transpose(1, 2), groups.place_N)[None]
+
+
+class Unpack(torch.autograd.Function):
+    """Tokens [N, H, D] -> blocks [A, L, H, D] and [R, T, H, D].
+
+    A token has one place in them, and padding's gradient is 0, so the gradient is read from that
+    place: many times faster than indexing's own, which adds up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_NHD: Any, root_AL: Any, branch_RT: Any, place_N: Any) -> Any:
+        ctx.save_for_backward(place_N)
+        return x_NHD[root_AL], x_NHD[branch_RT]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:  # type: ignore[override]
+        (place_N,) = ctx.saved_tensors
+        return torch.cat([g.flatten(0, 1) for g in grads])[place_N], None, None, None
+
+
+class Pack(torch.autograd.Function):
+    """Blocks -> tokens [N, H, D]; padding is left out."""
+
+    @staticmethod
+    def forward(ctx: Any, root_ALHD: Any, branch_RTHD: Any, place_N: Any) -> Any:
+        blocks = [b for b in (root_ALHD, branch_RTHD) if b is not None]
+        ctx.save_for_backward(place_N)
+        ctx.shapes = [b.shape for b in blocks]
+        return torch.cat([b.flatten(0, 1) for b in blocks])[place_N]
+
+    @staticmethod
+    def backward(ctx: Any, grad_NHD: Any) -> Any:  # type: ignore[override]
+        (place_N,) = ctx.saved_tensors
+        counts = [shape[0] * shape[1] for shape in ctx.shapes]
+        flat = grad_NHD.new_zeros(sum(counts), *grad_NHD.shape[1:])
+        flat.index_copy_(0, place_N, grad_NHD)
+        found = [x.view(s) for x, s in zip(flat.split(counts), ctx.shapes, strict=True)]
+        return found[0], found[1] if len(found) > 1 else None, None
+
+
+AttentionInterface.register(NAME, attend)
