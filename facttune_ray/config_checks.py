@@ -135,6 +135,11 @@ def check(cfg: Config) -> None:
 
 
 def _training(cfg: Config) -> None:
+    if cfg.train.gpus % 1 and cfg.train.workers > 1:
+        raise UserError(
+            f"train.gpus={cfg.train.gpus}: {cfg.train.workers} workers cannot share a GPU: give "
+            f"each a whole one, or set train.workers=1"
+        )
     train = cfg.train
     if bool(train.eval_every) != bool(train.eval_topics):
         raise UserError(

@@ -53,6 +53,7 @@ class TrainConfig:
     pass_tokens: int = 8192  # of a forward pass at most; a step takes several, a group may, too
     share_prefix: bool = True  # run a prompt once for all its responses; the loss is the same
     recompute: bool = False  # activations in the backward pass: a third slower, far less memory
+    compile: bool = False  # fused kernels for each layer, made in the first minute: for GPUs
     max_length: int = 512  # tokens of prompt and response; a longer response is cut at its end
     max_prompt_length: int = 0  # tokens of the prompt; 0: no limit of its own
     keep_prompt: Literal["end", "start"] = "end"  # what of a longer prompt is kept
@@ -62,7 +63,7 @@ class TrainConfig:
     # held-out figure that chooses the model and stops early; none: the last step's model
     best: Literal["none", "loss", "reward_accuracy", "margin"] = "none"
     patience: int = 0  # stop after so many measurements without a better one; 0: never
-    save_every: int = 0  # steps between checkpoints; 0: none
+    save_every: int = 100  # steps between checkpoints; 0: none
     keep: int = 1  # checkpoints kept beside the last: the best by `best`, else the newest
     checkpoints: str = ""  # folder or URI of the checkpoints; "": in the run's folder
     max_failures: int = 3  # workers lost, each time going on from the last checkpoint

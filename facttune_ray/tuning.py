@@ -29,7 +29,7 @@ GIVEN = "given"  # scope of files of one's own
 # of TrainConfig: what decides speed, or what is written beside the model
 AROUND = frozenset(
     (
-        "workers min_workers gpus deepspeed pass_tokens share_prefix recompute "
+        "workers min_workers gpus deepspeed pass_tokens share_prefix recompute compile "
         "save_every keep checkpoints max_failures log eval_samples"
     ).split()
 )
@@ -113,7 +113,8 @@ class Tuning(Run):
             called = f"{cfg.run.name}-{scope}-{tables.fingerprint(recipe)[:8]}"
             job = loop.TrainJob(
                 rows=tuple(map(str, parts)),
-                model=start.path,
+                # workers stand in another folder than the driver
+                model=str(Path(start.path).resolve()) if Path(start.path).is_dir() else start.path,
                 out=str(out),
                 train=train,
                 groups=cfg.groups,

@@ -42,7 +42,7 @@ def ours(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
     warm_up()
     meter = Meter(cfg["device"])
     tokenizer, lm = load(path, cfg)
-    model = GroupModel(meter.count(lm).eval())
+    model = GroupModel(meter.count(lm).eval(), longest=1024)
     if cfg["compile"]:
         compile_layers(lm)
     rmsprop = optimizer(model, cfg)
@@ -81,7 +81,7 @@ def ours(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
             step.loss(model, i).backward()
         rmsprop.step()
         rmsprop.zero_grad()
-        meter.losses.append(step.figures["loss"])
+        meter.losses.append(step.figures()["loss"])
         meter.mark()
     pairs = sum(len(g.pairs) for g in some)
     found = meter.figures(pairs, first)

@@ -120,10 +120,15 @@ def attend(
     *,
     shared: SharedCache,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers. query [rows, heads, tokens, D] -> [rows, tokens,
-    heads, D]; key and value hold the new tokens, which are in `shared` already."""
+    heads, D]; key and value hold the new tokens, which are in `shared` already. ValueError for
+    softcaps and sinks, which are not served."""
+    if softcap is not None or s_aux is not None:
+        raise ValueError("softcaps and sinks of attention are not served")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not shared.prefilling:
         return _attend_step(query * scale, shared, module.layer_idx), None
@@ -309,8 +314,7 @@ def attending(model: Any) -> Iterator[None]:
 
 def can_share(model: Any) -> bool:
     """Whether the model attends to every position through an attention function that can be
-    changed, and gives the same logits so. Asked of it, as its flags do not all tell (softcaps,
-    sinks and biases of attention are given to an attention function, too, and not served)."""
+    changed, and gives the same logits so. Asked of it, as its flags do not all tell."""
     layers = DynamicCache(config=model.config).layers
     if not getattr(model, "_supports_attention_backend", False) or not layers:
         return False

@@ -132,7 +132,7 @@ class Context:
             quantize=cfg.lora.quantize,
             key="train.lora.quantize",
         )
-        return tokenizer, GroupModel(model.eval())
+        return tokenizer, GroupModel(model.eval(), cfg.max_length)
 
     @functools.cached_property
     def entailment(self) -> Entailment:

@@ -21,7 +21,8 @@ NAME = "default"  # peft's, of an only adapter
 
 def load(path: str, train: TrainConfig, device: Any) -> tuple[Any, Any]:
     """(tokenizer, causal LM with adapters) of what `sampling.weights.load` takes. UserError when
-    peft is missing, or when `train.lora.targets` has a name that no layer ends with."""
+    peft is missing, when `train.lora.targets` has a name that no layer ends with, or for GPT-2's
+    kind of layer."""
     if find_spec("peft") is None:
         raise UserError('train.lora.rank: needs peft: pip install "facttune_ray[lora]", or peft')
     import peft
@@ -31,7 +32,7 @@ def load(path: str, train: TrainConfig, device: Any) -> tuple[Any, Any]:
         path, train.dtype, device=str(device), quantize=lora.quantize, key="train.lora.quantize"
     )
     lm.requires_grad_(False)
-    _check_targets(lora, lm)
+    _check_targets(lora, lm, path)
     peft.inject_adapter_in_model(config(lora, path), lm, adapter_name=NAME)
     return tokenizer, lm.to(device) if lora.quantize == "none" else lm
 
@@ -50,9 +51,15 @@ def config(lora: LoraConfig, base: str) -> Any:
     )
 
 
-def _check_targets(lora: LoraConfig, lm: Any) -> None:
+def _check_targets(lora: LoraConfig, lm: Any, path: str) -> None:
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
+    if any(isinstance(m, Conv1D) for m in lm.modules()):
+        raise UserError(
+            f"train.lora.rank: {path} is a {type(lm).__name__}, whose layers hold their weights "
+            f"transposed, and no adapter of it could be merged: set it to 0"
+        )
     linear = [n for n, m in lm.named_modules() if isinstance(m, nn.Linear)]
     for target in lora.targets:
         if not any(n == target or n.endswith(f".{target}") for n in linear):

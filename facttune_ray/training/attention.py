@@ -6,7 +6,7 @@ attends to itself, causally; a branch (a response behind a root) to the whole ro
 
 On a CPU tokens are unpacked into blocks of roots and of branches, two calls of SDPA. On a GPU they
 stay as they are: FlexAttention (torch.nn.attention.flex_attention) runs the 128 x 128 tiles of the
-one matrix in which anything is seen, by the rule that `seen` states.
+one matrix in which anything is seen, by the rule of `rule_of`.
 """
 
 from __future__ import annotations
@@ -34,26 +34,43 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     groups: Pass,
-    tiles: BlockMask | None = None,
+    seen: BlockMask | torch.Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`tiles`: of FlexAttention; None: SDPA."""
+    """`seen`: of `what_is_seen`. ValueError for what is not served: a window that some sequence
+    is longer than, softcaps, sinks."""
+    if sliding_window is not None and sliding_window < groups.longest:
+        raise ValueError(f"a window of {sliding_window}, sequences of {groups.longest}")
+    if softcap is not None or s_aux is not None:
+        raise ValueError("softcaps and sinks of attention are not served")
     gqa = query.shape[1] != key.shape[1]
-    if tiles is None:
-        return _in_blocks(query, key, value, groups, scale=scaling, enable_gqa=gqa), None
-    run = flex() if query.is_cuda else flex_attention
-    found = run(query, key, value, block_mask=tiles, scale=scaling, enable_gqa=gqa)
+    if isinstance(seen, torch.Tensor):
+        return _in_blocks(query, key, value, groups, seen, scale=scaling, enable_gqa=gqa), None
+    run: Any = flex() if query.is_cuda else flex_attention
+    found = run(query, key, value, block_mask=seen, scale=scaling, enable_gqa=gqa)
     return found.transpose(1, 2), None
 
 
-def tiles_of(passed: Pass, head_dim: int, dtype: torch.dtype) -> BlockMask | None:
-    """FlexAttention's tiles of a pass; None where SDPA runs it: on a CPU, in float64, or with heads
-    too small for the kernels."""
+def what_is_seen(passed: Pass, head_dim: int, dtype: torch.dtype) -> BlockMask | torch.Tensor:
+    """What each token of a pass sees: FlexAttention's tiles, or for SDPA (on a CPU, in float64,
+    with heads too small for the kernels) a mask of the branches' blocks."""
     if not passed.ids_N.is_cuda or dtype == torch.float64 or head_dim < FLEX_DIM:
-        return None
+        return block_seen(passed)
     return block_mask(passed)
+
+
+def block_seen(passed: Pass) -> torch.Tensor:
+    """[R, 1, T, L + T] bool: what a branch's token sees of its root and of its branch."""
+    device, (branches, width) = passed.ids_N.device, passed.branch_RT.shape
+    root_L = torch.arange(passed.root_AL.shape[1], device=device)
+    of_root_R1TL = (root_L < passed.root_length_R[:, None])[:, None, None].expand(-1, -1, width, -1)
+    own_TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    return torch.cat([of_root_R1TL, own_TT.expand(branches, 1, -1, -1)], dim=-1)
 
 
 def block_mask(passed: Pass) -> BlockMask:
@@ -64,12 +81,12 @@ def block_mask(passed: Pass) -> BlockMask:
         count_Q[None, None],
         index_QK[None, None],
         BLOCK_SIZE=TILE,
-        mask_mod=seen(passed.root_N, passed.branch_N),
+        mask_mod=rule_of(passed.root_N, passed.branch_N),
         seq_lengths=(len(passed.ids_N), len(passed.ids_N)),
     )
 
 
-def seen(root_N: torch.Tensor, branch_N: torch.Tensor) -> Callable[..., torch.Tensor]:
+def rule_of(root_N: torch.Tensor, branch_N: torch.Tensor) -> Callable[..., torch.Tensor]:
     """FlexAttention's rule: a token sees what stands before it, under the same root, in the root
     itself (branch -1) or in its own branch."""
 
@@ -82,12 +99,17 @@ def seen(root_N: torch.Tensor, branch_N: torch.Tensor) -> Callable[..., torch.Te
 
 @functools.cache
 def flex() -> Callable[..., torch.Tensor]:
-    """Its kernels are made at first use; a second length makes them of any length."""
-    return torch.compile(flex_attention)
+    """Its kernels are made at first use, for any number of tokens."""
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def _in_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: Pass, **how: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    groups: Pass,
+    seen_R1TK: torch.Tensor,
+    **how: Any,
 ) -> torch.Tensor:
     where = (groups.root_AL, groups.branch_RT, groups.place_N)
     (q, q2), (k, k2), (v, v2) = (
@@ -100,9 +122,7 @@ def _in_blocks(
         return Pack.apply(found, None, groups.place_N)[None]
     k = torch.cat([k.index_select(0, groups.root_of_R), k2.transpose(1, 2)], dim=2)
     v = torch.cat([v.index_select(0, groups.root_of_R), v2.transpose(1, 2)], dim=2)
-    branches = scaled_dot_product_attention(
-        q2.transpose(1, 2), k, v, attn_mask=groups.seen_R1TK, **how
-    )
+    branches = scaled_dot_product_attention(q2.transpose(1, 2), k, v, attn_mask=seen_R1TK, **how)
     return Pack.apply(found, branches.transpose(1, 2), groups.place_N)[None]
 
 

@@ -97,9 +97,10 @@ def build(job: TrainJob, steps: int, device: Any) -> tuple[Any, Any, Any]:
     import deepspeed
     import torch
 
-    from facttune_ray.training.model import GroupModel
+    from facttune_ray.training.model import GroupModel, compile_layers
 
     cfg = job.train
+    sharded = job.deepspeed.get("zero_optimization", {}).get("stage") == 3
     # only inference uses this operator, and building it would need a C++ compiler
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -107,14 +108,19 @@ def build(job: TrainJob, steps: int, device: Any) -> tuple[Any, Any, Any]:
         _check_precision(cfg.dtype, deepspeed.get_accelerator())
         _check_settings(job)
         torch.manual_seed(job.seed)
-        tokenizer, lm = _load(job, device)
+        # ZeRO 3 is for weights that no device holds whole: its parts leave the host's memory
+        tokenizer, lm = _load(job, "cpu" if sharded else device)
         if cfg.recompute:
             recompute_layers(lm)
+        if cfg.compile:
+            compile_layers(lm)
         return tokenizer, lm
 
     tokenizer, lm = together(prepare, f"{job.model}: cannot be loaded")
     trained = optimizer(cfg, lm)
-    model = GroupModel(lm.eval())
+    model = GroupModel(lm.eval(), cfg.max_length)
+    if sharded:
+        deepspeed.zero.Init(module=model, config_dict_or_path=job.deepspeed)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=trained,
@@ -177,6 +183,16 @@ def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
     # nothing in a layer is random
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def grad_norm(engine: Any) -> float | None:
+    """Of the step that comes; None where DeepSpeed's optimizer finds it itself, in its step."""
+    import torch
+
+    if engine.optimizer is not engine.basic_optimizer:
+        return None
+    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(grads))
 
 
 def _unstep(engine: Any) -> None:

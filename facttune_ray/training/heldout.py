@@ -70,13 +70,13 @@ def evaluate(
     policy = step.sums_of(found, parts, torch.zeros(1, dtype=torch.float64))
     if supervised:
         flat = torch.tensor([w for some in step.weights for w in some], dtype=torch.float64)
-        step.figures["loss"] = sft(policy, flat).item()
+        step.add(sft(policy, flat))
     else:
         reference = step.sums_of(step.references, parts, policy.win_B)
         step.whole_loss(policy, reference, parts)
     kl, count = _kl(found, step.references) if mine else (0.0, 0)
     device = next(engine.parameters()).device
-    values = [*(step.figures[k] for k in FIGURES), kl, count]
+    values = [*step.figures().values(), kl, count]
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     *figures, kl, count = total.tolist()
@@ -126,7 +126,12 @@ def draw(
         [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device
     )
     cuda = [device] if device.type == "cuda" else []
-    with _writing(lm), torch.random.fork_rng(devices=cuda), torch.no_grad():
+    with (
+        _writing(lm),
+        torch.compiler.set_stance("force_eager"),
+        torch.random.fork_rng(devices=cuda),
+        torch.no_grad(),
+    ):
         torch.manual_seed(seed_from("heldout samples", seed) % 2**63)
         out_BT = lm.generate(
             input_ids=ids_BT,

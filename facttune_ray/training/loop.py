@@ -52,7 +52,7 @@ def train(job: TrainJob) -> int:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from facttune_ray.training import rows
+    from facttune_ray.training import rows, trackers
     from facttune_ray.training.worker import worker
 
     cfg = job.train
@@ -61,6 +61,9 @@ def train(job: TrainJob) -> int:
             f"{Path(job.rows[0]).parent}: no pair of responses whose rewards differ: nothing to "
             f"train on. Check the rewards table, lower groups.threshold, or sample more"
         )
+    rows.check_budget(job.rows, cfg.pass_tokens)
+    for name in cfg.log:
+        trackers.check(name)
     least = min(cfg.min_workers or cfg.workers, cfg.workers)
     workers = cfg.workers if least == cfg.workers else (least, cfg.workers)
     # at each poll of its workers Ray Train takes one checkpoint, and sees that they are done
@@ -87,7 +90,6 @@ def train(job: TrainJob) -> int:
     )
     with _progress(Path(job.out) / "train.jsonl"):
         outcome = trainer.fit().return_value  # type: ignore[attr-defined]
-    (Path(job.out) / "rows.arrow").unlink(missing_ok=True)
     if isinstance(outcome, str):
         raise UserError(outcome)
     return outcome

@@ -1,6 +1,6 @@
 """A causal LM that runs a group's responses side by side and its prompt once.
 
-    model = GroupModel(lm)
+    model = GroupModel(lm, longest=512)
     model(passed)          log p(token) of the M response tokens of a pass
 
 All tokens of a pass lie behind one another in one row, without padding: linear layers see real
@@ -14,6 +14,7 @@ long, so many at a time that LOGITS numbers are in memory.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,19 +22,25 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from facttune_ray.training.attention import NAME, tiles_of
+from facttune_ray.training.attention import NAME, what_is_seen
 from facttune_ray.training.losses import token_logps
 from facttune_ray.training.passes import Pass, lay_out
 
 LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}  # 256 MiB, 1 GiB of float32
+ANY_LENGTH = 1 << 40
 
 
 class GroupModel(nn.Module):
-    """`lm` for passes. A model whose attention cannot be replaced runs whole, padded sequences."""
+    """`lm` for passes. A model whose attention cannot be replaced runs whole, padded sequences.
 
-    def __init__(self, lm: Any) -> None:
+    `longest`: tokens of a sequence at most; a model whose layers see no further than a window can
+    still share when no sequence is longer.
+    """
+
+    def __init__(self, lm: Any, longest: int = ANY_LENGTH) -> None:
         super().__init__()
-        self.lm, self.shares = lm, can_share(lm)
+        self.lm, self.plain_head = lm, has_plain_head(lm)
+        self.shares = self.plain_head and can_share(lm, longest)
         numbers = LOGITS.get(lm.device.type, LOGITS["cpu"])
         self.chunk = max(256, numbers // lm.config.get_text_config(decoder=True).vocab_size)
         if self.shares:
@@ -43,7 +50,7 @@ class GroupModel(nn.Module):
         """Log p(token) of the response tokens, [M], in the order of `passed.token_M`."""
         if self.shares:
             return shared_logps(self.lm, passed, self.chunk)
-        return plain_logps(self.lm, passed)
+        return plain_logps(self.lm, passed, self.chunk if self.plain_head else None)
 
 
 def shared_logps(lm: Any, passed: Pass, chunk: int) -> torch.Tensor:
@@ -52,10 +59,26 @@ def shared_logps(lm: Any, passed: Pass, chunk: int) -> torch.Tensor:
         position_ids=passed.position_N[None],
         use_cache=False,
         groups=passed,
-        tiles=tiles_of(passed, head_dim(lm), lm.dtype),
+        seen=what_is_seen(passed, head_dim(lm), lm.dtype),
     ).last_hidden_state[0]
     head = lm.get_output_embeddings()
     return token_logps(states_NC.index_select(0, passed.at_M), head, passed.token_M, chunk)
+
+
+def plain_logps(lm: Any, passed: Pass, chunk: int | None) -> torch.Tensor:
+    """As any trainer: padded rows, the prompt in each. `chunk`: as in `token_logps`; None: the
+    model makes all logits itself, and does more to them than its output layer."""
+    device = passed.ids_N.device
+    rows = [torch.tensor(s) for s in passed.sequences]
+    ids_BT = pad_sequence(rows, batch_first=True).to(device)
+    mask_BT = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True).to(device)
+    run = lm if chunk is None else lm.base_model
+    found = run(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+    wide_BTX = found.logits if chunk is None else found.last_hidden_state
+    ends = zip(wide_BTX, rows, passed.prompts, strict=True)
+    wide_MX = torch.cat([wide[prompt - 1 : len(row) - 1] for wide, row, prompt in ends])
+    head = nn.Identity() if chunk is None else lm.get_output_embeddings()
+    return token_logps(wide_MX, head, passed.token_M, chunk or 0)
 
 
 def compile_layers(lm: Any) -> None:
@@ -70,26 +93,32 @@ def head_dim(lm: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def plain_logps(lm: Any, passed: Pass) -> torch.Tensor:
-    """As any trainer: padded rows, the prompt in each, logits of all tokens."""
-    device = passed.ids_N.device
-    rows = [torch.tensor(s) for s in passed.sequences]
-    ids_BT = pad_sequence(rows, batch_first=True).to(device)
-    mask_BT = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True).to(device)
-    logits_BTV = lm(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
-    found = []
-    for b, (ids, prompt) in enumerate(zip(rows, passed.prompts, strict=True)):
-        logits = logits_BTV[b, prompt - 1 : len(ids) - 1]
-        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        wanted = ids[prompt:, None].to(device)
-        found.append(logits.log_softmax(-1).gather(1, wanted)[:, 0])
-    return torch.cat(found)
+@torch.no_grad()
+def has_plain_head(lm: Any) -> bool:
+    """Whether the logits are the output layer's product with the last states, without a softcap, a
+    scale or anything else. Asked of the model: both are computed alike, so they are equal."""
+    if lm.config._attn_implementation == NAME:  # it was asked before, and shares
+        return True
+    vocab = lm.config.get_text_config(decoder=True).vocab_size
+    ids_1T = torch.tensor([[i % vocab for i in range(3, 15)]], device=lm.device)
+    training = lm.training
+    lm.eval()
+    try:
+        logits_TV = lm(input_ids=ids_1T, use_cache=False).logits[0]
+        states_TC = lm.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
+        made_TV = lm.get_output_embeddings()(states_TC)
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+        return False
+    finally:
+        lm.train(training)
+    near = 2 * torch.finfo(lm.dtype).eps if lm.device.type == "cuda" else 0.0
+    return torch.allclose(made_TV, logits_TV, rtol=near, atol=0.0)
 
 
 @torch.no_grad()
-def can_share(lm: Any) -> bool:
-    """Whether the model gives the same log-probabilities so. Asked of it: windows, softcaps and
-    scaled logits are not served, and its flags do not tell of all."""
+def can_share(lm: Any, longest: int = ANY_LENGTH) -> bool:
+    """Whether the model gives the same log-probabilities so, for sequences of up to `longest`
+    tokens. Asked of it: its flags do not tell all that its layers do."""
     if lm.config._attn_implementation == NAME:  # it was asked before
         return True
     if not getattr(lm, "_supports_attention_backend", False):
@@ -98,10 +127,11 @@ def can_share(lm: Any) -> bool:
     ids = [i % vocab for i in range(3, 15)]
     device = next(lm.parameters()).device
     passed = lay_out([(ids[:4], [ids[4:9], ids[7:12]])], share_prefix=True).to(device)
+    passed = replace(passed, longest=longest)
     before, training = lm.config._attn_implementation, lm.training
     lm.eval()
     try:
-        plain_M = plain_logps(lm, passed)
+        plain_M = plain_logps(lm, passed, None)
         lm.set_attn_implementation(NAME)
         shared_M = shared_logps(lm, passed, 0)
     except (TypeError, ValueError, AttributeError, IndexError):

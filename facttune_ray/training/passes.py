@@ -89,7 +89,7 @@ class Pass:
     root_AL: torch.Tensor
     branch_RT: torch.Tensor
     root_of_R: torch.Tensor
-    seen_R1TK: torch.Tensor  # bool: what a branch's token sees of its root (L) and branch (T)
+    root_length_R: torch.Tensor  # tokens of that root
     root_N: torch.Tensor  # the root that a token is of, or stands behind
     branch_N: torch.Tensor  # its branch; -1 in a root
     tile_QK: torch.Tensor  # bool: tiles of TILE x TILE tokens in which anything may be seen
@@ -99,6 +99,7 @@ class Pass:
     owner_M: torch.Tensor  # response of the pass, 0, 1, ... in the order given
     sequences: tuple[tuple[int, ...], ...] = ()  # prompt and response of each
     prompts: tuple[int, ...] = ()  # tokens of each one's prompt
+    longest: int = 0  # tokens of the longest sequence
 
     def to(self, device: Any) -> Pass:
         moved: dict[str, Any] = {
@@ -153,25 +154,18 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
             prompts.append(len(prompt))
 
     place_N = np.zeros(len(ids), np.int64)
-    root_AL, _ = _block([r[:2] for r in roots], place_N, 0)
-    branch_RT, inside_RT = _block([b[:2] for b in branches], place_N, root_AL.size)
-    width = branch_RT.shape[1]
+    root_AL = _block([r[:2] for r in roots], place_N, 0)
+    branch_RT = _block([b[:2] for b in branches], place_N, root_AL.size)
     root_of_R = np.array([root for *_, root in branches], np.int64)
     root_length_R = np.array([roots[root][1] for root in root_of_R], np.int64)
-    of_root_RTL = np.broadcast_to(
-        (np.arange(root_AL.shape[1]) < root_length_R[:, None])[:, None],
-        (len(branches), width, root_AL.shape[1]),
-    )
-    causal_TT = np.tril(np.ones((width, width), bool))
     root_N, branch_N = np.repeat(np.array(member, np.int32), runs, axis=0).T.copy()
-    of_own_RTT = np.broadcast_to(causal_TT, (len(branches), width, width))
     return Pass(
         ids_N=torch.tensor(ids),
         position_N=torch.from_numpy(np.concatenate(positions)),
         root_AL=torch.from_numpy(root_AL),
         branch_RT=torch.from_numpy(branch_RT),
         root_of_R=torch.from_numpy(root_of_R),
-        seen_R1TK=torch.from_numpy(np.concatenate([of_root_RTL, of_own_RTT], axis=2)[:, None]),
+        root_length_R=torch.from_numpy(root_length_R),
         root_N=torch.from_numpy(root_N),
         branch_N=torch.from_numpy(branch_N),
         tile_QK=torch.from_numpy(_tiles(root_N, branch_N)),
@@ -181,13 +175,12 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
         owner_M=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
         sequences=tuple(sequences),
         prompts=tuple(prompts),
+        longest=max(map(len, sequences)),
     )
 
 
-def _block(
-    segments: Sequence[tuple[int, int]], place_N: np.ndarray, offset: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """([segments, longest] places of their tokens, what of it is no padding); sets `place_N`."""
+def _block(segments: Sequence[tuple[int, int]], place_N: np.ndarray, offset: int) -> np.ndarray:
+    """[segments, longest] places of their tokens, with padding; sets `place_N`."""
     first_S = np.array([first for first, _ in segments], np.int64)
     length_S = np.array([length for _, length in segments], np.int64)
     width = int(length_S.max(initial=0))
@@ -195,7 +188,7 @@ def _block(
     block_SW = np.where(inside_SW, first_S[:, None] + np.arange(width), 0)
     cells_SW = offset + np.arange(block_SW.size).reshape(block_SW.shape)
     place_N[block_SW[inside_SW]] = cells_SW[inside_SW]
-    return block_SW, inside_SW
+    return block_SW
 
 
 def _tiles(root_N: np.ndarray, branch_N: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The finished table `reference` as rows by number, without holding it in memory.
 
-    rows = open_rows(["s3://.../part-00000.parquet", ...], folder)
+    write(["runs/x/reference/part-00000.parquet", ...], file)
+    rows = Rows(file)
     rows.at([7, 2])  ->  [{"prompt_id": "8f2c", "prompt_tokens": [1, 88], ...}, {...}]
 
 Training takes groups in an order of its own, the same for any number of workers, and goes on
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facttune_ray.errors import UserError
@@ -55,3 +57,22 @@ def usable_pairs(parts: Sequence[str]) -> int:
     """Pairs of all groups."""
     counts = (pq.read_table(p, columns=["pairs"], partitioning=None)["pairs"] for p in parts)
     return sum(int(np.sum(c.to_numpy())) for c in counts)
+
+
+def check_budget(parts: Sequence[str], pass_tokens: int) -> None:
+    """UserError when a response and its prompt do not fit into a pass. Workers would find it one
+    by one, in the middle of a step that the others wait in."""
+    for part in parts:
+        for batch in pq.ParquetFile(part).iter_batches(
+            columns=["prompt_id", "prompt_tokens", "response_tokens"]
+        ):
+            responses = batch["response_tokens"]
+            lengths = pc.list_value_length(pc.list_flatten(responses)).to_numpy()
+            prompts = pc.list_value_length(batch["prompt_tokens"]).to_numpy()
+            of = pc.list_parent_indices(responses).to_numpy()
+            for i in np.flatnonzero(lengths + prompts[of] > pass_tokens):
+                raise UserError(
+                    f"train.pass_tokens={pass_tokens}: prompt {batch['prompt_id'][int(of[i])]} has "
+                    f"{prompts[of[i]]} tokens and a response {lengths[i]}, which do not fit: "
+                    f"raise it, or lower train.max_length"
+                )

@@ -5,7 +5,7 @@
         step.look(model, i)                    groups that no pass holds: log-probabilities alone
     for i in range(len(step.passes)):
         step.loss(model, i).backward()         the gradients add up to the step's
-    step.figures                               loss, reward accuracy and margin, weighted
+    step.figures()                             loss, reward accuracy and margin, weighted
     step.tokens                                that its second round runs
 
 The loss of a group needs all its log-probabilities. Where they come from several passes, a first
@@ -52,7 +52,8 @@ class Step:
     references: Sequence[Sequence[Sequence[float]]]
     weights: Sequence[Sequence[float]]
     objective: Objective
-    figures: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FIGURES, 0.0))
+    _figures: list[torch.Tensor] = field(default_factory=list)  # on the device: read once a step
+    _apart: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         o, sizes = self.objective, [size(g) for g in self.groups]
@@ -65,6 +66,17 @@ class Step:
         )
         self._found: dict[int, dict[int, tuple[float, float]]] = {}  # group -> response -> sums
         self._slopes: dict[int, Logps] = {}  # derivative of the loss by each sum
+
+    def figures(self) -> dict[str, float]:
+        """Those of FIGURES so far; supervised tuning has a loss alone."""
+        if not self._figures:
+            return dict.fromkeys(FIGURES, 0.0)
+        return dict(zip(FIGURES, torch.stack(self._figures).sum(0).tolist(), strict=True))
+
+    def apart(self) -> float:
+        """The most that policy and reference differ in a response's log-probability a token. 0
+        where the policy is the reference, but for rounding."""
+        return max([0.0, *(x.item() for x in self._apart)])
 
     def _plan_cut(self) -> None:
         """Of a cut group's passes the largest needs no first round: it runs before the others, and
@@ -93,9 +105,9 @@ class Step:
             row += len(part.responses)
 
     def _see(self, part: Part, policy: Logps, row: int) -> None:
-        seen = self._found.setdefault(part.group, {})
-        for i, r in enumerate(part.responses, row):
-            seen[r] = (policy.win_B[i].item(), policy.lose_B[i].item())
+        rows = slice(row, row + len(part.responses))
+        sums = zip(policy.win_B[rows].tolist(), policy.lose_B[rows].tolist(), strict=True)
+        self._found.setdefault(part.group, {}).update(zip(part.responses, sums, strict=True))
 
     def _derive(self, g: int, like: Logps) -> None:
         """The derivative of a cut group's loss by each of its sums, which all have been seen."""
@@ -123,8 +135,10 @@ class Step:
         if self.objective.loss == "sft":
             weights = [self.weights[p.group][r] for p in parts for r in p.responses]
             loss = sft(policy, torch.tensor(weights).to(policy.win_B))
-            self.figures["loss"] += loss.item()
+            self.add(loss)
             return loss
+        apart_B = (policy.win_B - reference.win_B).detach() / policy.win_tokens_B.clamp(min=1)
+        self._apart.append(apart_B.abs().max())
         total = policy.win_B.sum() * 0.0
         row, whole = 0, []
         rows: list[torch.Tensor] = []
@@ -183,14 +197,14 @@ class Step:
         right_P = (margin_P > ROUNDING).to(margin_P) + 0.5 * (margin_P.abs() <= ROUNDING).to(
             margin_P
         )
-        values = (
-            loss.detach(),
-            (pairs.weight_P * right_P).sum(),
-            (pairs.weight_P * margin_P).sum(),
-        )
-        for name, value in zip(FIGURES, values, strict=True):
-            self.figures[name] += value.item()
+        self.add(loss, (pairs.weight_P * right_P).sum(), (pairs.weight_P * margin_P).sum())
         return loss
+
+    def add(self, loss: torch.Tensor, *others: torch.Tensor) -> None:
+        """To the figures; of those not given, nothing."""
+        none = torch.zeros_like(loss)
+        values = [loss, *others, *[none] * (len(FIGURES) - 1 - len(others))]
+        self._figures.append(torch.stack([x.detach().double() for x in values]))
 
     def _run(self, model: Any, parts: Sequence[Part]) -> tuple[Logps, Logps]:
         """(policy, reference) of the responses of some parts, in order."""

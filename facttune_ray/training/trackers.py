@@ -79,10 +79,9 @@ def open(
     names: Sequence[str], folder: str, run: str, config: dict[str, Any], step: int
 ) -> Trackers:
     """Trackers of a run of which `step` steps are done. `config`: settings that they show.
-    UserError when one is not installed."""
+    UserError when one is not installed or cannot start."""
     for name in names:
-        if find_spec(NEEDS[name]) is None:
-            raise UserError(f"train.log={name}: pip install {NEEDS[name]}, or leave it out")
+        check(name)
     there = Path(folder)
     files: dict[str, TextIO] = {}
     for name in FILES:
@@ -91,17 +90,30 @@ def open(
         files[name] = builtins.open(path, "a", buffering=1, encoding="utf-8")
     # the same run when it goes on, and another when its folder is another
     key = f"{run}-{digest(str(there.resolve()), chars=8)}"
-    return Trackers(files, {name: TRACKERS[name](there, key, config, step) for name in names})
+    trackers: dict[str, Tracker] = {}
+    for name in names:
+        try:
+            trackers[name] = TRACKERS[name](there, key, config, step)
+        except Exception as e:  # no account, no network, a setting of its own
+            line = " ".join(str(e).split())[:200]
+            raise UserError(f"train.log={name}: cannot start: {type(e).__name__} {line}") from None
+    return Trackers(files, trackers)
+
+
+def check(name: str) -> None:
+    """UserError when a tracker is not installed."""
+    if find_spec(NEEDS[name]) is None:
+        raise UserError(f"train.log={name}: pip install {NEEDS[name]}, or leave it out")
 
 
 def _cut(path: Path, step: int) -> None:
-    """Drop lines of later steps, and a torn last one."""
+    """Drop lines of later steps, and a torn last one. A run that begins has none."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            if line.endswith("\n") and step and json.loads(line)["step"] <= step:
                 kept.append(line)
         except ValueError:
             continue

@@ -15,15 +15,18 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from facttune_ray.config import TrainConfig
 from facttune_ray.errors import UserError
+from facttune_ray.schema import digest
 from facttune_ray.training.collectives import most, sums, together
 from facttune_ray.training.loop import TrainJob
 
+# log-probabilities a token of one response, stored and computed again, at most apart
+SAME = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 HIGHER = ("reward_accuracy", "margin")  # figures of which more is better
 
 
@@ -43,6 +46,7 @@ class Place:
     best_step: int = 0
     best: float | None = None  # held-out figure at best_step, signed so that more is better
     since: int = 0  # measurements since then
+    figures: dict[str, float] = field(default_factory=dict)  # of the last step and measurement
 
 
 class Training:
@@ -86,11 +90,9 @@ class Training:
             cfg.label_smoothing,
             cfg.sft_weight,
             cfg.pass_tokens,
-            cfg.share_prefix,
+            cfg.share_prefix and self.model.shares,
         )
         self.device, self.place, self.log = device, Place(), None
-        self.figures: dict[str, float] = {}  # of the last step
-        self.held_figures: dict[str, float] = {}
 
     def run(self) -> int:
         """Train from where the last checkpoint ends, and write the model. -> steps done"""
@@ -111,7 +113,7 @@ class Training:
                 self._save()
         done = self.place.step
         self._take_best()
-        figures = {"steps": float(self.place.step), **self.figures, **self.held_figures}
+        figures = {"steps": float(self.place.step), **self.place.figures}
         export(
             self.engine,
             self.tokenizer,
@@ -139,6 +141,7 @@ class Training:
     # -- one step --------------------------------------------------------------------------
 
     def _step(self, epoch: int, chosen: Sequence[int]) -> None:
+        from facttune_ray.training.engine import grad_norm
         from facttune_ray.training.step import FIGURES, Step
 
         began, cfg = time.monotonic(), self.job.train
@@ -162,25 +165,31 @@ class Training:
             last = i < len(step.passes)
             loss = step.loss(self.engine, i) if last else step.idle(self.engine)
             self.engine.backward(loss * self.world)  # it takes the mean over workers
-        rate = self.engine.get_lr()[0]
+        rate, norm = self.engine.get_lr()[0], grad_norm(self.engine)
         self.engine.step()
         ran = step.tokens if mine else 0
-        *figures, tokens = sums([*(step.figures[k] for k in FIGURES), ran], self.device)
-        self.figures = dict(zip(FIGURES, figures, strict=True))
+        far = not self.place.step and step.apart() > SAME[cfg.dtype]
+        *made, tokens, off = sums([*step.figures().values(), ran, float(far)], self.device)
+        figures = dict(zip(FIGURES, made, strict=True))
         if self.job.sft:
-            self.figures = {"loss": self.figures["loss"]}
+            figures = {"loss": figures["loss"]}
         elif not self.place.step:
-            _check_first(cfg, self.figures["loss"])
+            _check_first(cfg, figures["loss"], bool(off))
+        self._know(figures)
         self.place = replace(self.place, step=self.place.step + 1)
         if self.log:
             took = time.monotonic() - began
             pairs = sum(len(g.pairs) for g in groups)
-            norm = float(self.engine.get_global_grad_norm() or math.nan)
-            line: dict[str, float] = {"steps": len(self.todo), "epoch": epoch, **self.figures}
+            norm = float(norm or self.engine.get_global_grad_norm() or math.nan)
+            line: dict[str, float] = {"steps": len(self.todo), "epoch": epoch, **figures}
             line |= {"lr": rate, "pairs": pairs, "tokens": int(tokens), "seconds": round(took, 6)}
             if math.isfinite(norm):  # not of a step that float16 skips
                 line["grad_norm"] = norm
             self.log.log(self.place.step, line, "train")
+
+    def _know(self, figures: dict[str, float]) -> None:
+        """For the model card, and in the checkpoint."""
+        self.place = replace(self.place, figures={**self.place.figures, **figures})
 
     def _groups(self, chosen: Sequence[int]) -> tuple[list[Any], list[Any], list[list[float]]]:
         """(groups, their reference log-probabilities, weights of pairs or of targets)."""
@@ -203,7 +212,7 @@ class Training:
         """Figures of the held-out topics. -> whether they are the best so far"""
         from facttune_ray.training import heldout
 
-        cfg, place = self.job.train, self.place
+        cfg = self.job.train
         groups, references, _ = self._groups(self.held)
         with_pairs = [i for i, g in enumerate(groups) if g.pairs or self.job.sft]
         found = heldout.evaluate(
@@ -214,7 +223,8 @@ class Training:
             self.rank,
             self.world,
         )
-        self.held_figures = {f"heldout_{k}": v for k, v in found.items()}
+        self._know({f"heldout_{k}": v for k, v in found.items()})
+        place = self.place
         if self.log:
             self.log.log(place.step, found, "heldout")
         if cfg.eval_samples:
@@ -286,24 +296,30 @@ class Training:
 
 
 def _rows(job: TrainJob, local_rank: int) -> Any:
-    """The table, from a file that the host's first worker writes."""
+    """The table, from a file that each host's first worker writes there; it is gone once all of
+    the host have it open."""
     from facttune_ray.training import rows
 
-    file = Path(job.out) / "rows.arrow"
+    file = Path(tempfile.gettempdir(), f"facttune-rows-{digest(job.out, job.name)}.arrow")
 
     def write() -> None:
         if local_rank == 0:
             rows.write(job.rows, file)
 
     together(write, f"{file}: cannot be written")
-    return rows.Rows(file)
+    found = together(lambda: rows.Rows(file), f"{file}: cannot be read")
+    if local_rank == 0:
+        file.unlink(missing_ok=True)
+    return found
 
 
-def _check_first(cfg: TrainConfig, loss: float) -> None:
-    """Before the first update policy and reference agree, so DPO's loss is ln 2."""
+def _check_first(cfg: TrainConfig, loss: float, off: bool) -> None:
+    """Before the first update policy and reference agree on every response, so DPO's loss is
+    ln 2: errors of several responses could cancel out in it."""
     same = cfg.loss in ("dpo", "cdpo", "dpo_norm", "fact_masked") and not cfg.sft_weight
-    if same and abs(loss - math.log(2)) > 0.02:
+    if off or same and abs(loss - math.log(2)) > 0.02:
+        expected = ", not ln 2 = 0.6931" if same else ""
         raise UserError(
-            f"first DPO loss is {loss:.4f}, not ln 2 = 0.6931: the stored log-probabilities are "
-            f"not the starting model's: make the table reference again, or widen train.dtype"
+            f"first loss is {loss:.4f}{expected}: the stored log-probabilities are not the "
+            f"starting model's: make the table reference again, or widen train.dtype"
         )

@@ -41,7 +41,7 @@ def test_an_adapter_starts_as_nothing_and_learns(reference):
         step.loss(model, 0).backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(step.figures["loss"])
+        losses.append(step.figures()["loss"])
     assert losses[0] == pytest.approx(0.6931, abs=1e-4) and losses[2] < losses[0] - 1e-3
 
 

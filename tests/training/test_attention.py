@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from facttune_ray.training.attention import attend, block_mask, seen
+from facttune_ray.training.attention import attend, block_mask, block_seen, rule_of
 from facttune_ray.training.passes import TILE, Pass, lay_out
 
 
@@ -25,7 +25,7 @@ def test_a_response_sees_its_prompt_and_itself():
     assert passed.root_N.tolist() == [0, 0, 0, 0, 0, 1, 1]
     assert passed.branch_N.tolist() == [-1, -1, 0, 0, 1, -1, -1]  # a lone response is no branch
     place = torch.arange(7)
-    rule = seen(passed.root_N, passed.branch_N)
+    rule = rule_of(passed.root_N, passed.branch_N)
     assert rule(0, 0, place[:, None], place).int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
@@ -44,7 +44,7 @@ def test_tiles_are_those_in_which_something_is_seen(share):
         passed = some_pass(rng, share)
         place, side = torch.arange(len(passed.ids_N)), len(passed.tile_QK)
         dense = torch.zeros(side * TILE, side * TILE, dtype=torch.bool)
-        dense[: len(place), : len(place)] = seen(passed.root_N, passed.branch_N)(
+        dense[: len(place), : len(place)] = rule_of(passed.root_N, passed.branch_N)(
             0, 0, place[:, None], place
         )
         assert torch.equal(passed.tile_QK, dense.view(side, TILE, side, TILE).any(3).any(1))
@@ -57,9 +57,10 @@ def test_tiles_and_blocks_give_the_same(share):
     passed = some_pass(random.Random(share), share)
     query = torch.randn(1, 4, len(passed.ids_N), 16)
     key, value = torch.randn(2, 1, 2, len(passed.ids_N), 16)  # two query heads share one
-    blocks, _ = attend(None, query, key, value, None, groups=passed)
+    given = (None, query, key, value, None)
+    blocks, _ = attend(*given, groups=passed, seen=block_seen(passed))
     with torch.no_grad():  # the kernels have no gradient on a CPU
-        tiles, _ = attend(None, query, key, value, None, groups=passed, tiles=block_mask(passed))
+        tiles, _ = attend(*given, groups=passed, seen=block_mask(passed))
     torch.testing.assert_close(tiles, blocks, atol=1e-5, rtol=1e-5)
 
 

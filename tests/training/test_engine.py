@@ -286,7 +286,7 @@ def run(model: str, cfg: TrainConfig) -> dict:
             grads = (safe_get_full_grad(p) for p in group_model.parameters())
             found["grads"] = torch.cat([g.flatten() for g in grads]).tolist()
         made.step()
-        found["losses"].append(step.figures["loss"])
+        found["losses"].append(step.figures()["loss"])
     with zero.GatheredParameters(list(group_model.parameters())):
         weights = torch.cat([p.flatten().float() for p in group_model.parameters()])
         found["weights"] = weights.tolist()

@@ -112,7 +112,7 @@ def grouped(model, reference, some, mean, objective) -> tuple[float, torch.Tenso
         step.loss(grouping, i).backward()
     model.set_attn_implementation("sdpa")
     reference.set_attn_implementation("sdpa")
-    return step.figures["loss"], gradient(model), step
+    return step.figures()["loss"], gradient(model), step
 
 
 WAYS = {  # pass_tokens, share_prefix
@@ -165,7 +165,7 @@ def test_an_equal_reference_gives_ln_2(models):
     model, _ = models
     loss, _, step = grouped(model, model, groups(), "pair", Objective("dpo", BETA))
     assert loss == pytest.approx(math.log(2), abs=1e-12)
-    assert step.figures["margin"] == pytest.approx(0.0, abs=1e-12)
+    assert step.figures()["margin"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_idle_passes_add_nothing(models):
@@ -175,7 +175,7 @@ def test_idle_passes_add_nothing(models):
     step = Step(some, references, pair_weights(some, "pair"), Objective("dpo", BETA))
     model.zero_grad()
     step.idle(GroupModel(model)).backward()
-    assert gradient(model).abs().max() == 0.0 and step.figures["loss"] == 0.0
+    assert gradient(model).abs().max() == 0.0 and step.figures()["loss"] == 0.0
     model.set_attn_implementation("sdpa")
 
 
@@ -193,7 +193,7 @@ def test_the_parts_of_two_workers_add_up(models):
         one = [[x[i] for i in mine] for x in (some, references, weights)]
         step = Step(*one, objective)
         step.loss(GroupModel(model), 0).backward()
-        total += step.figures["loss"]
+        total += step.figures()["loss"]
     for lm in models:
         lm.set_attn_implementation("sdpa")
     assert total == pytest.approx(whole, abs=1e-12)
