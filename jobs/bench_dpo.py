@@ -26,6 +26,8 @@ def main() -> int:
     args = parser.parse_args()
     lengths = args.prompt_tokens or ([16] if args.quick else [64, 400])
     names = [n for n in dpo_trainers.CONTENDERS if not (args.without_trl and n.startswith("trl"))]
+    if args.device == "cuda":  # where memory is not what small passes are for
+        names.remove(dpo_trainers.SMALL)
     made = {
         "machine": {
             "cpus": os.cpu_count(),

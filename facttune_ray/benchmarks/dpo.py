@@ -51,10 +51,10 @@ ON_GPU = {
     "vocab": 32000,
     "dtype": "bfloat16",
     "groups_a_step": 8,
-    "steps": 2,
-    "small_pass_tokens": 2048,
+    "steps": 1,
     "compile": True,
-    "tries": [5, 15],
+    "pass_tokens": 16384,
+    "tries": [15, 45],
 }
 
 
@@ -85,7 +85,9 @@ def settings(quick: bool, prompt_tokens: int, device: str = "cpu") -> dict[str, 
         "tries": [3] if quick else [1, 5] if long else [1, 3, 5],
         "try_responses": 4 if quick else 6,
     }
-    return found if device == "cpu" else found | ON_GPU
+    if device == "cpu":
+        return found
+    return found | ON_GPU | ({"tries": [15]} if long else {})
 
 
 def word(number: int) -> str:
@@ -123,6 +125,7 @@ def make_model(cfg: dict[str, Any], folder: str | Path) -> None:
     tokenizer = train_tokenizer(["\n".join(words), " ".join(words)], 2 * WORDS + 500, 1024)
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, cfg["dtype"]))
+    torch.set_default_device(cfg["device"])
     lm = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=cfg["hidden"],
@@ -138,6 +141,7 @@ def make_model(cfg: dict[str, Any], folder: str | Path) -> None:
         )
     )
     torch.set_default_dtype(torch.float32)
+    torch.set_default_device("cpu")
     lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -56,7 +56,7 @@ def settings(quick: bool, **model: Any) -> dict[str, Any]:
         "head_dim": 64,
         "vocab": 8000,
         "max_rows": 512,
-        "repeats": 1 if quick else 2,
+        "repeats": 1 if quick or model.get("device") == "cuda" else 2,
     }
     return out | {k: v for k, v in model.items() if v is not None}
 

@@ -4,26 +4,23 @@ An attention function of transformers, query [1, heads, N, D] -> [1, N, heads, D
 of `training/passes.py`, which lie behind one another. A root (a prompt, or prompt and response)
 attends to itself, causally; a branch (a response behind a root) to the whole root and to itself.
 
-On a CPU tokens are unpacked into blocks of roots and of branches, two calls of SDPA. On a GPU they
-stay as they are: FlexAttention (torch.nn.attention.flex_attention) runs the 128 x 128 tiles of the
-one matrix in which anything is seen, by the rule of `rule_of`.
+On a GPU in half precision one call of FlashAttention runs all of them, without padding: a branch's
+keys are its root's and its own, and causal masks end at the last key of each. Elsewhere tokens are
+unpacked into padded blocks of roots and of branches, two calls of SDPA.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from facttune_ray.training.passes import TILE, Pass
+from facttune_ray.training.passes import Pass
 
 NAME = "facttune_groups"
-FLEX_DIM = 16  # least size of a head that FlexAttention's kernels take
 
 
 def attend(
@@ -34,7 +31,7 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     groups: Pass,
-    seen: BlockMask | torch.Tensor,
+    seen: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -48,24 +45,20 @@ def attend(
         raise ValueError(f"a window of {sliding_window}, sequences of {groups.longest}")
     if softcap is not None or s_aux is not None:
         raise ValueError("softcaps and sinks of attention are not served")
-    gqa = query.shape[1] != key.shape[1]
-    if isinstance(seen, torch.Tensor):
-        return _in_blocks(query, key, value, groups, seen, scale=scaling, enable_gqa=gqa), None
-    run: Any = flex() if query.is_cuda else flex_attention
-    found = run(query, key, value, block_mask=seen, scale=scaling, enable_gqa=gqa)
-    return found.transpose(1, 2), None
+    if seen is None:
+        return _in_segments(query, key, value, groups, scaling)[None], None
+    if query.is_cuda and query.shape[1] != key.shape[1]:  # its kernels take no mask with fewer
+        each = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(each, dim=1) for x in (key, value))
+    return _in_blocks(query, key, value, groups, seen, scaling), None
 
 
-def what_is_seen(passed: Pass, head_dim: int, dtype: torch.dtype) -> BlockMask | torch.Tensor:
-    """What each token of a pass sees: FlexAttention's tiles, or for SDPA (on a CPU, in float64,
-    with heads too small for the kernels) a mask of the branches' blocks."""
-    if not passed.ids_N.is_cuda or dtype == torch.float64 or head_dim < FLEX_DIM:
-        return block_seen(passed)
-    return block_mask(passed)
-
-
-def block_seen(passed: Pass) -> torch.Tensor:
-    """[R, 1, T, L + T] bool: what a branch's token sees of its root and of its branch."""
+def what_is_seen(passed: Pass, dtype: torch.dtype) -> torch.Tensor | None:
+    """[R, 1, T, L + T] bool: what a branch's token sees of its root and of its branch, for SDPA;
+    None: FlashAttention, which needs no mask."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    if half and passed.ids_N.is_cuda and torch.cuda.get_device_capability() >= (8, 0):
+        return None
     device, (branches, width) = passed.ids_N.device, passed.branch_RT.shape
     root_L = torch.arange(passed.root_AL.shape[1], device=device)
     of_root_R1TL = (root_L < passed.root_length_R[:, None])[:, None, None].expand(-1, -1, width, -1)
@@ -73,34 +66,29 @@ def block_seen(passed: Pass) -> torch.Tensor:
     return torch.cat([of_root_R1TL, own_TT.expand(branches, 1, -1, -1)], dim=-1)
 
 
-def block_mask(passed: Pass) -> BlockMask:
-    wanted_QK = passed.tile_QK
-    count_Q = wanted_QK.sum(-1, dtype=torch.int32)
-    index_QK = wanted_QK.int().argsort(dim=-1, descending=True, stable=True).int()
-    return BlockMask.from_kv_blocks(
-        count_Q[None, None],
-        index_QK[None, None],
-        BLOCK_SIZE=TILE,
-        mask_mod=rule_of(passed.root_N, passed.branch_N),
-        seq_lengths=(len(passed.ids_N), len(passed.ids_N)),
+def _in_segments(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    groups: Pass,
+    scaling: float | None,
+) -> torch.Tensor:
+    q_NHD, k_NHD, v_NHD = (x[0].transpose(0, 1) for x in (query, key, value))
+    k_KHD, v_KHD = (x.index_select(0, groups.look_K) for x in (k_NHD, v_NHD))
+    found = varlen_attn(
+        q_NHD,
+        k_KHD,
+        v_KHD,
+        groups.queries_S,
+        groups.keys_S,
+        groups.most_queries,
+        groups.most_keys,
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        enable_gqa=True,
     )
-
-
-def rule_of(root_N: torch.Tensor, branch_N: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """FlexAttention's rule: a token sees what stands before it, under the same root, in the root
-    itself (branch -1) or in its own branch."""
-
-    def rule(_b: Any, _h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        near = (branch_N[k] == -1) | (branch_N[k] == branch_N[q])
-        return (root_N[q] == root_N[k]) & near & (q >= k)
-
-    return rule
-
-
-@functools.cache
-def flex() -> Callable[..., torch.Tensor]:
-    """Its kernels are made at first use, for any number of tokens."""
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    assert isinstance(found, torch.Tensor)  # without auxiliary outputs
+    return found
 
 
 def _in_blocks(
@@ -109,8 +97,9 @@ def _in_blocks(
     value: torch.Tensor,
     groups: Pass,
     seen_R1TK: torch.Tensor,
-    **how: Any,
+    scaling: float | None,
 ) -> torch.Tensor:
+    how: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     where = (groups.root_AL, groups.branch_RT, groups.place_N)
     (q, q2), (k, k2), (v, v2) = (
         Unpack.apply(x[0].transpose(0, 1), *where) for x in (query, key, value)

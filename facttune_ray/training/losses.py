@@ -22,6 +22,7 @@ too, and no part needs to know how many pairs the others have.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-SOFTMAX = 1 << 19  # logits that are exponentiated at a time
+SOFTMAX = 1 << 19  # logits that a CPU exponentiates at a time: they stay in its cache
 
 
 class Logps(NamedTuple):
@@ -85,8 +86,8 @@ class Pick(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
-        rows = max(1, SOFTMAX // logits_NV.shape[1])
-        sums_N = torch.cat([x.logsumexp(-1) for x in logits_NV.split(rows)])
+        run = _fused(_sums) if logits_NV.is_cuda else _sums
+        sums_N = torch.cat([run(x) for x in logits_NV.split(_rows(logits_NV))])
         ctx.save_for_backward(logits_NV, token_N, sums_N)
         return logits_NV.gather(1, token_N[:, None])[:, 0] - sums_N
 
@@ -95,12 +96,32 @@ class Pick(torch.autograd.Function):
     def backward(ctx: Any, grad_N: torch.Tensor) -> Any:  # type: ignore[override]
         logits_NV, token_N, sums_N = ctx.saved_tensors
         out_NV = logits_NV.detach()
-        rows = max(1, SOFTMAX // out_NV.shape[1])
-        parts = (x.split(rows) for x in (out_NV, sums_N[:, None], grad_N[:, None]))
+        run = _fused(_slopes) if out_NV.is_cuda else _slopes
+        parts = (x.split(_rows(out_NV)) for x in (out_NV, sums_N[:, None], grad_N[:, None]))
         for logits, sums, grad in zip(*parts, strict=True):
-            logits.sub_(sums).exp_().mul_(-grad)
+            run(logits, sums, grad)
         out_NV[torch.arange(len(token_N), device=out_NV.device), token_N] += grad_N
         return out_NV, None
+
+
+def _rows(logits_NV: torch.Tensor) -> int:
+    count, vocab = logits_NV.shape
+    return max(1, count if logits_NV.is_cuda else SOFTMAX // vocab)
+
+
+def _sums(logits_NV: torch.Tensor) -> torch.Tensor:
+    return logits_NV.logsumexp(-1)
+
+
+def _slopes(logits_NV: torch.Tensor, sums_N1: torch.Tensor, grad_N1: torch.Tensor) -> None:
+    """Derivatives by the logits, but for the token's own: in their place."""
+    logits_NV.sub_(sums_N1).exp_().mul_(-grad_N1)
+
+
+@functools.cache
+def _fused(run: Callable[..., Any]) -> Callable[..., Any]:
+    """One kernel instead of one an operation: they only move numbers through the GPU's memory."""
+    return torch.compile(run, dynamic=True)
 
 
 def sum_tokens(

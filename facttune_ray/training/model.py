@@ -59,7 +59,7 @@ def shared_logps(lm: Any, passed: Pass, chunk: int) -> torch.Tensor:
         position_ids=passed.position_N[None],
         use_cache=False,
         groups=passed,
-        seen=what_is_seen(passed, head_dim(lm), lm.dtype),
+        seen=what_is_seen(passed, lm.dtype),
     ).last_hidden_state[0]
     head = lm.get_output_embeddings()
     return token_logps(states_NC.index_select(0, passed.at_M), head, passed.token_M, chunk)
@@ -86,11 +86,6 @@ def compile_layers(lm: Any) -> None:
     for layer in lm.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.forward = torch.compile(layer.forward)
-
-
-def head_dim(lm: Any) -> int:
-    config = lm.config.get_text_config(decoder=True)
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 @torch.no_grad()

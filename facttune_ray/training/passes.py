@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from facttune_ray.errors import UserError
 
 Ids = Sequence[int]
-TILE = 128  # tokens of a side of an attention tile
+ROUND = 128  # lengths that kernels are told of are multiples of it: they are made for few
 
 
 class Size(NamedTuple):
@@ -90,9 +91,10 @@ class Pass:
     branch_RT: torch.Tensor
     root_of_R: torch.Tensor
     root_length_R: torch.Tensor  # tokens of that root
-    root_N: torch.Tensor  # the root that a token is of, or stands behind
-    branch_N: torch.Tensor  # its branch; -1 in a root
-    tile_QK: torch.Tensor  # bool: tiles of TILE x TILE tokens in which anything may be seen
+    # S segments: roots and branches, in the order of their tokens; K keys behind one another
+    queries_S: torch.Tensor  # [S + 1] int32: first token of each, and N
+    keys_S: torch.Tensor  # [S + 1] int32: first key of each, and K
+    look_K: torch.Tensor  # the token of each key: of a branch, its root's, then its own
     place_N: torch.Tensor  # of each token's output among A * L + R * T
     at_M: torch.Tensor  # the token whose state predicts
     token_M: torch.Tensor
@@ -100,6 +102,8 @@ class Pass:
     sequences: tuple[tuple[int, ...], ...] = ()  # prompt and response of each
     prompts: tuple[int, ...] = ()  # tokens of each one's prompt
     longest: int = 0  # tokens of the longest sequence
+    most_queries: int = 0  # tokens of the longest segment, at least
+    most_keys: int = 0
 
     def to(self, device: Any) -> Pass:
         moved: dict[str, Any] = {
@@ -122,15 +126,17 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
     lengths: list[int] = []
     sequences: list[tuple[int, ...]] = []
     prompts: list[int] = []
-    member: list[tuple[int, int]] = []  # root and branch, of each run of tokens
-    runs: list[int] = []
+    looks: list[np.ndarray] = []  # keys of each segment
+    lengths_S: list[int] = []
 
     def put(some: Ids, position: int) -> int:
         first = len(ids)
         ids.extend(some)
         positions.append(np.arange(position, position + len(some)))
-        runs.append(len(some))
-        member.append((len(roots) - 1, len(branches)) if position else (len(roots), -1))
+        own = np.arange(first, first + len(some))
+        before = np.arange(roots[-1][0], roots[-1][0] + roots[-1][1]) if position else own[:0]
+        looks.append(np.concatenate([before, own]))
+        lengths_S.append(len(some))
         return first
 
     for prompt, responses in groups:
@@ -158,7 +164,7 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
     branch_RT = _block([b[:2] for b in branches], place_N, root_AL.size)
     root_of_R = np.array([root for *_, root in branches], np.int64)
     root_length_R = np.array([roots[root][1] for root in root_of_R], np.int64)
-    root_N, branch_N = np.repeat(np.array(member, np.int32), runs, axis=0).T.copy()
+    keys_S = [len(look) for look in looks]
     return Pass(
         ids_N=torch.tensor(ids),
         position_N=torch.from_numpy(np.concatenate(positions)),
@@ -166,9 +172,9 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
         branch_RT=torch.from_numpy(branch_RT),
         root_of_R=torch.from_numpy(root_of_R),
         root_length_R=torch.from_numpy(root_length_R),
-        root_N=torch.from_numpy(root_N),
-        branch_N=torch.from_numpy(branch_N),
-        tile_QK=torch.from_numpy(_tiles(root_N, branch_N)),
+        queries_S=torch.tensor([0, *accumulate(lengths_S)], dtype=torch.int32),
+        keys_S=torch.tensor([0, *accumulate(keys_S)], dtype=torch.int32),
+        look_K=torch.from_numpy(np.concatenate(looks)),
         place_N=torch.from_numpy(place_N),
         at_M=torch.from_numpy(np.concatenate(at)),
         token_M=torch.tensor(token),
@@ -176,6 +182,8 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
         sequences=tuple(sequences),
         prompts=tuple(prompts),
         longest=max(map(len, sequences)),
+        most_queries=-(-max(lengths_S) // ROUND) * ROUND,
+        most_keys=-(-max(keys_S) // ROUND) * ROUND,
     )
 
 
@@ -189,17 +197,3 @@ def _block(segments: Sequence[tuple[int, int]], place_N: np.ndarray, offset: int
     cells_SW = offset + np.arange(block_SW.size).reshape(block_SW.shape)
     place_N[block_SW[inside_SW]] = cells_SW[inside_SW]
     return block_SW
-
-
-def _tiles(root_N: np.ndarray, branch_N: np.ndarray) -> np.ndarray:
-    """[Q, K] tiles that a token of tile q may see something of: not before it alone, but of a root
-    that both have tokens of or behind, and there a part of the root or a branch that both have."""
-    starts = np.arange(0, len(root_N), TILE)
-    low_Q, high_Q = (f.reduceat(root_N, starts) for f in (np.minimum, np.maximum))
-    in_root_Q = np.minimum.reduceat(branch_N, starts) == -1
-    some_N = np.where(branch_N == -1, np.iinfo(np.int32).max, branch_N)
-    first_Q, last_Q = np.minimum.reduceat(some_N, starts), np.maximum.reduceat(branch_N, starts)
-    before_QK = starts[:, None] >= starts
-    same_root_QK = (low_Q[:, None] <= high_Q) & (low_Q <= high_Q[:, None])
-    same_branch_QK = (first_Q[:, None] <= last_Q) & (first_Q <= last_Q[:, None])
-    return before_QK & same_root_QK & (in_root_Q | same_branch_QK)

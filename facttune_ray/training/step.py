@@ -224,6 +224,10 @@ class Step:
 
     def _masks(self, parts: Sequence[Part], side: int) -> torch.Tensor:
         """1 on the tokens that count when their response wins (0) or loses (1)."""
+        if all(self.groups[p.group].masks is None for p in parts):
+            return torch.ones(
+                sum(len(self.groups[p.group].responses[r]) for p in parts for r in p.responses)
+            )
         found: list[int] = []
         for p in parts:
             group = self.groups[p.group]

@@ -1,4 +1,4 @@
-"""On a GPU attention runs tiles of one matrix; on a CPU, blocks. Both see the same."""
+"""On a GPU attention runs segments of one row; on a CPU, blocks. Both see the same."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from facttune_ray.training.attention import attend, block_mask, block_seen, rule_of
-from facttune_ray.training.passes import TILE, Pass, lay_out
+from facttune_ray.training.attention import attend, what_is_seen
+from facttune_ray.training.passes import Pass, lay_out
 
 
 def some_pass(rng: random.Random, share: bool, vocab: int = 50) -> Pass:
@@ -20,48 +21,31 @@ def some_pass(rng: random.Random, share: bool, vocab: int = 50) -> Pass:
     return lay_out(groups, share)
 
 
-def test_a_response_sees_its_prompt_and_itself():
+def test_segments_are_roots_and_branches():
     passed = lay_out([([1, 2], [[3, 4], [5]]), ([6], [[7]])], share_prefix=True)
-    assert passed.root_N.tolist() == [0, 0, 0, 0, 0, 1, 1]
-    assert passed.branch_N.tolist() == [-1, -1, 0, 0, 1, -1, -1]  # a lone response is no branch
-    place = torch.arange(7)
-    rule = rule_of(passed.root_N, passed.branch_N)
-    assert rule(0, 0, place[:, None], place).int().tolist() == [
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 0, 1, 0, 0],
-        [0, 0, 0, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 1, 1],
-    ]
+    assert passed.queries_S.tolist() == [0, 2, 4, 5, 7]  # a lone response is no branch
+    assert passed.keys_S.tolist() == [0, 2, 6, 9, 11]
+    assert passed.look_K.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4, 5, 6]
 
 
 @pytest.mark.parametrize("share", (True, False))
-def test_tiles_are_those_in_which_something_is_seen(share):
-    rng = random.Random(share)
-    for _ in range(10):
-        passed = some_pass(rng, share)
-        place, side = torch.arange(len(passed.ids_N)), len(passed.tile_QK)
-        dense = torch.zeros(side * TILE, side * TILE, dtype=torch.bool)
-        dense[: len(place), : len(place)] = rule_of(passed.root_N, passed.branch_N)(
-            0, 0, place[:, None], place
-        )
-        assert torch.equal(passed.tile_QK, dense.view(side, TILE, side, TILE).any(3).any(1))
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("share", (True, False))
-def test_tiles_and_blocks_give_the_same(share):
+def test_segments_and_blocks_give_the_same(share):
     torch.manual_seed(0)
     passed = some_pass(random.Random(share), share)
     query = torch.randn(1, 4, len(passed.ids_N), 16)
     key, value = torch.randn(2, 1, 2, len(passed.ids_N), 16)  # two query heads share one
-    given = (None, query, key, value, None)
-    blocks, _ = attend(*given, groups=passed, seen=block_seen(passed))
-    with torch.no_grad():  # the kernels have no gradient on a CPU
-        tiles, _ = attend(*given, groups=passed, seen=block_mask(passed))
-    torch.testing.assert_close(tiles, blocks, atol=1e-5, rtol=1e-5)
+    seen = what_is_seen(passed, torch.float32)
+    blocks, _ = attend(None, query, key, value, None, groups=passed, seen=seen)
+    for s in range(len(passed.queries_S) - 1):
+        at = slice(*passed.queries_S[s : s + 2].tolist())
+        look = passed.look_K[slice(*passed.keys_S[s : s + 2].tolist())]
+        count = at.stop - at.start
+        assert count <= passed.most_queries and len(look) <= passed.most_keys
+        mask = torch.ones(count, len(look), dtype=torch.bool).tril(len(look) - count)
+        found = scaled_dot_product_attention(
+            query[:, :, at], key[:, :, look], value[:, :, look], mask, enable_gqa=True
+        )
+        torch.testing.assert_close(found.transpose(1, 2), blocks[:, at], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.gpu

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.training.attention import block_seen
+from facttune_ray.training.attention import what_is_seen
 from facttune_ray.training.passes import Part, Size, lay_out, plan, tokens
 
 SIZES = [Size(4, (6, 2)), Size(3, (5, 5, 5)), Size(4, (1,))]
@@ -44,7 +45,7 @@ def test_a_shared_prompt_is_a_root_with_branches():
     assert found.position_N.tolist() == [0, 1, 2, 2, 3, 0, 1, 2]
     assert found.root_AL.tolist() == [[0, 1, 0], [5, 6, 7]]  # one response shares with nobody
     assert found.branch_RT.tolist() == [[2, 0], [3, 4]] and found.root_of_R.tolist() == [0, 0]
-    assert block_seen(found)[1, 0].tolist() == [[1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert what_is_seen(found, torch.float32)[1, 0].tolist() == [[1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
     assert found.place_N.tolist() == [0, 1, 6, 8, 9, 3, 4, 5]
     # 3 and 4 follow the prompt's last token
     assert found.at_M.tolist() == [1, 1, 3, 5, 6] and found.token_M.tolist() == [3, 4, 5, 7, 8]
