@@ -1,6 +1,6 @@
 """Pairs a second of grouped DPO, of a pairwise loop and of TRL (pip install -e ".[bench]").
 
-python jobs/bench_dpo.py [--quick] [--without-trl] [--prompt-tokens N ...]
+python jobs/bench_dpo.py [--quick] [--contenders NAME ...] [--prompt-tokens N ...]
                          [--device cuda] --out FILE.json
 """
 
@@ -19,15 +19,15 @@ from facttune_ray.benchmarks import dpo, dpo_trainers
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small model, few responses")
-    parser.add_argument("--without-trl", action="store_true", help="leave TRL out")
+    parser.add_argument("--contenders", nargs="+", help="some of them; this project is always one")
     parser.add_argument("--prompt-tokens", type=int, nargs="+", help="default 64 and 400")
     parser.add_argument("--device", default="cpu", help="cuda: a billion parameters, bfloat16")
     parser.add_argument("--out", required=True, help="JSON file to write")
     args = parser.parse_args()
     lengths = args.prompt_tokens or ([16] if args.quick else [64, 400])
-    names = [n for n in dpo_trainers.CONTENDERS if not (args.without_trl and n.startswith("trl"))]
-    if args.device == "cuda":  # where memory is not what small passes are for
-        names.remove(dpo_trainers.SMALL)
+    # small passes are for a host's memory
+    every = [n for n in dpo_trainers.CONTENDERS if args.device == "cpu" or n != dpo_trainers.SMALL]
+    names = [n for n in every if n in (args.contenders or every) or n == dpo_trainers.OURS]
     made = {
         "machine": {
             "cpus": os.cpu_count(),
