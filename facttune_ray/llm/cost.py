@@ -116,10 +116,10 @@ class Ask:
     worker: str
     stage: str
     used: Usage  # since its last report that was answered
-    before: Usage = field(default_factory=Usage)  # all until then: what is told again counts once
     in_flight_usd: float = 0.0  # estimated cost of what is sent or set aside and not yet answered
     wants_usd: float = 0.0  # estimated cost of what it could send soon
     one_usd: float = 0.0  # of the next request
+    before: Usage = field(default_factory=Usage)  # all until then: what is told again counts once
 
 
 @dataclass(frozen=True)

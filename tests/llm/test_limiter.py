@@ -51,6 +51,13 @@ def test_a_worker_that_leaves_or_dies_frees_its_share():
     assert limiter.renew(busy("b"), 1.9).requests_per_s == pytest.approx(198)
 
 
+def test_it_is_busy_while_a_lease_is_out():
+    limiter = Limiter()
+    assert not limiter.busy(0.0)
+    limiter.renew(busy("a"), 0.0)
+    assert limiter.busy(0.9) and not limiter.busy(1.1)
+
+
 def test_a_lease_of_a_predecessor_makes_it_wait():
     limiter = Limiter(RPM)
     first = limiter.renew(busy("a", leased_s=0.7), 10.0)
