@@ -112,7 +112,7 @@ class LLMConfig:
     temperature: float | None = 0.0  # null: not sent
     max_tokens: int | None = 512  # completion tokens at most; null: not sent
     params: dict[str, Any] = field(default_factory=dict)  # sent as they are: seed, response_format
-    requests_per_minute: int | None = None  # of the whole cluster; null: from the server's headers
+    requests_per_minute: int | None = None  # of the whole cluster; null: as headers say, or learned
     tokens_per_minute: int | None = None  # prompt and completion tokens, as above
     endpoints: list[EndpointConfig] = field(default_factory=list)  # several addresses or keys
     concurrency: int = 128  # requests in flight at most, each worker

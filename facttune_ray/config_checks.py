@@ -196,8 +196,15 @@ def _sampling(cfg: Config, columns: set[str]) -> None:
         raise UserError("sampling.engine=vllm: needs a GPU: set sampling.gpus=1")
     if s.tensor_parallel > 1 and s.engine != "vllm":
         raise UserError("sampling.tensor_parallel: only sampling.engine=vllm spreads a model")
+    if s.llm.budget_usd is not None:
+        raise UserError("sampling.llm.budget_usd: a run has one budget: set llm.budget_usd")
     if s.engine != "api":
         return
+    if cfg.llm.budget_usd is not None and s.llm.ledger not in ("", cfg.llm.ledger):
+        raise UserError(
+            f"sampling.llm.ledger={s.llm.ledger}: llm.budget_usd counts what one ledger holds: "
+            f"leave it out, or set llm.ledger to the same"
+        )
     if not s.llm.model:
         raise UserError("sampling.engine=api: name the model: sampling.llm.model")
     taken = {

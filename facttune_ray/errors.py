@@ -6,6 +6,7 @@
     │   ├── EndpointError    the LLM endpoint is down or refuses us
     │   └── BudgetReached    llm.budget_usd is spent: exit code 3
     └── RowError         one row failed: becomes that row's `error` column, the stage goes on
+        └── Cut              an answer did not fit: to ask again would not help
 
 Everything else is a bug and raises with its traceback.
 """
@@ -42,6 +43,10 @@ class BudgetReached(UserError):
 
 class RowError(FacttuneError):
     """One row could not be computed: a refusal, an unparseable answer. Data, not a crash."""
+
+
+class Cut(RowError):
+    """An answer was cut at its most tokens, as the same request's next would be."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

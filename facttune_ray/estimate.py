@@ -94,7 +94,9 @@ class StandIn:
         self.seen: dict[bytes, Completion] = {}
         self.need = Need()
 
-    async def ask(self, messages: list[dict[str, str]], parse: Callable[[str], T]) -> T:
+    async def ask(
+        self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
+    ) -> T:
         return await self.ask_whole(messages, lambda completion: parse(completion.text))
 
     async def ask_whole(

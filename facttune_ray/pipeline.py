@@ -175,8 +175,11 @@ class Run:
     def _ask(self, work: Work, left: set[int], workers: int, gpus: float) -> None:
         """A stage of LLM requests: metered, watched, and stopped by its budget in one line."""
         from facttune_ray import progress
+        from facttune_ray.llm import cost
         from facttune_ray.stages import worker
 
+        section = "sampling.llm" if work.stage in SAMPLING else "llm"
+        cost.price_of(work.cfg.llm, section)  # a budget without a price is refused here
         name, meter = self.meter()
         try:
             with progress.watch(work, meter):
@@ -195,10 +198,9 @@ class Run:
     def meter(self) -> tuple[str, Any]:
         """(name, handle) of this run's meter actor, started once; it knows what was paid before."""
         if self._meter is None:
-            from facttune_ray.llm import actors, cost
+            from facttune_ray.llm import actors
             from facttune_ray.stages import connect
 
-            cost.price_of(self.cfg.llm)  # a budget without a price is refused here
             name = f"facttune-meter-{connect.run_id(self.cfg)}-{time.time_ns()}"
             budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
             handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))

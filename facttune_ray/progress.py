@@ -20,10 +20,11 @@ TERMINAL_S, LOG_S = 1.0, 30.0  # between two lines: overwritten on a terminal, a
 
 
 @contextlib.contextmanager
-def watch(work: Work, meter: Any) -> Iterator[None]:
+def watch(work: Work, meter: Any, every_s: float | None = None) -> Iterator[None]:
     """Print a line now and then from the run's meter actor until the block ends."""
+    every_s = every_s or (TERMINAL_S if sys.stderr.isatty() else LOG_S)
     done = threading.Event()
-    thread = threading.Thread(target=_print, args=(work, meter, done), daemon=True)
+    thread = threading.Thread(target=_print, args=(work, meter, every_s, done), daemon=True)
     thread.start()
     try:
         yield
@@ -32,28 +33,36 @@ def watch(work: Work, meter: Any) -> Iterator[None]:
         thread.join()
 
 
-def _print(work: Work, meter: Any, done: threading.Event) -> None:
-    import ray
-
+def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> None:
     folder, shards = Folder.of(work.cfg.run.out) / work.output, work.cfg.run.shards
     terminal = sys.stderr.isatty()
-    last: dict[str, float] = {}
-    started = since = time.monotonic()
-    while not done.wait(TERMINAL_S if terminal else LOG_S):
-        try:
-            snapshot = ray.get(meter.snapshot.remote(), timeout=5)
-        except ray.exceptions.RayError:
-            continue
-        now, used = time.monotonic(), snapshot["stages"].get(work.stage)
-        if not used:
-            continue
-        parts = f"{len(tables.present(folder, shards))}/{shards} parts"
-        text = line(work.output, parts, used, last, now - since, snapshot["spent_usd"])
-        last, since = used, now
-        end = "\r" if terminal else "\n"
-        print(text.ljust(118) if terminal else text, end=end, file=sys.stderr, flush=True)
-    if terminal and time.monotonic() - started > TERMINAL_S:
+    # a run makes several tables of one stage: what it used before this one is no rate of this one
+    last, since = _look(meter), time.monotonic()
+    printed = False
+    while not done.wait(every_s):
+        found, now = _look(meter), time.monotonic()
+        used = found and found["stages"].get(work.stage)
+        if found and used and last:
+            parts = f"{len(tables.present(folder, shards))}/{shards} parts"
+            before = last["stages"].get(work.stage, {})
+            text = line(work.output, parts, used, before, now - since, found["spent_usd"])
+            end = "\r" if terminal else "\n"
+            print(text.ljust(118) if terminal else text, end=end, file=sys.stderr, flush=True)
+            printed = True
+        if found:
+            last, since = found, now
+    if terminal and printed:
         print(" " * 118, end="\r", file=sys.stderr, flush=True)
+
+
+def _look(meter: Any) -> dict | None:
+    """The meter's snapshot; None when it does not answer."""
+    import ray
+
+    try:
+        return ray.get(meter.snapshot.remote(), timeout=5)
+    except ray.exceptions.RayError:
+        return None
 
 
 def line(
@@ -64,10 +73,11 @@ def line(
     seconds: float,
     spent_usd: float,
 ) -> str:
-    """Rates over the time since the last line; counts of the whole stage in this run."""
+    """Rates over the time since the last line (0 after a new meter's start: it knows no more of
+    before); counts of the whole stage in this run."""
 
     def rate(*fields: str) -> float:
-        return sum(used[f] - last.get(f, 0) for f in fields) / max(seconds, 1e-9)
+        return max(0.0, sum(used[f] - last.get(f, 0) for f in fields)) / max(seconds, 1e-9)
 
     return (
         f"{name:<36} {parts}  {rate('calls'):,.0f} req/s  "

@@ -1,7 +1,7 @@
 """Clients of a limited LLM API side by side: this project, a sequential loop, unbounded gather,
 the cookbook's token bucket, ray.data.llm, and the bare SDK where there is no limit.
 
-python jobs/bench_api.py [--quick] --out FILE.json
+python jobs/bench_api.py [--quick] --out FILE.json     python jobs/bench_api.py --memory [--quick]
 """
 
 import argparse
@@ -11,7 +11,7 @@ import platform
 import sys
 from pathlib import Path
 
-from facttune_ray.benchmarks import api
+from facttune_ray.benchmarks import api, memory
 from facttune_ray.stages import worker
 
 LIMITED = (api.OURS, "sequential", "gather", "token_bucket", "ray_data_llm")
@@ -21,8 +21,15 @@ UNLIMITED = (api.OURS, "bare_sdk", "ray_data_llm")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1,200 requests instead of 6,000")
-    parser.add_argument("--out", required=True, help="JSON file to write")
+    parser.add_argument("--memory", action="store_true", help="only a worker's memory as it grows")
+    parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args()
+    if args.memory:
+        for part in memory.measure(6000 if args.quick else 60_000):
+            print(part)
+        return 0
+    if not args.out:
+        parser.error("--out FILE.json: where to write the figures")
     worker.start_ray()
     api.warm_up()
     found: dict[str, dict[str, dict]] = {}

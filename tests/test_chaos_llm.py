@@ -159,7 +159,9 @@ def test_twenty_thousand_requests_under_every_fault(tmp_path, ray_cluster):
         seen = stats(url)
     assert None not in ours.texts(found, range(20_000))
     assert seen["answered"] == 20_000 and seen["repeated"] == 0
-    assert seen["replayed"] <= seen["faults"]["reset"] + seen["faults"]["hang"]
+    # a second answer to one request is a replay here: those whose first was lost on its way, and a
+    # few that came later than timeout_s. A hang is never answered, a 500 or half a body never made.
+    assert seen["replayed"] <= seen["faults"]["reset"] + 40
     # of the 429s, the bursts are the server's doing; the rest is what we sent over its limit
     assert seen["rejected_429"] - seen["refused_429"] <= 0.01 * seen["received"]
     # and a burst is noticed: 5% would come of sending on through each

@@ -99,6 +99,23 @@ def test_what_an_endpoint_without_weights_cannot_do(overrides, says):
         config.load([], [*API, *overrides])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sampling.llm.budget_usd=1"], "sampling.llm.budget_usd: a run has one budget"),
+        (["llm.budget_usd=1", "sampling.llm.ledger=x"], "sampling.llm.ledger=x: llm.budget_usd"),
+        (["llm.budget_usd=1", "llm.ledger=x", "sampling.llm.ledger=x"], None),
+        (["sampling.llm.ledger=x"], None),
+    ],
+)
+def test_a_run_has_one_budget_over_one_ledger(overrides, says):
+    if says is None:
+        config.load([], [*API, *overrides])
+        return
+    with pytest.raises(UserError, match=says):
+        config.load([], [*API, *overrides])
+
+
 def test_imported_questions_come_with_their_facts():
     with pytest.raises(UserError, match=r"set data.ready=\[facts,questions\]"):
         config.load([], ["data.source=tuning", "data.ready=[questions]"])

@@ -39,7 +39,12 @@ def test_an_endpoint_gives_the_responses_once_however_they_are_asked_for(stage, 
     manifest = tmp_path / "out" / "base/tune/responses/_MANIFEST.json"
     assert json.loads(manifest.read_text())["calls"] == 12 * 2 + 4  # four choices a request
     shutil.rmtree(manifest.parent)
-    assert stage("responses", "sampling.form=completions", "responses.samples=6")[0] == 0
+    # a budget needs the price of the model that is asked alone
+    words = ["sampling.form=completions", "responses.samples=6", "llm.budget_usd=9"]
+    code, said = stage("responses", *words)
+    assert code == 2 and "no price is known for sampling.llm.model=annotator" in said
+    words += [f"sampling.llm.usd_per_million_{side}=1" for side in ("input", "output")]
+    assert stage("responses", *words)[0] == 0
     assert responses(tmp_path / "out") == first
     assert json.loads(manifest.read_text())["calls"] == 0
 

@@ -25,12 +25,12 @@ def ray_folder():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(out: Path, preset: str, url: str, ray_folder: Path, *words: str):
+def run(out: Path, preset: str, url: str, ray_folder: Path, key: str, *words: str):
     command = [sys.executable, "-m", "facttune_ray", "quickstart", "--out", str(out), preset]
     command += [*UNTUNED, f"llm.base_url={url}", "llm.api_key_env=MARKED_KEY", *words]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {
-        "MARKED_KEY": KEY,
+        "MARKED_KEY": key,
         "RAY_TMPDIR": str(ray_folder),
         "OPENAI_LOG": "debug",
         "RAY_BACKEND_LOG_LEVEL": "debug",
@@ -49,19 +49,23 @@ def files_with_key(*folders: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "code", "says"),
+    ("options", "key", "mode", "code", "says"),
     [
-        ({"api_key": "another"}, 2, "set MARKED_KEY"),
-        ({"api_key": KEY, "error_share": 1.0}, 2, "500"),
-        ({"api_key": KEY, "malformed_share": 1.0}, 2, "not JSON"),
-        ({"api_key": KEY, "reset_share": 0.2, "error_share": 0.2}, 0, ""),
+        ({"api_key": "another"}, KEY, "online", 2, "set MARKED_KEY"),
+        ({"api_key": KEY, "error_share": 1.0}, KEY, "online", 2, "500"),
+        ({"api_key": KEY, "malformed_share": 1.0}, KEY, "online", 2, "not JSON"),
+        ({"api_key": KEY, "reset_share": 0.2, "error_share": 0.2}, KEY, "online", 0, ""),
+        ({"api_key": KEY}, KEY + "\nx", "online", 2, "MARKED_KEY: the key"),  # no header takes it
+        ({"api_key": "another"}, KEY, "batch", 2, "set MARKED_KEY"),
+        ({"api_key": KEY, "batch_error_share": 0.2}, KEY, "batch", 0, ""),
     ],
 )
-def test_a_key_is_nowhere(tmp_path, small_preset, ray_folder, options, code, says):
+def test_a_key_is_nowhere(tmp_path, small_preset, ray_folder, options, key, mode, code, says):
     out = tmp_path / "out"
+    words = [f"llm.mode={mode}", "llm.batch_poll_s=0.2", "llm.max_wait_s=0.2"]
+    words += ["llm.max_attempts=2"] if code else ["llm.max_attempts=20"]
     with running(AnnotatorOptions(**options)) as url:
-        words = ["llm.max_attempts=2"] if code else ["llm.max_attempts=20"]
-        done = run(out, small_preset, url, ray_folder, "llm.max_wait_s=0.2", *words)
+        done = run(out, small_preset, url, ray_folder, key, *words)
     said = done.stdout + done.stderr
     assert done.returncode == code, said[-3000:]
     assert says in said and "Traceback" not in said

@@ -51,8 +51,10 @@ class LimiterActor:
         return lease
 
     def configure(self, limits: Limits) -> None:
-        """The limits of the latest run win; what was learned stays."""
-        self.limiter.configured = limits
+        """The limits of the latest run win; one without any leaves those of a run beside it. What
+        was learned stays."""
+        if limits != Limits() or not self.limiter.busy(time.monotonic()):
+            self.limiter.configured = limits
 
     def state(self) -> dict[str, float | None]:
         limits = self.limiter.limits()
@@ -107,8 +109,7 @@ def limiter_of(base_url: str, model: str, api_key_env: str, limits: Limits) -> A
         resources=_ON_HEAD,
     )
     handle = made.remote(limits)
-    if limits != Limits():
-        handle.configure.remote(limits)
+    handle.configure.remote(limits)
     return handle
 
 

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import openai
 import tenacity
 
@@ -28,6 +29,7 @@ from facttune_ray.llm.ledger import Completion
 from facttune_ray.tables import Folder
 
 SETTLED_S = 0.5  # a file is closed when no request has come for so long
+SENDING_S = 3600.0  # a record without a batch may so long be of a worker that is sending it
 RUNNING = ("validating", "in_progress", "finalizing", "cancelling")
 _URL = "/v1/chat/completions"
 Keep = Callable[[bytes, Reply, int], Awaitable[Completion]]
@@ -149,7 +151,8 @@ class Batches:
             if record["batch_id"] is None:  # killed while it was sent: did it arrive?
                 record["batch_id"] = await self._find(name)
             if record["batch_id"] is None:
-                (self.folder / name).delete_file()
+                if time.time() - record.get("created_s", 0.0) > SENDING_S:
+                    (self.folder / name).delete_file()
                 continue
             for key in mine:
                 del self._pending[key]
@@ -159,7 +162,12 @@ class Batches:
         """Upload one file, start its batch, and follow it."""
         digest = hashlib.sha256(b"".join(sorted(lines)) + str(time.time_ns()).encode()).hexdigest()
         name = f"{digest[:32]}.json"
-        record = {"model": self.cfg.model, "batch_id": None, "keys": [k.hex() for k in lines]}
+        record = {
+            "model": self.cfg.model,
+            "batch_id": None,
+            "created_s": time.time(),
+            "keys": [k.hex() for k in lines],
+        }
         (self.folder / name).write_json(record)
         file = await self._call(
             self.endpoint.openai.with_options(max_retries=4).files.create(
@@ -215,7 +223,7 @@ class Batches:
             raise Unknown(self.endpoint.redact(str(e))[:200]) from None
         except openai.APIStatusError as e:
             raise self.endpoint.explain(e.status_code, e.response.headers, e.body, str(e)) from None
-        except openai.APIError as e:
+        except (openai.APIError, aiohttp.ClientError) as e:
             raise Transient(self.endpoint.redact(f"{e.__cause__ or e}")) from None
 
     def _stop_line(self, message: str) -> EndpointError:

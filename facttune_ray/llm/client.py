@@ -19,12 +19,13 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import tenacity
 
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import RowError, UserError
+from facttune_ray.errors import Cut, RowError, UserError
 from facttune_ray.llm.batch import Batches
 from facttune_ray.llm.cost import Report, Usage, counted, price_of
 from facttune_ray.llm.endpoint import Endpoint, Reply, Transient
@@ -63,10 +64,14 @@ class Client:
         # what the tokens of a request are guessed from; trued up by every answer
         self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
 
-    async def ask(self, messages: list[dict[str, str]], parse: Callable[[str], T]) -> T:
+    async def ask(
+        self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
+    ) -> T:
         """The parsed text of the answer. A refusal, or an answer that `parse` refuses, is asked
-        again under a new sample index, `llm.reasks` times; then its RowError is raised."""
-        return await self.ask_whole(messages, lambda completion: parse(completion.text))
+        again under a new sample index, `llm.reasks` times; then its RowError is raised.
+        `to_its_end`: one that was cut at llm.max_tokens is an error, too, and not asked again."""
+        text = attrgetter("whole_text" if to_its_end else "text")
+        return await self.ask_whole(messages, lambda completion: parse(text(completion)))
 
     async def ask_whole(
         self,
@@ -81,6 +86,8 @@ class Client:
                 if completion.refusal is not None:
                     raise RowError(f"refused: {completion.refusal[:160]}")
                 return parse(completion)
+            except Cut:
+                raise
             except RowError as e:
                 refused = e
         raise refused
@@ -208,7 +215,7 @@ class Client:
             while keys:
                 paid = await self._pay(keys, prompt, part[keys[0]])
                 if (shard := counted.get()) is not None:
-                    _count(shard, paid)
+                    shard.count(paid)
                 for key, completion in zip(keys, paid, strict=False):
                     waiting[key].set_result(completion)
                 keys = keys[len(paid) :]
@@ -242,10 +249,8 @@ class Client:
 
     async def _pay(self, keys: list[bytes], prompt: Prompt, params: dict) -> list[Completion]:
         """One request for as many completions as there are keys. -> those it brought, in order"""
-        n, texts = (
-            len(keys),
-            [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt],
-        )
+        n = len(keys)
+        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
         chars = sum(map(len, texts))
         prompt_tokens, answer = self._guess(chars)
         usd = self.price.usd(prompt_tokens, n * answer)
@@ -293,7 +298,7 @@ class Client:
             )
             for i, reply in enumerate(replies)
         ]
-        _count(self.usage, paid)
+        self.usage.count(paid)
         if paid[0].prompt_tokens and chars:  # a server may not count them
             self._chars += chars
             self._prompt_tokens += paid[0].prompt_tokens
@@ -331,6 +336,9 @@ class Client:
                     try:
                         replies = await endpoint.send(body, headers)
                     except Transient as e:
+                        if (e.retry_after_s or 0) > self.cfg.max_elapsed_s:
+                            gate.failed()  # nobody is told: the next run asks again
+                            raise endpoint.closed_for(e.retry_after_s or 0) from None
                         if e.status == 429:
                             attempts -= 1
                             self.usage.refused += 1
@@ -368,15 +376,6 @@ class Client:
             chars * self._prompt_tokens / self._chars,
             self._answer_tokens / self._answers,
         )
-
-
-def _count(usage: Usage, paid: list[Completion]) -> None:
-    """One request and its choices."""
-    usage.calls += 1
-    for p in paid:
-        usage.prompt_tokens += p.prompt_tokens
-        usage.completion_tokens += p.completion_tokens
-        usage.cost_usd += p.cost_usd
 
 
 def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:

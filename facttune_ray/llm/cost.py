@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextvars
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from facttune_ray.config import LLMConfig, conf_dir
 from facttune_ray.errors import UserError
+from facttune_ray.llm.ledger import Completion
 
 GONE_S = 30.0  # what a worker has set aside is free again when it is silent for so long
 
@@ -40,6 +41,14 @@ class Usage:
     def __sub__(self, other: Usage) -> Usage:
         return Usage(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
+    def count(self, paid: Sequence[Completion]) -> None:
+        """One request and its choices."""
+        self.calls += 1
+        for p in paid:
+            self.prompt_tokens += p.prompt_tokens
+            self.completion_tokens += p.completion_tokens
+            self.cost_usd += p.cost_usd
+
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
@@ -61,12 +70,15 @@ class Price:
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
 
-def price_of(cfg: LLMConfig) -> Price:
-    """From llm.usd_per_million_*, or conf/prices by the model's name; zero if unknown."""
+def price_of(cfg: LLMConfig, section: str = "llm") -> Price:
+    """From usd_per_million_* of this section of the config, or conf/prices by the model's name;
+    zero if unknown."""
     if cfg.usd_per_million_input is not None and cfg.usd_per_million_output is not None:
         return Price(cfg.usd_per_million_input, cfg.usd_per_million_output, "config")
     if cfg.usd_per_million_input is not None or cfg.usd_per_million_output is not None:
-        raise UserError("set llm.usd_per_million_input and llm.usd_per_million_output together")
+        raise UserError(
+            f"set {section}.usd_per_million_input and {section}.usd_per_million_output together"
+        )
     factor = 1.0
     for table in _price_tables():
         listed = table["models"].get(_family(cfg.model, tuple(table["models"])))
@@ -76,8 +88,8 @@ def price_of(cfg: LLMConfig) -> Price:
             return Price(listed["input"] * factor, listed["output"] * factor, source)
     if cfg.budget_usd is not None:
         raise UserError(
-            f"llm.budget_usd: no price is known for llm.model={cfg.model}: set "
-            f"llm.usd_per_million_input and llm.usd_per_million_output"
+            f"llm.budget_usd: no price is known for {section}.model={cfg.model}: set "
+            f"{section}.usd_per_million_input and {section}.usd_per_million_output"
         )
     return Price(0.0, 0.0, "")
 
@@ -103,10 +115,11 @@ class Ask:
 
     worker: str
     stage: str
-    used: Usage  # since its last report
+    used: Usage  # since its last report that was answered
     in_flight_usd: float = 0.0  # estimated cost of what is sent or set aside and not yet answered
     wants_usd: float = 0.0  # estimated cost of what it could send soon
     one_usd: float = 0.0  # of the next request
+    before: Usage = field(default_factory=Usage)  # all until then: what is told again counts once
 
 
 @dataclass(frozen=True)
@@ -136,12 +149,16 @@ class Meter:
     budget_usd: float | None = None
     spent_usd: float = 0.0  # before, and by the workers since
     totals: dict[str, Usage] = field(default_factory=dict)  # stage -> usage
+    told: dict[tuple[str, str], Usage] = field(default_factory=dict)  # worker, stage -> all it used
     workers: dict[str, _Reserved] = field(default_factory=dict)
 
     def report(self, ask: Ask, now_s: float | None = None) -> Allowance:
         now_s = time.monotonic() if now_s is None else now_s
-        self.totals[ask.stage] = self.totals.get(ask.stage, Usage()) + ask.used
-        self.spent_usd += ask.used.cost_usd
+        who = ask.worker, ask.stage
+        used = ask.before + ask.used - self.told.get(who, ask.before)
+        self.told[who] = ask.before + ask.used
+        self.totals[ask.stage] = self.totals.get(ask.stage, Usage()) + used
+        self.spent_usd += used.cost_usd
         if self.budget_usd is None:
             return Allowance(float("inf"))
         for name in [n for n, w in self.workers.items() if now_s - w.at_s > GONE_S]:

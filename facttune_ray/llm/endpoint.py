@@ -11,14 +11,19 @@ a `RowError` is the row's own fault (too long, content policy). No message shows
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from itertools import accumulate, pairwise
 from typing import Any
 
+import aiohttp
 import httpx2
 import openai
 
@@ -33,6 +38,7 @@ _ROWS_FAULT = {
     "invalid_prompt",
     "string_above_max_length",
 }
+_TOO_LONG = "maximum context length"  # vLLM, whose code is 400 for every 400
 
 FILTERED = "stopped by the content filter"  # refusal of a choice without a text
 END_CHARS = 4  # of an end mark, when tokens are shared out by characters
@@ -69,7 +75,12 @@ class Endpoint:
 
     def __init__(self, base_url: str, api_key_env: str, timeout_s: float, gate: Gate) -> None:
         self.gate, self.timeout_s, self.api_key_env = gate, timeout_s, api_key_env
-        self._key = os.environ.get(api_key_env) or ""
+        self._key = (os.environ.get(api_key_env) or "").strip()  # files of keys end in newlines
+        if re.search(r"[^!-~]", self._key):
+            raise EndpointError(
+                f"{api_key_env}: the key in this environment variable has a space, a line break or "
+                f"a letter outside ASCII, which no request can carry: set it again"
+            )
         self._openai = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=self._key or "none",  # local servers take any, but the SDK insists on one
@@ -107,6 +118,8 @@ class Endpoint:
             raise self._unanswered(e, f"no answer within {self.timeout_s:g} s") from None
         except openai.APIError as e:
             raise self._unanswered(e, f"connection failed: {e.__cause__ or e}") from None
+        except aiohttp.ClientError as e:  # what the SDK's transport lets through
+            raise Transient(f"an answer that is not HTTP: {type(e).__name__}") from None
         try:
             answer = json.loads(response.content)
         except ValueError:
@@ -123,15 +136,17 @@ class Endpoint:
         self, status: int, headers: Mapping[str, str], body: object, message: str
     ) -> Exception:
         """What an error status means for the request and the run."""
-        code = body.get("code") if isinstance(body, dict) else None
+        said = body if isinstance(body, dict) else {}
+        code, kind = said.get("code"), said.get("type")
+        too_long = status == 400 and _TOO_LONG in message
         message = self.redact(message)[:200]
-        if code == "insufficient_quota":
+        if "insufficient_quota" in (code, kind):
             hint = "the account's quota is used up"
         elif status in (408, 409, 429) or status >= 500:
             made = Transient(message, status, retry_after_s(headers))
             made.headers = headers
             return made
-        elif status == 400 and code in _ROWS_FAULT:
+        elif too_long or (status == 400 and code in _ROWS_FAULT):
             return RowError(message)
         else:
             hint = {
@@ -145,6 +160,12 @@ class Endpoint:
         return EndpointError(
             f"LLM endpoint {self.shown} is down ({attempts} attempts): start it, or set "
             f"llm.base_url; then run the same command again"
+        )
+
+    def closed_for(self, seconds: float) -> EndpointError:
+        return EndpointError(
+            f"LLM endpoint {self.shown} asks to wait {seconds:,.0f} s (Retry-After), longer than "
+            f"llm.max_elapsed_s: run the same command again then, or raise it"
         )
 
     async def close(self) -> None:
@@ -227,10 +248,15 @@ def _whole(text: str) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds of `retry-after-ms` (finer, OpenAI) or `retry-after`; None without them."""
+    """Seconds of `retry-after-ms` (finer, OpenAI) or `retry-after` (a number or a date); None
+    without them."""
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[name]) * scale)
-        except (KeyError, ValueError):
-            continue
+        text = headers.get(name, "")
+        with contextlib.suppress(ValueError, OverflowError):
+            try:
+                seconds = float(text) * scale
+            except ValueError:
+                seconds = parsedate_to_datetime(text).timestamp() - time.time()
+            if math.isfinite(seconds):
+                return max(0.0, seconds)
     return None

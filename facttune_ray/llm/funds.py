@@ -98,16 +98,16 @@ class Funds:
             worker=self.worker,
             stage=self.stage,
             used=used,
+            before=self._reported,
             in_flight_usd=self._in_flight_usd,
             wants_usd=sum(wanted),
             one_usd=wanted[0] if wanted else 0.0,
         )
-        self._reported += used
         try:
             allowance = await self._report(ask)
         except MeterLost:
-            self._reported -= used
             return
+        self._reported += used
         if self.cfg.budget_usd is None:
             return
         if allowance.reached:

@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from facttune_ray.errors import Cut
 from facttune_ray.tables import Folder, writing
 
 SCHEMA = pa.schema(
@@ -71,6 +72,13 @@ class Completion:
     cost_usd: float = 0.0
     prompt_chars: int = 0
     top_logprobs: str | None = None  # JSON {token: log-probability} of the first token
+
+    @property
+    def whole_text(self) -> str:
+        """The text; Cut when it ends at the most tokens that it could have."""
+        if self.finish_reason == "length":
+            raise Cut("the answer was cut at its most tokens: raise llm.max_tokens")
+        return self.text
 
 
 def request_key(model: str, prompt: list[dict] | str, params: dict[str, Any], sample: int) -> bytes:

@@ -9,10 +9,12 @@ that loses the limiter goes on at its rate until the lease ends, then waits. A l
 lease it did not give (its predecessor died) gives nothing until all such leases have ended.
 
 429 answers pause the whole cluster once (Retry-After) and, when they say that the limit is used
-up, lower the rate by 30% a burst; it rises again, slowly near the rate that failed. Requests in
-flight grow as in TCP: doubled a round trip at first, then by addition; halved by a burst of 429;
-lowered when latency doubles without one, as a self-hosted server with a queue does (Jacobson
-1988; Netflix concurrency-limits, gradient limit).
+up, lower the rate by 30% a burst; it rises again, slowly near the rate that failed. Where nobody
+tells a limit, the rate at which requests were let through when some were refused is taken for it;
+it grows by a cubic: fast below and above the rate that failed, slowly near it (CUBIC, RFC 9438).
+Requests in flight grow as in TCP: doubled a round trip at first, then by addition; halved by a
+burst of 429; lowered when latency doubles without one, as a self-hosted server with a queue does
+(Jacobson 1988; Netflix concurrency-limits, gradient limit).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ RENEW_S = 0.25  # and is asked for again this often
 SHARE = 0.99  # of the limit that is given out: clocks and buckets differ a little
 BURST_S = 0.4  # seconds of rate that a worker may catch up after a stall
 CUT, SLOWED_S = 0.7, 0.5  # factor of a burst of 429; latency growth that does not matter
+REGAINED_S = 10.0  # until a rate that was learned and cut is what it was
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ class Limiter:
     distrusted: bool = False  # the configured limit was refused: believe the headers
     factor: float = 1.0  # of the limit that is used
     ceiling: float = 1.0  # factor that was refused last
+    failed: float | None = None  # requests/s that were refused, where no limit is told
+    answered: int = 0  # since the last burst of 429s
+    worked_s: float = 0.0  # since then, neither paused nor idle
     window: float = 32.0  # requests in flight, all workers
     starting: bool = True  # doubling
     pause_until_s: float = -math.inf
@@ -106,8 +112,9 @@ class Limiter:
         if report.leased_s > 0 and report.worker not in self.workers:
             # a lease we did not give: our predecessor died, and others may hold one, too
             self.quiet_until_s = max(self.quiet_until_s, now_s + TERM_S)
-        before = self.limits()
+        before = self.told()
         self._see(report.limits)
+        self.answered += report.answered
         self._measure(report, now_s)
         if report.refused:
             self._refuse(report, now_s, before)
@@ -117,6 +124,8 @@ class Limiter:
         """The refused rate is approached again: 2% of the limit a second, 0.2% near it."""
         for name in [n for n, w in self.workers.items() if w.until_s <= now_s]:
             del self.workers[name]
+        if self.workers and now_s > self.cut_s:
+            self.worked_s += now_s - max(self.updated_s, self.cut_s)
         if now_s - self.refused_s > 2.0:
             near = self.factor >= 0.9 * self.ceiling
             self.factor += (0.002 if near else 0.02) * max(0.0, now_s - self.updated_s)
@@ -127,8 +136,21 @@ class Limiter:
             self.best_latency_s *= 1 + 5e-4 * (now_s - self.updated_s)  # models and loads change
         self.updated_s = now_s
 
+    def busy(self, now_s: float) -> bool:
+        """Whether a worker holds a lease."""
+        return any(w.until_s > now_s for w in self.workers.values())
+
     def limits(self) -> Limits:
-        """Those that hold now: configured, or as the headers say."""
+        """Those that hold now: told, or learned from refusals."""
+        told = self.told()
+        if self.failed is None or told != Limits():
+            return told
+        # the cubic of a congestion window: CUT * failed at first, `failed` again at REGAINED_S
+        way = self.worked_s / REGAINED_S - 1
+        return Limits(60 * self.failed * (1 + (1 - CUT) * way**3))
+
+    def told(self) -> Limits:
+        """Configured, or as the headers say."""
         return Limits(
             self._limit(self.configured.requests_per_minute, self.seen.requests_per_minute),
             self._limit(self.configured.tokens_per_minute, self.seen.tokens_per_minute),
@@ -179,14 +201,26 @@ class Limiter:
         self.bursts += 1
         self.pause_until_s = max(self.pause_until_s, now_s + pause_s)
         self.cut_s = now_s + max(1.0, pause_s)
-        after, known = self.limits(), before != Limits()
+        after, known = self.told(), before != Limits()
         lowered = known and after != before  # a lower limit is known now: that is the cut
         if report.exhausted and known and not lowered:
             self.ceiling, self.factor = self.factor, max(0.05, self.factor * CUT)
+        elif report.exhausted and after == Limits():
+            self._learn(report)
+            after = self.limits()
         # a limit that is known needs this many requests in flight to be reached
         rate = (after.requests_per_minute or 0.0) / 60
         floor = max(8.0, 1.5 * rate * self.latency_s)
         self.window, self.starting = max(floor, self.window / 2), False
+
+    def _learn(self, report: Report) -> None:
+        """The rate that failed: the one in use, if requests were enough for it. A mean of what was
+        let through lags behind a rate that grows: half as much again."""
+        others = (w.in_flight for name, w in self.workers.items() if name != report.worker)
+        through = self.answered + report.in_flight + sum(others)
+        in_use = (self.limits().requests_per_minute or math.inf) / 60
+        self.failed = max(1 / 60, min(in_use, 1.5 * through / max(1.0, self.worked_s)))
+        self.answered, self.worked_s = 0, 0.0
 
     def _lease(self, report: Report, now_s: float) -> Lease:
         held = self.workers.get(report.worker) or _Held()

@@ -289,6 +289,7 @@ class LimiterLost(Exception):
     """The limiter did not answer: it is being restarted."""
 
 
+LONGEST_S, DAY_S = 65.0, 86400.0  # `reset` of a limit a minute; of any
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -311,10 +312,11 @@ def _limit_of(headers: Mapping[str, str], kind: str) -> float | None:
         return None
     if limit <= 0:
         return None
-    # some limits are a day's: what is missing now is back after `reset`
-    # (but a reset of milliseconds is mostly rounding)
-    window_s = reset_s * limit / (limit - left) if left < limit and reset_s >= 2 else 60.0
-    return limit * 60 / window_s if window_s > 120 else limit
+    # Some limits are a day's; one of a minute is whole again within it. `reset` is when what is
+    # missing will be back (a bucket), or when all of it will (a window).
+    if left >= limit or reset_s <= LONGEST_S:
+        return limit
+    return limit * 60 / min(DAY_S, reset_s * limit / (limit - left))
 
 
 def _tokens_left(headers: Mapping[str, str]) -> float:

@@ -77,5 +77,5 @@ def endpoint(cfg: Config) -> LLMConfig:
         temperature=None,  # each call brings its own
         max_tokens=None,
         ledger=llm.ledger or cfg.llm.ledger,
-        budget_usd=cfg.llm.budget_usd if llm.budget_usd is None else llm.budget_usd,
+        budget_usd=cfg.llm.budget_usd,
     )

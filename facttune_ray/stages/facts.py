@@ -147,7 +147,7 @@ async def _unit(context: Context, response: dict, sentence: Sentence) -> Unit:
             decontextualize=cfg.decontextualize,
         )
         try:
-            facts = await context.client.ask(messages, prompt.parse)
+            facts = await context.client.ask(messages, prompt.parse, to_its_end=True)
         except RowError as e:
             return Unit(sentence, error=str(e))
     if cfg.cleanup == "entities":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+import urllib.request
 
 import pytest
 
@@ -30,6 +32,19 @@ def test_two_workers_share_one_limiter(ray_cluster):
     assert alone.requests_per_s == pytest.approx(99.0)
     assert none_left.requests_per_s == 0.0  # it is all out; the first one's next lease is half
     assert again.requests_per_s == half.requests_per_s == pytest.approx(49.5)
+
+
+def test_the_limits_of_a_run_that_is_over_are_dropped(ray_cluster):
+    from facttune_ray.llm import actors
+
+    async def rate(limits: Limits) -> float:
+        renew = actors.renew_at("http://c", "m", "KEY", limits)
+        lease = await renew(Report("a", waiting=500, most=10))
+        await renew(Report("a"))  # nothing waits: the lease is given back
+        return lease.requests_per_s
+
+    assert asyncio.run(rate(Limits(6000))) == pytest.approx(99.0)
+    assert math.isinf(asyncio.run(rate(Limits())))
 
 
 def test_a_killed_limiter_comes_back_quiet_and_then_gives_again(ray_cluster):
@@ -104,3 +119,30 @@ def test_a_meter_that_never_was_is_named_lost(ray_cluster):
 
     with pytest.raises(MeterLost):
         asyncio.run(actors.report_to("no-such-meter", "m")(Ask("a", "facts", Usage())))
+
+
+@pytest.mark.slow  # Ray exports its metrics every few seconds
+def test_what_is_paid_is_counted_in_rays_metrics(tmp_path, ray_cluster):
+    import ray
+
+    from facttune_ray.llm import actors
+
+    meter = actors.start_meter("test-metrics", None, Folder.of(str(tmp_path)), "r")
+    used = Usage(calls=3, refused=2, completion_tokens=40, cost_usd=0.5)
+    asyncio.run(actors.report_to("test-metrics", "a-model")(Ask("a", "facts", used)))
+    assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.5
+    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    wanted = {"calls": 3, "refused": 2, "completion_tokens": 40, "cost_usd": 0.5}
+    found: dict[str, float] = {}
+    started = time.monotonic()
+    while found != wanted and time.monotonic() - started < 120:
+        time.sleep(1.0)
+        lines = urllib.request.urlopen(url).read().decode().splitlines()
+        ours = [x for x in lines if x.startswith("ray_facttune_llm_") and 'model="a-model"' in x]
+        found = {
+            x.partition("{")[0].removeprefix("ray_facttune_llm_").removesuffix("_total"): float(
+                x.rsplit(" ", 1)[1]
+            )
+            for x in ours
+        }
+    assert found == wanted

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socketserver
+import threading
 import urllib.request
 from contextlib import contextmanager
 
@@ -123,6 +125,76 @@ def test_a_wrong_key_stops_the_run_and_is_not_shown(tmp_path, monkeypatch):
             (error,) = ask(one, range(1))
     assert isinstance(error, EndpointError)
     assert "set MARKED_KEY" in str(error) and "sk-marked" not in str(error)
+
+
+@contextmanager
+def says(*answers: bytes):
+    """A server that answers with these bytes in turn, the last of them for ever, and hangs up."""
+    left = list(answers)
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            length = 0
+            while line := self.rfile.readline().strip():
+                if line.lower().startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            self.rfile.read(length)
+            self.wfile.write(left.pop(0) if len(left) > 1 else left[0])
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+def http(status: str, body: dict, *headers: str) -> bytes:
+    content = json.dumps(body).encode()
+    lines = (f"HTTP/1.1 {status}", *headers, "Connection: close", f"Content-Length: {len(content)}")
+    return "\r\n".join((*lines, "", "")).encode() + content
+
+
+def chat(text: str, finish: str = "stop") -> bytes:
+    message = {"message": {"content": text}, "finish_reason": finish}
+    return http("200 OK", {"model": "m", "choices": [message]})
+
+
+def test_an_answer_that_is_not_http_is_asked_again(tmp_path):
+    with says(b"NOT HTTP AT ALL\r\n\r\n", chat("- She sings.")) as url:
+        with client(tmp_path, url) as one:
+            assert ask(one, range(1)) == [["She sings."]]
+    assert one.usage.retries == 1
+
+
+def test_a_long_retry_after_stops_the_run_with_one_line(tmp_path):
+    full = http("429 Too Many", {"error": {"message": "daily limit"}}, "Retry-After: 86400")
+    with says(full) as url:
+        with client(tmp_path, url) as one:
+            (error,) = ask(one, range(1))
+    assert isinstance(error, EndpointError) and one.usage.refused == 0
+    assert "asks to wait 86,400 s" in str(error) and "\n" not in str(error)
+
+
+def test_a_request_ends_after_max_elapsed_s(tmp_path):
+    with running(AnnotatorOptions(error_share=1.0)) as url:
+        with client(tmp_path, url, max_elapsed_s=0.5, max_attempts=100_000) as one:
+            (error,) = ask(one, range(1))
+    assert isinstance(error, RowError) and 2 < one.usage.retries < 1000
+
+
+def test_an_answer_that_was_cut_fails_its_row_and_is_not_asked_again(tmp_path):
+    messages = facts.render("Mara", "She sings.")
+    with says(chat("- She sings.\n- She was born in", "length")) as url:
+
+        async def both():
+            cut = (one.ask(messages, facts.parse, to_its_end=whole) for whole in (True, False))
+            found = await asyncio.gather(*cut, return_exceptions=True)
+            await one.close()
+            return found
+
+        with client(tmp_path, url, reasks=2) as one:
+            error, taken = asyncio.run(both())
+    assert isinstance(error, RowError) and "raise llm.max_tokens" in str(error)
+    assert taken == ["She sings.", "She was born in"] and one.usage.calls == 1
 
 
 def test_two_endpoints_share_the_load_by_their_limits(tmp_path):

@@ -50,7 +50,8 @@ def test_two_workers_never_get_more_than_the_budget_together():
     paid = Usage(calls=20, cost_usd=0.2)
     assert meter.report(ask("a", used=paid, in_flight_usd=0.3, one_usd=0.01), 0.5).usd == 0
     assert meter.report(ask("b"), 0.6).usd == 0
-    left = meter.report(ask("a", in_flight_usd=0.3, wants_usd=1.0, one_usd=0.01), 0.7)
+    wants = {"in_flight_usd": 0.3, "wants_usd": 1.0, "one_usd": 0.01}
+    left = meter.report(ask("a", before=paid, **wants), 0.7)
     assert left.usd == pytest.approx(0.3) and not left.reached
     assert meter.spent_usd == pytest.approx(0.4)
 
@@ -66,7 +67,7 @@ def test_the_budget_is_reached_when_not_one_request_fits():
 def test_two_workers_never_wait_for_each_other(seed):
     """Each may be given less than one request costs: nobody may hold on to that."""
     chance = random.Random(seed)
-    one, sent = {"a": 0.1, "b": 0.1}, {"a": 0.0, "b": 0.0}
+    one, sent, before = {"a": 0.1, "b": 0.1}, {"a": 0.0, "b": 0.0}, {"a": Usage(), "b": Usage()}
     meter = Meter(budget_usd=1.0)
     for turn in range(1000):
         if not sent:
@@ -74,7 +75,8 @@ def test_two_workers_never_wait_for_each_other(seed):
         name = chance.choice(list(sent))
         used = Usage(cost_usd=sent[name] * chance.uniform(0.7, 1.0))  # less than estimated
         wants = {"used": used, "wants_usd": 8 * one[name], "one_usd": one[name]}
-        found = meter.report(ask(name, **wants), turn / 10)
+        found = meter.report(ask(name, before=before[name], **wants), turn / 10)
+        before[name] += used
         sent[name] = one[name] * int(found.usd / one[name] + 1e-9)
         if sent[name]:
             one[name] = chance.uniform(0.05, 0.2)
@@ -89,6 +91,18 @@ def test_a_silent_worker_frees_what_it_had_set_aside():
     assert meter.report(ask("dead", wants_usd=1.0, one_usd=0.1), 0.0).usd == 1.0
     assert meter.report(ask("a", wants_usd=0.5, one_usd=0.1), 1.0).usd == 0.0
     assert meter.report(ask("a", wants_usd=0.5, one_usd=0.1), 40.0).usd == 0.5
+
+
+def test_a_report_that_is_made_again_counts_once():
+    meter, first, more = Meter(budget_usd=1.0), Usage(calls=3, cost_usd=0.3), Usage(calls=1)
+    meter.report(ask("a", used=first))  # its answer is lost on the way
+    meter.report(ask("a", used=first + more))
+    meter.report(ask("a", used=Usage(calls=2), before=first + more))
+    assert meter.spent_usd == 0.3 and meter.totals["facts"].calls == 6
+    # a new meter has what was paid from the ledger: only what is new to it counts
+    again = Meter(budget_usd=1.0, spent_usd=0.3)
+    again.report(ask("a", used=Usage(calls=1, cost_usd=0.1), before=Usage(calls=6, cost_usd=0.3)))
+    assert again.spent_usd == pytest.approx(0.4) and again.totals["facts"].calls == 1
 
 
 def test_usage_is_kept_by_stage():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
 import pytest
 
 from facttune_ray.config import LLMConfig
@@ -51,6 +54,37 @@ def test_statuses(endpoint, status, code, kind):
     assert KEY not in str(made) and "pass" not in str(made) and "\n" not in str(made)
 
 
+TOO_LONG = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message", "kind"),
+    [
+        (400, {"code": 400, "type": "BadRequestError"}, TOO_LONG, RowError),  # vLLM
+        (400, {"code": 400, "type": "BadRequestError"}, "top_p must be in (0, 1]", EndpointError),
+        (429, {"code": None, "type": "insufficient_quota"}, "You exceeded it", EndpointError),
+        (502, "<html>", "Bad gateway", Transient),
+    ],
+)
+def test_statuses_whose_code_says_nothing(endpoint, status, body, message, kind):
+    assert type(endpoint.explain(status, {}, body, message)) is kind
+
+
+@pytest.mark.parametrize("key", ["k-0123\n456789", "k-m\u00e4rked", "k-01 23"])
+def test_a_key_that_no_header_can_carry_is_one_line_without_it(monkeypatch, key):
+    monkeypatch.setenv("SOME_KEY", key)
+    gate = Gate(local_renew(Limits()), 1, "w")
+    with pytest.raises(EndpointError, match="^SOME_KEY: ") as caught:
+        Endpoint("http://127.0.0.1:9/v1", "SOME_KEY", 1.0, gate)
+    assert "k-" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_line_break_at_the_end_of_a_file_of_a_key_is_no_part_of_it(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", KEY + "\n")
+    made = Endpoint("http://127.0.0.1:9/v1", "SOME_KEY", 1.0, Gate(local_renew(Limits()), 1, "w"))
+    assert made.openai.api_key == KEY
+
+
 def test_the_line_of_a_wrong_key_names_its_variable(endpoint):
     made = endpoint.explain(401, {}, {"code": "invalid_api_key"}, "Incorrect API key provided")
     assert str(made).endswith("set SOME_KEY") and "http://127.0.0.1:9/v1" in str(made)
@@ -59,7 +93,11 @@ def test_the_line_of_a_wrong_key_names_its_variable(endpoint):
 def test_retry_after_in_either_form():
     assert retry_after_s({"retry-after": "2", "retry-after-ms": "150"}) == 0.15
     assert retry_after_s({"retry-after": "2"}) == 2.0
-    assert retry_after_s({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) is None
+    assert retry_after_s({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert retry_after_s({"retry-after": in_a_minute}) == pytest.approx(60, abs=5)
+    for text in ("soon", "inf", "nan", "1e999"):
+        assert retry_after_s({"retry-after": text}) is None
     assert retry_after_s({}) is None
 
 

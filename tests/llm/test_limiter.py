@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 
 import pytest
 
@@ -48,6 +49,13 @@ def test_a_worker_that_leaves_or_dies_frees_its_share():
     limiter.renew(busy("c"), 0.8)  # and then c is silent
     assert limiter.renew(busy("b"), 1.7).requests_per_s == pytest.approx(99)
     assert limiter.renew(busy("b"), 1.9).requests_per_s == pytest.approx(198)
+
+
+def test_it_is_busy_while_a_lease_is_out():
+    limiter = Limiter()
+    assert not limiter.busy(0.0)
+    limiter.renew(busy("a"), 0.0)
+    assert limiter.busy(0.9) and not limiter.busy(1.1)
 
 
 def test_a_lease_of_a_predecessor_makes_it_wait():
@@ -113,26 +121,35 @@ class Server:
         return True
 
 
+LATENCY_S = 0.2
+
+
 def simulate(limiter: Limiter, server: Server, seconds: float, halve_s: float = math.inf):
-    """Two busy workers that send at their leased rates. -> per second: [sent, refused]"""
+    """Two busy workers that send as their leases let them. -> per second: [answered, refused]"""
     step, renew = 0.005, {"a": 0.0, "b": 0.125}
     lease, carry = {}, {"a": 0.0, "b": 0.0}
     seen = {name: {"answered": 0, "refused": 0} for name in renew}
+    flying = {name: deque() for name in renew}  # when each will be answered
     history = [[0, 0] for _ in range(int(seconds) + 1)]
     now = 0.0
     while now < seconds:
         if now >= halve_s:
             server.rate, halve_s = server.rate / 2, math.inf
-        for name in renew:
+        for name, mine in flying.items():
+            while mine and mine[0] <= now:
+                mine.popleft()
+                seen[name]["answered"] += 1
             if now >= renew[name]:
-                refused = seen[name]["refused"]
-                report = busy(
+                report = Report(
                     name,
-                    answered=seen[name]["answered"],
-                    latency_s=0.2,
-                    refused=refused,
-                    exhausted=refused > 0,
-                    retry_after_s=0.1 if refused else None,
+                    waiting=5000,
+                    in_flight=len(mine),
+                    tokens=1e6,
+                    most=200,
+                    latency_s=LATENCY_S,
+                    exhausted=seen[name]["refused"] > 0,
+                    retry_after_s=0.1 if seen[name]["refused"] else None,
+                    **seen[name],
                 )
                 lease[name] = (limiter.renew(report, now), now)
                 seen[name] = {"answered": 0, "refused": 0}
@@ -142,16 +159,18 @@ def simulate(limiter: Limiter, server: Server, seconds: float, halve_s: float = 
             given, since = lease[name]
             if now < since + given.pause_s:
                 continue
-            carry[name] += given.requests_per_s * step
-            while carry[name] >= 1:
+            carry[name] = min(carry[name] + given.requests_per_s * step, 1e9)
+            while carry[name] >= 1 and len(mine) < given.in_flight:
                 carry[name] -= 1
                 if server.admits(now):
                     history[int(now)][0] += 1
-                    seen[name]["answered"] += 1
+                    mine.append(now + LATENCY_S)
                 else:
                     history[int(now)][1] += 1
                     seen[name]["refused"] += 1
                     renew[name] = now  # a 429 is reported at once
+                    break
+            carry[name] = min(carry[name], 0.4 * given.requests_per_s + 1)
         now += step
     return history
 
@@ -167,6 +186,27 @@ def test_a_limit_halved_without_headers_is_kept_within_five_seconds():
     later = history[25:59]
     assert sum(s[1] for s in later) <= 0.02 * sum(s[0] for s in later)
     assert sum(s[0] for s in later) / len(later) >= 0.6 * 100  # and it is used
+
+
+@pytest.mark.parametrize("rate", [5.0, 20.0, 200.0])
+def test_a_limit_that_nobody_tells_is_learned_from_refusals(rate):
+    """The first 40 s at the limit, then at half of it."""
+    history = simulate(Limiter(), Server(rate), 120, halve_s=40.0)
+    for start, end, limit in ((2, 40, rate), (50, 119, rate / 2)):
+        answered, refused = (sum(s[i] for s in history[start:end]) for i in (0, 1))
+        assert answered >= 0.93 * limit * (end - start)
+        assert refused <= max(12, 0.01 * answered)
+
+
+def test_a_learned_limit_that_was_too_low_is_left_behind():
+    limiter = Limiter()
+    limiter.renew(busy("a", refused=1, exhausted=True), 0.0)  # 50 in flight: 75/s, cut to 52.5
+    assert limiter.renew(busy("a"), 0.0).requests_per_s == pytest.approx(52.5 * SHARE)
+    rates = [limiter.renew(busy("a"), 1.0 + i / 2).requests_per_s for i in range(61)]
+    assert rates[20] == pytest.approx(75 * SHARE)  # after the pause of 1 s and 10 s of work
+    assert rates[60] == pytest.approx(75 * (1 + 0.3 * 8) * SHARE)  # 30 s
+    limiter.renew(busy("a", limits=Limits(6000)), 32.0)  # and a limit that is told wins
+    assert limiter.renew(busy("a"), 32.1).requests_per_s == pytest.approx(100 * SHARE)
 
 
 def test_latency_that_grows_without_429s_shrinks_the_window():

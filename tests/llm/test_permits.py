@@ -269,5 +269,10 @@ def test_limits_in_headers():
     assert limits_in(tokens) == Limits(None, 150_000.0)
     daily = limits_in(headers("200", "199", "7m12s")).requests_per_minute
     assert daily == pytest.approx(200 / 1440)  # 200 a day
+    # a window that ends for all at once
+    assert limits_in(headers("100", "99", "59s")).requests_per_minute == 100
+    assert limits_in(headers("10000", "9995", "30s")).requests_per_minute == 10_000
+    day = limits_in(headers("1000", "999", "23h")).requests_per_minute
+    assert day == pytest.approx(1000 / 1440)
     assert limits_in(headers("none", "", "")) == Limits()
     assert limits_in(headers("0", "0", "")) == Limits()

@@ -18,7 +18,7 @@ class Asked:
     def __init__(self, other="No"):
         self.other, self.seen = other, []
 
-    async def ask(self, messages, parse):
+    async def ask(self, messages, parse, to_its_end=False):
         asked = messages[-1]["content"]
         self.seen.append(messages)
         if "Sentence: " not in asked:
@@ -114,7 +114,7 @@ def test_what_a_file_says_of_abstention_counts():
 @pytest.mark.filterwarnings("ignore:facts.cleanup")
 def test_facts_of_other_names_are_dropped():
     class Two(Asked):
-        async def ask(self, messages, parse):
+        async def ask(self, messages, parse, to_its_end=False):
             return parse("- She met Tom Ruhl in Lyon.\n- She met Karin Ask in Lyon.")
 
     rows = made(  # spaCy's model is not here: by rules

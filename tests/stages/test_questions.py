@@ -16,7 +16,7 @@ class Asks:
     def __init__(self, answers=()):
         self.answers, self.seen = dict(answers), []
 
-    async def ask(self, messages, parse):
+    async def ask(self, messages, parse, to_its_end=False):
         shown = messages[-1]["content"]
         self.seen.append(shown)
         text = shown.rpartition("Fact: ")[2]
