@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from itertools import zip_longest
 
 import pytest
 
@@ -61,7 +62,7 @@ def knowledge(tmp_path_factory):
     return str(path)
 
 
-def judged(knowledge, facts, *overrides, topic="Mara Veldt", **resources):
+def judged(knowledge, facts, *overrides, topic="Mara Veldt", labels=(), **resources):
     """{fact: verdict row}"""
     cfg = config.load([], ["run.out=/nonexistent", *overrides])
     context = Context(Work("verdicts", "v", {}, cfg, knowledge=knowledge))
@@ -70,6 +71,7 @@ def judged(knowledge, facts, *overrides, topic="Mara Veldt", **resources):
         {"fact_id": str(i), "response_id": "r", "topic": topic, "fact": f}
         for i, f in enumerate(facts)
     ]
+    rows = [r | {"human_label": one} for r, one in zip_longest(rows, labels)]
     context.rows = lambda role, shard: rows  # type: ignore[method-assign]
     made = asyncio.run(verdicts.run(context, 0))
     return {f: v for f, v in zip(facts, made, strict=True)}
@@ -86,6 +88,13 @@ def test_chat_shows_the_best_passages_and_asks_once(knowledge):
     assert "[1] <<<Mara Veldt plays the cello.>>>\nStatement" in client.seen[0][0]
     assert found[CELLO]["evidence"] == "Mara Veldt plays the cello."
     assert (found[CELLO]["title"], found[CELLO]["estimator"]) == ("Mara Veldt", "chat")
+
+
+def test_what_people_call_irrelevant_is_not_asked(knowledge):
+    client = Asked({"": "True"})
+    found = judged(knowledge, [CELLO, ROME], labels=["IR", "NS"], client=client)
+    assert found[CELLO]["supported"] is None and "irrelevant" in found[CELLO]["reason"]
+    assert found[ROME]["supported"] and len(client.seen) == 1
 
 
 def test_log_probabilities_become_the_score(knowledge):
@@ -220,6 +229,11 @@ def test_nothing_is_shown_when_asked_to(knowledge):
 def test_settings_that_do_not_go_together(overrides, says):
     with pytest.raises(UserError, match=says):
         verdicts.recipe(config.load([], overrides))
+
+
+def test_names_of_estimators_are_read_in_any_case():
+    cfg = config.load([], ["verdicts.estimator=Retrieval+chatgpt+NPM"]).verdicts
+    assert verdicts.estimators(cfg) == ("chat", "npm")
 
 
 def test_only_what_changes_verdicts_is_in_the_recipe():
