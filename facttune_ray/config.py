@@ -184,7 +184,7 @@ class VerdictsConfig:
     threshold: float | None = None  # supported from this score; null: the estimator's own
     facts_per_request: int = 1  # chat: several facts of a topic in one request
     logprobs: bool = False  # chat: score = probability of True, where the endpoint tells it
-    local_lm: str = ""  # Hugging Face folder or hub id of a causal LM
+    local_lm: str = ""  # Hugging Face folder, its URI, or hub id of a causal LM
     npm: str = "facebook/npm-single"  # of a masked LM
     npm_passages: int = 3  # shown to npm (FActScore: 3)
     dense: str = "sentence-transformers/gtr-t5-large"  # of a sentence-transformers model

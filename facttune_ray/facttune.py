@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facttune_ray import tables
+from facttune_ray import preflight, tables
 from facttune_ray.config import Config, TuneConfig
 from facttune_ray.errors import UserError
 from facttune_ray.pipeline import Missing, Snapshot, model_digest
@@ -259,6 +259,8 @@ class FactTune(Tuning):
         """FactTune: sample, score, prefer, train; choose by val; measure on test."""
         cfg = self.cfg
         check_training(cfg)
+        begun = self.only is not None or (self.root / "summary.json").exists()
+        preflight.check(cfg, self.knowledge_file(), models=not begun)
         if any(c.startswith("ne_") for c in needed(cfg, wanted(cfg))):
             stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid
         self.knowledge()

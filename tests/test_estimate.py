@@ -89,7 +89,7 @@ def test_a_config_without_an_llm_costs_nothing(labelled_data, tmp_path, capsys):
 @pytest.mark.slow
 def test_estimate_is_within_a_tenth_on_real_text(labelled_data, tmp_path, ray_cluster):
     words = [f"data.folder={labelled_data}", f"run.out={tmp_path}", "facts.method=llm"]
-    words += ["verdicts.estimator=chat", "tune.facttune_fs.rounds=0", "llm.model=gpt-4o-mini"]
+    words += ["verdicts.estimator=chat", "llm.model=gpt-4o-mini"]
     words += ["llm.base_url=embedded"]
     guessed = {r["stage"]: r for r in estimate(load(["factscore"], words))}
     assert cli.main(["run", "factscore", *words]) == 0

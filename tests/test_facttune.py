@@ -240,7 +240,7 @@ def test_tables_do_not_depend_on_the_number_of_workers(run, tmp_path):
 def test_real_text_without_any_llm(labelled_data, ray_cluster, tmp_path):
     out = tmp_path / "out"
     words = ["run", "factscore", f"data.folder={labelled_data}", f"run.out={out}"]
-    assert cli.main(words) == 0
+    assert cli.main([*words, "tune.facttune_fs.rounds=1"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     human = summary["human"]
     assert human["ChatGPT"]["auroc"] >= 0.84 and human["InstructGPT"]["auroc"] >= 0.87
@@ -257,7 +257,7 @@ def test_real_text_without_any_llm(labelled_data, ray_cluster, tmp_path):
 @pytest.mark.parametrize("method", ["labels", "llm"])
 def test_real_text_with_the_annotator(labelled_data, ray_cluster, tmp_path, method):
     words = ["run", "factscore", f"data.folder={labelled_data}", f"run.out={tmp_path / 'out'}"]
-    words += ["verdicts.estimator=chat", f"facts.method={method}", "tune.facttune_fs.rounds=0"]
+    words += ["verdicts.estimator=chat", f"facts.method={method}"]
     assert cli.main(words) == 0
     manifests = [json.loads(p.read_text()) for p in (tmp_path / "out").rglob("_MANIFEST.json")]
     verdicts = next(m for m in manifests if m["table"] == "verdicts")
@@ -276,7 +276,7 @@ def test_another_knowledge_source_is_refused(ray_cluster, tmp_path, capsys):
     (tmp_path / "m.jsonl").write_text(json.dumps(line) + "\n")
     source = tmp_path / "k.jsonl"
     words = ["run", "factscore", f"data.folder={tmp_path}", "data.files=[m.jsonl]"]
-    words += ["data.knowledge=k.jsonl", f"run.out={tmp_path / 'out'}", "tune.facttune_fs.rounds=0"]
+    words += ["data.knowledge=k.jsonl", f"run.out={tmp_path / 'out'}"]
     source.write_text('{"title": "Ada", "text": "Ada sings well."}\n')
     assert cli.main(words) == 0
     source.write_text('{"title": "Ada", "text": "Ada paints."}\n')

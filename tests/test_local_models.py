@@ -63,8 +63,8 @@ def verdicts(tmp_path, *words) -> list[dict]:
 
 @pytest.mark.parametrize("estimator", ["local_lm", "npm", "retrieval+llama+npm"])
 def test_local_estimators_through_the_pipeline(ray_cluster, tmp_path, capsys, models, estimator):
-    words = [f"verdicts.estimator={estimator}", f"verdicts.local_lm={models['llama']}"]
-    words += [f"verdicts.npm={models['masked']}"]
+    words = [f"verdicts.estimator={estimator}", f"verdicts.local_lm=file://{models['llama']}"]
+    words += [f"verdicts.npm=file://{models['masked']}"]
     if estimator != "npm":
         words += ["verdicts.retrieval=dense", f"verdicts.dense={models['dense']}"]
     rows = verdicts(tmp_path, *words)
@@ -78,6 +78,8 @@ def test_local_estimators_through_the_pipeline(ray_cluster, tmp_path, capsys, mo
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["models"]["m"]["no_article"] == 1
     assert not (tmp_path / "out" / "ledger").exists()
+    vectors = [*(tmp_path / "out").glob("knowledge/vectors/*.npy")]
+    assert len(vectors) == (0 if estimator == "npm" else 2)  # one an article
 
 
 def test_a_model_that_is_not_there_is_one_line(ray_cluster, tmp_path, capsys):

@@ -75,6 +75,24 @@ def test_knowledge_from_the_command_line(tmp_path, capsys):
     assert not (tmp_path / "other.db").exists()
 
 
+def test_a_build_overwrites_nothing_but_a_database(tmp_path, capsys):
+    source, database = tmp_path / "k.jsonl", tmp_path / "k.db"
+    source.write_text('{"title": "Mara Veldt", "text": "Mara Veldt plays the cello."}\n')
+    before = source.read_bytes()
+    for words, says in (
+        ([source, source], "k.jsonl: it exists and is no database"),
+        ([source, tmp_path], "a folder"),
+        ([source, database, "--workers", "-2"], "--workers -2: must be at least 0"),
+    ):
+        assert cli.main(["knowledge", "build", *map(str, words)]) == 2
+        assert says in capsys.readouterr().err
+    assert source.read_bytes() == before and not database.exists()
+    for _ in range(2):  # a database gives way to a new one
+        assert cli.main(["knowledge", "build", str(source), str(database)]) == 0
+    assert cli.main(["knowledge", "search", str(database), "cello", "-k", "0"]) == 2
+    assert "-k 0: must be at least 1" in capsys.readouterr().err
+
+
 def test_a_finished_database_is_read_where_it_is(tmp_path, ray_cluster, capsys):
     source, database = tmp_path / "k.jsonl", tmp_path / "k.db"
     source.write_text('{"title": "Ada", "text": "Ada sings in Lyon."}\n')

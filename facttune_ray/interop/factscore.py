@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facttune_ray.errors import UserError
+from facttune_ray.interop.records import loads
 from facttune_ray.scoring.factscore import Summary, summarise
 
 LABELS = {"S", "NS", "IR"}
@@ -59,21 +60,24 @@ class Output:
 def read(path: str | Path) -> Iterator[Record]:
     """Records of one file in order. UserError `FILE:LINE: ...` at the first that is wrong."""
     try:
-        lines = open(path, encoding="utf-8")
+        lines = open(path, encoding="utf-8-sig")
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}: check data.folder and data.files") from None
-    number = 0
+    number = found = 0
     with lines:
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            found += 1
             try:
-                yield _record(json.loads(line))
+                yield _record(loads(line))
             except UnicodeDecodeError:
                 raise UserError(f"{path}:{number}: not UTF-8") from None
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise UserError(f"{path}:{number}: not JSON: {e}") from None
             except (KeyError, TypeError) as e:
                 raise UserError(f"{path}:{number}: {e.args[0]}") from None
-    if not number:
+    if not found:
         raise UserError(f"{path}: the file is empty")
 
 
@@ -249,7 +253,7 @@ def summary(
 def read_output(path: str | Path) -> Output:
     """FActScore's output JSON. UserError when it is none."""
     try:
-        row = json.loads(Path(path).read_text(encoding="utf-8"))
+        row = loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(row, dict):
             raise TypeError("expected an object {score, respond_ratio, decisions, ...}")
         return Output(

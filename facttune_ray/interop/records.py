@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,6 +30,7 @@ Row = dict[str, Any]
 PACKED = (".gz", ".bz2", ".zst")
 LISTS = ("responses", "rewards", "pairs")  # columns whose CSV cells are JSON
 CELL = 2**31 - 1  # characters at most
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read(path: str) -> Iterator[tuple[str, Row]]:
@@ -79,10 +81,19 @@ def _jsonl(path: str) -> Iterator[tuple[str, Any]]:
                 yield f"{path}:{number}", _json(f"{path}:{number}", line)
 
 
+def loads(text: str) -> Any:
+    """JSON, with U+FFFD for half a surrogate pair: JSON can carry one, but no file and no table."""
+    found = json.loads(text)
+    if _SURROGATE.search(text):
+        told = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass")
+        found = json.loads(told.decode("utf-16", "replace"))
+    return found
+
+
 def _json(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError as e:
+        return loads(text)
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{where}: not JSON: {e}") from None
 
 
@@ -90,8 +101,8 @@ def _whole_json(path: str) -> Iterator[tuple[str, Any]]:
     with _text(path) as f:
         text = f.read()
     try:
-        found = json.loads(text)
-    except ValueError as e:
+        found = loads(text)
+    except (ValueError, RecursionError) as e:
         if "Extra data" not in str(e):
             raise UserError(f"{path}: not JSON: {e}") from None
         yield from _jsonl(path)

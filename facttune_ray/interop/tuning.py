@@ -25,6 +25,7 @@ from typing import Any
 
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.interop.factscore import read_decisions
+from facttune_ray.interop.records import loads
 from facttune_ray.schema import TABLES, digest
 from facttune_ray.scoring.decompose import normal_fact
 from facttune_ray.scoring.factscore import factscore
@@ -371,8 +372,8 @@ def by_topic(responses: Rows) -> dict[str, list[dict]]:
 def read_json(file: Folder) -> Any | None:
     """Content of a file, None when it is absent."""
     try:
-        return file.read_json()
-    except (ValueError, OSError) as e:
+        return loads(file.read_bytes().decode("utf-8-sig")) if file.exists() else None
+    except (ValueError, RecursionError, OSError) as e:
         raise UserError(f"{file.path}: not readable as JSON: {e}") from None
 
 

@@ -249,6 +249,8 @@ class Articles:
 
 def main_search(db: str, query: str, k: int) -> int:
     """`search` for the command line: title, score and how the passage begins. -> exit code"""
+    if k < 1:
+        raise UserError(f"-k {k}: must be at least 1")
     width = min(shutil.get_terminal_size().columns, 100)
     hits = Articles(local_copy(db)).search(query, k)
     for hit in hits:

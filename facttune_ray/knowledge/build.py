@@ -36,6 +36,7 @@ __all__ = ["SEPARATOR", "build", "main_build", "main_index", "passages", "write"
 
 COMMIT_S = 5.0  # at most so much work is lost when a build is killed
 _POOL_BYTES = 8 * 2**20  # a smaller source is read before a pool has started
+_SQLITE = b"SQLite format 3\0"  # how every database begins
 _PACKED = 4  # text is about so many times its compressed size
 
 
@@ -62,8 +63,12 @@ def build(
     """JSONL files, folders or globs (.gz, .bz2, .xz, .zst too) -> database. -> number of titles.
 
     workers: processes that parse (0: one a CPU). passage_tokens: the most of a passage, see
-    knowledge/passages.py. commit_s: seconds between commits. UserError names file and line.
+    knowledge/passages.py. commit_s: seconds between commits. UserError names file and line, or says
+    why `out` cannot be written: a folder, or a file that is no database, as an input would be.
     """
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must be at least 0")
+    _check_free(Path(out))
     files = lines.files(inputs)
     store = Store(out, _recipe(files, passage_tokens))
     try:
@@ -79,6 +84,17 @@ def build(
         ) from None
     finally:
         store.close()
+
+
+def _check_free(out: Path) -> None:
+    """UserError when something other than a database would be lost."""
+    if out.is_dir():
+        raise UserError(f"cannot write {out}: a folder: name the database's file")
+    if out.exists():
+        with open(out, "rb") as file:
+            start = file.read(len(_SQLITE))
+        if start not in (b"", _SQLITE):
+            raise UserError(f"cannot write {out}: it exists and is no database: name another OUT")
 
 
 def write(articles: Iterable[Mapping[str, Any]], out: str | Path, least: int = 1) -> int:

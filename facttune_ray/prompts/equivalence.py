@@ -10,13 +10,14 @@ import re
 
 from facttune_ray.errors import RowError
 from facttune_ray.prompts import template
+from facttune_ray.prompts.fence import fenced
 
 TEMPLATE = "equivalence"
 
 
 def render(question: str, first: str, second: str) -> list[dict[str, str]]:
     slots = {"question": question, "first": first, "second": second}
-    return template.messages(TEMPLATE, **{k: " ".join(v.split()) for k, v in slots.items()})
+    return template.messages(TEMPLATE, **{k: fenced(v) for k, v in slots.items()})
 
 
 def parse(answer: str) -> bool:

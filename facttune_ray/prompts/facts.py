@@ -43,7 +43,7 @@ def render(
     """Chat messages. `context`: the response up to the sentence, used by `decontextualize` alone;
     its last CONTEXT_CHARS characters are shown."""
     name = template_name(domain, decontextualize)
-    slots = {"topic": " ".join(topic.split()), "sentence": " ".join(sentence.split())}
+    slots = {"topic": " ".join(topic.split()), "sentence": fenced(sentence)}
     if decontextualize:
         slots["context"] = fenced(context, CONTEXT_CHARS, last=True)
     return template.messages(name, **slots)

@@ -50,7 +50,7 @@ def render(
     `pronoun` ("her"): of the person, in the domain bio. `lower_case`: the condition within a
     sentence, in medicine."""
     name = " ".join(topic.split())
-    slots = {"topic": name, "fact": " ".join(fact.split()), "before": _before(before)}
+    slots = {"topic": name, "fact": fenced(fact), "before": _before(before)}
     if domain == "bio":
         slots["pronoun"] = " ".join((pronoun or "").split()) or "unknown"
     if domain == "medicine":

@@ -14,29 +14,44 @@ from collections.abc import Sequence
 
 from facttune_ray.errors import RowError
 from facttune_ray.prompts import template
+from facttune_ray.prompts.fence import fenced, numbered
 
 TEMPLATE, MANY, CLOSED = "verdicts", "verdicts_many", "verdicts_closed"
 
 # An answer without True or False that says one of these does not support the statement
 # (FActScore, factscorer.py).
 _DOUBT = {"not", "cannot", "unknown", "information"}
+_VERDICT = re.compile(r"\b(?:true|false)\b")
+_EITHER = re.compile(r"\b(?:true|false)\W+(?:n?or|and)\W+(?:true|false)\b")  # of the question
+_NOT_TRUE = re.compile(
+    r"\b(?:not|never|cannot|[a-z]+n't)"
+    r"(?: (?:be|an?|actually|completely|entirely|exactly|factually|fully|quite|really|strictly|"
+    r"wholly))* true\b"
+)
+_DENIAL = re.compile(
+    r"\b(?:not|no|never|neither|nor|cannot|[a-z]+n't|without|unable|if|whether|unknown|unclear|"
+    r"doubt\w*|incorrect|inaccurate|wrong|mistaken|untrue)\b"
+)
+_CLAUSE = re.compile(
+    r"[^\w\s'-]|\n|\b(?:so|thus|hence|therefore|but|because|since|though|although|while|which|"
+    r"as(?= (?:the|it|they|there|this|no)\b))\b"
+)
 _LINE = re.compile(r"^\W*(\d{1,4})\W*\s*[:.)\-]?\s*\W*(true|false)\b", re.I)
 
 
 def render(topic: str, fact: str, passages: Sequence[str]) -> list[dict[str, str]]:
-    return template.messages(
-        TEMPLATE, topic=_line(topic), passages=_listed(passages), fact=_line(fact)
-    )
+    shown = numbered(passages, "[{}]")
+    return template.messages(TEMPLATE, topic=_line(topic), passages=shown, fact=fenced(fact))
 
 
 def render_many(topic: str, facts: Sequence[str], passages: Sequence[str]) -> list[dict[str, str]]:
-    lines = "\n".join(f"{i}. {_line(f)}" for i, f in enumerate(facts, 1))
-    return template.messages(MANY, topic=_line(topic), passages=_listed(passages), facts=lines)
+    shown = {"passages": numbered(passages, "[{}]"), "facts": numbered(facts, "{}.")}
+    return template.messages(MANY, topic=_line(topic), **shown)
 
 
 def render_closed(topic: str, fact: str) -> list[dict[str, str]]:
     """Without passages: from what the model knows."""
-    return template.messages(CLOSED, topic=_line(topic), fact=_line(fact))
+    return template.messages(CLOSED, topic=_line(topic), fact=fenced(fact))
 
 
 def _line(text: str) -> str:
@@ -44,20 +59,24 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _listed(passages: Sequence[str]) -> str:
-    return "\n".join(f"[{i}] {_line(p)}" for i, p in enumerate(passages, 1))
-
-
 def parse(answer: str) -> bool:
     """The verdict. A first or last word True or False decides, else the only one of the two, else
-    words of doubt mean False; RowError when the answer says neither or both."""
-    words = re.findall(r"[a-z]+", answer.lower())
-    said = {"true", "false"}.intersection(words)
-    for deciding in (said.intersection(words[:1] + words[-1:]), said):
-        if len(deciding) == 1:
-            return "true" in deciding
+    words of doubt mean False. "Not true" is False; RowError when the answer says neither or both,
+    or denies in another way: "It is not false", "That it is true is wrong"."""
+    text = answer.rpartition("</think>")[2].lower().replace("\u2019", "'")
+    text = _NOT_TRUE.sub("false", _EITHER.sub(" ", re.sub(r"[*_`\"]", "", text)))
+    said: list[bool | None] = []  # of each True or False; None: denied
+    for clause in _CLAUSE.split(text):
+        here = _VERDICT.findall(clause)
+        plain = len(here) == 1 and not _DENIAL.search(clause)
+        said += [word == "true" if plain else None for word in here]
+    words = re.findall(r"[a-z]+", text)
     if not said and _DOUBT.intersection(words):
         return False
+    ends = [s for s, at in ((said[:1], 0), (said[-1:], -1)) if s and _VERDICT.fullmatch(words[at])]
+    sure: set[bool | None] = {s for end in ends for s in end if s is not None} or {*said}
+    if len(sure) == 1 and (verdict := sure.pop()) is not None:
+        return verdict
     raise RowError(f"neither True nor False in the answer {answer[:80]!r}")
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from facttune_ray.errors import UserError
 from facttune_ray.interop import factscore
+from facttune_ray.prompts.fence import fenced, unnumbered
 from facttune_ray.quickstart import rules
 from facttune_ray.scoring.decompose import normal_fact
 
@@ -93,7 +94,7 @@ class Replay:
         self.unsure: set[tuple[str, str]] = set()  # sentences counted as conflicts
         for record in records:
             if record.abstained is not None:  # who abstains states nothing: "- none"
-                topic = _line(record.topic)
+                topic = fenced(record.topic)
                 self.responses.setdefault(topic, []).append(self._labelled(topic, record))
 
     def answer(self, messages: list[dict[str, str]], sample: int = 0) -> str:
@@ -101,7 +102,7 @@ class Replay:
         task = rules.task_of(messages)
         slots = rules.slots_of(task, messages[-1]["content"]) if task else None
         if slots and task and task.startswith("facts"):
-            reply = self._facts(_line(slots["topic"]), slots["sentence"])
+            reply = self._facts(fenced(slots["topic"]), slots["sentence"])
         elif slots and task == "verdicts_many":
             return self._many(messages, slots)
         elif slots and task and task.startswith("verdicts"):
@@ -145,7 +146,7 @@ class Replay:
             yield text
 
     def _verdict(self, topic: str, fact: str) -> bool | None:
-        topic, fact = _line(topic), _line(fact)
+        topic, fact = fenced(topic), fenced(fact)
         if labels := self.labels.get((topic, normal_fact(fact))):
             return labels[0]
         if (match := _MARK.fullmatch(fact)) and (
@@ -157,13 +158,12 @@ class Replay:
     def _many(self, messages: list[dict[str, str]], slots: dict[str, str]) -> str:
         """One line a fact; those that the file lacks as the rules say."""
         out = rules.answer(messages).splitlines()
-        for i, line in enumerate(slots["facts"].splitlines()):
-            number, _, fact = line.partition(". ")
+        for i, fact in enumerate(unnumbered(slots["facts"])):
             verdict = self._verdict(slots["topic"], fact)
             if verdict is None:
                 self.counts["missing"] += 1
             else:
-                out[i] = f"{number}. {verdict}"
+                out[i] = f"{i + 1}. {verdict}"
         return "\n".join(out)
 
     def _labelled(self, topic: str, record: factscore.Record) -> Labelled:
@@ -176,7 +176,7 @@ class Replay:
     def _listed(self, topic: str, sentence: factscore.Sentence) -> Facts:
         """The sentence's facts with S or NS; their labels go to `labels`."""
         out = []
-        for text, label in sentence.human_facts:
+        for text, label in ((fenced(t), la) for t, la in sentence.human_facts):
             key = (topic, normal_fact(text))
             if label == "IR" or not key[1]:
                 continue
@@ -184,7 +184,7 @@ class Replay:
             if supported not in known:
                 self.labels[key] = (*known, supported)
                 self.counts["conflicts"] += len(known)
-            out.append((_line(text), supported))
+            out.append((text, supported))
         return tuple(out)
 
 
@@ -194,10 +194,6 @@ def load(path: str | Path) -> Replay:
     if not replay.labels:
         raise UserError(f"{path}: no fact has a label: replay needs human-atomic-facts")
     return replay
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _text(response: str, bare: bool) -> Text:

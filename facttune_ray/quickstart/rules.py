@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Callable
 
 from facttune_ray.prompts import facts, questions, template
+from facttune_ray.prompts.fence import unnumbered
 from facttune_ray.quickstart.asking import ask
 from facttune_ray.scoring import equivalence, verify_lexical
 from facttune_ray.scoring.abstention import abstained
@@ -112,13 +113,12 @@ _SHORT = 9  # words: a sentence of at most so many states one thing
 
 
 def _verdicts(topic: str, passages: str, fact: str) -> str:
-    texts = [re.sub(r"^\[\d+\] ", "", line) for line in passages.splitlines() if line.strip()]
-    return str(supported(topic, fact, texts))
+    return str(supported(topic, fact, unnumbered(passages)))
 
 
 def _verdicts_many(topic: str, passages: str, facts: str) -> str:
-    numbered = [line.partition(". ") for line in facts.splitlines()]
-    return "\n".join(f"{n}. {_verdicts(topic, passages, fact)}" for n, _, fact in numbered)
+    told = unnumbered(facts)
+    return "\n".join(f"{i}. {_verdicts(topic, passages, f)}" for i, f in enumerate(told, 1))
 
 
 def _verdicts_closed(topic: str, fact: str) -> str:

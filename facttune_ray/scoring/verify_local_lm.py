@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,13 +34,20 @@ class LocalLM:
     """Holds a causal LM and its tokenizer. One call at a time; others wait."""
 
     def __init__(
-        self, path: str, *, dtype: str = "float32", device: str = "cpu", batch_tokens: int = 8192
+        self,
+        path: str,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        batch_tokens: int = 8192,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         """`path`: HF folder or hub name with safetensors weights. `batch_tokens`: most tokens in
-        one forward pass, which bounds memory. UserError for a model that cannot serve."""
+        one forward pass, which bounds memory. `more`: of `from_pretrained`, for quantised weights.
+        UserError for a model that cannot serve."""
         from transformers import AutoModelForCausalLM
 
-        self.tokenizer, self.model = open_model(AutoModelForCausalLM, path, dtype, device)
+        self.tokenizer, self.model = open_model(AutoModelForCausalLM, path, dtype, device, more)
         self.device = torch.device(device)
         self.batch_tokens = batch_tokens
         config = self.model.config.get_text_config(decoder=True)
@@ -352,7 +359,9 @@ def answer_tokens(
     return true[n], false[n], true[len(asked) : n]
 
 
-def open_model(kind: Any, path: str, dtype: str, device: str) -> tuple[Any, Any]:
+def open_model(
+    kind: Any, path: str, dtype: str, device: str, more: Mapping[str, Any] | None = None
+) -> tuple[Any, Any]:
     """(tokenizer, model in evaluation mode) of a folder or hub name. Safetensors only and no code
     from the folder; UserError when it cannot be opened. `kind`: an AutoModelFor... class."""
     from transformers import AutoTokenizer
@@ -362,7 +371,11 @@ def open_model(kind: Any, path: str, dtype: str, device: str) -> tuple[Any, Any]
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = kind.from_pretrained(
-            path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            path,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            **(more or {}),
         )
     except (OSError, ValueError) as error:
         line = one_line(str(error))[:200]
@@ -370,4 +383,4 @@ def open_model(kind: Any, path: str, dtype: str, device: str) -> tuple[Any, Any]
             f"Cannot load a model from {path} (a folder with config.json, tokenizer, safetensors "
             f"weights, or a hub name): {line}"
         ) from error
-    return tokenizer, model.to(device).eval()
+    return tokenizer, (model if more else model.to(device)).eval()  # quantised: there already

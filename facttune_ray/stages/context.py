@@ -96,25 +96,30 @@ class Context:
     def dense(self) -> Dense:
         from facttune_ray.knowledge.dense import Dense
 
-        return Dense(self.cfg.verdicts.dense, device=self._device)
+        kept = (self.root / "knowledge/vectors").path if self.root.local else None
+        return Dense(self.cfg.verdicts.dense, device=self._device, cache_dir=kept)
 
     @functools.cached_property
     def local_lm(self) -> LocalLM:
+        from facttune_ray.sampling.weights import local_weights
         from facttune_ray.scoring.verify_local_lm import LocalLM
 
-        return LocalLM(self.cfg.verdicts.local_lm, **self._model_settings)
+        return LocalLM(local_weights(self.cfg.verdicts.local_lm), **self._model_settings)
 
     @functools.cached_property
     def itself(self) -> LocalLM:
         """The model that wrote the responses, as a judge of its own facts."""
-        from facttune_ray.sampling.weights import local_weights
+        from facttune_ray.sampling.weights import local_weights, quantization
         from facttune_ray.scoring.verify_local_lm import LocalLM
 
+        cfg, device = self.cfg, "cuda" if self.cfg.sampling.gpus else "cpu"
+        more = quantization(cfg.sampling.quantize, cfg.model.dtype, device)
         return LocalLM(
             local_weights(self.work.model_path),
-            dtype=self.cfg.model.dtype,
-            device="cuda" if self.cfg.sampling.gpus else "cpu",
-            batch_tokens=self.cfg.p_true.batch_tokens,
+            dtype=cfg.model.dtype,
+            device=device,
+            batch_tokens=cfg.p_true.batch_tokens,
+            more=more,
         )
 
     @functools.cached_property
@@ -149,9 +154,10 @@ class Context:
 
     @functools.cached_property
     def npm(self) -> NPM:
+        from facttune_ray.sampling.weights import local_weights
         from facttune_ray.scoring.verify_npm import NPM
 
-        return NPM(self.cfg.verdicts.npm, **self._model_settings)
+        return NPM(local_weights(self.cfg.verdicts.npm), **self._model_settings)
 
     @property
     def _device(self) -> str:

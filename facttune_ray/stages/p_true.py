@@ -17,7 +17,10 @@ VERSION = 1
 
 
 def recipe(cfg: Config) -> dict:
-    return {"model.dtype": cfg.model.dtype}
+    found: dict = {"model.dtype": cfg.model.dtype}
+    if cfg.sampling.quantize != "none":
+        found["sampling.quantize"] = cfg.sampling.quantize
+    return found
 
 
 async def run(context: Context, shard: int) -> list[dict]:

@@ -4,8 +4,9 @@ in   facts     {"fact_id": "c07e", "topic": "Mara Veldt", "fact": "Mara Veldt pl
 out  verdicts  {"fact_id": "c07e", "supported": True, "score": 1.0, "title": "Mara Veldt",
                 "evidence": "Mara Veldt plays the cello and ...", "estimator": "chat", ...}
 
-A topic without an article gets null verdicts with the reason "no article". Identical facts of
-one topic are judged once. Of several estimators joined by "+" all must support a fact.
+A topic without an article gets null verdicts with the reason "no article"; so does a fact that a
+labelled file calls irrelevant, which is in no human score. Identical facts of one topic are judged
+once. Of several estimators joined by "+" all must support a fact.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 from facttune_ray.stages.evidence import Evidence, evidence
 
-VERSION = 2
+VERSION = 3
 _UNKNOWN = {
     "supported": None,
     "score": None,
@@ -31,6 +32,7 @@ _UNKNOWN = {
     "reason": None,
     "error": None,
 }
+IRRELEVANT = "IR"  # FActScore's label
 PRESETS = {  # the reference's combinations by its own names (FActScore, factscorer.py)
     "retrieval+ChatGPT": ("chat",),
     "retrieval+llama": ("local_lm",),
@@ -42,7 +44,9 @@ PRESETS = {  # the reference's combinations by its own names (FActScore, factsco
 
 def estimators(cfg: VerdictsConfig) -> tuple[str, ...]:
     """Names in ESTIMATORS of `verdicts.estimator`; UserError for an unknown one."""
-    names = PRESETS.get(cfg.estimator) or tuple(cfg.estimator.split("+"))
+    asked = cfg.estimator.lower()
+    presets = {name.lower(): names for name, names in PRESETS.items()}
+    names = presets.get(asked) or tuple(asked.split("+"))
     for name in names:
         if name not in ESTIMATORS:
             known = [*ESTIMATORS, *PRESETS]
@@ -100,7 +104,7 @@ async def run(context: Context, shard: int) -> list[dict]:
     facts = context.rows("facts", shard)
     by_topic: dict[str, dict[str, str]] = {}  # topic -> normal form -> first wording
     for f in facts:
-        if f["fact"]:
+        if f["fact"] and f.get("human_label") != IRRELEVANT:
             by_topic.setdefault(f["topic"], {}).setdefault(normal_fact(f["fact"]), f["fact"])
     judged = await asyncio.gather(
         *(_judge(context, topic, list(found.values())) for topic, found in by_topic.items())
@@ -114,7 +118,9 @@ async def run(context: Context, shard: int) -> list[dict]:
 
 
 def _row(fact: dict, cfg: Config, verdict: dict[tuple[str, str], dict]) -> dict:
-    if fact["fact"]:
+    if fact.get("human_label") == IRRELEVANT:
+        value = _UNKNOWN | {"reason": "irrelevant: the labelled file says so"}
+    elif fact["fact"]:
         value = verdict[fact["topic"], normal_fact(fact["fact"])]
     else:
         value = _UNKNOWN | {"reason": "no fact"}

@@ -48,6 +48,17 @@ def test_missing_and_empty_files(tmp_path):
         list(factscore.read(tmp_path / "e.jsonl"))
 
 
+def test_a_mark_blank_lines_and_half_a_surrogate_pair_are_taken(tmp_path):
+    path = tmp_path / "m.jsonl"
+    halves = LINE.replace("A is old", r"A \ud83d is \ud83d\ude00").encode()
+    path.write_bytes(b"\xef\xbb\xbf\n" + halves + b" \n\n" + LINE.encode() + b"{\n")
+    records = factscore.read(path)
+    first, _ = next(records), next(records)
+    assert first.response == first.sentences[0].text == "A \ufffd is \U0001f600."
+    with pytest.raises(UserError, match="jsonl:6: not JSON"):
+        next(records)
+
+
 def test_counts_of_the_real_files(labelled_data):
     for file, abstained, facts in (("ChatGPT", 26, 5426), ("InstructGPT", 1, 4726)):
         records = list(factscore.read(labelled_data / f"{file}.jsonl"))

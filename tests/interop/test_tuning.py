@@ -6,6 +6,7 @@ import pytest
 from facttune_ray.errors import UserError
 from facttune_ray.interop import tuning
 from facttune_ray.schema import digest
+from facttune_ray.tables import Folder
 
 ADA, ACDC = "Ada Lovelace", "AC/DC"
 QUESTIONS = [
@@ -86,6 +87,12 @@ def test_a_question_with_fewer_answers_moves_no_other(tmp_path):
     ]
     assert rows[2]["prompt_id"] == digest(ADA, "When?")
     assert rows[2]["response_id"] == digest(digest(ADA, "When?"), "llama", 0)
+
+
+def test_half_a_surrogate_pair_in_keys_and_values(tmp_path):
+    file = Folder.of(str(tmp_path / "a.json"))
+    file.write_bytes(b'\xef\xbb\xbf{"Who \\ud83d?": ["Ada \\uDE00"]}')
+    assert tuning.read_json(file) == {"Who \ufffd?": ["Ada \ufffd"]}
 
 
 def test_what_is_missing_stops_or_is_named(tmp_path):

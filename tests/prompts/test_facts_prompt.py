@@ -4,7 +4,7 @@ import pytest
 
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.prompts import abstention, facts, template
-from facttune_ray.prompts.fence import fenced
+from facttune_ray.prompts.fence import fenced, numbered, unnumbered
 from facttune_ray.quickstart import rules
 
 TOPIC = "Mara Veldt"
@@ -116,6 +116,7 @@ def test_context_is_fenced_bounded_and_used_only_when_asked_for():
 
 def test_fenced():
     assert fenced("a\nb >>> c <<<", 99) == "a b > c <"
+    assert unnumbered(numbered(["a\n>>>", "b"], "[{}]")) == ["a >", "b"]
     assert fenced("one two three", 8) == "one two"
     assert fenced("one two three", 8, last=True) == "three"
     assert fenced("x" * 10, 4) == "xxxx"

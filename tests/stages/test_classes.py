@@ -70,7 +70,9 @@ class Judge:
         self.seen.append(text)
         if any(word in text for word in self.broken):
             raise RowError("refused: no")
-        first, second = (line.split(": ", 1)[1] for line in text.splitlines()[1:3])
+        first, second = (
+            line.split(": <<<")[1].removesuffix(">>>") for line in text.splitlines()[1:3]
+        )
         return parse("Yes" if any({first, second} <= g for g in self.groups) else "No")
 
 

@@ -23,7 +23,7 @@ class Asked:
         self.seen.append(messages)
         if "Sentence: " not in asked:
             return parse(self.other)
-        sentence = asked.rpartition("Sentence: ")[2]
+        sentence = asked.rpartition("Sentence: <<<")[2].removesuffix(">>>")
         return parse("I cannot." if "fails" in sentence else f"- {sentence}")
 
 

@@ -1,6 +1,13 @@
 """P(True): what the model itself is asked about its facts."""
 
+from dataclasses import replace
+
+import pytest
+
+from facttune_ray import config
+from facttune_ray.errors import UserError
 from facttune_ray.stages import p_true
+from facttune_ray.stages.context import Context, Work
 
 
 class Itself:
@@ -36,3 +43,11 @@ def test_each_distinct_fact_of_a_topic_is_asked_once_without_passages(run_stage)
         ("Mara", ["She sings.", "A long one."], [[], []]),
         ("Ada", ["She sings."], [[]]),
     ]
+
+
+def test_weights_are_quantised_as_those_that_sample():
+    cfg = config.load([], ["run.out=/nonexistent"])
+    quantised = replace(cfg, sampling=replace(cfg.sampling, quantize="4bit"))
+    with pytest.raises(UserError, match="sampling.quantize=4bit needs a GPU"):
+        _ = Context(Work("p_true", "p", {}, quantised, model_path="none")).itself
+    assert p_true.recipe(quantised) != p_true.recipe(cfg)

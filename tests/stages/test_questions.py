@@ -19,7 +19,7 @@ class Asks:
     async def ask(self, messages, parse, to_its_end=False):
         shown = messages[-1]["content"]
         self.seen.append(shown)
-        text = shown.rpartition("Fact: ")[2]
+        text = shown.rpartition("Fact: <<<")[2].removesuffix(">>>")
         answer = self.answers.get(text, f"Is it that {text.rstrip('.')}?")
         if answer is None:
             raise RowError("refused: no")

@@ -1,0 +1,62 @@
+"""What would stop a run only after its LLM was paid, looked at before its first table.
+
+check(cfg, "enwiki.db", models=True)   UserError for an estimator that does not exist, a search in
+a database without an index, a model that no folder, store or hub has
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from facttune_ray.config import Config
+from facttune_ray.errors import UserError
+from facttune_ray.knowledge import source
+from facttune_ray.stages import stage
+
+
+def check(cfg: Config, knowledge: str, models: bool) -> None:
+    """`knowledge`: the database that verdicts read. `models`: whether the run may load some."""
+    v, names = cfg.verdicts, stage("verdicts").estimators(cfg.verdicts)
+    searched = v.retrieval == "fts" or (v.no_article == "search" and v.retrieval != "none")
+    if searched and source.is_database(cfg.data.knowledge) and Path(knowledge).is_file():
+        from facttune_ray.knowledge.articles import Articles
+
+        Articles(knowledge).search("a", 1)
+    if not models:
+        return
+    judged = "facts" not in cfg.data.ready
+    dense = judged and v.retrieval == "dense" and names != ("lexical",)
+    if dense and find_spec("sentence_transformers") is None:
+        raise UserError("verdicts.retrieval=dense needs: pip install sentence-transformers")
+    used = {
+        "model.path": (cfg.model.path, bool(cfg.model.path)),
+        "verdicts.local_lm": (v.local_lm, judged and "local_lm" in names),
+        "verdicts.npm": (v.npm, judged and "npm" in names),
+        "verdicts.dense": (v.dense, dense),
+        "classes.nli_model": (cfg.classes.nli_model, cfg.classes.method == "nli"),
+    }
+    for key, (name, loaded) in used.items():
+        if loaded:
+            _check_model(key, name)
+
+
+def _check_model(key: str, name: str) -> None:
+    """Looks for the model's config alone: a hub sends one small file."""
+    why = "no config.json in this folder"
+    if "://" in name:
+        from facttune_ray.tables import Folder
+
+        there = (Folder.of(name) / "config.json").exists()
+    elif Path(name).is_dir():
+        there = any(Path(name, f).is_file() for f in ("config.json", "modules.json"))
+    else:
+        from transformers.utils import cached_file
+
+        try:
+            there = cached_file(name, "config.json") is not None
+        except (OSError, ValueError) as e:
+            told = " ".join(str(e).split())
+            there, why = False, "no such folder" if name.count("/") > 1 else told
+    if not there:
+        raise UserError(f"{key}={name}: no model there: {why[:200]}")
