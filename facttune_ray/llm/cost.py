@@ -168,8 +168,8 @@ class Meter:
         in_flight = sum(w.in_flight_usd for w in self.workers.values())
         allowed = sum(w.allowed_usd for w in self.workers.values())
         left = self.budget_usd - self.spent_usd - in_flight
-        if left < ask.one_usd:
-            return Allowance(0.0, reached=ask.one_usd > 0)
+        if left < ask.one_usd:  # what is on its way may cost less than was set aside for it
+            return Allowance(0.0, reached=self.budget_usd - self.spent_usd < ask.one_usd)
         mine.allowed_usd = max(0.0, min(ask.wants_usd, left - allowed))
         if mine.allowed_usd < ask.one_usd:  # too little for one request would keep it from others
             mine.allowed_usd = 0.0

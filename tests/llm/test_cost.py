@@ -59,7 +59,10 @@ def test_two_workers_never_get_more_than_the_budget_together():
 def test_the_budget_is_reached_when_not_one_request_fits():
     meter = Meter(budget_usd=1.0, spent_usd=0.95)
     assert not meter.report(ask("a", wants_usd=0.04, one_usd=0.04), 0.0).reached
-    done = meter.report(ask("a", in_flight_usd=0.04, wants_usd=0.04, one_usd=0.04), 0.1)
+    wants = {"wants_usd": 0.04, "one_usd": 0.04}
+    waits = meter.report(ask("a", in_flight_usd=0.04, **wants), 0.1)
+    assert waits.usd == 0 and not waits.reached  # it may cost less: then one more fits
+    done = meter.report(ask("a", used=Usage(cost_usd=0.03), **wants), 0.2)
     assert done.reached and done.usd == 0
 
 
