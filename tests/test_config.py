@@ -50,6 +50,7 @@ def test_config_is_frozen():
         ("rewards.mix.both.factscore=x", "could not be converted to Float"),
         ("sampling.quantize=4bit", "sampling.quantize=4bit: needs a GPU: set sampling.gpus=1"),
         ("sampling.engine=vllm", "sampling.engine=vllm: needs a GPU"),
+        ("train={workers: 2, gpus: 0.5}", "train.gpus=0.5: 2 workers cannot share a GPU"),
         ("sampling.tensor_parallel=2", "only sampling.engine=vllm"),
         ("sampling.engine=api", "name the model: sampling.llm.model"),
         ("sampling.gpu_memory=0", "above 0 and at most 1"),

@@ -174,7 +174,7 @@ class Training:
         if self.job.sft:
             figures = {"loss": figures["loss"]}
         elif not self.place.step:
-            _check_first(cfg, figures["loss"], bool(off))
+            check_first(cfg, figures["loss"], bool(off))
         self._know(figures)
         self.place = replace(self.place, step=self.place.step + 1)
         if self.log:
@@ -313,7 +313,7 @@ def _rows(job: TrainJob, local_rank: int) -> Any:
     return found
 
 
-def _check_first(cfg: TrainConfig, loss: float, off: bool) -> None:
+def check_first(cfg: TrainConfig, loss: float, off: bool) -> None:
     """Before the first update policy and reference agree on every response, so DPO's loss is
     ln 2: errors of several responses could cancel out in it."""
     same = cfg.loss in ("dpo", "cdpo", "dpo_norm", "fact_masked") and not cfg.sft_weight

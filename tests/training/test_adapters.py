@@ -56,3 +56,14 @@ def test_targets_are_ends_of_names(reference):
 def test_quantized_weights_need_a_gpu(reference):
     with pytest.raises(UserError, match="train.lora.quantize=4bit needs a GPU: set train.gpus"):
         adapters.load(reference[1], lora(quantize="4bit"), "cpu")
+
+
+def test_layers_whose_weights_are_transposed_are_refused(tmp_path, reference):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    load(reference[1], "float32")[0].save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=8, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UserError, match="train.lora.rank: .* is a GPT2LMHeadModel"):
+        adapters.load(str(tmp_path), lora(), "cpu")

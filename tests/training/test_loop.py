@@ -11,6 +11,7 @@ from facttune_ray import tables
 from facttune_ray.config import SFTConfig, TrainConfig
 from facttune_ray.errors import UserError
 from facttune_ray.training.engine import learning_rate
+from facttune_ray.training.worker import check_first
 
 
 def test_one_worker_learns_and_its_model_loads_in_transformers(reference, one):
@@ -43,6 +44,7 @@ def test_workers_and_zero_stages_give_the_same_curve(reference, run, one, tmp_pa
     for a, b in zip(one[1], two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
         assert b["margin"] == pytest.approx(a["margin"], abs=1e-3)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
 def test_no_pair_is_one_clear_line(reference, run, tmp_path):
@@ -64,6 +66,16 @@ def test_what_one_worker_cannot_do_ends_them_all(reference, run, tmp_path, ray_c
     """Only the first opens trackers; the second must not wait for it."""
     with pytest.raises(UserError, match="train.log=wandb: pip install wandb"):
         run(reference, tmp_path / "out", workers=2, log=["wandb"])
+
+
+def test_the_first_loss_must_be_ln_2_and_every_response_agree():
+    check_first(TrainConfig(), math.log(2), False)
+    check_first(TrainConfig(loss="ipo"), 25.0, False)
+    with pytest.raises(UserError, match="first loss is 0.7500, not ln 2"):
+        check_first(TrainConfig(), 0.75, False)
+    for loss in ("dpo", "ipo"):  # errors that cancel out
+        with pytest.raises(UserError, match="are not the starting model's"):
+            check_first(TrainConfig(loss=loss), math.log(2), True)
 
 
 def test_learning_rate_warms_up_and_decays():
@@ -100,6 +112,9 @@ def test_held_out_topics_choose_the_model_and_end_the_run(
     assert held[0]["kl"] == pytest.approx(0, abs=1e-6) and held[-1]["kl"] > 0
     best = min(held[1:], key=lambda x: x["loss"])
     assert held[-1]["step"] == found[-1]["step"] == best["step"] + 4 < found[0]["steps"]
+    card = (out / "model" / "README.md").read_text()  # of that step, not of the last
+    assert f"| heldout_loss | {best['loss']:.6g} |" in card
+    assert f"| steps | {best['step']} |" in card
     samples = lines(out, "samples")
     assert {x["step"] for x in samples} == {x["step"] for x in held}
     again = run((reference[0], reference[1]), tmp_path / "again", lr=3e-2, epochs=6,

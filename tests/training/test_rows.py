@@ -42,3 +42,12 @@ def test_a_missing_column_is_one_clear_line(tmp_path):
     pq.write_table(pa.table({"prompt_id": ["a"], "pairs": [1]}), part)
     with pytest.raises(UserError, match="part.parquet: no column cut_prompt"):
         rows.write([part], tmp_path / "rows.arrow")
+
+
+def test_a_response_longer_than_a_pass_is_one_clear_line(tmp_path):
+    folder = tables.Folder.of(str(tmp_path / "table"))
+    tables.write_part(folder, "reference", 0, [row(1), row(2)], {})
+    part = str(tmp_path / "table" / "part-00000.parquet")
+    rows.check_budget([part], 3)
+    with pytest.raises(UserError, match="pass_tokens=2: prompt 1 has 1 tokens and a response 2"):
+        rows.check_budget([part], 2)

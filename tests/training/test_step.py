@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from facttune_ray.training.batches import TokenGroup
 from facttune_ray.training.losses import LOSSES
@@ -200,21 +201,62 @@ def test_the_parts_of_two_workers_add_up(models):
     assert (gradient(model) - gradients).abs().max() < 1e-12
 
 
-def test_a_model_that_cannot_share_gets_the_same_loss(models):
-    """A window that hides some of the past: attention is the model's own business then."""
+TINY = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize(
+    ("kind", "settings", "shares"),
+    [
+        ("Mistral", {"sliding_window": 16}, True),  # no sequence is longer
+        ("Mistral", {"sliding_window": 15}, False),
+        ("Qwen3", {}, True),
+        ("Gemma2", {"query_pre_attn_scalar": 4}, False),  # softcaps of logits and of attention
+        ("Granite", {"logits_scaling": 8.0}, False),
+        ("Cohere", {}, False),
+    ],
+)
+def test_what_attention_or_head_does_beside_is_not_shared(kind, settings, shares, dtype):
     torch.manual_seed(0)
-    config = MistralConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=40,
-        sliding_window=3,
-    )
-    model = MistralForCausalLM(config).eval()
+    config = getattr(transformers, f"{kind}Config")(**TINY | settings)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype).eval()
+    assert GroupModel(model, longest=16).shares is shares
+
+
+@pytest.mark.parametrize("kind", ("Mistral", "Granite"))
+def test_a_model_that_cannot_share_gets_the_same_loss(kind):
+    """A window that hides some of the past, scaled logits: these are the model's own business."""
+    torch.manual_seed(0)
+    more = {"sliding_window": 3} if kind == "Mistral" else {"logits_scaling": 8.0}
+    config = getattr(transformers, f"{kind}Config")(**TINY | more)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     assert not GroupModel(model).shares
     (found,) = token_logps_of(GroupModel(model), groups()[:1], 1000)
     g = groups()[0]
     for logps_T, response in zip(found, g.responses, strict=True):
         assert logps_T == pytest.approx(logps(model, g.prompt, response).tolist(), abs=1e-5)
+
+
+def test_a_response_whose_stored_log_probabilities_are_off_shows(models):
+    """Errors that cancel out in the loss do not in the largest of them."""
+    model, _ = models
+    some = [replace(g, masks=None) for g in groups()]
+    references = token_logps_of(GroupModel(model), some, 1000)
+    for shift, expected in ((0.0, 0.0), (0.5, 0.5)):
+        moved = [[[x - shift for x in row] for row in rows] for rows in references]
+        step = Step(some, moved, pair_weights(some, "pair"), Objective("dpo_norm", BETA))
+        step.loss(GroupModel(model), 0)
+        assert step.apart() == pytest.approx(expected, abs=1e-9)
+        assert step.figures()["loss"] == pytest.approx(math.log(2), abs=1e-9)
+    model.set_attn_implementation("sdpa")

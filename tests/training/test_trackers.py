@@ -82,3 +82,17 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(tmp_path, caplog)
 def test_one_that_is_not_installed_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="train.log=wandb: pip install wandb"):
         trackers.open(["wandb"], str(tmp_path), "run", CONFIG, 0)
+
+
+def test_a_run_that_begins_again_has_its_first_measurement_once(tmp_path):
+    for _ in range(2):  # killed before its first checkpoint
+        with trackers.open([], str(tmp_path), "run", CONFIG, 0) as log:
+            log.log(0, {"loss": 0.69}, "heldout")
+    assert len(read(tmp_path, "heldout")) == 1
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")
+def test_one_that_cannot_start_is_one_clear_line(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file where its folder should be")
+    with pytest.raises(UserError, match="train.log=tensorboard: cannot start: "):
+        trackers.open(["tensorboard"], str(tmp_path), "run", CONFIG, 0)
