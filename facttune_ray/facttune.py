@@ -1,10 +1,11 @@
 """The FactTune loop of one run: sample, score, prefer, train; choose by val; measure on test.
 
-    out/prompts                     every topic
+    out/topics, out/prompts         every topic
     out/base/tune/responses ...     the base model on train and val topics, up to rewards
     out/facttune_fs/round_1/groups  preferences of round 1; train/ holds the model they gave
     out/facttune_fs/round_1/tune/   that model on val topics (and train topics, for round 2)
     out/facttune_fs/round_2/test/   the chosen round alone, on test topics
+    out/dola/test/                  a contender: another model or decoder, on the same topics
 
 Each tuned model (config section `tune`) takes its reward's rounds: every round samples from the
 model of the round before. The round with the best val figure is the one measured on test.
@@ -23,9 +24,11 @@ from typing import Any
 from facttune_ray import tables
 from facttune_ray.config import Config, TuneConfig
 from facttune_ray.errors import UserError
-from facttune_ray.pipeline import Missing, Snapshot, model_digest
+from facttune_ray.contenders import Contender, contenders
+from facttune_ray.pipeline import Missing, Snapshot, full_name, model_digest
 from facttune_ray.quickstart import base_model
 from facttune_ray.scoring.confidence import CONFIDENCES
+from facttune_ray.interop import topics
 from facttune_ray.stages import prompts, stage
 from facttune_ray.tuning import Tuning, check_training
 
@@ -121,7 +124,7 @@ class FactTune(Tuning):
 
     def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
         """As `Run.table`; one of `data.ready` is there already."""
-        if f"{scope}/{name}" in self.taken:
+        if full_name(scope, name) in self.taken:
             return f"{scope}/{name}"
         return super().table(scope, name, inputs, **work)
 
@@ -147,11 +150,41 @@ class FactTune(Tuning):
                 )
             )
 
+    def prompts(self) -> None:
+        """The table `prompts`: written by the driver, or made of the topics of a file."""
+        cfg = self.cfg
+        if cfg.data.source == "topics":
+            recipe = prompts.topics_recipe(cfg)
+            self.driver_table("topics", "topics", recipe, lambda: topics.topics(cfg))
+            self.table("", "prompts", ["topics"])
+        else:
+            recipe = prompts.recipe(cfg)
+            self.driver_table("prompts", "prompts", recipe, lambda: prompts.prompts(cfg))
+
     def respond(self, model: Snapshot, scope: str, splits: tuple[str, ...]) -> str:
         """`scope/responses`, sampled from the model; imported ones are already there."""
         if not model.path:
             return f"{scope}/responses"
         return self.table(scope, "responses", ["prompts"], model=model, splits=splits)
+
+    def contend(self, one: Contender, tuned: dict[str, Snapshot]) -> str:
+        """Responses of another model or decoder to the test topics, judged as all others are. ->
+        their scope"""
+        scope, asked = f"{one.name}/test", "prompts"
+        if one.own_prompts:
+            asked = self.table(one.name, "prompts", ["topics"], cfg=one.cfg)
+        of = one.cfg.model.path
+        if one.cfg.sampling.engine == "api":
+            model = Snapshot(one.name, f"api:{one.cfg.sampling.llm.model}", "api")
+        elif one.of:
+            model = replace(tuned[one.of], name=one.name)
+        elif of and of != self.cfg.model.path:
+            model = Snapshot(one.name, of, model_digest(of))
+        else:
+            model = replace(self.base(), name=one.name)
+        self.table(scope, "responses", [asked], cfg=one.cfg, model=model, splits=("test",))
+        self.judge(scope, ("test",))
+        return scope
 
     def judge(self, scope: str, splits: tuple[str, ...]) -> str:
         """`scope/facts`, and `scope/verdicts` for the given splits."""
@@ -262,9 +295,9 @@ class FactTune(Tuning):
         if any(c.startswith("ne_") for c in needed(cfg, wanted(cfg))):
             stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid
         self.knowledge()
-        self.driver_table("prompts", "prompts", prompts.recipe(cfg), lambda: prompts.prompts(cfg))
+        self.prompts()
         tuned = {name: t for name, t in cfg.tune.items() if t.rounds}
-        if cfg.data.source != "world":
+        if cfg.data.source in IMPORTED:
             first = Snapshot("imported", "", "")
             source = "imported/all"
             recipe = prompts.recipe(cfg) | {"responses": "imported"}
@@ -288,12 +321,15 @@ class FactTune(Tuning):
         selection = {}
         if measured:
             self._test(first)
+        last = {name: snapshots[-1] for name, snapshots in rounds.items()}
         if cfg.evaluation.tuned:
             for name, snapshots in rounds.items():
                 selection[name] = self.select(snapshots)
                 chosen = next(s for s in snapshots if s.name == selection[name]["chosen"])
                 self._test(chosen)
-                measured[name] = f"{chosen.name}/test"
+                measured[name], last[name] = f"{chosen.name}/test", chosen
+        for one in contenders(cfg):
+            measured[one.name] = self.contend(one, last)
         self.measured, self.selection, self.scored = measured, selection, source
 
     def whole(self) -> bool:
@@ -344,6 +380,9 @@ class FactTune(Tuning):
                 manifests=self.manifests,
                 fingerprint=tables.fingerprint(recipe),
             )
+
+
+IMPORTED = ("responses", "factscore", "tuning")  # sources that bring responses
 
 
 def wanted(cfg: Config) -> set[str]:
