@@ -22,6 +22,7 @@ from facttune_ray.scoring import equivalence, verify_lexical
 from facttune_ray.scoring.abstention import abstained
 from facttune_ray.scoring.decompose import rule_facts
 from facttune_ray.scoring.forms import NUMBERS, singular
+from facttune_ray.scoring.sentences import split
 from facttune_ray.scoring.verbs import AUXILIARIES, KNOWN, base, is_finite
 
 CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions and equivalence."
@@ -79,9 +80,8 @@ def slots_of(task: str, text: str) -> dict[str, str] | None:
 
 def _facts(topic: str, sentence: str, context: str = "") -> str:
     most = facts.MAX_CHARS
-    found = (
-        f if len(f) <= most else textwrap.shorten(f, most) for f in rule_facts(topic, sentence)
-    )
+    every = (f for s in split(sentence) for f in rule_facts(topic, s.text))  # several, if carried
+    found = (f if len(f) <= most else textwrap.shorten(f, most) for f in every)
     return "\n".join(f"- {fact}" for fact in found) or "- none"
 
 

@@ -93,7 +93,7 @@ class CustomSampler:
     def _generate(self, ids_NT: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
         try:
             return self.model.generate(
-                ids_NT,
+                input_ids=ids_NT,
                 attention_mask=torch.ones_like(ids_NT),
                 pad_token_id=self.tokenizer.eos_token_id,
                 custom_generate=self.generate,

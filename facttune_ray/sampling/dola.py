@@ -27,10 +27,10 @@ def layers_of(which: str, count: int, tied: bool) -> list[int]:
     """Indices of hidden states, 0 the embeddings, of a model with `count` layers.
 
     low, high: every second one of its lower or upper half, of the 20 lowest or uppermost above 40
-    layers. Tied embeddings give the input word itself at 0, so the low ones begin at 2 there.
+    layers, as transformers 4 did it. Tied embeddings give the input word itself at 0, so the low ones begin at 2 there.
     """
     if which == "high":
-        found = list(range(max(count // 2, count - 20), count, 2))
+        found = list(range(count - 20 if count > 40 else count // 4 * 2, count, 2))
     elif which == "low":
         found = list(range(min(2, count // 2) if tied else 0, min(count // 2, 20), 2))
         found = found or [min(2, count // 2) if tied else 0]
