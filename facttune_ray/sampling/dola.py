@@ -4,11 +4,13 @@
     logits_RV = dola.contrast(hidden, logits_RV)     what `pick` draws from; -inf outside its head
 
 At each step the early layer j whose next-token distribution q_j is farthest from the last layer's
-q_N (Jensen-Shannon divergence) is chosen for each row by itself, and a token is scored by
+q_N is chosen for each row by itself, and a token is scored by
 
     log q_N(x) - log q_j(x)    where q_N(x) >= alpha max q_N,    -inf elsewhere
 
-with q_j the vocabulary head on layer j's hidden state (section 2 there; alpha = 0.1).
+with q_j the vocabulary head on layer j's hidden state (section 2 there; alpha = 0.1). Far is what
+its authors' code and transformers 4 measure: half of KL(m || q_N) + KL(m || q_j), m the mean of both,
+where the Jensen-Shannon divergence of the paper has its arguments the other way round.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ def layers_of(which: str, count: int, tied: bool) -> list[int]:
     """Indices of hidden states, 0 the embeddings, of a model with `count` layers.
 
     low, high: every second one of its lower or upper half, of the 20 lowest or uppermost above 40
-    layers, as transformers 4 did it. Tied embeddings give the input word itself at 0, so the low ones begin at 2 there.
+    layers. Tied embeddings give the input word itself at 0, so the low ones begin at 2 there.
     """
     if which == "high":
-        found = list(range(count - 20 if count > 40 else count // 4 * 2, count, 2))
+        found = list(range(max(count // 2, count - 20), count, 2))
     elif which == "low":
         found = list(range(min(2, count // 2) if tied else 0, min(count // 2, 20), 2))
         found = found or [min(2, count // 2) if tied else 0]
@@ -71,7 +73,6 @@ class Dola:
 
 
 def divergence(first_RV: torch.Tensor, second_RV: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence [R] in nats of log-probabilities."""
+    """Half of KL(m || first) + KL(m || second) [R] in nats, of log-probabilities; m is their mean."""
     middle_RV = torch.logaddexp(first_RV, second_RV) - math.log(2)
-    sides = (x.exp() * (x - middle_RV) for x in (first_RV, second_RV))
-    return 0.5 * sum(side.nan_to_num(0.0).sum(dim=-1) for side in sides)  # type: ignore[return-value]
+    return (middle_RV.exp() * (middle_RV - 0.5 * (first_RV + second_RV))).sum(dim=-1)
