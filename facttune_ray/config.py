@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
 
+from facttune_ray.config_data import PromptsConfig as PromptsConfig
+from facttune_ray.config_data import SizesConfig as SizesConfig
 from facttune_ray.config_layers import frozen, layered, merge, one_line
 from facttune_ray.config_train import LoraConfig as LoraConfig
 from facttune_ray.config_train import SFTConfig as SFTConfig
@@ -48,22 +50,12 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
-class SizesConfig:
-    """Topics of each split, drawn by run.seed. Topics beyond them are left out."""
-
-    train: int | None = None  # null: all that the others leave
-    val: int | None = None  # null: the share data.val
-    dpoval: int = 0  # more topics of the split val, by the name that FactTune's scripts give it
-    test: int | None = None  # null: the share data.test
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """Topics, prompts and the knowledge source."""
 
     # topics: a file of topics, whose prompts the section `prompts` makes; responses: rows {topic,
     # prompt, response} of any model; factscore: JSONL {topic, input, output}, with or without
-    # FActScore's labels; tuning: the questions_per_topic_*.json and responses/ of FactTune's scripts
+    # FActScore's labels; tuning: questions_per_topic_*.json and responses/ of FactTune's scripts
     source: Literal["world", "topics", "responses", "factscore", "tuning"] = "world"
     folder: str = ""  # of `topics`, `files` and `knowledge`
     topics: str = ""  # topics: text, one a line; or JSONL, JSON, CSV, Parquet with a column `topic`
@@ -147,17 +139,6 @@ class LLMConfig:
     batch_requests: int = 50_000  # mode batch: lines a file at most (OpenAI: 50,000)
     batch_mb: int = 190  # mode batch: megabytes a file at most (OpenAI: 200)
     batch_poll_s: float = 30.0  # mode batch: seconds between two looks at a batch
-
-
-@dataclass(frozen=True)
-class PromptsConfig:
-    """Topics to prompts (data.source: topics)."""
-
-    method: Literal["template", "llm"] = "template"  # llm: questions about each topic
-    domain: Literal["general", "bio", "medicine"] = "general"  # what the topics are
-    form: Literal["plain", "chat"] = "plain"  # template: text to go on from, or a request
-    template: str = ""  # a text of your own with {topic} in it; "": that of domain and form
-    questions: int = 6  # llm: distinct ones a topic (paper, medical questions: 6)
 
 
 @dataclass(frozen=True)
@@ -340,8 +321,8 @@ class Config:
     groups: GroupsConfig = field(default_factory=GroupsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: dict[str, TuneConfig] = field(default_factory=dict)
-    # name -> another model or decoder on the test topics: {of: a tuned model; "": base} and settings
-    # of its own in the sections model, sampling, responses, prompts
+    # name -> another model or decoder on the test topics: {of: a tuned model, none: base} and
+    # settings of its own in the sections model, sampling, responses, prompts, evaluation
     contenders: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

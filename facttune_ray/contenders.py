@@ -1,8 +1,8 @@
 """Other models and decoders on the run's test topics: the config section `contenders`.
 
     contenders:
-      dola: {sampling: {decoder: dola}}                               the base model, decoded by DoLa
-      fs_dola: {of: facttune_fs, sampling: {decoder: dola}}           a tuned model, the same
+      dola: {sampling: {decoder: dola}}                        the base model, decoded by DoLa
+      fs_dola: {of: facttune_fs, sampling: {decoder: dola}}    a tuned model, the same
       chat: {model: {path: meta-llama/Llama-2-7b-chat-hf}, prompts: {form: chat}}
       gpt: {sampling: {engine: api, llm: {model: gpt-4o-mini}}, prompts: {form: chat}}
 
@@ -13,14 +13,18 @@ judges the responses is the same for all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from facttune_ray.config import FREE, Config
 from facttune_ray.config_layers import frozen, merge
 from facttune_ray.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from facttune_ray.facttune import FactTune
+    from facttune_ray.pipeline import Snapshot
 
 SECTIONS = ("model", "sampling", "responses", "prompts", "evaluation")
 
@@ -62,3 +66,28 @@ def _contender(cfg: Config, name: str, given: dict[str, Any]) -> Contender:
     if of and own.sampling.engine == "api":
         raise UserError(f"{key}.of: sampling.engine=api cannot sample a tuned model")
     return Contender(name, of, own, own.prompts != cfg.prompts)
+
+
+def contend(run: FactTune, one: Contender, tuned: dict[str, Snapshot]) -> str:
+    """Its responses to the test topics, judged as all others are. `tuned`: the measured round of
+    each tuned model. -> their scope"""
+    scope, asked = f"{one.name}/test", "prompts"
+    if one.own_prompts:
+        asked = run.table(one.name, "prompts", ["topics"], cfg=one.cfg)
+    model = replace(_model(run, one, tuned), name=one.name)
+    run.table(scope, "responses", [asked], cfg=one.cfg, model=model, splits=("test",))
+    run.judge(scope, ("test",))
+    return scope
+
+
+def _model(run: FactTune, one: Contender, tuned: dict[str, Snapshot]) -> Snapshot:
+    from facttune_ray.pipeline import Snapshot, model_digest
+
+    path = one.cfg.model.path
+    if one.cfg.sampling.engine == "api":
+        return Snapshot(one.name, f"api:{one.cfg.sampling.llm.model}", "api")
+    if one.of:
+        return tuned[one.of]
+    if path and path != run.cfg.model.path:
+        return Snapshot(one.name, path, model_digest(path))
+    return run.base()

@@ -23,12 +23,12 @@ from typing import Any
 
 from facttune_ray import tables
 from facttune_ray.config import Config, TuneConfig
+from facttune_ray.contenders import contend, contenders
 from facttune_ray.errors import UserError
-from facttune_ray.contenders import Contender, contenders
+from facttune_ray.interop import topics
 from facttune_ray.pipeline import Missing, Snapshot, full_name, model_digest
 from facttune_ray.quickstart import base_model
 from facttune_ray.scoring.confidence import CONFIDENCES
-from facttune_ray.interop import topics
 from facttune_ray.stages import prompts, stage
 from facttune_ray.tuning import Tuning, check_training
 
@@ -166,25 +166,6 @@ class FactTune(Tuning):
         if not model.path:
             return f"{scope}/responses"
         return self.table(scope, "responses", ["prompts"], model=model, splits=splits)
-
-    def contend(self, one: Contender, tuned: dict[str, Snapshot]) -> str:
-        """Responses of another model or decoder to the test topics, judged as all others are. ->
-        their scope"""
-        scope, asked = f"{one.name}/test", "prompts"
-        if one.own_prompts:
-            asked = self.table(one.name, "prompts", ["topics"], cfg=one.cfg)
-        of = one.cfg.model.path
-        if one.cfg.sampling.engine == "api":
-            model = Snapshot(one.name, f"api:{one.cfg.sampling.llm.model}", "api")
-        elif one.of:
-            model = replace(tuned[one.of], name=one.name)
-        elif of and of != self.cfg.model.path:
-            model = Snapshot(one.name, of, model_digest(of))
-        else:
-            model = replace(self.base(), name=one.name)
-        self.table(scope, "responses", [asked], cfg=one.cfg, model=model, splits=("test",))
-        self.judge(scope, ("test",))
-        return scope
 
     def judge(self, scope: str, splits: tuple[str, ...]) -> str:
         """`scope/facts`, and `scope/verdicts` for the given splits."""
@@ -329,7 +310,7 @@ class FactTune(Tuning):
                 self._test(chosen)
                 measured[name], last[name] = f"{chosen.name}/test", chosen
         for one in contenders(cfg):
-            measured[one.name] = self.contend(one, last)
+            measured[one.name] = contend(self, one, last)
         self.measured, self.selection, self.scored = measured, selection, source
 
     def whole(self) -> bool:

@@ -52,7 +52,7 @@ def read(path: str, key: str = "data.groups") -> Iterator[tuple[str, Row]]:
 
 
 def kind_of(path: str) -> str:
-    """".jsonl" of "prefs.jsonl.gz"."""
+    """ ".jsonl" of "prefs.jsonl.gz"."""
     name = PurePosixPath(path)
     return (name.with_suffix("") if name.suffix in PACKED else name).suffix
 

@@ -92,7 +92,9 @@ def recipe(cfg: Config) -> dict:
         key = "data.files"
     if not all(names) or not names:
         raise UserError(f"{key} is empty: name a file")
-    found = {f"{key}/{i}": records.content_digest(file_of(data, n), key) for i, n in enumerate(names)}
+    found = {
+        f"{key}/{i}": records.content_digest(file_of(data, n), key) for i, n in enumerate(names)
+    }
     sizes = {f"data.sizes.{k}": v for k, v in vars(data.sizes).items()}
     shares = {"data.val": data.val, "data.test": data.test, "data.topic_column": data.topic_column}
     if data.source == "responses":  # a row without a model is of the file's name
@@ -127,9 +129,7 @@ def responses(cfg: Config) -> Iterator[Row]:
             yield from _responses(where, row, split, Path(file).stem, seen)
 
 
-def _responses(
-    where: str, row: Row, split: str, file: str, seen: Counter[str]
-) -> Iterator[Row]:
+def _responses(where: str, row: Row, split: str, file: str, seen: Counter[str]) -> Iterator[Row]:
     prompt = _first(where, row, PROMPTS)
     texts = _first(where, row, RESPONSES)
     texts = texts if isinstance(texts, list) else [texts]
@@ -144,16 +144,20 @@ def _responses(
         key = digest(ids["prompt_id"], model)
         sample = seen[key]
         seen[key] += 1
-        yield ids | about | {
-            "prompt": prompt,
-            "response_id": digest(ids["prompt_id"], model, sample),
-            "model": model,
-            "sample": sample,
-            "text": text,
-            "tokens": None,
-            "abstained": None,
-            "error": None,
-        }
+        yield (
+            ids
+            | about
+            | {
+                "prompt": prompt,
+                "response_id": digest(ids["prompt_id"], model, sample),
+                "model": model,
+                "sample": sample,
+                "text": text,
+                "tokens": None,
+                "abstained": None,
+                "error": None,
+            }
+        )
 
 
 def _first(where: str, row: Row, names: tuple[str, ...]) -> Any:
@@ -203,7 +207,9 @@ def _refuse_repeated(path: str, data: DataConfig, seed: int, places: set[int]) -
         if place(topic, seed) not in places:
             continue
         if topic in first:
-            raise UserError(f'{where}: topic "{topic}" stands at {first[topic]} already: remove one')
+            raise UserError(
+                f'{where}: topic "{topic}" stands at {first[topic]} already: remove one'
+            )
         first[topic] = where
 
 

@@ -53,7 +53,9 @@ class RepeatedRun:
         logits_RV = out.logits[:, -1].float()
         if self.dola is None:
             return logits_RV
-        return self.dola.contrast([out.hidden_states[i][:, -1] for i in self.dola.layers], logits_RV)
+        return self.dola.contrast(
+            [out.hidden_states[i][:, -1] for i in self.dola.layers], logits_RV
+        )
 
 
 def prefill(model: Any, ids: list[int]) -> Any:

@@ -79,7 +79,9 @@ async def _questions(context: Context, row: dict) -> list[dict]:
         number = cfg.questions - before
         messages = prompt.render(topic, number, cfg.domain, list(found.values()), lower)
         try:
-            answer = await context.client.ask(messages, lambda text: prompt.parse(text, topic, lower))
+            answer = await context.client.ask(
+                messages, lambda text: prompt.parse(text, topic, lower)
+            )
         except RowError as e:
             error = f"; {e}"
             break

@@ -52,7 +52,9 @@ def test_layers(which, count, tied, found):
 
 
 def test_a_layer_that_is_not_there():
-    with pytest.raises(UserError, match="sampling.dola_layers=1,6: the model has the layers 0 to 5"):
+    with pytest.raises(
+        UserError, match="sampling.dola_layers=1,6: the model has the layers 0 to 5"
+    ):
         layers_of("1,6", 6, False)
 
 
