@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from facttune_ray.config import Config
@@ -44,8 +45,11 @@ class Counts:
 
 
 def parameters(path: str) -> float | None:
-    """Of a model: counted from its config without loading weights, or read from a name such as
-    "Llama-2-7b"; None if neither tells."""
+    """Of a model: counted from its config without loading weights; of a hub's, read from a name such
+    as "Llama-2-7b" where it tells. None if nothing does."""
+    named = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(?![a-z])", Path(path).name.lower())
+    if named and "://" not in path and not Path(path).is_dir():
+        return float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]]
     try:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -56,9 +60,8 @@ def parameters(path: str) -> float | None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         return float(sum(p.numel() for p in model.parameters()))
-    except (OSError, ValueError, ImportError):
-        named = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(?![a-z])", path.lower())
-        return float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]] if named else None
+    except (OSError, ValueError):
+        return None
 
 
 def gpu_rows(
@@ -157,7 +160,7 @@ def table(rows: list[dict[str, Any]], rates: Rates, model_parameters: float | No
     else:
         lines.append(
             f"\n{model_parameters / 1e9:.2g} billion parameters, at {rates.tokens_per_s:,g} "
-            f"sampled tokens/s and {rates.tflops:g} TFLOP/s a GPU: assumed, not measured; give your own: "
-            f"--tokens-per-second, --tflops"
+            f"sampled tokens/s and {rates.tflops:g} TFLOP/s a GPU: assumed, not measured; "
+            f"give your own: --tokens-per-second, --tflops"
         )
     return "\n".join(lines)

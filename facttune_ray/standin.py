@@ -1,10 +1,10 @@
 """What an estimate counts from before anything is sampled: prompts and responses of some topics.
 
     responses(cfg, prompts, "knowledge.db")
-    -> [{"response_id": "51ab", "topic": "Marie Curie", "text": "Curie was born in Warsaw. ...", ...}]
+    -> [{"response_id": "51ab", "topic": "Marie Curie", "text": "Curie was born in ...", ...}]
 
 A response that is not there yet is stood in for by sentences of the topic's article, drawn by the
-run's seed: text about the same things, with half as many words as `responses.max_tokens` has tokens.
+run's seed: text about the same things, half as many words as `responses.max_tokens` has tokens.
 Topics without an article borrow sentences of the others.
 """
 

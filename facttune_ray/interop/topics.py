@@ -15,8 +15,9 @@ A topic is in one split: all of them are put in an order that derives from the s
 from __future__ import annotations
 
 import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,12 @@ def topics(cfg: Config) -> Iterator[Row]:
     if not data.topics:
         raise UserError("data.topics is empty: name a file of topics")
     path = file_of(data, data.topics)
-    places = np.fromiter(
-        (place(row["topic"], cfg.run.seed) for _, row in _rows(path, data)), np.uint64
-    )
-    places.sort()
+    places = _places((row["topic"] for _, row in _rows(path, data)), cfg.run.seed)
     again = places[1:][places[1:] == places[:-1]]
     if len(again):
         _refuse_repeated(path, data, cfg.run.seed, set(again.tolist()))
     own = "split" in next(_rows(path, data))[1]
-    cut = None if own else _cut(np.unique(places), cfg, path)
+    cut = None if own else _cut(places, cfg, path)
     for where, row in _rows(path, data):
         split = cut.split(row["topic"]) if cut else _own_split(where, row)
         if split is not None:
@@ -112,8 +110,8 @@ def responses(cfg: Config) -> Iterator[Row]:
     files = [file_of(data, f) for f in data.files]
     cut = None
     if "split" not in next(_rows(files[0], data))[1]:
-        found = (place(row["topic"], cfg.run.seed) for f in files for _, row in _rows(f, data))
-        cut = _cut(np.unique(np.fromiter(found, np.uint64)), cfg, ", ".join(files))
+        found = (row["topic"] for f in files for _, row in _rows(f, data))
+        cut = _cut(np.unique(_places(found, cfg.run.seed)), cfg, ", ".join(files))
     seen: Counter[str] = Counter()  # responses of a model to a prompt
     splits: dict[str, str] = {}
     for file in files:
@@ -211,6 +209,13 @@ def _refuse_repeated(path: str, data: DataConfig, seed: int, places: set[int]) -
                 f'{where}: topic "{topic}" stands at {first[topic]} already: remove one'
             )
         first[topic] = where
+
+
+def _places(topics: Iterable[str], seed: int) -> np.ndarray:
+    """Their places in order. An array grows where it lies, without a copy of it."""
+    places = np.frombuffer(array("Q", (place(t, seed) for t in topics)), np.uint64)
+    places.sort()
+    return places
 
 
 def _own_split(where: str, row: Row) -> str:

@@ -40,14 +40,15 @@ class CustomSampler:
         chat: Chat = "auto",
         quantize: Quantize = "none",
     ) -> None:
-        """`generate`: folder with custom_generate/generate.py, or a hub name. `params`: arguments of
-        its own. UserError when it is not there."""
+        """`generate`: folder with custom_generate/generate.py, or a hub name. `params`: arguments
+        of its own. UserError when it is not there."""
         folder = Path(generate)
         if (folder.is_dir() or generate.startswith(("/", "."))) and not (
             folder / "custom_generate" / "generate.py"
         ).is_file():
             raise UserError(
-                f"sampling.custom_generate={generate}: no custom_generate/generate.py in this folder"
+                f"sampling.custom_generate={generate}: no custom_generate/generate.py in this "
+                f"folder"
             )
         tokenizer, model = load(
             path, dtype, device=device, quantize=quantize, trust_remote_code=True
@@ -76,7 +77,7 @@ class CustomSampler:
         encoded = encode_all(
             self.tokenizer, prompts, self.chat, prefix=prefix, raw=raw, begun=begun
         )
-        drawn = {"do_sample": temperature > 0}
+        drawn: dict[str, Any] = {"do_sample": temperature > 0}
         drawn |= {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
         out = []
         for ids, limit, seed in zip(encoded, limits, seeds, strict=True):

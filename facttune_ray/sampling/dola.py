@@ -9,8 +9,8 @@ q_N is chosen for each row by itself, and a token is scored by
     log q_N(x) - log q_j(x)    where q_N(x) >= alpha max q_N,    -inf elsewhere
 
 with q_j the vocabulary head on layer j's hidden state (section 2 there; alpha = 0.1). Far is what
-its authors' code and transformers 4 measure: half of KL(m || q_N) + KL(m || q_j), m the mean of both,
-where the Jensen-Shannon divergence of the paper has its arguments the other way round.
+its authors' code and transformers 4 measure: half of KL(m || q_N) + KL(m || q_j), m the mean of
+both, where the Jensen-Shannon divergence of the paper has its arguments the other way round.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def layers_of(which: str, count: int, tied: bool) -> list[int]:
         found = [int(n) for n in which.replace(" ", "").split(",")]
     if max(found) >= count:
         raise UserError(
-            f"sampling.dola_layers={which}: the model has the layers 0 to {count - 1} below its last"
+            f"sampling.dola_layers={which}: the model has the layers 0 to {count - 1} below its "
+            f"last"
         )
     return found
 
@@ -73,6 +74,6 @@ class Dola:
 
 
 def divergence(first_RV: torch.Tensor, second_RV: torch.Tensor) -> torch.Tensor:
-    """Half of KL(m || first) + KL(m || second) [R] in nats, of log-probabilities; m is their mean."""
+    """Half of KL(m || first) + KL(m || second) [R] in nats of log-probabilities; m: their mean."""
     middle_RV = torch.logaddexp(first_RV, second_RV) - math.log(2)
     return (middle_RV.exp() * (middle_RV - 0.5 * (first_RV + second_RV))).sum(dim=-1)

@@ -78,7 +78,7 @@ ENGINES = {"transformers": _transformers, "vllm": _vllm, "api": _api}
 def recipe(cfg: Config) -> dict:
     """What decides the samples of a prompt, beside the settings of the draw itself."""
     s = cfg.sampling
-    found = {"sampling.engine": s.engine}
+    found: dict = {"sampling.engine": s.engine}
     if s.engine == "api":
         params = {"sampling.llm.params": s.llm.params} if s.llm.params else {}
         return found | {"sampling.llm.model": s.llm.model, "sampling.form": s.form} | params

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import Config, DataConfig
 from facttune_ray.errors import RowError, UserError
-from facttune_ray.interop import factscore, topics, tuning
+from facttune_ray.interop import factscore, tuning
+from facttune_ray.interop import topics as files
 from facttune_ray.prompts import prompts as prompt
 from facttune_ray.prompts import template
 from facttune_ray.quickstart import world
@@ -43,7 +44,7 @@ def recipe(cfg: Config) -> dict:
 
 def topics_recipe(cfg: Config) -> dict:
     """What decides the table `topics`."""
-    return {"run.shards": cfg.run.shards, "version": VERSION} | topics.recipe(cfg)
+    return {"run.shards": cfg.run.shards, "version": VERSION} | files.recipe(cfg)
 
 
 def asked_recipe(cfg: Config) -> dict:
@@ -102,7 +103,7 @@ def _asked(row: dict, text: str | None) -> dict:
 def source_recipe(cfg: Config) -> dict:
     """What decides topics and texts; the labelled files count by content, not by path."""
     if cfg.data.source in ("topics", "responses"):
-        return topics.recipe(cfg)
+        return files.recipe(cfg)
     if cfg.data.source == "world":
         return {
             "data.source": "world",
@@ -154,7 +155,7 @@ def prompts(cfg: Config) -> Iterator[dict]:
             yield from tuning.prompts(asked, name)
         return
     if cfg.data.source == "responses":
-        yield from _once(topics.responses(cfg))
+        yield from _once(files.responses(cfg))
         return
     seen = set()
     for _, record in factscore.read_all(cfg.data.folder, cfg.data.files):
@@ -167,7 +168,7 @@ def prompts(cfg: Config) -> Iterator[dict]:
 def imported_responses(cfg: Config) -> Iterator[dict]:
     """The responses that stand in the files, as rows of `responses`."""
     if cfg.data.source == "responses":
-        yield from topics.responses(cfg)
+        yield from files.responses(cfg)
         return
     if cfg.data.source == "tuning":
         for split, topics in _tuning_topics(cfg).items():

@@ -22,7 +22,7 @@ DOCUMENTS = [f"{p}\n{p[7:-1]} plays the {x}." for p in PROMPTS for x in ("cello"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
-    """Wide random weights, embeddings untied: its layers disagree, and it seldom comes to an end."""
+    """Wide random weights, embeddings untied: its layers disagree, and it seldom ends."""
     out = tmp_path_factory.mktemp("model") / "base"
     pretrain(DOCUMENTS, out, seed=0, steps=0, hidden=32, layers=6, heads=2, max_length=64)
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -52,9 +52,7 @@ def test_layers(which, count, tied, found):
 
 
 def test_a_layer_that_is_not_there():
-    with pytest.raises(
-        UserError, match="sampling.dola_layers=1,6: the model has the layers 0 to 5"
-    ):
+    with pytest.raises(UserError, match="dola_layers=1,6: the model has the layers 0 to 5"):
         layers_of("1,6", 6, False)
 
 
