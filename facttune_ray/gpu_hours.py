@@ -45,8 +45,8 @@ class Counts:
 
 
 def parameters(path: str) -> float | None:
-    """Of a model: counted from its config without loading weights; of a hub's, read from a name such
-    as "Llama-2-7b" where it tells. None if nothing does."""
+    """Of a model: counted from its config without loading weights; of a hub name, read from it such
+    as "Llama-2-7b", where it tells. None if nothing does."""
     named = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(?![a-z])", Path(path).name.lower())
     if named and "://" not in path and not Path(path).is_dir():
         return float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]]
