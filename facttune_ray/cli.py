@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     p = add("estimate", _estimate, "LLM requests, tokens, dollars and hours, before paying them")
     p.add_argument("--topics", type=int, default=100, help="topics that it counts (default: 100)")
+    p.add_argument("--tokens-per-second", type=float, help="that a GPU samples (assumed: 2000)")
+    p.add_argument("--tflops", type=float, help="that a GPU reaches (assumed: 150)")
+    p.add_argument("--parameters", type=float, help="of the model (default: from its config)")
     p.add_argument("--json", action="store_true", help="print JSON")
     takes_config(p)
     takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
@@ -213,13 +216,18 @@ def _status(args: argparse.Namespace) -> int:
 def _estimate(args: argparse.Namespace) -> int:
     import json
 
-    from facttune_ray import estimate
+    from facttune_ray import estimate, gpu_hours
 
+    given = {"tokens_per_s": args.tokens_per_second, "tflops": args.tflops}
+    rates = gpu_hours.Rates(**{k: v for k, v in given.items() if v is not None})
+    if min(rates.tokens_per_s, rates.tflops, args.parameters or 1) <= 0:
+        raise UserError("--tokens-per-second, --tflops and --parameters must be above 0")
     if args.topics < 1:
         raise UserError(f"--topics {args.topics}: must be at least 1")
     cfg = _config(args)
-    rows = estimate.estimate(cfg, args.topics)
-    print(json.dumps(rows, indent=1) if args.json else estimate.table(rows, cfg))
+    rows = estimate.estimate(cfg, args.topics, rates, args.parameters)
+    said = estimate.table(rows, cfg, rates, args.parameters)
+    print(json.dumps(rows, indent=1) if args.json else said)
     return 0
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from facttune_ray.config_data import PromptsConfig as PromptsConfig
+from facttune_ray.config_data import SizesConfig as SizesConfig
 from facttune_ray.config_train import LoraConfig as LoraConfig
 from facttune_ray.config_train import SFTConfig as SFTConfig
 from facttune_ray.config_train import TrainConfig as TrainConfig
@@ -49,11 +51,16 @@ class WorldConfig:
 class DataConfig:
     """Topics, prompts and the knowledge source."""
 
-    # factscore: JSONL {topic, input, output}, with or without FActScore's labels; tuning: the
-    # questions_per_topic_*.json and responses/ of FactTune's scripts
-    source: Literal["world", "factscore", "tuning"] = "world"
-    folder: str = ""  # factscore, tuning: folder of the files and of `knowledge`
-    files: list[str] = field(default_factory=list)  # factscore: JSONL files, one a model
+    # topics: a file of topics, whose prompts the section `prompts` makes; responses: rows {topic,
+    # prompt, response} of any model; factscore: JSONL {topic, input, output}, with or without
+    # FActScore's labels; tuning: questions_per_topic_*.json and responses/ of FactTune's scripts
+    source: Literal["world", "topics", "responses", "factscore", "tuning"] = "world"
+    folder: str = ""  # of `topics`, `files` and `knowledge`
+    topics: str = ""  # topics: text, one a line; or JSONL, JSON, CSV, Parquet with a column `topic`
+    topic_column: str = "topic"  # topics, responses: its name
+    sizes: SizesConfig = field(default_factory=SizesConfig)  # topics, responses
+    # responses: JSONL, JSON, CSV, Parquet; factscore: JSONL; each row's model is the file's name
+    files: list[str] = field(default_factory=list)
     # tuning: tables that the folder's files bring, so that they are not made again: facts (with
     # verdicts), questions (with answers), entities
     ready: list[Literal["facts", "questions", "entities"]] = field(default_factory=list)
@@ -61,8 +68,8 @@ class DataConfig:
     entity_samples: str = "ne_samples/llama7b_20samples"  # entities: folder of their samples
     knowledge: str = ""  # {title, text} JSONL, or a FActScore SQLite database
     groups: Any = ""  # `facttune train`: a file, or a list of files, of preferences of one's own
-    val: float = 0.15  # factscore: share of topics in the val split
-    test: float = 0.25  # factscore: share of topics in the test split
+    val: float = 0.15  # share of topics in the val split, where no size says it
+    test: float = 0.25  # the same of the test split
     world: WorldConfig = field(default_factory=WorldConfig)
 
 
@@ -137,6 +144,12 @@ class SamplingConfig:
     """The engine that samples responses, answers and entities, and asks for P(True)."""
 
     engine: Literal["transformers", "vllm", "api"] = "transformers"
+    # of engine=transformers. dola: layers contrasted (Chuang et al.); custom: custom_generate
+    decoder: Literal["plain", "dola", "custom"] = "plain"
+    dola_layers: str = "high"  # low, high, or numbers such as "0,2,4", of layers to contrast with
+    custom_generate: str = ""  # custom: folder or hub name whose custom_generate/generate.py is run
+    custom_params: dict[str, Any] = field(default_factory=dict)  # custom: what is given to it
+    trust_remote_code: bool = False  # run Python code of the model's folder, or of custom_generate
     gpus: float = 0.0  # GPUs a worker, 0.5: two workers share one; 0: CPU
     max_rows: int = 512  # sequences decoded at a time at most, fewer where GPU memory is short
     gpu_memory: float = 0.85  # share of a worker's GPU memory that it may take
@@ -292,6 +305,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     responses: ResponsesConfig = field(default_factory=ResponsesConfig)
     facts: FactsConfig = field(default_factory=FactsConfig)
@@ -305,6 +319,9 @@ class Config:
     groups: GroupsConfig = field(default_factory=GroupsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: dict[str, TuneConfig] = field(default_factory=dict)
+    # name -> another model or decoder on the test topics: {of: a tuned model, none: base} and
+    # settings of its own in the sections model, sampling, responses, prompts, evaluation
+    contenders: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
@@ -313,6 +330,8 @@ FREE = {
     "tune.": TuneConfig,
     "llm.params.": None,
     "sampling.llm.params.": None,
+    "sampling.custom_params.": None,
+    "contenders.": None,
     "rewards.mix.": None,
 }
 
@@ -332,8 +351,9 @@ def preset_path(name: str) -> Path:
     if path.is_file():
         return path
     known = {p.stem: p for p in conf_dir().glob("*.yaml")}
-    if name in known:
-        return known[name]
+    inside = conf_dir() / f"{name}.yaml"  # "gpus/8": a layer in a folder of its own
+    if inside.is_file():
+        return inside
     if path.suffix in {".yaml", ".yml"} or "/" in name:
         raise UserError(f"config file {name} does not exist")
     raise UserError(f'no preset "{name}" in conf/.{did_you_mean(name, known)}')

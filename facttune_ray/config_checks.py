@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
-from facttune_ray.config import Config
+from facttune_ray.config import Config, RewardsConfig
 from facttune_ray.config_layers import flatten, to_dict
+from facttune_ray.contenders import contenders
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.schema import REWARD_COLUMNS
 
 # folders that a run has anyway
-TAKEN = ("base", "imported", "world", "prompts", "knowledge", "ledger", "annotator")
+TAKEN = ("base", "imported", "world", "topics", "prompts", "knowledge", "ledger", "annotator")
 ABOVE_0 = ("timeout_s", "max_elapsed_s", "flush_s", "batch_poll_s", "budget_usd")
 
 
@@ -25,6 +27,11 @@ def check(cfg: Config) -> None:
         "answers.samples": 1,
         "answers.max_tokens": 1,
         "evaluation.samples": 1,
+        "prompts.questions": 1,
+        "data.sizes.train": 0,
+        "data.sizes.val": 0,
+        "data.sizes.dpoval": 0,
+        "data.sizes.test": 0,
         "train.epochs": 1,
         "train.groups_per_step": 1,
         "train.pairs_per_step": 0,
@@ -129,9 +136,51 @@ def check(cfg: Config) -> None:
                 f'tune.{name}: name a tuned model in letters, digits, "_", and not as a folder of '
                 f"the run: {', '.join(TAKEN)}"
             )
+    _prompts(cfg)
     _training(cfg)
     columns = _rewards(cfg)
     _sampling(cfg, columns)
+    _decoder(cfg)
+    _contenders(cfg)
+
+
+def _prompts(cfg: Config) -> None:
+    if "{topic}" not in (cfg.prompts.template or "{topic}"):
+        raise UserError("prompts.template: it needs {topic}, where the topic stands")
+    if cfg.data.source == "topics" and cfg.prompts.method == "llm" and cfg.prompts.template:
+        raise UserError("prompts.template: only with prompts.method=template: leave it out")
+
+
+def _decoder(cfg: Config) -> None:
+    s = cfg.sampling
+    if s.decoder != "plain" and s.engine != "transformers":
+        raise UserError(f"sampling.decoder={s.decoder}: only with sampling.engine=transformers")
+    if s.decoder == "custom" and not s.custom_generate:
+        raise UserError("sampling.decoder=custom: name the folder in sampling.custom_generate")
+    if s.decoder == "custom" and not s.trust_remote_code:
+        raise UserError(
+            "sampling.decoder=custom: it runs the Python code of sampling.custom_generate: read "
+            "that, then set sampling.trust_remote_code=true"
+        )
+    if s.dola_layers not in ("low", "high"):
+        numbers = s.dola_layers.replace(" ", "").split(",")
+        if not all(n.isdecimal() for n in numbers):
+            raise UserError(
+                f'sampling.dola_layers={s.dola_layers}: low, high, or layers such as "0,2,4"'
+            )
+
+
+def _contenders(cfg: Config) -> None:
+    for one in contenders(cfg):
+        if not one.name.isidentifier() or one.name in (*TAKEN, *cfg.tune):
+            raise UserError(
+                f'contenders.{one.name}: name it in letters, digits, "_", and not as a tuned model '
+                f"or a folder of the run: {', '.join(TAKEN)}"
+            )
+        try:
+            check(dataclasses.replace(one.cfg, contenders={}, tune={}, rewards=RewardsConfig()))
+        except UserError as e:
+            raise UserError(f"contenders.{one.name}: {e}") from None
 
 
 def _training(cfg: Config) -> None:

@@ -1,4 +1,5 @@
-"""What a run will ask of the LLM, before it is paid: requests, tokens, dollars, hours.
+"""What a run will ask of the LLM, before it is paid: requests, tokens, dollars, hours; and what it
+will sample and train on, in tokens and GPU hours (`gpu_hours.py`).
 
     rows = estimate(cfg, topics=100)
     [{"stage": "facts", "requests": 9120, "cached": 0, "prompt_tokens": 2.1e6, ...}, ...]
@@ -8,6 +9,7 @@ ledger where it can, by the annotator's rules otherwise, and sends nothing. So p
 and the merging of identical requests are the run's own. Tokens of answers and tokens a character
 are taken from the ledger once it holds 20 completions of the stage; before, four tokens for three
 words. Tables of models that are not trained yet are counted as the sample's, response by response.
+Where no response is there yet, `standin.py` makes some.
 """
 
 from __future__ import annotations
@@ -18,62 +20,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from facttune_ray import tables
+from facttune_ray import gpu_hours, standin, tables
 from facttune_ray.config import Config
 from facttune_ray.errors import RowError, UserError
-from facttune_ray.facttune import FactTune, needed, wanted
+from facttune_ray.facttune import IMPORTED, FactTune, needed, wanted
+from facttune_ray.interop import topics as topics_files
 from facttune_ray.llm.client import parameters
 from facttune_ray.llm.cost import price_of
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
 from facttune_ray.llm.ledger_tools import stats
-from facttune_ray.pipeline import Run, Snapshot
+from facttune_ray.pipeline import Run, full_name
+from facttune_ray.plan import SPLITS, Plan
 from facttune_ray.quickstart import rules
 from facttune_ray.schema import seed_from
 from facttune_ray.stages import connect, prompts, stage
 from facttune_ray.stages.context import Context, Work
 
 T = TypeVar("T")
-ASKING = ("facts", "verdicts", "questions")
+ASKING = ("facts", "verdicts", "questions")  # of responses
 _RATE = ("measured_tokens", "prompt_chars")
 MEASURED = 20  # completions of a stage in the ledger from which its tokens are taken
-
-
-class Plan(FactTune):
-    """The loop with nothing made: which tables a run will have, in order."""
-
-    def __init__(self, cfg: Config) -> None:
-        super().__init__(cfg)
-        self.tables: list[tuple[str, str, tuple[str, ...]]] = []  # scope, stage, splits
-        self.sampled: dict[str, tuple[str, ...]] = {}  # scope -> splits of its responses
-
-    def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
-        if f"{scope}/{name}" in self.taken:
-            return f"{scope}/{name}"
-        splits = tuple(work.get("splits", ("train", "val", "test")))
-        if name == "responses":
-            self.sampled[scope] = splits
-        there = self.sampled.get(scope, splits)
-        self.tables.append((scope, name, tuple(s for s in splits if s in there)))
-        return f"{scope}/{name}"
-
-    def driver_table(self, name: str, *args: Any) -> str:
-        return name
-
-    def knowledge(self) -> None:
-        pass
-
-    def moments(self, rewards: str, columns: set[str]) -> dict[str, tuple[float, float]]:
-        return {}
-
-    def base(self) -> Snapshot:
-        return Snapshot("base", "base", "")
-
-    def train(self, name: str, tune: Any, number: int, *args: Any) -> Snapshot:
-        scope = f"{name}/round_{number}"
-        return Snapshot(scope, scope, "")
-
-    def select(self, rounds: list[Snapshot]) -> dict:
-        return {"chosen": rounds[-1].name}
 
 
 @dataclass
@@ -158,25 +124,37 @@ class Sample:
     """Responses of some topics, whole."""
 
     rows: list[dict] = field(default_factory=list)
+    prompts: list[dict] = field(default_factory=list)  # of these topics
     topics: int = 0
     all_topics: int = 0
-    all_rows: int = 0
+    needs: dict[str, Need] = field(default_factory=dict)  # of what had to be made for it
 
 
-def estimate(cfg: Config, topics: int = 100) -> list[dict]:
-    """One row a stage that asks the LLM, then their total. UserError when there is nothing to
-    estimate from yet."""
+def estimate(
+    cfg: Config,
+    topics: int = 100,
+    rates: gpu_hours.Rates | None = None,
+    parameters: float | None = None,
+) -> list[dict]:
+    """One row a stage that samples or trains, one a stage that asks the LLM, then the total of the
+    latter. UserError when there is nothing to estimate from yet.
+
+    `parameters`: of the model; None: counted from its config, or read from its name.
+    """
     plan = Plan(cfg)
     plan.loop()
     asked = [(scope, name, splits) for scope, name, splits in plan.tables if _asks(cfg, name)]
-    if not asked:
+    judged = [scope for scope, name, _ in asked if name in ASKING]
+    if not judged:
         return []
     with FactTune(cfg, "knowledge") as this:
         this.knowledge()
-    first = asked[0][0]
-    sample = _sample(cfg, first, topics)
+    first = judged[0]
+    split_of = {(scope, name): splits for scope, name, splits in plan.tables}
+    sample = _sample(cfg, first, split_of.get((first, "responses"), SPLITS), topics)
     tried = {name: splits for scope, name, splits in reversed(asked) if scope == first}
-    needs = _try(cfg, sample, tried)
+    made, needs = _try(cfg, sample, tried)
+    needs |= sample.needs
     totals: dict[str, Counter[str]] = {}
     for scope, name, splits in asked:
         total = totals.setdefault(name, Counter())
@@ -184,7 +162,14 @@ def estimate(cfg: Config, topics: int = 100) -> list[dict]:
         if _finished(cfg, scope, name):
             total["finished"] += 1
             continue
-        need = needs[name]
+        need = needs.get(name, Need())
+        if name == "prompts":
+            scale = sum(_topics(cfg).values()) / sample.topics
+            total["requests"] += round(scale * (need.requests - need.cached))
+            total["cached"] += round(scale * need.cached)
+            total["prompt_tokens"] += round(scale * need.prompt_tokens)
+            total["completion_tokens"] += round(scale * need.completion_tokens)
+            continue
         responses = sum(r["split"] in tried[name] for r in sample.rows)
         if not responses:
             continue
@@ -198,34 +183,94 @@ def estimate(cfg: Config, topics: int = 100) -> list[dict]:
         total["cached"] += round(scale * cached)
         total["prompt_tokens"] += round(scale * share * need.prompt_tokens)
         total["completion_tokens"] += round(scale * share * need.completion_tokens)
-    return _priced(cfg, totals)
+    if parameters is None:
+        parameters = _parameters(cfg)
+    fresh_tables = [t for t in plan.tables if not _finished(cfg, t[0], t[1])]
+    trained = [scope for scope in plan.trained if not _finished(cfg, scope, "train")]
+    work = gpu_hours.gpu_rows(
+        cfg, fresh_tables, trained, _counts(cfg, made), rates or gpu_hours.Rates(), parameters
+    )
+    return [*work, *_priced(cfg, totals)]
+
+
+def _parameters(cfg: Config) -> float | None:
+    if not cfg.model.path:
+        found = (Run(cfg).root / "base/pretrain" / tables.MANIFEST).read_json()
+        return found and found["figures"]["parameters"]
+    return gpu_hours.parameters(cfg.model.path)
+
+
+def _counts(cfg: Config, made: dict[str, list[dict]]) -> gpu_hours.Counts:
+    """Means over the sample, for what is sampled and trained on."""
+    responses, questions = made["responses"], made.get("questions", [])
+    train = {r["prompt_id"] for r in responses if r["split"] == "train"}
+    distinct = {(q["topic"], q["question"]) for q in questions if q.get("question")}
+    texts = [r["text"] or "" for r in responses]
+    lengths = [
+        r["tokens"] or words_to_tokens(text) for r, text in zip(responses, texts, strict=True)
+    ]
+    asked = [p["prompt"] for p in made["prompts"]]
+    return gpu_hours.Counts(
+        prompts=_prompts(cfg),
+        prompt_tokens=sum(map(words_to_tokens, asked)) / max(1, len(asked)),
+        response_tokens=sum(lengths) / max(1, len(lengths)),
+        questions=len(distinct) / max(1, len(train)),
+        question_tokens=sum(words_to_tokens(q) for _, q in distinct) / max(1, len(distinct)),
+        samples={"train": cfg.responses.samples}
+        | {s: cfg.evaluation.samples for s in ("val", "test")},
+    )
 
 
 def _asks(cfg: Config, name: str) -> bool:
-    return name in ASKING and "llm.model" in stage(name).recipe(cfg)
+    return name in (*ASKING, "prompts") and "llm.model" in stage(name).recipe(cfg)
 
 
 def _finished(cfg: Config, scope: str, name: str) -> bool:
-    return (Run(cfg).root / scope / name / tables.MANIFEST).exists()
+    return (Run(cfg).root / full_name(scope, name) / tables.MANIFEST).exists()
 
 
 def _responses(cfg: Config, splits: tuple[str, ...]) -> int:
     """Responses that a model gives to the prompts of these splits."""
     per = {"train": cfg.responses.samples}
-    return sum(
-        per.get(p["split"], cfg.evaluation.samples)
-        for p in prompts.prompts(cfg)
-        if p["split"] in splits
-    )
+    found = _prompts(cfg)
+    return sum(found[s] * per.get(s, cfg.evaluation.samples) for s in splits)
 
 
-def _sample(cfg: Config, scope: str, topics: int) -> Sample:
+def _topics(cfg: Config) -> Counter[str]:
+    """Topics of a topics file, by split."""
+    return Counter(row["split"] for row in topics_files.topics(cfg))
+
+
+def _prompts(cfg: Config) -> Counter[str]:
+    """Prompts by split."""
+    if cfg.data.source != "topics":
+        return Counter(p["split"] for p in prompts.prompts(cfg))
+    each = cfg.prompts.questions if cfg.prompts.method == "llm" else 1
+    return Counter({split: each * number for split, number in _topics(cfg).items()})
+
+
+def _foreseen(cfg: Config, splits: tuple[str, ...], topics: int) -> Sample:
+    """Stand-ins for responses that are not sampled yet, to prompts that may not be there yet."""
+    every = [row for row in topics_files.topics(cfg) if row["split"] in splits]
+    chosen = sorted(every, key=lambda r: seed_from("estimate", r["topic"]))[:topics]
+    stand_in = StandIn(cfg, connect.open_ledger(cfg), None)
+    trial = Trial(Work("prompts", "prompts", {}, cfg), {"topics": chosen}, stand_in)
+    asked = standin.asked(trial)
+    rows = standin.responses(cfg, asked, Run(cfg).knowledge_file())
+    needs = {"prompts": stand_in.need}
+    return Sample(list(rows), asked, len(chosen), len(every), needs)
+
+
+def _sample(cfg: Config, scope: str, splits: tuple[str, ...], topics: int) -> Sample:
     """Responses of `topics` topics, chosen by their digests: the same ones each time."""
-    if cfg.data.source != "world":
+    if cfg.data.source in IMPORTED:
         rows: Iterable[dict] = prompts.imported_responses(cfg)
     else:
         folder = Run(cfg).root / scope / "responses"
-        if not (folder / tables.MANIFEST).exists():
+        there = (folder / tables.MANIFEST).exists()
+        if not there and cfg.data.source == "topics":
+            return _foreseen(cfg, splits, topics)
+        if not there:
             raise UserError(
                 "an estimate needs responses to count from: run `facttune stage pretrain` and "
                 "`facttune stage responses` with the same config first (no LLM request is made)"
@@ -236,22 +281,29 @@ def _sample(cfg: Config, scope: str, topics: int) -> Sample:
     for row in rows:
         by_topic.setdefault(row["topic"], []).append(row)
     chosen = sorted(by_topic, key=lambda t: seed_from("estimate", t))[:topics]
-    return Sample(
-        rows=[row for t in chosen for row in by_topic[t]],
-        topics=len(chosen),
-        all_topics=len(by_topic),
-        all_rows=sum(map(len, by_topic.values())),
-    )
+    if cfg.data.source == "topics":
+        folder = Run(cfg).root / "prompts"
+        shards = range(tables.manifest(folder)["shards"])
+        every: Iterable[dict] = (row for s in shards for row in tables.rows(folder, s))
+    else:
+        every = prompts.prompts(cfg)
+    asked = [p for p in every if p["topic"] in set(chosen) and p["prompt"] is not None]
+    rows = [row for t in chosen for row in by_topic[t]]
+    return Sample(rows, asked, len(chosen), len(by_topic))
 
 
-def _try(cfg: Config, sample: Sample, tried: dict[str, tuple[str, ...]]) -> dict[str, Need]:
-    """Run the asking stages on the sample's rows of these splits with stand-ins. -> stage: need"""
+Made = dict[str, list[dict]]
+
+
+def _try(
+    cfg: Config, sample: Sample, tried: dict[str, tuple[str, ...]]
+) -> tuple[Made, dict[str, Need]]:
+    """Run the asking stages on the sample's rows of these splits with stand-ins. -> (tables that
+    they made, stage: need)"""
     ledger = connect.open_ledger(cfg)
     measured = _measured(ledger)
     knowledge = Run(cfg).knowledge_file()
-    topics = {r["topic"] for r in sample.rows}
-    asked = [p for p in prompts.prompts(cfg) if p["topic"] in topics]
-    made: dict[str, list[dict]] = {"responses": sample.rows, "prompts": asked}
+    made: Made = {"responses": sample.rows, "prompts": sample.prompts}
     needs = {}
     for name in ASKING:
         if name not in tried and name != "facts":
@@ -261,7 +313,7 @@ def _try(cfg: Config, sample: Sample, tried: dict[str, tuple[str, ...]]) -> dict
         work = replace(work, splits=tried.get(name, work.splits))
         made[name] = asyncio.run(stage(name).run(Trial(work, made, stand_in), 0))
         needs[name] = stand_in.need
-    return needs
+    return made, needs
 
 
 def _measured(ledger: Ledger) -> dict[str, dict[str, float]]:
@@ -309,10 +361,17 @@ def _priced(cfg: Config, totals: dict[str, Counter[str]]) -> list[dict]:
 COLUMNS = ("tables", "finished", "requests", "cached", "prompt_tokens", "completion_tokens")
 
 
-def table(rows: list[dict], cfg: Config) -> str:
+def table(
+    rows: list[dict],
+    cfg: Config,
+    rates: gpu_hours.Rates | None = None,
+    parameters: float | None = None,
+) -> str:
     """The estimate as text."""
     if not rows:
         return "this config asks no LLM: nothing to pay"
+    work = [r for r in rows if "gpu_hours" in r]
+    rows = [r for r in rows if "gpu_hours" not in r]
     lines = [
         f"{'stage':<10} {'tables':>6} {'requests':>10} {'in ledger':>10} {'prompt tok':>12} "
         f"{'answer tok':>12} {'dollars':>10} {'hours':>8}"
@@ -334,6 +393,9 @@ def table(rows: list[dict], cfg: Config) -> str:
         lines.append(f"not counted: {stage_name}, which depends on samples that are not there yet")
     if rows[-1]["hours"] is None and cfg.llm.mode == "online":
         lines.append("hours: set llm.requests_per_minute and llm.tokens_per_minute")
+    if work:
+        known = parameters if parameters is not None else _parameters(cfg)
+        lines += ["", gpu_hours.table(work, rates or gpu_hours.Rates(), known)]
     return "\n".join(lines)
 
 

@@ -1,10 +1,11 @@
 """The FactTune loop of one run: sample, score, prefer, train; choose by val; measure on test.
 
-    out/prompts                     every topic
+    out/topics, out/prompts         every topic
     out/base/tune/responses ...     the base model on train and val topics, up to rewards
     out/facttune_fs/round_1/groups  preferences of round 1; train/ holds the model they gave
     out/facttune_fs/round_1/tune/   that model on val topics (and train topics, for round 2)
     out/facttune_fs/round_2/test/   the chosen round alone, on test topics
+    out/dola/test/                  a contender: another model or decoder, on the same topics
 
 Each tuned model (config section `tune`) takes its reward's rounds: every round samples from the
 model of the round before. The round with the best val figure is the one measured on test.
@@ -22,8 +23,10 @@ from typing import Any
 
 from facttune_ray import preflight, tables
 from facttune_ray.config import Config, TuneConfig
+from facttune_ray.contenders import contend, contenders
 from facttune_ray.errors import UserError
-from facttune_ray.pipeline import Missing, Snapshot, model_digest
+from facttune_ray.interop import topics
+from facttune_ray.pipeline import Missing, Snapshot, full_name, model_digest
 from facttune_ray.quickstart import base_model
 from facttune_ray.scoring.confidence import CONFIDENCES
 from facttune_ray.stages import prompts, stage
@@ -119,11 +122,13 @@ class FactTune(Tuning):
         rows = prompts.imported_responses(self.cfg)
         return [f"{r['prompt']}\n{r['text']}" for r in rows]
 
-    def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
+    def table(
+        self, scope: str, name: str, inputs: Iterable[str], cfg: Config | None = None, **work: Any
+    ) -> str:
         """As `Run.table`; one of `data.ready` is there already."""
-        if f"{scope}/{name}" in self.taken:
+        if full_name(scope, name) in self.taken:
             return f"{scope}/{name}"
-        return super().table(scope, name, inputs, **work)
+        return super().table(scope, name, inputs, cfg, **work)
 
     def take(self, scope: str) -> None:
         """The tables that stand in the folder's files: `data.ready`."""
@@ -147,6 +152,17 @@ class FactTune(Tuning):
                 )
             )
 
+    def prompts(self) -> None:
+        """The table `prompts`: written by the driver, or made of the topics of a file."""
+        cfg = self.cfg
+        if cfg.data.source == "topics":
+            recipe = prompts.topics_recipe(cfg)
+            self.driver_table("topics", "topics", recipe, lambda: topics.topics(cfg))
+            self.table("", "prompts", ["topics"])
+        else:
+            recipe = prompts.recipe(cfg)
+            self.driver_table("prompts", "prompts", recipe, lambda: prompts.prompts(cfg))
+
     def respond(self, model: Snapshot, scope: str, splits: tuple[str, ...]) -> str:
         """`scope/responses`, sampled from the model; imported ones are already there."""
         if not model.path:
@@ -168,7 +184,7 @@ class FactTune(Tuning):
         if not columns or any(c.startswith("factscore") for c in columns):
             inputs.append(f"{scope}/verdicts")
         if columns & {*CONFIDENCES, "samp_conf"}:
-            train = {"splits": ("train",)}
+            train: dict[str, Any] = {"splits": ("train",)}
             questions = self.table(scope, "questions", [facts, "prompts"], **train)
             sampled += [questions, self.table(scope, "answers", [questions], model=model)]
             inputs.append(questions)
@@ -264,9 +280,9 @@ class FactTune(Tuning):
         if any(c.startswith("ne_") for c in needed(cfg, wanted(cfg))):
             stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid
         self.knowledge()
-        self.driver_table("prompts", "prompts", prompts.recipe(cfg), lambda: prompts.prompts(cfg))
+        self.prompts()
         tuned = {name: t for name, t in cfg.tune.items() if t.rounds}
-        if cfg.data.source != "world":
+        if cfg.data.source in IMPORTED:
             first = Snapshot("imported", "", "")
             source = "imported/all"
             recipe = prompts.recipe(cfg) | {"responses": "imported"}
@@ -290,12 +306,15 @@ class FactTune(Tuning):
         selection = {}
         if measured:
             self._test(first)
+        last = {name: snapshots[-1] for name, snapshots in rounds.items()}
         if cfg.evaluation.tuned:
             for name, snapshots in rounds.items():
                 selection[name] = self.select(snapshots)
                 chosen = next(s for s in snapshots if s.name == selection[name]["chosen"])
                 self._test(chosen)
-                measured[name] = f"{chosen.name}/test"
+                measured[name], last[name] = f"{chosen.name}/test", chosen
+        for one in contenders(cfg):
+            measured[one.name] = contend(self, one, last)
         self.measured, self.selection, self.scored = measured, selection, source
 
     def whole(self) -> bool:
@@ -346,6 +365,9 @@ class FactTune(Tuning):
                 manifests=self.manifests,
                 fingerprint=tables.fingerprint(recipe),
             )
+
+
+IMPORTED = ("responses", "factscore", "tuning")  # sources that bring responses
 
 
 def wanted(cfg: Config) -> set[str]:

@@ -30,7 +30,7 @@ from facttune_ray.stages import STAGES, prompts, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.tables import Folder, Recipe
 
-STEPS = ("knowledge", "prompts", "pretrain", *STAGES, "train", "evaluate")
+STEPS = ("knowledge", "topics", "pretrain", *STAGES, "train", "evaluate")
 
 
 class Missing(UserError):
@@ -114,11 +114,15 @@ class Run:
             return data.knowledge if "://" in data.knowledge else local
         return str(Path(self.root.path) / "knowledge" / "knowledge.db")
 
-    def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
-        """One stage's table `scope/name` from tables given by their full names."""
-        module, output = stage(name), f"{scope}/{name}"
+    def table(
+        self, scope: str, name: str, inputs: Iterable[str], cfg: Config | None = None, **work: Any
+    ) -> str:
+        """One stage's table `scope/name` from tables given by their full names. `cfg`: settings
+        other than the run's."""
+        module, output = stage(name), full_name(scope, name)
+        cfg = cfg or self.cfg
         by_role = {i.rsplit("/", 1)[-1]: i for i in inputs}
-        recipe = module.recipe(self.cfg) | {"stage": name, "version": module.VERSION}
+        recipe = module.recipe(cfg) | {"stage": name, "version": module.VERSION}
         recipe |= {f"input.{role}": self.fingerprint(i) for role, i in by_role.items()}
         if "splits" in work:
             recipe["splits"] = list(work["splits"])
@@ -126,7 +130,6 @@ class Run:
             recipe["reward"] = work["reward"]
         if "mix" in work:
             recipe["rewards.mix"] = work["mix"]
-        cfg = self.cfg
         if name in SAMPLING and cfg.sampling.engine == "api":
             cfg = replace(cfg, llm=engines.endpoint(cfg))
         if model := work.pop("model", None):
@@ -243,6 +246,11 @@ class Run:
             "errors": 0,
         }
         (self.root / name / tables.MANIFEST).write_json(made | extra)
+
+
+def full_name(scope: str, name: str) -> str:
+    """Name of a scope's table; the scope "" is the run's own."""
+    return f"{scope}/{name}" if scope else name
 
 
 SAMPLING = ("responses", "answers", "entities")  # stages that draw from `sampling.engine`

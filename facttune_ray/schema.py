@@ -1,9 +1,10 @@
 """One Arrow schema a table, and the ids that tie the tables together.
 
-    prompts -> responses -+-> facts -+-> verdicts -----------------------+-> rewards -> groups
-                          |          +-> p_true -------------------------+
-                          |          +-> questions -> answers -+         |
-                          +-> entities ------------------------+-> classes
+    topics -> prompts -> responses -+-> facts -+-> verdicts -----------------------+-> rewards
+                                    |          +-> p_true -------------------------+
+                                    |          +-> questions -> answers -+         |
+                                    +-> entities ------------------------+-> classes
+    rewards -> groups -> reference
 
 An unknown value is null, never 0. `error` says why a row has no value.
 Ids are digests of their parents' ids, so the same input gives the same id on every machine.
@@ -19,6 +20,15 @@ _str, _int, _float, _bool = pa.string(), pa.int32(), pa.float64(), pa.bool_()
 _strs, _floats = pa.list_(pa.string()), pa.list_(pa.float64())
 _ints, _marks = pa.list_(pa.int32()), pa.list_(pa.int8())
 
+TOPICS = pa.schema(
+    [
+        ("topic", _str),  # one row a topic of a topics file
+        ("split", _str),  # train | val | test
+        ("pronoun", _str),  # as in `prompts`
+        ("lower_case", _str),
+    ]
+)
+
 PROMPTS = pa.schema(
     [
         ("prompt_id", _str),  # digest(topic, prompt)
@@ -27,6 +37,7 @@ PROMPTS = pa.schema(
         ("prompt", _str),  # text given to the model
         ("pronoun", _str),  # biographies: "her", for questions about her; null: unknown
         ("lower_case", _str),  # medicine: the topic within a sentence, "type 2 diabetes"; or null
+        ("error", _str),  # prompts that an LLM was to write and did not; `prompt` is null then
     ]
 )
 
@@ -221,6 +232,7 @@ REFERENCE = pa.schema(
 )
 
 TABLES: dict[str, pa.Schema] = {
+    "topics": TOPICS,
     "prompts": PROMPTS,
     "responses": RESPONSES,
     "facts": FACTS,

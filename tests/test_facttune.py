@@ -68,7 +68,7 @@ def test_every_table_has_its_schema_and_no_errors(run):
             assert manifest["errors"] == 0
             for part in path.parent.glob("part-*.parquet"):
                 assert pq.read_schema(part).names == TABLES[manifest["table"]].names
-    assert seen == set(TABLES)
+    assert seen == set(TABLES) - {"topics"}  # which only a topics file brings
 
 
 def rewards_of(out, scope="base/tune"):

@@ -1,7 +1,7 @@
 """Rows of a JSONL, JSON, Parquet or CSV file, with the place that an error names.
 
-read("prefs.jsonl")    ->  ("prefs.jsonl:1", {"prompt": "Who is Ada?", ...}), ...
-read("prefs.parquet")  ->  ("prefs.parquet: row 1", {...}), ...
+read("prefs.jsonl", "data.groups")    ->  ("prefs.jsonl:1", {"prompt": "Who is Ada?", ...}), ...
+read("prefs.parquet", "data.groups")  ->  ("prefs.parquet: row 1", {...}), ...
 
 .json holds a list of objects, or {prompt: {"responses": ..., "pairs": ...}}, or lines as .jsonl; in
 a CSV cells of lists are JSON. Any pyarrow path; .gz, .bz2 and .zst are unpacked.
@@ -33,16 +33,15 @@ CELL = 2**31 - 1  # characters at most
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read(path: str) -> Iterator[tuple[str, Row]]:
+def read(path: str, key: str = "data.groups") -> Iterator[tuple[str, Row]]:
     """(place, row) in order. UserError when the file is missing, empty, of another kind, or a row
-    cannot be read."""
-    name = PurePosixPath(path)
-    kind = (name.with_suffix("") if name.suffix in PACKED else name).suffix
+    cannot be read. `key`: the setting that errors name."""
+    kind = kind_of(path)
     if kind not in READERS:
         raise UserError(f"{path}: not a .{', .'.join(k[1:] for k in READERS)} file")
     rows = 0
     try:
-        for rows, (where, row) in enumerate(READERS[kind](path), 1):  # noqa: B007
+        for rows, (where, row) in enumerate(READERS[kind](path, key), 1):  # noqa: B007
             if not isinstance(row, dict):
                 raise UserError(f"{where}: expected an object with columns, not {row!r:.40}")
             yield where, row
@@ -54,31 +53,39 @@ def read(path: str) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{path}: the file is empty")
 
 
-def content_digest(path: str) -> str:
+def kind_of(path: str) -> str:
+    """ ".jsonl" of "prefs.jsonl.gz"."""
+    name = PurePosixPath(path)
+    return (name.with_suffix("") if name.suffix in PACKED else name).suffix
+
+
+def content_digest(path: str, key: str = "data.groups") -> str:
     """Hash of a file's bytes; UserError when it is missing."""
     found = hashlib.sha256()
-    with _open(path, None) as f:
+    with _open(path, key, None) as f:
         while some := f.read(2**20):
             found.update(some)
     return found.hexdigest()[:16]
 
 
-def _open(path: str, compression: str | None = "detect") -> Any:
+def _open(path: str, key: str, compression: str | None = "detect") -> Any:
     file = Folder.of(path)
     if file.fs.get_file_info(file.path).type != pafs.FileType.File:
-        raise UserError(f"{path}: no such file: check data.groups")
+        raise UserError(f"{path}: no such file: check {key}")
     return file.fs.open_input_stream(file.path, compression=compression)
 
 
-def _text(path: str) -> io.TextIOWrapper:
-    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="")
+def lines(path: str, key: str) -> Iterator[str]:
+    """Lines with their ends. UnicodeDecodeError at the first that is not UTF-8."""
+    with io.BufferedReader(_open(path, key), 2**16) as f:
+        for number, line in enumerate(f):
+            yield line.decode("utf-8-sig" if number == 0 else "utf-8")
 
 
-def _jsonl(path: str) -> Iterator[tuple[str, Any]]:
-    with _text(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"{path}:{number}", _json(f"{path}:{number}", line)
+def _jsonl(path: str, key: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines(path, key), 1):
+        if line.strip():
+            yield f"{path}:{number}", _json(f"{path}:{number}", line)
 
 
 def loads(text: str) -> Any:
@@ -97,15 +104,14 @@ def _json(where: str, text: str) -> Any:
         raise UserError(f"{where}: not JSON: {e}") from None
 
 
-def _whole_json(path: str) -> Iterator[tuple[str, Any]]:
-    with _text(path) as f:
-        text = f.read()
+def _whole_json(path: str, key: str) -> Iterator[tuple[str, Any]]:
+    text = "".join(lines(path, key))
     try:
         found = loads(text)
     except (ValueError, RecursionError) as e:
         if "Extra data" not in str(e):
             raise UserError(f"{path}: not JSON: {e}") from None
-        yield from _jsonl(path)
+        yield from _jsonl(path, key)
         return
     if isinstance(found, dict) and all(isinstance(v, dict) for v in found.values()):
         found = [{"prompt": prompt} | of_it for prompt, of_it in found.items()]
@@ -117,8 +123,8 @@ def _whole_json(path: str) -> Iterator[tuple[str, Any]]:
         yield f"{path}: row {number}", row
 
 
-def _parquet(path: str) -> Iterator[tuple[str, Any]]:
-    _open(path, None).close()
+def _parquet(path: str, key: str) -> Iterator[tuple[str, Any]]:
+    _open(path, key, None).close()
     file, number = Folder.of(path), 0
     with file.fs.open_input_file(file.path) as f:
         for batch in pq.ParquetFile(f).iter_batches(batch_size=1024):
@@ -127,18 +133,17 @@ def _parquet(path: str) -> Iterator[tuple[str, Any]]:
                 yield f"{path}: row {number}", row
 
 
-def _csv(path: str) -> Iterator[tuple[str, Any]]:
+def _csv(path: str, key: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(CELL)
-    with _text(path) as f:
-        for number, row in enumerate(csv.DictReader(f, strict=True), 1):
-            where = f"{path}: row {number}"
-            if None in row or None in row.values():
-                raise UserError(f"{where}: not as many cells as the first line has columns")
-            lists = {k: _json(where, row[k]) for k in LISTS if row.get(k)}
-            yield where, {k: v for k, v in row.items() if k not in LISTS} | lists
+    for number, row in enumerate(csv.DictReader(lines(path, key), strict=True), 1):
+        where = f"{path}: row {number}"
+        if None in row or None in row.values():
+            raise UserError(f"{where}: not as many cells as the first line has columns")
+        lists = {k: _json(where, row[k]) for k in LISTS if row.get(k)}
+        yield where, {k: v for k, v in row.items() if k not in LISTS} | lists
 
 
-READERS: dict[str, Callable[[str], Iterator[tuple[str, Any]]]] = {
+READERS: dict[str, Callable[[str, str], Iterator[tuple[str, Any]]]] = {
     ".jsonl": _jsonl,
     ".json": _whole_json,
     ".parquet": _parquet,

@@ -66,7 +66,7 @@ _TALK = re.compile(
     r"(?:I|I'm|I'll|Sorry|Unfortunately|As an|Please|Here|Sure|Note|Certainly|Of course|The "
     r"sentence|This sentence)\b"
 )
-_KEYS = ("facts", "atomic_facts", "atoms", "fact", "text", "atom")
+_KEYS = ("facts", "atomic_facts", "atoms", "fact", "text", "atom", "questions", "question")
 
 
 def parse(answer: str) -> list[str]:

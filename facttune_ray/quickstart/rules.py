@@ -16,13 +16,14 @@ import re
 import textwrap
 from collections.abc import Callable
 
-from facttune_ray.prompts import facts, questions, template
+from facttune_ray.prompts import facts, prompts, questions, template
 from facttune_ray.prompts.fence import unnumbered
 from facttune_ray.quickstart.asking import ask
 from facttune_ray.scoring import equivalence, verify_lexical
 from facttune_ray.scoring.abstention import abstained
 from facttune_ray.scoring.decompose import rule_facts
 from facttune_ray.scoring.forms import NUMBERS, singular
+from facttune_ray.scoring.sentences import split
 from facttune_ray.scoring.verbs import AUXILIARIES, KNOWN, base, is_finite
 
 CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions and equivalence."
@@ -80,9 +81,8 @@ def slots_of(task: str, text: str) -> dict[str, str] | None:
 
 def _facts(topic: str, sentence: str, context: str = "") -> str:
     most = facts.MAX_CHARS
-    found = (
-        f if len(f) <= most else textwrap.shorten(f, most) for f in rule_facts(topic, sentence)
-    )
+    every = (f for s in split(sentence) for f in rule_facts(topic, s.text))  # several, if carried
+    found = (f if len(f) <= most else textwrap.shorten(f, most) for f in every)
     return "\n".join(f"- {fact}" for fact in found) or "- none"
 
 
@@ -93,6 +93,33 @@ def _questions(topic: str, fact: str, before: str = "", pronoun: str = "") -> st
 def _questions_answer(topic: str, fact: str, before: str = "", pronoun: str = "") -> str:
     asked = ask(topic, fact)
     return f"Question: {asked.question}\nAnswer: {asked.answer}"
+
+
+# What a reference tells of a topic; a prompt asks for the first that are not there yet
+ASKED = {
+    "medicine": (
+        "What are the symptoms of {topic}?|What causes {topic}?|How is {topic} diagnosed?|"
+        "How is {topic} treated?|How can {topic} be prevented?|Who is at risk of {topic}?|"
+        "Which complications does {topic} have?|How does {topic} progress over time?|"
+        "Which part of the body does {topic} affect?|How many people have {topic}?"
+    ),
+    "bio": (
+        "Where was {topic} born?|What does {topic} work as?|What did {topic} study?|"
+        "Where does {topic} live?|What does {topic} play?|What does {topic} keep?|"
+        "What is {topic} known for?|Who taught {topic}?|Which prizes did {topic} win?"
+    ),
+    "general": (
+        "What is the history of {topic}?|How does {topic} work?|Why does {topic} matter?|"
+        "Which examples of {topic} are well known?|Who shaped {topic}?|What is disputed about "
+        "{topic}?|Where is {topic} found?|When did {topic} begin?|What belongs to {topic}?"
+    ),
+}
+
+
+def _prompts(domain: str, topic: str, number: str, before: str = "") -> str:
+    every = [form.format(topic=topic) for form in ASKED[domain].split("|")]
+    new = [question for question in every if question not in (before or "")]
+    return "\n".join(f"- {question}" for question in new[: int(number)]) or "- none"
 
 
 def _abstention(prompt: str, response: str) -> str:
@@ -183,6 +210,7 @@ def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
 
 
 TASKS: dict[str, Callable[..., str]] = {
+    **{prompts.template_name(d): functools.partial(_prompts, d) for d in ASKED},
     "facts": _facts,
     "abstention": _abstention,
     "verdicts": _verdicts,

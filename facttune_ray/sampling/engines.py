@@ -7,10 +7,12 @@ sampler = make(cfg, "", client)                api: asks through the run's LLM c
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facttune_ray.config import Config, LLMConfig
 from facttune_ray.sampling.protocol import Sampler
+from facttune_ray.schema import digest
 
 if TYPE_CHECKING:
     from facttune_ray.llm.client import Client
@@ -22,16 +24,31 @@ def make(cfg: Config, model_path: str, client: Client | None = None) -> Sampler:
 
 
 def _transformers(cfg: Config, path: str, client: Client | None) -> Sampler:
+    s = cfg.sampling
+    if s.decoder == "custom":
+        from facttune_ray.sampling.custom import CustomSampler
+
+        return CustomSampler(
+            path,
+            generate=s.custom_generate,
+            params=s.custom_params,
+            chat=cfg.model.chat,
+            dtype=cfg.model.dtype,
+            device="cuda" if s.gpus else "cpu",
+            quantize=s.quantize,
+        )
     from facttune_ray.sampling.transformers import TransformersSampler
 
     return TransformersSampler(
         path,
         chat=cfg.model.chat,
         dtype=cfg.model.dtype,
-        device="cuda" if cfg.sampling.gpus else "cpu",
-        max_rows=cfg.sampling.max_rows,
-        gpu_memory=cfg.sampling.gpu_memory,
-        quantize=cfg.sampling.quantize,
+        device="cuda" if s.gpus else "cpu",
+        max_rows=s.max_rows,
+        gpu_memory=s.gpu_memory,
+        quantize=s.quantize,
+        dola_layers=s.dola_layers if s.decoder == "dola" else "",
+        trust_remote_code=s.trust_remote_code,
     )
 
 
@@ -61,11 +78,22 @@ ENGINES = {"transformers": _transformers, "vllm": _vllm, "api": _api}
 def recipe(cfg: Config) -> dict:
     """What decides the samples of a prompt, beside the settings of the draw itself."""
     s = cfg.sampling
-    found = {"sampling.engine": s.engine}
+    found: dict = {"sampling.engine": s.engine}
     if s.engine == "api":
         params = {"sampling.llm.params": s.llm.params} if s.llm.params else {}
         return found | {"sampling.llm.model": s.llm.model, "sampling.form": s.form} | params
+    if s.decoder == "dola":
+        found |= {"sampling.decoder": "dola", "sampling.dola_layers": s.dola_layers}
+    if s.decoder == "custom":
+        found |= {"sampling.decoder": "custom", "sampling.custom_params": s.custom_params}
+        found |= {"sampling.custom_generate": custom_digest(s.custom_generate)}
     return found | {"model.dtype": cfg.model.dtype, "sampling.quantize": s.quantize}
+
+
+def custom_digest(folder: str) -> str:
+    """A folder's generate.py by its content, a hub name by itself."""
+    file = Path(folder) / "custom_generate" / "generate.py"
+    return digest(file.read_text(encoding="utf-8")) if file.is_file() else folder
 
 
 def endpoint(cfg: Config) -> LLMConfig:

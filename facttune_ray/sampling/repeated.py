@@ -7,18 +7,21 @@ with biases are the model's own business here; prompts of a pass are of one leng
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from facttune_ray.sampling.dola import Dola
 
 
 class RepeatedRun:
     pads = False
 
-    def __init__(self, model: Any, prefix: Any) -> None:
+    def __init__(self, model: Any, prefix: Any, dola: Dola | None = None) -> None:
         """`prefix`: a cache that holds the prefix, None without one."""
-        self.model = model
+        self.model, self.dola = model, dola
         self.prefix = prefix
 
     def start(self, prompts: list[list[int]], of_R: np.ndarray, capacity: int) -> torch.Tensor:
@@ -41,9 +44,18 @@ class RepeatedRun:
 
     def _forward(self, ids_RT: torch.Tensor) -> torch.Tensor:
         out = self.model(
-            input_ids=ids_RT, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            input_ids=ids_RT,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            output_hidden_states=self.dola is not None,
         )
-        return out.logits[:, -1].float()
+        logits_RV = out.logits[:, -1].float()
+        if self.dola is None:
+            return logits_RV
+        return self.dola.contrast(
+            [out.hidden_states[i][:, -1] for i in self.dola.layers], logits_RV
+        )
 
 
 def prefill(model: Any, ids: list[int]) -> Any:

@@ -21,13 +21,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from facttune_ray.sampling.dola import Dola
 
 NAME = "facttune_shared"
 PREFILL_TOKENS = 8192  # of prompts in one forward pass
@@ -219,8 +222,8 @@ class SharedRun:
 
     pads = True  # prompts may differ in length
 
-    def __init__(self, model: Any, prefix: Prefix) -> None:
-        self.model = model
+    def __init__(self, model: Any, prefix: Prefix, dola: Dola | None = None) -> None:
+        self.model, self.dola = model, dola
         self.device = model.device
         self.prefix = prefix
         self.depth = prefix[0][0].shape[1] if prefix else 0  # P
@@ -270,17 +273,22 @@ class SharedRun:
         """`ends_R`: the token of each row whose logits are wanted; None: there is one a row."""
         kept, of_R = (1, None) if ends_R is None else ends_R.unique(return_inverse=True)
         with attending(self.model):
-            logits_RKV = self.model(
+            out = self.model(
                 input_ids=ids_RT,
                 position_ids=positions_RT,
                 past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=kept,
                 shared=self.cache,
-            ).logits
-        if of_R is None:
-            return logits_RKV[:, -1].float()
-        return logits_RKV[torch.arange(len(of_R), device=self.device), of_R].float()
+                output_hidden_states=self.dola is not None,
+            )
+        each_R = torch.arange(len(ids_RT), device=self.device)
+        logits_RV = out.logits[each_R, -1 if of_R is None else of_R].float()
+        if self.dola is None:
+            return logits_RV
+        last_R = -1 if ends_R is None else ends_R
+        states = [out.hidden_states[i][each_R, last_R] for i in self.dola.layers]
+        return self.dola.contrast(states, logits_RV)
 
 
 def prefill(model: Any, ids: list[int]) -> Prefix:

@@ -19,6 +19,7 @@ import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.sampling import repeated, shared
+from facttune_ray.sampling.dola import Dola
 from facttune_ray.sampling.memory import free_bytes, row_bytes, rows_that_fit, too_large
 from facttune_ray.sampling.pick import pick, uniforms
 from facttune_ray.sampling.protocol import (
@@ -69,13 +70,18 @@ class TransformersSampler:
         max_rows: int = 512,
         gpu_memory: float = 0.85,
         quantize: Quantize = "none",
+        dola_layers: str = "",
+        trust_remote_code: bool = False,
     ) -> None:
         """`path`: HF folder, hub name, or URI of a folder. `max_rows`: sequences decoded at a
         time at most; `gpu_memory`: share of the free GPU memory that may lessen them. `threads`:
-        torch threads, None leaves them as they are. `quantize`: see `weights.load`."""
+        torch threads, None leaves them as they are. `quantize`, `trust_remote_code`: see
+        `weights.load`. `dola_layers`: decode by DoLa against these layers; "": as it is."""
         if threads is not None:
             torch.set_num_threads(threads)
-        tokenizer, model = load(path, dtype, device=device, quantize=quantize)
+        tokenizer, model = load(
+            path, dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
+        )
         self.tokenizer: Any = tokenizer
         self.model = model.eval()
         self.device = torch.device(device)
@@ -83,6 +89,7 @@ class TransformersSampler:
         self.max_rows = max_rows
         self.gpu_memory = gpu_memory
         self.shares = shared.can_share(model)
+        self.dola = Dola(model, dola_layers) if dola_layers else None
         self._most_rows: int | None = None  # that did not run out of memory
         self._endings: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._prefixes: dict[tuple[int, ...], Any] = {}  # the last one
@@ -216,9 +223,11 @@ class TransformersSampler:
             numbers[:, r, : own.shape[1]] = own
         uv_2RT = torch.from_numpy(numbers).to(self.device)
 
-        run = (shared.SharedRun if self.shares else repeated.RepeatedRun)(self.model, asked.prefix)
+        kind = shared.SharedRun if self.shares else repeated.RepeatedRun
+        run = kind(self.model, asked.prefix, self.dola)
         logits_BV = run.start([asked.encoded[i] for i in members], of_R, steps)
-        if not torch.isfinite(logits_BV).all():
+        # DoLa's are -inf outside of its head
+        if not torch.isfinite(logits_BV.amax(dim=-1) if self.dola else logits_BV).all():
             raise UserError(
                 "The model's logits are not finite: its weights are broken, or model.dtype is too "
                 "narrow for it (bfloat16 where float16 overflows)"

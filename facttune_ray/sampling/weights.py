@@ -4,7 +4,7 @@
     local_weights("s3://bucket/llama-2-7b")
     -> "/tmp/facttune-models/4f1c.../llama-2-7b"       copied once a node; others wait for it
 
-Safetensors only, and no code from the folder is run.
+Safetensors only, and no code from the folder is run unless it is asked for.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ def load(
     device: str = "cpu",
     quantize: Quantize = "none",
     key: str = "sampling.quantize",
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """(tokenizer, causal LM on `device`) of a folder, hub name or URI; UserError when none.
 
     `quantize`: weights in 8 or 4 bits by bitsandbytes, on a GPU. `dtype` is then what they are
-    multiplied in. `key`: the setting that errors name.
+    multiplied in. `key`: the setting that errors name. `trust_remote_code`: run the Python code of
+    the model's folder.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -47,12 +49,12 @@ def load(
     more = quantization(quantize, dtype, device, key)
     folder = local_weights(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             **more,
         )
     except (OSError, ValueError) as error:

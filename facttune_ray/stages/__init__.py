@@ -14,6 +14,7 @@ import importlib
 from types import ModuleType
 
 STAGES = (
+    "prompts",
     "responses",
     "facts",
     "verdicts",

@@ -1,23 +1,35 @@
-"""Topics -> prompts: where a run begins. Runs on the driver: it only writes strings.
+"""topics -> prompts: where a run begins.
 
+in   topics   {"topic": "Mara Veldt", "split": "train", "pronoun": "her", "lower_case": None}
 out  prompts  {"prompt_id": "8f2c", "topic": "Mara Veldt", "split": "train",
                "prompt": "Write a biography of Mara Veldt.", "pronoun": "her", ...}
 
-A topic lies in one shard, by its digest, and in one split. `data.source: factscore` and `tuning`
-bring responses, too: they become a `responses` table, whose model is the file's name or "imported".
+`data.source: topics` makes its prompts here, shard by shard: one sentence a topic, or questions
+that an LLM writes, asked for until there are `prompts.questions` distinct ones or no new ones
+come. A topic with fewer has those, and a row with the `error`.
+
+The other sources bring prompts of their own, which the driver writes. `responses`, `factscore` and
+`tuning` bring responses, too: they become a `responses` table, whose model is the file's name or
+"imported". A topic lies in one shard, by its digest, and in one split.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import Config, DataConfig
-from facttune_ray.errors import UserError
+from facttune_ray.errors import RowError, UserError
 from facttune_ray.interop import factscore, tuning
+from facttune_ray.interop import topics as files
+from facttune_ray.prompts import prompts as prompt
+from facttune_ray.prompts import template
 from facttune_ray.quickstart import world
-from facttune_ray.schema import digest, seed_from
+from facttune_ray.schema import TABLES, digest, seed_from
+from facttune_ray.stages import connect
+from facttune_ray.stages.context import Context
 from facttune_ray.tables import Folder
 
 VERSION = 2
@@ -25,11 +37,73 @@ VERSION = 2
 
 def recipe(cfg: Config) -> dict:
     """What decides the tables of prompts and imported responses."""
+    if cfg.data.source == "topics":
+        return asked_recipe(cfg)
     return {"run.shards": cfg.run.shards, "version": VERSION} | source_recipe(cfg)
+
+
+def topics_recipe(cfg: Config) -> dict:
+    """What decides the table `topics`."""
+    return {"run.shards": cfg.run.shards, "version": VERSION} | files.recipe(cfg)
+
+
+def asked_recipe(cfg: Config) -> dict:
+    """What turns topics into prompts."""
+    p = cfg.prompts
+    if p.method == "template":
+        return {"prompts.template": prompt.sentence(p.domain, p.form, p.template)}
+    name = prompt.template_name(p.domain)
+    found = {"prompts.questions": p.questions, f"prompts/{name}.txt": template.fingerprint(name)}
+    return connect.recipe(cfg) | {"prompts.domain": p.domain} | found
+
+
+async def run(context: Context, shard: int) -> list[dict]:
+    cfg = context.cfg.prompts
+    rows = context.rows("topics", shard)
+    if cfg.method == "template":
+        return [
+            _asked(row, prompt.filled(row["topic"], cfg.domain, cfg.form, cfg.template, lower))
+            for row in rows
+            for lower in (row["lower_case"],)
+        ]
+    made = await asyncio.gather(*(_questions(context, row) for row in rows))
+    return [row for found in made for row in found]
+
+
+async def _questions(context: Context, row: dict) -> list[dict]:
+    """The questions of a topic, and a row with an error where they are too few."""
+    cfg, topic, lower = context.cfg.prompts, row["topic"], row["lower_case"]
+    found: dict[frozenset[str], str] = {}
+    error, before = "", -1
+    while before < len(found) < cfg.questions:
+        before = len(found)
+        number = cfg.questions - before
+        messages = prompt.render(topic, number, cfg.domain, list(found.values()), lower)
+        try:
+            answer = await context.client.ask(
+                messages, lambda text: prompt.parse(text, topic, lower)
+            )
+        except RowError as e:
+            error = f"; {e}"
+            break
+        for question in answer:
+            if len(found) < cfg.questions:
+                found.setdefault(prompt.distinct(question), question)
+    out = [_asked(row, question) for question in found.values()]
+    if len(found) < cfg.questions:
+        line = f"{len(found)} of {cfg.questions} distinct questions{error}"
+        out.append(_asked(row, None) | {"error": line})
+    return out
+
+
+def _asked(row: dict, text: str | None) -> dict:
+    return row | {"prompt_id": digest(row["topic"], text), "prompt": text, "error": None}
 
 
 def source_recipe(cfg: Config) -> dict:
     """What decides topics and texts; the labelled files count by content, not by path."""
+    if cfg.data.source in ("topics", "responses"):
+        return files.recipe(cfg)
     if cfg.data.source == "world":
         return {
             "data.source": "world",
@@ -80,6 +154,9 @@ def prompts(cfg: Config) -> Iterator[dict]:
         for name, asked in _tuning_topics(cfg).items():
             yield from tuning.prompts(asked, name)
         return
+    if cfg.data.source == "responses":
+        yield from _once(files.responses(cfg))
+        return
     seen = set()
     for _, record in factscore.read_all(cfg.data.folder, cfg.data.files):
         row = _prompt(record.topic, _split(record.topic, cfg), record.prompt)
@@ -90,6 +167,9 @@ def prompts(cfg: Config) -> Iterator[dict]:
 
 def imported_responses(cfg: Config) -> Iterator[dict]:
     """The responses that stand in the files, as rows of `responses`."""
+    if cfg.data.source == "responses":
+        yield from files.responses(cfg)
+        return
     if cfg.data.source == "tuning":
         for split, topics in _tuning_topics(cfg).items():
             yield from tuning.responses(topics, split, cfg.data.folder, "imported")
@@ -109,6 +189,15 @@ def imported_responses(cfg: Config) -> Iterator[dict]:
             "abstained": record.abstained,
             "error": None,
         }
+
+
+def _once(responses: Iterable[dict]) -> Iterator[dict]:
+    """The prompts of responses, each with the first of them."""
+    seen: set[str] = set()
+    for row in responses:
+        if row["prompt_id"] not in seen:
+            seen.add(row["prompt_id"])
+            yield {k: row[k] for k in TABLES["prompts"].names}
 
 
 def _tuning_topics(cfg: Config) -> dict[str, list[tuning.Topic]]:

@@ -29,7 +29,7 @@ def recipe(cfg: Config) -> dict:
 
 async def run(context: Context, shard: int) -> list[dict]:
     cfg, snapshot = context.cfg, context.work.snapshot
-    prompts = context.rows("prompts", shard)
+    prompts = [p for p in context.rows("prompts", shard) if p["prompt"] is not None]
     out: list[dict] = []
     for n, chosen in _by_count(prompts, cfg).items():
         sampled = await context.sample(

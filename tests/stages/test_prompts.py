@@ -44,3 +44,76 @@ def test_no_questions_file_is_named(tmp_path):
     cfg = config.load([], ["data.source=tuning", f"data.folder={tmp_path}"])
     with pytest.raises(UserError, match="no questions_per_topic_"):
         list(prompts.prompts(cfg))
+
+
+# ---------------------------------------------------------------- data.source: topics
+
+TOPICS = [
+    {"topic": t, "split": "train", "pronoun": "her", "lower_case": None} for t in ("Ada", "Bo")
+]
+
+
+def test_a_template_gives_one_prompt_a_topic(run_stage):
+    words = ["data.source=topics", "prompts.domain=bio", "prompts.form=chat"]
+    rows = run_stage(prompts, {"topics": TOPICS}, words)
+    assert [r["prompt"] for r in rows] == [
+        "Write a one-paragraph biography of Ada.",
+        "Write a one-paragraph biography of Bo.",
+    ]
+    assert {r["pronoun"] for r in rows} == {"her"} and len({r["prompt_id"] for r in rows}) == 2
+
+
+class Writes:
+    """Gives these answers, one a request; remembers what it was shown."""
+
+    def __init__(self, *answers):
+        self.answers, self.seen = list(answers), []
+
+    async def ask(self, messages, parse):
+        self.seen.append(messages[-1]["content"])
+        return parse(self.answers.pop(0))
+
+
+def questions_of(run_stage, *answers, count=3):
+    client = Writes(*answers)
+    words = ["data.source=topics", "prompts.method=llm", f"prompts.questions={count}"]
+    rows = run_stage(prompts, {"topics": TOPICS[:1]}, words, {"client": client})
+    return [(r["prompt"], r["error"]) for r in rows], client.seen
+
+
+def test_questions_are_asked_for_until_they_are_enough(run_stage):
+    found, seen = questions_of(
+        run_stage,
+        "- What did Ada write?\n- What did Ada do?\n- what did  ada write",
+        "- What did Ada write?\n- Where did Ada live?\n- Who taught Ada?",
+    )
+    expected = ["What did Ada write?", "What did Ada do?", "Where did Ada live?"]
+    assert found == [(q, None) for q in expected]
+    assert "Number of questions: 3" in seen[0] and "before" not in seen[0]
+    assert "<<<What did Ada write? What did Ada do?>>>\nNumber of questions: 1" in seen[1]
+
+
+def test_a_topic_with_too_few_questions_keeps_them_and_has_an_error(run_stage):
+    found, seen = questions_of(run_stage, "- What did Ada do?", "- What did Ada do?")
+    assert found == [("What did Ada do?", None), (None, "1 of 3 distinct questions")]
+    found, _ = questions_of(run_stage, "I cannot do that.")
+    assert found[0][0] is None and found[0][1].startswith("0 of 3 distinct questions; no list")
+
+
+def test_a_prompt_that_failed_has_no_responses(run_stage):
+    from facttune_ray.stages import responses
+
+    row = {"prompt_id": "p", "topic": "Ada", "split": "train", "prompt": None, "error": "0 of 3"}
+    assert run_stage(responses, {"prompts": [row]}) == []
+
+
+def test_paths_are_no_part_of_the_recipe(tmp_path):
+    found = []
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("Ada\nBo\n")
+        words = ["data.source=topics", f"data.topics={tmp_path / name}"]
+        found.append(prompts.topics_recipe(config.load([], words)))
+    assert found[0] == found[1]
+    other = config.load([], [*words, "run.seed=1"])
+    assert prompts.topics_recipe(other) != found[0]
+    assert prompts.recipe(other) == prompts.recipe(config.load([], words))  # of the prompts alone

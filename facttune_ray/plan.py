@@ -1,0 +1,63 @@
+"""Which tables and models a run will have, in order, with nothing made.
+
+plan = Plan(cfg)
+plan.loop()
+plan.tables    [("base/tune", "responses", ("train", "val")), ("base/tune", "facts", ...), ...]
+plan.trained   ["facttune_fs/sft", "facttune_fs/round_1", ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from facttune_ray.config import Config
+from facttune_ray.facttune import FactTune
+from facttune_ray.pipeline import Snapshot, full_name
+
+SPLITS = ("train", "val", "test")
+
+
+class Plan(FactTune):
+    """The loop with nothing made: which tables a run will have, in order."""
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self.tables: list[tuple[str, str, tuple[str, ...]]] = []  # scope, stage, splits
+        self.sampled: dict[str, tuple[str, ...]] = {}  # scope -> splits of its responses
+        self.trained: list[str] = []  # scopes with a model to train
+
+    def table(
+        self, scope: str, name: str, inputs: Iterable[str], cfg: Config | None = None, **work: Any
+    ) -> str:
+        if full_name(scope, name) in self.taken:
+            return f"{scope}/{name}"
+        splits = tuple(work.get("splits", SPLITS))
+        if name == "responses":
+            self.sampled[scope] = splits
+        there = self.sampled.get(scope, splits)
+        self.tables.append((scope, name, tuple(s for s in splits if s in there)))
+        return full_name(scope, name)
+
+    def driver_table(self, name: str, *args: Any) -> str:
+        return name
+
+    def knowledge(self) -> None:
+        pass
+
+    def moments(self, rewards: str, columns: set[str]) -> dict[str, tuple[float, float]]:
+        return {}
+
+    def base(self) -> Snapshot:
+        return Snapshot("base", "base", "")
+
+    def train(self, name: str, tune: Any, number: int, *args: Any) -> Snapshot:
+        scope = f"{name}/round_{number}"
+        first = [f"{name}/sft"] if number == 1 and self.cfg.train.sft.epochs else []
+        for each in (*first, scope):
+            self.table(each, "reference", [], splits=("train",))
+            self.trained.append(each)
+        return Snapshot(scope, scope, "")
+
+    def select(self, rounds: list[Snapshot]) -> dict:
+        return {"chosen": rounds[-1].name}

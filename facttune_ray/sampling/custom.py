@@ -1,0 +1,120 @@
+"""Any decoder that transformers loads as `custom_generate`: a folder, or a hub name, with Python.
+
+    CustomSampler("models/llama", generate="decoders/dola", params={"dola_layers": "high"})
+
+`decoders/dola/custom_generate/generate.py` holds `def generate(model, input_ids, ...)`. Its code is
+run, so `sampling.trust_remote_code` must be set. One prompt at a time, its n samples as one batch,
+seeded by the prompt; what is drawn beyond that is the decoder's own business.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facttune_ray.errors import UserError
+from facttune_ray.sampling.protocol import (
+    Chat,
+    Sample,
+    check_settings,
+    encode_all,
+    encode_raw,
+    token_counts,
+)
+from facttune_ray.sampling.weights import Quantize, load
+
+
+class CustomSampler:
+    """Holds a causal LM and its tokenizer; `sample` as in `sampling.protocol.Sampler`."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        generate: str,
+        params: dict[str, Any] | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        chat: Chat = "auto",
+        quantize: Quantize = "none",
+    ) -> None:
+        """`generate`: folder with custom_generate/generate.py, or a hub name. `params`: arguments
+        of its own. UserError when it is not there."""
+        folder = Path(generate)
+        if (folder.is_dir() or generate.startswith(("/", "."))) and not (
+            folder / "custom_generate" / "generate.py"
+        ).is_file():
+            raise UserError(
+                f"sampling.custom_generate={generate}: no custom_generate/generate.py in this "
+                f"folder"
+            )
+        tokenizer, model = load(
+            path, dtype, device=device, quantize=quantize, trust_remote_code=True
+        )
+        self.tokenizer: Any = tokenizer
+        self.model = model.eval()
+        self.generate, self.params, self.chat = generate, params or {}, chat
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        prompts: list[str],
+        *,
+        n: int,
+        seeds: list[int],
+        max_tokens: int | list[int],
+        temperature: float,
+        top_p: float,
+        prefix: str = "",
+        stop: str | None = None,
+        raw: bool = False,
+        begun: list[str] | None = None,
+    ) -> list[list[Sample]]:
+        limits = check_settings(len(prompts), n, len(seeds), max_tokens, temperature, top_p)
+        first = encode_raw(self.tokenizer, prefix) if prefix else []
+        encoded = encode_all(
+            self.tokenizer, prompts, self.chat, prefix=prefix, raw=raw, begun=begun
+        )
+        drawn: dict[str, Any] = {"do_sample": temperature > 0}
+        drawn |= {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+        out = []
+        for ids, limit, seed in zip(encoded, limits, seeds, strict=True):
+            torch.manual_seed(seed)
+            given_NT = torch.tensor([first + ids] * n, device=self.model.device)
+            found_NT = self._generate(given_NT, drawn | {"max_new_tokens": limit})
+            new = found_NT[:, given_NT.shape[1] :].tolist()
+            out.append([self._sample(tokens, limit, stop) for tokens in new])
+        return out
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        return token_counts(self.tokenizer, texts)
+
+    def _generate(self, ids_NT: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+        try:
+            return self.model.generate(
+                input_ids=ids_NT,
+                attention_mask=torch.ones_like(ids_NT),
+                pad_token_id=self.tokenizer.eos_token_id,
+                custom_generate=self.generate,
+                trust_remote_code=True,
+                **settings,
+                **self.params,
+            )
+        except (OSError, ValueError, TypeError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise UserError(f"sampling.custom_generate={self.generate}: {line}") from error
+
+    def _sample(self, tokens: list[int], limit: int, stop: str | None) -> Sample:
+        eos, length = self.tokenizer.eos_token_id, len(tokens)
+        ended = eos in tokens
+        if ended:
+            length = tokens.index(eos) + 1
+        kept = tokens[: length - ended]
+        text = self.tokenizer.decode(
+            kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if stop and stop in text:
+            text, ended = text[: text.index(stop)], True
+        return Sample(text, length, ended)

@@ -1,0 +1,107 @@
+"""Tokens and GPU hours by hand; an estimate before anything is sampled."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from facttune_ray import cli, standin
+from facttune_ray.config import load
+from facttune_ray.gpu_hours import Counts, Rates, gpu_rows, parameters, table
+from facttune_ray.quickstart import base_model, world
+
+COUNTS = Counts(
+    prompts={"train": 10, "val": 4, "test": 5},
+    prompt_tokens=20,
+    response_tokens=100,
+    questions=30,
+    question_tokens=12,
+    samples={"train": 10, "val": 2, "test": 2},
+)
+TABLES = [
+    ("base/tune", "responses", ("train", "val")),
+    ("base/tune", "facts", ("train", "val")),
+    ("base/tune", "answers", ("train", "val")),
+    ("fs/round_1", "reference", ("train",)),
+    ("gpt/test", "responses", ("test",)),
+]
+WORDS = [
+    "tune.fs.reward=factscore",
+    "train.epochs=2",
+    "model.path=Llama-2-7b",
+    "contenders.gpt={sampling: {engine: api, llm: {model: g}}}",
+]
+
+
+def test_tokens_and_hours_by_hand():
+    cfg = load([], WORDS)
+    rows = gpu_rows(cfg, TABLES, ["fs/round_1"], COUNTS, Rates(1000, 100), 7e9)
+    found = {r["stage"]: r for r in rows}
+    assert list(found) == ["responses", "answers", "reference", "train"]
+    responses = found["responses"]  # the endpoint's are nobody's GPU hours here
+    assert (responses["tables"], responses["read_tokens"]) == (1, 14 * 20)
+    assert responses["sampled_tokens"] == (10 * 10 + 4 * 2) * 100
+    assert found["answers"]["sampled_tokens"] == 10 * 30 * 20 * 15
+    assert found["answers"]["read_tokens"] == 10 * 30 * 12
+    sequences = 10 * (20 + 10 * 100)
+    assert found["reference"]["read_tokens"] == sequences
+    assert found["train"]["trained_tokens"] == 2 * sequences
+    assert found["train"]["gpu_hours"] == pytest.approx(6 * 7e9 * 2 * sequences / 1e14 / 3600)
+    assert responses["gpu_hours"] == pytest.approx((10.8 + 2 * 7e9 * 280 / 1e14) / 3600)
+    said = table(rows, Rates(1000, 100), 7e9)
+    assert "at 1,000 sampled tokens/s and 100 TFLOP/s a GPU: assumed, not measured" in said
+
+
+def test_recomputed_activations_and_repeated_prompts_cost_more():
+    words = [*WORDS, "train.recompute=true", "train.share_prefix=false"]
+    (row,) = gpu_rows(load([], words), [], ["fs/round_1"], COUNTS, Rates(), 7e9)
+    assert row["trained_tokens"] == 2 * 10 * 10 * (20 + 100)
+    assert row["gpu_hours"] == pytest.approx(8 * 7e9 * row["trained_tokens"] / 150e12 / 3600)
+
+
+def test_unknown_parameters_give_no_hours():
+    rows = gpu_rows(load([], WORDS), [], ["fs/round_1"], COUNTS, Rates(), None)
+    assert rows[0]["gpu_hours"] is None and "give --parameters" in table(rows, Rates(), None)
+
+
+def test_parameters_by_name_and_by_config(tmp_path):
+    assert parameters("meta-llama/Llama-2-7b-hf") == 7e9
+    assert parameters("org/model-0.5B-chat") == 0.5e9
+    figures = base_model.pretrain(["a b c"], tmp_path / "m-9b", seed=0, steps=0, hidden=32)
+    assert parameters(str(tmp_path / "m-9b")) == figures["parameters"]
+
+
+def test_an_estimate_before_anything_is_sampled(tmp_path, capsys):
+    people = world.make(0, 30, train=0, val=0, test=0, documents_per_person=5, least_documents=3)
+    articles = "".join(json.dumps(a) + "\n" for a in people.articles)
+    (tmp_path / "k.jsonl").write_text(articles)
+    (tmp_path / "people.txt").write_text("".join(f"{p.name}\n" for p in people.people))
+    words = ["bio", f"data.folder={tmp_path}", "data.topics=people.txt", "data.knowledge=k.jsonl"]
+    words += [f"run.out={tmp_path / 'out'}", "llm.model=gpt-4o-mini", "llm.base_url=http://x/v1"]
+    words += ["data.sizes.train=12", "data.sizes.val=4", "data.sizes.test=6"]
+    llm = ["prompts.method=llm", "prompts.questions=3", "responses.max_tokens=16"]
+    assert cli.main(["estimate", "--json", "--topics", "50", *words, *llm]) == 0
+    found = {r["stage"]: r for r in json.loads(capsys.readouterr().out)}
+    assert found["prompts"]["requests"] == 22
+    assert found["facts"]["tables"] == found["verdicts"]["tables"] == 8
+    assert found["responses"]["tables"] == 8 and found["train"]["tables"] == 4
+    assert found["total"]["cost_usd"] > 0 and not (tmp_path / "out" / "ledger").exists()
+    assert cli.main(["estimate", *words, "--tflops", "300", "--parameters", "1e9"]) == 0
+    said = capsys.readouterr().out
+    assert "1 billion parameters, at 2,000 sampled tokens/s and 300 TFLOP/s" in said
+    assert cli.main(["estimate", *words, "--tflops", "0"]) == 2
+
+
+def test_stand_ins_are_sentences_of_the_topics_article(tmp_path):
+    from facttune_ray.knowledge import build
+
+    text = [f"Ada did thing {i} on a day." for i in range(30)]
+    build.write([{"title": "Ada", "text": [" ".join(text)]}], tmp_path / "k.db")
+    row = {"prompt_id": "p", "topic": "Ada", "split": "test", "prompt": "Who?"}
+    cfg = load([], ["responses.max_tokens=40", "evaluation.samples=3"])
+    found = list(standin.responses(cfg, [row], str(tmp_path / "k.db")))
+    assert len({r["text"] for r in found}) == 3
+    for r in found:
+        assert 20 <= len(r["text"].split()) < 27
+        assert all(f"{s.strip()}." in text for s in r["text"].split(".") if s.strip())
