@@ -225,9 +225,10 @@ class Run:
             return llm.base_url
         if not self._base_url:
             from facttune_ray.quickstart import annotator
+            from facttune_ray.stages import worker
 
             journal = Path(self.root.path) / "annotator" / "journal.jsonl"
-            options = annotator.AnnotatorOptions(port=0, journal=str(journal))
+            options = annotator.AnnotatorOptions(host=worker.own_address(), journal=str(journal))
             self._base_url = self._services.enter_context(annotator.running(options))
         return self._base_url
 

@@ -176,3 +176,15 @@ def start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
+
+
+def own_address() -> str:
+    """This host's address, as the others of the cluster reach it; loopback without others."""
+    import os
+
+    import ray
+
+    if not os.environ.get("RAY_ADDRESS"):
+        return "127.0.0.1"
+    start_ray()
+    return ray.util.get_node_ip_address()
