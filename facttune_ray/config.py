@@ -32,7 +32,8 @@ class RunConfig:
     name: str = "run"  # shown in the report
     out: str = "runs/default"  # folder of every table, model and report of this run
     seed: int = 0  # every random choice derives from this and from row ids
-    shards: int = 8  # parts a table; a topic is whole in one part, a part is the unit of work
+    # parts a table: a topic is whole in one part, which is the unit of work, and held in memory
+    shards: int = 0  # 0: one for each 256 topics, at least 8
     workers: int = 0  # Ray actors of a stage; 0: one a CPU of the cluster (never more than shards)
     max_error_fraction: float = 0.05  # a stage fails when a larger share of its rows has an error
 

@@ -13,9 +13,10 @@ model of the round before. The round with the best val figure is the one measure
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,21 +132,25 @@ class FactTune(Tuning):
 
         data = self.cfg.data
         for kind, name in ((k, t) for k in data.ready for t in ready.TABLES[k]):
-            responses = [
-                r  # only train responses are asked about, as everywhere
-                for r in prompts.imported_responses(self.cfg)
-                if kind == "facts" or r["split"] == "train"
-            ]
             recipe = prompts.recipe(self.cfg) | {"ready": name}
-            recipe |= ready.recipe(data, name, (r["topic"] for r in responses))
-            self.taken.add(
-                self.driver_table(
-                    f"{scope}/{name}",
-                    name,
-                    recipe,
-                    functools.partial(ready.rows, data, name, responses),
-                )
-            )
+            topics = (rows[0]["topic"] for rows in self._by_topic(kind))
+            recipe |= ready.recipe(data, name, topics)
+            rows = functools.partial(self._ready, kind, name)
+            self.taken.add(self.driver_table(f"{scope}/{name}", name, recipe, rows))
+
+    def _ready(self, kind: str, name: str) -> Iterator[dict]:
+        from facttune_ray.interop import ready
+
+        for responses in self._by_topic(kind):
+            yield from ready.rows(self.cfg.data, name, responses)
+
+    def _by_topic(self, kind: str) -> Iterator[list[dict]]:
+        """Imported responses; but for facts, only train responses are asked about."""
+        responses = prompts.imported_responses(self.cfg)
+        for _, rows in itertools.groupby(responses, key=lambda r: r["topic"]):
+            found = [r for r in rows if kind == "facts" or r["split"] == "train"]
+            if found:
+                yield found
 
     def respond(self, model: Snapshot, scope: str, splits: tuple[str, ...]) -> str:
         """`scope/responses`, sampled from the model; imported ones are already there."""

@@ -26,7 +26,8 @@ from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
 from facttune_ray.sampling import engines
-from facttune_ray.stages import STAGES, prompts, stage
+from facttune_ray.spread import shards_of, spread
+from facttune_ray.stages import STAGES, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.tables import Folder, Recipe
 
@@ -52,7 +53,8 @@ class Run:
     def __init__(self, cfg: Config, only: str | None = None) -> None:
         if only is not None and only not in STEPS:
             raise UserError(f'no stage "{only}".{did_you_mean(only, STEPS)}')
-        self.cfg, self.only = cfg, only
+        shards = shards_of(cfg)
+        self.cfg, self.only = replace(cfg, run=replace(cfg.run, shards=shards)), only
         self.root = Folder.of(cfg.run.out)
         self.manifests: dict[str, dict] = {}  # in the order of the graph
         self.made: list[str] = []
@@ -97,10 +99,10 @@ class Run:
 
         def make() -> None:
             started, folder = time.monotonic(), self.root / name
-            shards = prompts.by_shard(rows(), self.cfg.run.shards)
-            tables.begin(folder, recipe)
-            for shard, some in shards.items():
-                tables.write_part(folder, table, shard, some, {})
+            with spread(rows(), self.cfg.run.shards) as parts:
+                tables.begin(folder, recipe)
+                for shard, some in parts:
+                    tables.write_part(folder, table, shard, some, {})
             wall_s = time.monotonic() - started
             tables.finish(folder, table, recipe, self.cfg.run.shards, wall_s)
 

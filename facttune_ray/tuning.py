@@ -199,7 +199,9 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
     with Tuning(cfg) as this:
         if not this.root.local:
             raise UserError(f"run.out={cfg.run.out}: needs a local or shared folder")
-        recipe = given.recipe(files) | stage("groups").recipe(cfg) | {"run.shards": cfg.run.shards}
+        recipe = (
+            given.recipe(files) | stage("groups").recipe(cfg) | {"run.shards": this.cfg.run.shards}
+        )
 
         def rows() -> list[dict]:
             found = given.read(files, cfg.groups)

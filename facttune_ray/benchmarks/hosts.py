@@ -11,6 +11,7 @@ Ray's token. Needs Linux, root and `ip` (iproute2); `allowed()` tells.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -21,6 +22,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,15 +150,24 @@ class Cluster:
         return host
 
     def _answers(self) -> bool:
-        request = urllib.request.Request(f"{self.url}/api/version", headers=self._token())
         try:
-            with urllib.request.urlopen(request, timeout=5) as reply:
-                return reply.status == 200
+            return bool(self.ask("/api/version"))
         except (urllib.error.URLError, OSError):
             return False
 
-    def _token(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+    def ask(self, path: str) -> dict:
+        """What Ray's dashboard says, as JSON."""
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(self.url + path, headers=token)
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.load(reply)
+
+    def tasks(self, name: str) -> Counter[str]:
+        """Address of a host -> tasks so named that ran there."""
+        nodes = self.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
+        address = {n["node_id"]: n["node_ip"] for n in nodes}
+        tasks = self.ask("/api/v0/tasks?detail=1&limit=10000")["data"]["result"]["result"]
+        return Counter(address[t["node_id"]] for t in tasks if name in t["name"] and t["node_id"])
 
     @property
     def url(self) -> str:
@@ -184,6 +195,16 @@ class Cluster:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def drain(self, host: Host, seconds: float) -> None:
+        """The notice that a spot host gets: in so many seconds it will be taken away."""
+        nodes = self.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
+        node = next(n["node_id"] for n in nodes if n["node_ip"] == host.address)
+        words = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+        words += ["--address", f"{self.head.address}:{GCS_PORT}", "--node-id", node]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        words += ["--deadline-remaining-seconds", f"{seconds:g}"]
+        subprocess.run(words, env=self.environment, check=True, capture_output=True)
 
     def down(self) -> None:
         for host in (*self.workers, self.head):

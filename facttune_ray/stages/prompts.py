@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from facttune_ray.config import Config, DataConfig
 from facttune_ray.errors import UserError
@@ -50,10 +50,6 @@ def source_recipe(cfg: Config) -> dict:
         "data.test": cfg.data.test,
         **{f"data.files/{f}": factscore.file_digest(cfg.data.folder, f) for f in cfg.data.files},
     }
-
-
-def shard_of(topic: str, shards: int) -> int:
-    return seed_from("shard", topic) % shards
 
 
 @functools.lru_cache(maxsize=1)
@@ -133,13 +129,6 @@ def _tuning_topics(cfg: Config) -> dict[str, list[tuning.Topic]]:
 def _tuning_files(split: str, topics: list[tuning.Topic]) -> list[str]:
     names = [f"responses/{tuning.file_name(t.topic, '_generations.json')}" for t in topics]
     return [f"questions_per_topic_{split}.json", *names]
-
-
-def by_shard(rows: Iterable[dict], shards: int) -> dict[int, list[dict]]:
-    out: dict[int, list[dict]] = {s: [] for s in range(shards)}
-    for row in rows:
-        out[shard_of(row["topic"], shards)].append(row)
-    return out
 
 
 def _prompt(topic: str, split: str, prompt: str) -> dict:
