@@ -141,6 +141,7 @@ class SamplingConfig:
 
     engine: Literal["transformers", "vllm", "api"] = "transformers"
     gpus: float = 0.0  # GPUs a worker, 0.5: two workers share one; 0: CPU
+    accelerator: str = ""  # their kind, by Ray's name: L4, A100-80G, H100; "": any
     max_rows: int = 512  # sequences decoded at a time at most, fewer where GPU memory is short
     gpu_memory: float = 0.85  # share of a worker's GPU memory that it may take
     quantize: Literal["none", "8bit", "4bit"] = "none"  # weights, by bitsandbytes; needs a GPU
@@ -194,6 +195,7 @@ class VerdictsConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of local_lm and npm
     batch_tokens: int = 8192  # of local_lm and npm, a forward pass
     gpus: float = 0.0  # a worker of local_lm, npm, dense; 0: CPU
+    accelerator: str = ""  # their kind, as sampling.accelerator
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,7 @@ class ClassesConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # nli
     batch_tokens: int = 8192  # nli: tokens of a forward pass
     gpus: float = 0.0  # nli: GPUs a worker; 0: CPU
+    accelerator: str = ""  # their kind, as sampling.accelerator
 
 
 @dataclass(frozen=True)

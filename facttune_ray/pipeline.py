@@ -29,6 +29,7 @@ from facttune_ray.sampling import engines
 from facttune_ray.spread import shards_of, spread
 from facttune_ray.stages import STAGES, stage
 from facttune_ray.stages.context import Work
+from facttune_ray.stages.placement import place
 from facttune_ray.tables import Folder, Recipe
 
 STEPS = ("knowledge", "prompts", "pretrain", *STAGES, "train", "evaluate")
@@ -162,19 +163,19 @@ class Run:
             worker.start_ray()
             import ray
 
-            gpus = _gpus(work)
-            there = ray.cluster_resources()
-            room = there.get("GPU", 0) // gpus if gpus else there.get("CPU", 1)
-            workers = cfg.run.workers or max(1, int(room))
+            gpus, kind = _gpus(work)
+            if not (room := place(ray.nodes(), gpus, kind)):
+                say(f"{work.output}: waits for a host with a GPU {kind}")
+            workers = cfg.run.workers or max(1, room)
             if work.base_url:
-                self._ask(work, left, workers, gpus)
+                self._ask(work, left, workers, gpus, kind)
             else:
-                worker.run(work, left, workers, gpus)
+                worker.run(work, left, workers, gpus, kind)
         self._check_errors(work, folder)
         wall_s = time.monotonic() - started
         tables.finish(folder, work.stage, recipe, cfg.run.shards, wall_s)
 
-    def _ask(self, work: Work, left: set[int], workers: int, gpus: float) -> None:
+    def _ask(self, work: Work, left: set[int], workers: int, gpus: float, kind: str) -> None:
         """A stage of LLM requests: metered, watched, and stopped by its budget in one line."""
         from facttune_ray import progress
         from facttune_ray.stages import worker
@@ -182,7 +183,7 @@ class Run:
         name, meter = self.meter()
         try:
             with progress.watch(work, meter):
-                worker.run(replace(work, meter=name), left, workers, gpus)
+                worker.run(replace(work, meter=name), left, workers, gpus, kind)
         except BudgetReached as e:
             import ray
 
@@ -254,15 +255,21 @@ def _asks(recipe: Recipe) -> bool:
     return "llm.model" in recipe or recipe.get("sampling.engine") == "api"
 
 
-def _gpus(work: Work) -> float:
-    """GPUs of each of the stage's workers."""
-    cfg, stage_name = work.cfg, work.stage
-    if stage_name in SAMPLING and cfg.sampling.engine == "vllm":
-        return max(cfg.sampling.gpus, cfg.sampling.tensor_parallel)
-    if stage_name in (*SAMPLING, "p_true"):
-        return 0.0 if work.base_url else cfg.sampling.gpus
-    own = {"verdicts": cfg.verdicts.gpus, "classes": cfg.classes.gpus, "reference": cfg.train.gpus}
-    return own.get(stage_name, 0.0)
+def _gpus(work: Work) -> tuple[float, str]:
+    """(GPUs of each of the stage's workers, their kind)"""
+    cfg, name = work.cfg, work.stage
+    sampling, train = cfg.sampling, cfg.train
+    if name in (*SAMPLING, "p_true"):
+        if work.base_url:
+            return 0.0, ""
+        several = sampling.tensor_parallel if sampling.engine == "vllm" and name != "p_true" else 0
+        return max(sampling.gpus, several), sampling.accelerator
+    if name == "reference":
+        return train.gpus, train.accelerator
+    if name not in ("verdicts", "classes"):
+        return 0.0, ""
+    own = cfg.verdicts if name == "verdicts" else cfg.classes
+    return own.gpus, own.accelerator
 
 
 def status(cfg: Config) -> list[tuple[str, dict | None]]:

@@ -29,7 +29,7 @@ GIVEN = "given"  # scope of files of one's own
 # of TrainConfig: what decides speed, or what is written beside the model
 AROUND = frozenset(
     (
-        "workers min_workers gpus deepspeed pass_tokens share_prefix recompute "
+        "workers min_workers gpus accelerator deepspeed pass_tokens share_prefix recompute "
         "save_every keep checkpoints max_failures log eval_samples"
     ).split()
 )

@@ -206,7 +206,15 @@ class Cluster:
         words += ["--deadline-remaining-seconds", f"{seconds:g}"]
         subprocess.run(words, env=self.environment, check=True, capture_output=True)
 
+    def up(self, cpus: Sequence[float]) -> None:
+        """A head and a worker a number."""
+        self.start_head()
+        for n in cpus:
+            self.start_worker(n)
+        self.wait_for(1 + len(cpus))
+
     def down(self) -> None:
+        """Every host dies."""
         for host in (*self.workers, self.head):
             host.gone()
         self.workers.clear()
@@ -257,10 +265,7 @@ def cluster(cpus: Sequence[float], **environment: str) -> Iterator[Cluster]:
     with network() as (bridge, gateway):
         made = Cluster(bridge, gateway, folder, own | environment)
         try:
-            made.start_head()
-            for n in cpus:
-                made.start_worker(n)
-            made.wait_for(1 + len(cpus))
+            made.up(cpus)
             yield made
         finally:
             made.down()

@@ -56,11 +56,11 @@ def people(count: int) -> Iterator[tuple[str, list[str], list[str]]]:
     for number in range(count):
         chance, name = random.Random(f"scale/{number}"), name_of(number)
         true = {a: chance.choice(VALUES[a]) for a in ATTRIBUTES}
+        stated = [chance.sample(ATTRIBUTES, RESPONSES) for _ in range(SENTENCES)]
         said = []
-        for attributes in zip(*(chance.sample(ATTRIBUTES, RESPONSES) for _ in range(SENTENCES))):
-            value = {a: true[a] if chance.random() < 0.5 else chance.choice(VALUES[a])
-                     for a in attributes}  # fmt: skip
-            said.append(" ".join(statement(name, a, value[a]) for a in attributes))
+        for own in zip(*stated, strict=True):
+            value = {a: true[a] if chance.random() < 0.5 else chance.choice(VALUES[a]) for a in own}
+            said.append(" ".join(statement(name, a, value[a]) for a in own))
         yield name, [statement(name, a, v) for a, v in true.items()], said
 
 
@@ -141,9 +141,9 @@ class Watch:
         self._thread.join()
 
     def cpu_s(self) -> dict[str, float]:
-        total: Counter[str] = Counter()
+        total: dict[str, float] = {}
         for (kind, _), seconds in self._cpu.items():
-            total[kind] += seconds
+            total[kind] = total.get(kind, 0.0) + seconds
         return total
 
     def _watch(self) -> None:

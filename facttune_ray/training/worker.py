@@ -24,6 +24,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.training.collectives import most, sums, together
 from facttune_ray.training.loop import TrainJob
 
+LOOK_S = 2.0  # between two looks for the notice that a host is taken away
 HIGHER = ("reward_accuracy", "margin")  # figures of which more is better
 
 
@@ -90,6 +91,8 @@ class Training:
         )
         self.device, self.place, self.log = device, Place(), None
         self.figures: dict[str, float] = {}  # of the last step
+        self.looked_s, self.warned = time.monotonic(), False  # for a notice; there was a new one
+        self.leaving: list[str] = []  # hosts that will be taken away
         self.held_figures: dict[str, float] = {}
 
     def run(self) -> int:
@@ -107,7 +110,7 @@ class Training:
             last = self.place.step == steps
             if cfg.eval_every and (self.place.step % cfg.eval_every == 0 or last):
                 due = self._measure() or due
-            if due:
+            if due or self.warned:
                 self._save()
         done = self.place.step
         self._take_best()
@@ -165,7 +168,11 @@ class Training:
         rate = self.engine.get_lr()[0]
         self.engine.step()
         ran = step.tokens if mine else 0
-        *figures, tokens = sums([*(step.figures[k] for k in FIGURES), ran], self.device)
+        look = not self.rank and time.monotonic() - self.looked_s > LOOK_S
+        *figures, tokens, looks = sums(
+            [*(step.figures[k] for k in FIGURES), ran, look], self.device
+        )
+        self.warned = bool(looks) and self._told_to_leave()
         self.figures = dict(zip(FIGURES, figures, strict=True))
         if self.job.sft:
             self.figures = {"loss": self.figures["loss"]}
@@ -181,6 +188,16 @@ class Training:
             if math.isfinite(norm):  # not of a step that float16 skips
                 line["grad_norm"] = norm
             self.log.log(self.place.step, line, "train")
+
+    def _told_to_leave(self) -> bool:
+        """Whether a host was announced to be taken away (a spot host gets a minute or two) since
+        the last look. All workers look together: they agree on the answer."""
+        import ray.train
+
+        self.looked_s = time.monotonic()
+        notice = ray.train.get_preemption_info()
+        before, self.leaving = self.leaving, notice.preempted_node_ids if notice else []
+        return self.leaving != before
 
     def _groups(self, chosen: Sequence[int]) -> tuple[list[Any], list[Any], list[list[float]]]:
         """(groups, their reference log-probabilities, weights of pairs or of targets)."""
