@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +31,7 @@ from facttune_ray.spread import shards_of, spread
 from facttune_ray.stages import STAGES, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.stages.placement import place
+from facttune_ray.streams import Streams
 from facttune_ray.tables import Folder, Recipe
 
 STEPS = ("knowledge", "prompts", "pretrain", *STAGES, "train", "evaluate")
@@ -62,6 +64,8 @@ class Run:
         self._services = contextlib.ExitStack()
         self._base_url = ""
         self._meter: tuple[str, Any] | None = None
+        self._streams: Streams | None = None  # while tables are made side by side
+        self._lock = threading.RLock()  # of what they share: meter, annotator
 
     def __enter__(self) -> Self:
         return self
@@ -81,14 +85,47 @@ class Run:
                     f"stage {self.only} needs {name}, which is missing: "
                     f"run `facttune stage {step}` with the same config first"
                 )
-            say(f"{name:<36} ...", end="\r")
-            with tables.writing(folder.path):
-                make()
-            found = tables.manifest(folder)
-            self.made.append(name)
-            say(describe(name, found))
+            if self._streams is not None and step in STAGES:
+                self._streams.start(name, lambda: self._make(name, make))
+                found = {"fingerprint": tables.fingerprint(recipe), "table": step}
+            else:
+                say(f"{name:<36} ...", end="\r")
+                self._make(name, make)
+                found = tables.manifest(folder)
         self.manifests[name] = found
         return name
+
+    def _make(self, name: str, make: Callable[[], Any]) -> None:
+        folder = self.root / name
+        with tables.writing(folder.path):
+            make()
+        self.made.append(name)
+        say(describe(name, tables.manifest(folder)))
+
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Tables made inside are made side by side, part by part, where that saves time: where
+        responses are sampled by other means than they are judged by."""
+        sampling, llm = self.cfg.sampling, self.cfg.llm
+        other = sampling.gpus > 0 or (
+            sampling.engine == "api" and engines.endpoint(self.cfg).base_url != llm.base_url
+        )
+        if not other or self.only is not None or self._streams is not None:
+            yield
+            return
+        streams = self._streams = Streams()
+        try:
+            yield
+        except BaseException:
+            streams.stopped.set()
+            raise
+        finally:
+            try:
+                streams.finish()
+            finally:
+                self._streams = None
+        for name in streams.threads:
+            self.manifests[name] = tables.manifest(self.root / name)
 
     def fingerprint(self, name: str) -> str:
         return self.manifests[name]["fingerprint"]
@@ -157,6 +194,7 @@ class Run:
         started = time.monotonic()
         tables.begin(folder, recipe)
         left = set(range(cfg.run.shards)) - tables.present(folder, cfg.run.shards)
+        streams = self._streams
         if left:
             for line in getattr(stage(work.stage), "hints", lambda cfg: [])(cfg):
                 say(line)
@@ -167,11 +205,12 @@ class Run:
             if not (room := place(ray.nodes(), gpus, kind)):
                 say(f"{work.output}: waits for a host with a GPU {kind}")
             workers = cfg.run.workers or max(1, room)
-            if work.base_url:
-                self._ask(work, left, workers, gpus, kind)
-            else:
-                worker.run(work, left, workers, gpus, kind)
-        self._check_errors(work, folder)
+            run = self._ask if work.base_url else worker.run
+            while left:
+                now = streams.ready(self.root, work.inputs.values(), left) if streams else left
+                run(work, now, workers, gpus, kind)
+                left = left - now
+        self._check_errors(work, folder, streams)
         wall_s = time.monotonic() - started
         tables.finish(folder, work.stage, recipe, cfg.run.shards, wall_s)
 
@@ -197,23 +236,26 @@ class Run:
 
     def meter(self) -> tuple[str, Any]:
         """(name, handle) of this run's meter actor, started once; it knows what was paid before."""
-        if self._meter is None:
-            from facttune_ray.llm import actors, cost
-            from facttune_ray.stages import connect
+        with self._lock:
+            if self._meter is None:
+                from facttune_ray.llm import actors, cost
+                from facttune_ray.stages import connect
 
-            cost.price_of(self.cfg.llm)  # a budget without a price is refused here
-            name = f"facttune-meter-{connect.run_id(self.cfg)}-{time.time_ns()}"
-            budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
-            handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))
-            self._meter = (name, handle)
-        return self._meter
+                cost.price_of(self.cfg.llm)  # a budget without a price is refused here
+                name = f"facttune-meter-{connect.run_id(self.cfg)}-{time.time_ns()}"
+                budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
+                handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))
+                self._meter = (name, handle)
+            return self._meter
 
-    def _check_errors(self, work: Work, folder: Folder) -> None:
+    def _check_errors(self, work: Work, folder: Folder, streams: Streams | None) -> None:
         stats = [tables.part_stats(folder, s) for s in range(self.cfg.run.shards)]
         rows, errors = sum(s["rows"] for s in stats), sum(s["errors"] for s in stats)
         if rows and errors / rows > self.cfg.run.max_error_fraction:
             # the parts go, so that the next run asks again what failed; the ledger keeps the rest
             first = _first_error(folder, self.cfg.run.shards)
+            if streams:
+                streams.withdraw(self.root, work.output)
             folder.delete()
             raise UserError(
                 f"{work.output}: {errors} of {rows} rows failed, more than "
@@ -226,14 +268,17 @@ class Run:
             return llm.endpoints[0].base_url
         if llm.base_url != "embedded":
             return llm.base_url
-        if not self._base_url:
-            from facttune_ray.quickstart import annotator
-            from facttune_ray.stages import worker
+        with self._lock:
+            if not self._base_url:
+                from facttune_ray.quickstart import annotator
+                from facttune_ray.stages import worker
 
-            journal = Path(self.root.path) / "annotator" / "journal.jsonl"
-            options = annotator.AnnotatorOptions(host=worker.own_address(), journal=str(journal))
-            self._base_url = self._services.enter_context(annotator.running(options))
-        return self._base_url
+                journal = Path(self.root.path) / "annotator" / "journal.jsonl"
+                options = annotator.AnnotatorOptions(
+                    host=worker.own_address(), journal=str(journal)
+                )
+                self._base_url = self._services.enter_context(annotator.running(options))
+            return self._base_url
 
     def finish_artifact(self, name: str, recipe: Recipe, started: float, extra: dict) -> None:
         """Write the manifest of a folder that is not a table."""
