@@ -29,6 +29,15 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
+# A host that falls silent (no power, no network) breaks no connection. Ray's head gives it up after
+# 5 of these checks; whoever waits for a task there, when pings of the connection go unanswered. By
+# default that takes 30 s and 7 minutes.
+SILENT = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+}
 STORE_BYTES = 96 * 2**20  # object store of a host: tables travel as files
 
 
@@ -259,8 +268,7 @@ def cluster(cpus: Sequence[float], **environment: str) -> Iterator[Cluster]:
     own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     own |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # a host that falls silent is given up after 5 s instead of 30
-    own |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"}
+    own |= SILENT
     folder = Path(tempfile.mkdtemp(prefix="ft", dir="/tmp"))  # short: sockets have long names
     with network() as (bridge, gateway):
         made = Cluster(bridge, gateway, folder, own | environment)
