@@ -18,7 +18,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.quickstart.world import ATTRIBUTES, VALUES, biography_prompt, statement
 from facttune_ray.tables import MANIFEST
 
+LIMIT = 12_000  # requests a minute of the limited run
 RESPONSES, SENTENCES = 2, 1  # of a topic, of a response: few, so that many topics can be run
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]  # 70
 PRESET = """
@@ -39,7 +40,7 @@ answers: {samples: 2, max_tokens: 8, top_p: 1.0, examples: none}
 train: {max_steps: 20, groups_per_step: 4, max_length: 96, lr: 1.0e-5, warmup_steps: 2}
 tune:
   facttune_fs: {reward: factscore, rounds: 1}
-rewards: {columns: [max_conf], gamma: 0}
+rewards: {gamma: 0}
 evaluation: {tuned: false, resamples: 100}
 """
 
@@ -98,8 +99,8 @@ def measure(
         with running(AnnotatorOptions(**vars(options) | {"host": cluster.gateway})) as url:
             given = [f"data.folder={folder}", f"run.out={out}", f"model.path={folder / 'model'}"]
             given += [f"llm.base_url={url}", f"sampling.llm.base_url={url}", *words]
-            if limit:
-                given.append(f"llm.requests_per_minute={limit}")
+            if limit:  # the whole scoring part, questions and answers too
+                given += [f"llm.requests_per_minute={limit}", "rewards.columns=[max_conf]"]
             began = time.monotonic()
             job = cluster.submit("jobs/pipeline.py", str(folder / "preset.yaml"), *given)
             with Watch(cluster) as seen:
@@ -109,7 +110,8 @@ def measure(
         raise RuntimeError(said[-4000:])
     stages = _stages(out)
     calls = sum(s["calls"] for s in stages.values())
-    return {
+    found = {} if limit is None else {"share_of_limit": _share(out, calls, limit)}
+    return found | {
         "prompts": count,
         "hosts": workers,
         "wall_s": round(wall_s, 1),
@@ -199,6 +201,15 @@ def _stages(out: Path) -> dict[str, dict[str, float]]:
     }
 
 
+def _share(out: Path, calls: float, limit: int) -> float:
+    """Of the permitted requests, those sent from the end of the import to the last reward."""
+    began, ended = (
+        (out / "imported/all" / table / MANIFEST).stat().st_mtime
+        for table in ("responses", "rewards")
+    )
+    return round(calls / (limit / 60 * (ended - began)), 4)
+
+
 def _bytes(out: Path) -> dict[str, int]:
     """Of tables, of the ledger, of the rest (models, knowledge, reports)."""
     sizes: Counter[str] = Counter()
@@ -210,7 +221,21 @@ def _bytes(out: Path) -> dict[str, int]:
     return dict(sizes)
 
 
-def exponent(few: dict[str, Any], many: dict[str, Any]) -> float:
-    """b of time ~ prompts^b between two runs."""
-    grown = math.log(many["wall_s"] / few["wall_s"])
-    return round(grown / math.log(many["prompts"] / few["prompts"]), 3)
+def growth(few: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
+    """Between two sizes: b of time ~ prompts^b, and how much the peaks grew. CPU seconds tell of
+    the work where a shared machine makes wall time uncertain; Ray's own are left out."""
+    times = math.log(many["prompts"] / few["prompts"])
+
+    def exponent(of: Callable[[dict], float]) -> float:
+        return round(math.log(of(many) / of(few)) / times, 3)
+
+    own = ("driver", "worker", "limiter", "trainer")
+    return {
+        "prompts": [few["prompts"], many["prompts"]],
+        "exponent_wall": exponent(lambda r: r["wall_s"]),
+        "exponent_cpu": exponent(lambda r: sum(r["cpu_s"].get(k, 0.0) for k in own)),
+        "peak_growth": {
+            k: round(many["peak_mb"][k] / few["peak_mb"][k] - 1, 3)
+            for k in few["peak_mb"].keys() & many["peak_mb"].keys()
+        },
+    }
