@@ -30,14 +30,16 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 # A host that falls silent (no power, no network) breaks no connection. Ray's head gives it up after
-# 5 of these checks; whoever waits for a task there, when pings of the connection go unanswered. By
-# default that takes 30 s and 7 minutes.
+# these checks; whoever waits for a task there, when pings of the connection go unanswered. By
+# default the latter takes 7 minutes.
 SILENT = {
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_timeout_ms": "4000",
+    "RAY_health_check_failure_threshold": "3",
     "RAY_grpc_client_keepalive_time_ms": "10000",
-    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
+START_S = 180  # a host may take, on a machine with other work
 STORE_BYTES = 96 * 2**20  # object store of a host: tables travel as files
 
 
@@ -149,7 +151,7 @@ class Cluster:
         words = ["--head", "--num-cpus=0", f"--port={GCS_PORT}", "--include-dashboard=true"]
         words += [f"--dashboard-host={self.head.address}", f"--dashboard-port={DASHBOARD_PORT}"]
         self.head.start(*words)
-        _until(self._answers, 90, "the head", self.head)
+        _until(self._answers, START_S, "the head", self.head)
 
     def start_worker(self, cpus: float, *words: str) -> Host:
         """Another host; `nodes` tells when it is there."""
@@ -182,7 +184,7 @@ class Cluster:
     def url(self) -> str:
         return f"http://{self.head.address}:{DASHBOARD_PORT}"
 
-    def wait_for(self, nodes: int, timeout_s: float = 90) -> None:
+    def wait_for(self, nodes: int, timeout_s: float = START_S) -> None:
         """Return when so many hosts, the head among them, are part of the cluster."""
         words = [sys.executable, "-c", _COUNT, f"{self.head.address}:{GCS_PORT}"]
 
@@ -268,7 +270,7 @@ def cluster(cpus: Sequence[float], **environment: str) -> Iterator[Cluster]:
     own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     own |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    own |= SILENT
+    own |= SILENT | {"RAY_raylet_start_wait_time_s": f"{START_S}"}
     folder = Path(tempfile.mkdtemp(prefix="ft", dir="/tmp"))  # short: sockets have long names
     with network() as (bridge, gateway):
         made = Cluster(bridge, gateway, folder, own | environment)
