@@ -25,7 +25,7 @@ def main() -> int:
     sizes = args.sizes or ([200, 400] if args.quick else [1_000, 10_000, 100_000])
     runs = {f"{n}": (n, 1, None) for n in sizes}
     runs |= {f"{sizes[0]}, {h} hosts": (sizes[0], h, None) for h in ([2] if args.quick else [2, 4])}
-    runs["limited"] = (sizes[0], 1, scale.LIMIT)
+    runs["limited"] = (5 * sizes[0], 1, scale.LIMIT)
     results = {}
     for name, (count, hosts, limit) in runs.items():
         folder = Path(args.folder) / str(count)
