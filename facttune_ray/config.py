@@ -32,7 +32,8 @@ class RunConfig:
     name: str = "run"  # shown in the report
     out: str = "runs/default"  # folder of every table, model and report of this run
     seed: int = 0  # every random choice derives from this and from row ids
-    shards: int = 8  # parts a table; a topic is whole in one part, a part is the unit of work
+    # parts a table: a topic is whole in one part, which is the unit of work, and held in memory
+    shards: int = 0  # 0: one for each 256 topics, at least 8
     workers: int = 0  # Ray actors of a stage; 0: one a CPU of the cluster (never more than shards)
     max_error_fraction: float = 0.05  # a stage fails when a larger share of its rows has an error
 
@@ -151,6 +152,7 @@ class SamplingConfig:
     custom_params: dict[str, Any] = field(default_factory=dict)  # custom: what is given to it
     trust_remote_code: bool = False  # run Python code of the model's folder, or of custom_generate
     gpus: float = 0.0  # GPUs a worker, 0.5: two workers share one; 0: CPU
+    accelerator: str = ""  # their kind, by Ray's name: L4, A100-80G, H100; "": any
     max_rows: int = 512  # sequences decoded at a time at most, fewer where GPU memory is short
     gpu_memory: float = 0.85  # share of a worker's GPU memory that it may take
     quantize: Literal["none", "8bit", "4bit"] = "none"  # weights, by bitsandbytes; needs a GPU
@@ -204,6 +206,7 @@ class VerdictsConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of local_lm and npm
     batch_tokens: int = 8192  # of local_lm and npm, a forward pass
     gpus: float = 0.0  # a worker of local_lm, npm, dense; 0: CPU
+    accelerator: str = ""  # their kind, as sampling.accelerator
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,7 @@ class ClassesConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # nli
     batch_tokens: int = 8192  # nli: tokens of a forward pass
     gpus: float = 0.0  # nli: GPUs a worker; 0: CPU
+    accelerator: str = ""  # their kind, as sampling.accelerator
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ ABOVE_0 = ("timeout_s", "max_elapsed_s", "flush_s", "batch_poll_s", "budget_usd"
 def check(cfg: Config) -> None:
     """Ranges that types cannot say. UserError names the key."""
     at_least = {
-        "run.shards": 1,
+        "run.shards": 0,
         "run.workers": 0,
         "responses.samples": 1,
         "responses.max_tokens": 1,

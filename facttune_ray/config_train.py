@@ -72,6 +72,7 @@ class TrainConfig:
     workers: int = 1  # Ray Train workers
     min_workers: int = 0  # go on with as few when the cluster has no more; 0: `workers`
     gpus: float = 0.0  # GPUs a worker; 0: CPU, gloo
+    accelerator: str = ""  # their kind, as sampling.accelerator; of the stage `reference`, too
     # DeepSpeed settings: a name in conf/deepspeed (zero0 ... zero3, zero2_cpu, zero3_cpu,
     # zero3_nvme), or a JSON file's path
     deepspeed: str = "zero0"

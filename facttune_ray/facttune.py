@@ -14,9 +14,10 @@ model of the round before. The round with the best val figure is the one measure
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,21 +137,25 @@ class FactTune(Tuning):
 
         data = self.cfg.data
         for kind, name in ((k, t) for k in data.ready for t in ready.TABLES[k]):
-            responses = [
-                r  # only train responses are asked about, as everywhere
-                for r in prompts.imported_responses(self.cfg)
-                if kind == "facts" or r["split"] == "train"
-            ]
             recipe = prompts.recipe(self.cfg) | {"ready": name}
-            recipe |= ready.recipe(data, name, (r["topic"] for r in responses))
-            self.taken.add(
-                self.driver_table(
-                    f"{scope}/{name}",
-                    name,
-                    recipe,
-                    functools.partial(ready.rows, data, name, responses),
-                )
-            )
+            topics = (rows[0]["topic"] for rows in self._by_topic(kind))
+            recipe |= ready.recipe(data, name, topics)
+            rows = functools.partial(self._ready, kind, name)
+            self.taken.add(self.driver_table(f"{scope}/{name}", name, recipe, rows))
+
+    def _ready(self, kind: str, name: str) -> Iterator[dict]:
+        from facttune_ray.interop import ready
+
+        for responses in self._by_topic(kind):
+            yield from ready.rows(self.cfg.data, name, responses)
+
+    def _by_topic(self, kind: str) -> Iterator[list[dict]]:
+        """Imported responses; but for facts, only train responses are asked about."""
+        responses = prompts.imported_responses(self.cfg)
+        for _, rows in itertools.groupby(responses, key=lambda r: r["topic"]):
+            found = [r for r in rows if kind == "facts" or r["split"] == "train"]
+            if found:
+                yield found
 
     def prompts(self) -> None:
         """The table `prompts`: written by the driver, or made of the topics of a file."""
@@ -178,31 +183,32 @@ class FactTune(Tuning):
 
     def rewards(self, model: Snapshot, scope: str, wanted: set[str]) -> str:
         """`scope/rewards`, with the wanted columns and those of the wanted mixes."""
-        cfg, responses, facts = self.cfg, f"{scope}/responses", f"{scope}/facts"
-        columns = needed(cfg, wanted)
-        inputs, sampled = [responses, facts], []
-        if not columns or any(c.startswith("factscore") for c in columns):
-            inputs.append(f"{scope}/verdicts")
-        if columns & {*CONFIDENCES, "samp_conf"}:
-            train: dict[str, Any] = {"splits": ("train",)}
-            questions = self.table(scope, "questions", [facts, "prompts"], **train)
-            sampled += [questions, self.table(scope, "answers", [questions], model=model)]
-            inputs.append(questions)
-        if any(c.startswith("ne_") for c in columns):
-            sampled.append(
-                self.table(scope, "entities", [responses], model=model, splits=("train",))
-            )
-            inputs.append(sampled[-1])
-        if sampled:
-            inputs.append(self.table(scope, "classes", sampled))
-        if "p_true" in columns:
-            inputs.append(self.table(scope, "p_true", [facts], model=model, splits=("train",)))
-        rewards = self.table(scope, "rewards", inputs)
-        mix = {n: dict(w) for n, w in cfg.rewards.mix.items() if n in wanted}
+        with self.streaming():
+            rewards = self._rewards(model, scope, needed(self.cfg, wanted))
+        mix = {n: dict(w) for n, w in self.cfg.rewards.mix.items() if n in wanted}
         if mix:
             moments = self.moments(rewards, {c for w in mix.values() for c in w})
             self.table(scope, "mixes", [rewards], mix=mix, moments=moments)
         return rewards
+
+    def _rewards(self, model: Snapshot, scope: str, columns: set[str]) -> str:
+        responses, facts = f"{scope}/responses", f"{scope}/facts"
+        inputs, sampled = [responses, facts], []
+        if not columns or any(c.startswith("factscore") for c in columns):
+            inputs.append(f"{scope}/verdicts")
+        train: dict[str, Any] = {"splits": ("train",)}
+        if columns & {*CONFIDENCES, "samp_conf"}:
+            questions = self.table(scope, "questions", [facts, "prompts"], **train)
+            sampled += [questions, self.table(scope, "answers", [questions], model=model)]
+            inputs.append(questions)
+        if any(c.startswith("ne_") for c in columns):
+            sampled.append(self.table(scope, "entities", [responses], model=model, **train))
+            inputs.append(sampled[-1])
+        if sampled:
+            inputs.append(self.table(scope, "classes", sampled))
+        if "p_true" in columns:
+            inputs.append(self.table(scope, "p_true", [facts], model=model, **train))
+        return self.table(scope, "rewards", inputs)
 
     def moments(self, rewards: str, columns: set[str]) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of each column over train responses."""
@@ -249,10 +255,11 @@ class FactTune(Tuning):
             if not more and not val:
                 continue
             source = f"{start.name}/tune"
-            self.respond(start, source, (("train",) if more else ()) + val)
             columns = needed(self.cfg, {tune.reward})
             train_too = more and any(c.startswith("factscore") for c in columns)
-            self.judge(source, (("train",) if train_too else ()) + val)
+            with self.streaming():
+                self.respond(start, source, (("train",) if more else ()) + val)
+                self.judge(source, (("train",) if train_too else ()) + val)
             if more:
                 self.rewards(start, source, {tune.reward})
         return rounds
@@ -296,8 +303,9 @@ class FactTune(Tuning):
             self.judge(source, ("train", "val", "test"))
         else:
             first, source = self.base(), "base/tune"
-            self.respond(first, source, ("train", "val"))
-            self.judge(source, ("train", "val"))
+            with self.streaming():
+                self.respond(first, source, ("train", "val"))
+                self.judge(source, ("train", "val"))
         made = wanted(cfg)
         again = not first.path and asks_model(cfg, needed(cfg, made))
         self.rewards(self.base() if again else first, source, made)
@@ -339,8 +347,9 @@ class FactTune(Tuning):
         return measure.select(self.root, rounds, self.cfg.evaluation.select)
 
     def _test(self, model: Snapshot) -> None:
-        self.respond(model, f"{model.name}/test", ("test",))
-        self.judge(f"{model.name}/test", ("test",))
+        with self.streaming():
+            self.respond(model, f"{model.name}/test", ("test",))
+            self.judge(f"{model.name}/test", ("test",))
 
     def evaluate(self, again: bool = False) -> dict:
         """summary.json and report.html, written when a table they come from has changed."""

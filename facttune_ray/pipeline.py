@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -26,8 +27,11 @@ from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
 from facttune_ray.sampling import engines
-from facttune_ray.stages import STAGES, prompts, stage
+from facttune_ray.spread import shards_of, spread
+from facttune_ray.stages import STAGES, stage
 from facttune_ray.stages.context import Work
+from facttune_ray.stages.placement import place
+from facttune_ray.streams import Streams
 from facttune_ray.tables import Folder, Recipe
 
 STEPS = ("knowledge", "topics", "pretrain", *STAGES, "train", "evaluate")
@@ -52,13 +56,16 @@ class Run:
     def __init__(self, cfg: Config, only: str | None = None) -> None:
         if only is not None and only not in STEPS:
             raise UserError(f'no stage "{only}".{did_you_mean(only, STEPS)}')
-        self.cfg, self.only = cfg, only
+        shards = shards_of(cfg)
+        self.cfg, self.only = replace(cfg, run=replace(cfg.run, shards=shards)), only
         self.root = Folder.of(cfg.run.out)
         self.manifests: dict[str, dict] = {}  # in the order of the graph
         self.made: list[str] = []
         self._services = contextlib.ExitStack()
         self._base_url = ""
         self._meter: tuple[str, Any] | None = None
+        self._streams: Streams | None = None  # while tables are made side by side
+        self._lock = threading.RLock()  # of what they share: meter, annotator
 
     def __enter__(self) -> Self:
         return self
@@ -78,14 +85,47 @@ class Run:
                     f"stage {self.only} needs {name}, which is missing: "
                     f"run `facttune stage {step}` with the same config first"
                 )
-            say(f"{name:<36} ...", end="\r")
-            with tables.writing(folder.path):
-                make()
-            found = tables.manifest(folder)
-            self.made.append(name)
-            say(describe(name, found))
+            if self._streams is not None and step in STAGES:
+                self._streams.start(name, lambda: self._make(name, make))
+                found = {"fingerprint": tables.fingerprint(recipe), "table": step}
+            else:
+                say(f"{name:<36} ...", end="\r")
+                self._make(name, make)
+                found = tables.manifest(folder)
         self.manifests[name] = found
         return name
+
+    def _make(self, name: str, make: Callable[[], Any]) -> None:
+        folder = self.root / name
+        with tables.writing(folder.path):
+            make()
+        self.made.append(name)
+        say(describe(name, tables.manifest(folder)))
+
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Tables made inside are made side by side, part by part, where that saves time: where
+        responses are sampled by other means than they are judged by."""
+        sampling, llm = self.cfg.sampling, self.cfg.llm
+        other = sampling.gpus > 0 or (
+            sampling.engine == "api" and engines.endpoint(self.cfg).base_url != llm.base_url
+        )
+        if not other or self.only is not None or self._streams is not None:
+            yield
+            return
+        streams = self._streams = Streams()
+        try:
+            yield
+        except BaseException:
+            streams.stopped.set()
+            raise
+        finally:
+            try:
+                streams.finish()
+            finally:
+                self._streams = None
+        for name in streams.threads:
+            self.manifests[name] = tables.manifest(self.root / name)
 
     def fingerprint(self, name: str) -> str:
         return self.manifests[name]["fingerprint"]
@@ -97,10 +137,10 @@ class Run:
 
         def make() -> None:
             started, folder = time.monotonic(), self.root / name
-            shards = prompts.by_shard(rows(), self.cfg.run.shards)
-            tables.begin(folder, recipe)
-            for shard, some in shards.items():
-                tables.write_part(folder, table, shard, some, {})
+            with spread(rows(), self.cfg.run.shards) as parts:
+                tables.begin(folder, recipe)
+                for shard, some in parts:
+                    tables.write_part(folder, table, shard, some, {})
             wall_s = time.monotonic() - started
             tables.finish(folder, table, recipe, self.cfg.run.shards, wall_s)
 
@@ -157,25 +197,27 @@ class Run:
         started = time.monotonic()
         tables.begin(folder, recipe)
         left = set(range(cfg.run.shards)) - tables.present(folder, cfg.run.shards)
+        streams = self._streams
         if left:
             for line in getattr(stage(work.stage), "hints", lambda cfg: [])(cfg):
                 say(line)
             worker.start_ray()
             import ray
 
-            gpus = _gpus(work)
-            there = ray.cluster_resources()
-            room = there.get("GPU", 0) // gpus if gpus else there.get("CPU", 1)
-            workers = cfg.run.workers or max(1, int(room))
-            if work.base_url:
-                self._ask(work, left, workers, gpus)
-            else:
-                worker.run(work, left, workers, gpus)
-        self._check_errors(work, folder)
+            gpus, kind = _gpus(work)
+            if not (room := place(ray.nodes(), gpus, kind)):
+                say(f"{work.output}: waits for a host with a GPU {kind}")
+            workers = cfg.run.workers or max(1, room)
+            run = self._ask if work.base_url else worker.run
+            while left:
+                now = streams.ready(self.root, work.inputs.values(), left) if streams else left
+                run(work, now, workers, gpus, kind)
+                left = left - now
+        self._check_errors(work, folder, streams)
         wall_s = time.monotonic() - started
         tables.finish(folder, work.stage, recipe, cfg.run.shards, wall_s)
 
-    def _ask(self, work: Work, left: set[int], workers: int, gpus: float) -> None:
+    def _ask(self, work: Work, left: set[int], workers: int, gpus: float, kind: str) -> None:
         """A stage of LLM requests: metered, watched, and stopped by its budget in one line."""
         from facttune_ray import progress
         from facttune_ray.llm import cost
@@ -186,7 +228,7 @@ class Run:
         name, meter = self.meter()
         try:
             with progress.watch(work, meter):
-                worker.run(replace(work, meter=name), left, workers, gpus)
+                worker.run(replace(work, meter=name), left, workers, gpus, kind)
         except BudgetReached as e:
             import ray
 
@@ -200,22 +242,25 @@ class Run:
 
     def meter(self) -> tuple[str, Any]:
         """(name, handle) of this run's meter actor, started once; it knows what was paid before."""
-        if self._meter is None:
-            from facttune_ray.llm import actors
-            from facttune_ray.stages import connect
+        with self._lock:
+            if self._meter is None:
+                from facttune_ray.llm import actors
+                from facttune_ray.stages import connect
 
-            name = f"facttune-meter-{connect.run_id(self.cfg)}-{time.time_ns()}"
-            budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
-            handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))
-            self._meter = (name, handle)
-        return self._meter
+                name = f"facttune-meter-{connect.run_id(self.cfg)}-{time.time_ns()}"
+                budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
+                handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))
+                self._meter = (name, handle)
+            return self._meter
 
-    def _check_errors(self, work: Work, folder: Folder) -> None:
+    def _check_errors(self, work: Work, folder: Folder, streams: Streams | None) -> None:
         stats = [tables.part_stats(folder, s) for s in range(self.cfg.run.shards)]
         rows, errors = sum(s["rows"] for s in stats), sum(s["errors"] for s in stats)
         if rows and errors / rows > self.cfg.run.max_error_fraction:
             # the parts go, so that the next run asks again what failed; the ledger keeps the rest
             first = _first_error(folder, self.cfg.run.shards)
+            if streams:
+                streams.withdraw(self.root, work.output)
             folder.delete()
             raise UserError(
                 f"{work.output}: {errors} of {rows} rows failed, more than "
@@ -228,13 +273,17 @@ class Run:
             return llm.endpoints[0].base_url
         if llm.base_url != "embedded":
             return llm.base_url
-        if not self._base_url:
-            from facttune_ray.quickstart import annotator
+        with self._lock:
+            if not self._base_url:
+                from facttune_ray.quickstart import annotator
+                from facttune_ray.stages import worker
 
-            journal = Path(self.root.path) / "annotator" / "journal.jsonl"
-            options = annotator.AnnotatorOptions(port=0, journal=str(journal))
-            self._base_url = self._services.enter_context(annotator.running(options))
-        return self._base_url
+                journal = Path(self.root.path) / "annotator" / "journal.jsonl"
+                options = annotator.AnnotatorOptions(
+                    host=worker.own_address(), journal=str(journal)
+                )
+                self._base_url = self._services.enter_context(annotator.running(options))
+            return self._base_url
 
     def finish_artifact(self, name: str, recipe: Recipe, started: float, extra: dict) -> None:
         """Write the manifest of a folder that is not a table."""
@@ -261,15 +310,21 @@ def _asks(recipe: Recipe) -> bool:
     return "llm.model" in recipe or recipe.get("sampling.engine") == "api"
 
 
-def _gpus(work: Work) -> float:
-    """GPUs of each of the stage's workers."""
-    cfg, stage_name = work.cfg, work.stage
-    if stage_name in SAMPLING and cfg.sampling.engine == "vllm":
-        return max(cfg.sampling.gpus, cfg.sampling.tensor_parallel)
-    if stage_name in (*SAMPLING, "p_true"):
-        return 0.0 if work.base_url else cfg.sampling.gpus
-    own = {"verdicts": cfg.verdicts.gpus, "classes": cfg.classes.gpus, "reference": cfg.train.gpus}
-    return own.get(stage_name, 0.0)
+def _gpus(work: Work) -> tuple[float, str]:
+    """(GPUs of each of the stage's workers, their kind)"""
+    cfg, name = work.cfg, work.stage
+    sampling, train = cfg.sampling, cfg.train
+    if name in (*SAMPLING, "p_true"):
+        if work.base_url:
+            return 0.0, ""
+        several = sampling.tensor_parallel if sampling.engine == "vllm" and name != "p_true" else 0
+        return max(sampling.gpus, several), sampling.accelerator
+    if name == "reference":
+        return train.gpus, train.accelerator
+    if name not in ("verdicts", "classes"):
+        return 0.0, ""
+    own = cfg.verdicts if name == "verdicts" else cfg.classes
+    return own.gpus, own.accelerator
 
 
 def status(cfg: Config) -> list[tuple[str, dict | None]]:

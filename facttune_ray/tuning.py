@@ -29,7 +29,7 @@ GIVEN = "given"  # scope of files of one's own
 # of TrainConfig: what decides speed, or what is written beside the model
 AROUND = frozenset(
     (
-        "workers min_workers gpus deepspeed pass_tokens share_prefix recompute compile "
+        "workers min_workers gpus accelerator deepspeed pass_tokens share_prefix recompute compile "
         "save_every keep checkpoints max_failures log eval_samples"
     ).split()
 )
@@ -200,7 +200,9 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
     with Tuning(cfg) as this:
         if not this.root.local:
             raise UserError(f"run.out={cfg.run.out}: needs a local or shared folder")
-        recipe = given.recipe(files) | stage("groups").recipe(cfg) | {"run.shards": cfg.run.shards}
+        recipe = (
+            given.recipe(files) | stage("groups").recipe(cfg) | {"run.shards": this.cfg.run.shards}
+        )
 
         def rows() -> list[dict]:
             found = given.read(files, cfg.groups)

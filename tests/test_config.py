@@ -34,7 +34,7 @@ def test_config_is_frozen():
         ("tune.fs.rewrd=factscore", 'Did you mean "reward"?'),
         ("facts.method=foo", "expected one of ['llm', 'rules', 'labels', 'atomic_facts']"),
         ("run.seed=one", "could not be converted to Integer"),
-        ("run.shards=0", "run.shards=0: must be at least 1"),
+        ("run.shards=-1", "run.shards=-1: must be at least 0"),
         ("answers.top_p=0", "above 0 and at most 1"),
         ("train.lr=inf", "must be a finite number"),
         ("data.world.train=500", "people=400"),

@@ -9,7 +9,7 @@ from facttune_ray.stages.context import Work
 
 def gpus(stage, *overrides, base_url=""):
     cfg = config.load([], list(overrides))
-    return pipeline._gpus(Work(stage, stage, {}, cfg, base_url=base_url))
+    return pipeline._gpus(Work(stage, stage, {}, cfg, base_url=base_url))[0]
 
 
 @pytest.mark.parametrize("stage", ["responses", "answers", "entities", "p_true"])
@@ -69,3 +69,10 @@ def test_a_model_on_a_file_system_is_told_by_its_files(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     assert pipeline.model_digest(uri) != before[0]
     assert pipeline.model_digest(str(tmp_path)) != before[1]
+
+
+def test_kinds_of_gpus_are_named_where_gpus_are():
+    cfg = config.load([], ["train.gpus=1", "train.accelerator=H100", "sampling.accelerator=L4"])
+    assert pipeline._gpus(Work("reference", "reference", {}, cfg)) == (1.0, "H100")
+    assert pipeline._gpus(Work("answers", "answers", {}, cfg)) == (0.0, "L4")
+    assert pipeline._gpus(Work("facts", "facts", {}, cfg)) == (0.0, "")

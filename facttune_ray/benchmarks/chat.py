@@ -27,9 +27,9 @@ from facttune_ray.prompts import verdicts as prompt
 from facttune_ray.quickstart import world
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.schema import digest
+from facttune_ray.spread import spread
 from facttune_ray.stages import worker
 from facttune_ray.stages.context import Work
-from facttune_ray.stages.prompts import by_shard
 from facttune_ray.tables import Folder
 
 LATENCY_MS, SHARDS, WORKERS = 200, 16, 2
@@ -105,8 +105,9 @@ def _ours(out: Path, url: str, facts: list[dict], knowledge: Path) -> dict[str, 
     cfg = Config(run=RunConfig(out=str(out), shards=SHARDS), llm=llm)
     root = Folder.of(str(out))
     tables.begin(root / "facts", {})
-    for shard, some in by_shard(facts, SHARDS).items():
-        tables.write_part(root / "facts", "facts", shard, some, {})
+    with spread(facts, SHARDS) as parts:
+        for shard, some in parts:
+            tables.write_part(root / "facts", "facts", shard, some, {})
     name = f"facttune-meter-{digest(str(out))}"
     meter = actors.start_meter(name, None, root, "benchmark")
     work = Work("verdicts", "verdicts", {"facts": "facts"}, cfg, knowledge=str(knowledge))

@@ -12,9 +12,9 @@ from facttune_ray.config import Config, LLMConfig, RunConfig
 from facttune_ray.llm import actors
 from facttune_ray.prompts import facts
 from facttune_ray.schema import digest
+from facttune_ray.spread import spread
 from facttune_ray.stages import worker
 from facttune_ray.stages.context import Work
-from facttune_ray.stages.prompts import by_shard
 from facttune_ray.tables import Folder
 
 TOPIC = "Mara Veldt"
@@ -55,8 +55,9 @@ def write_responses(out: Path, count: int, shards: int) -> None:
     )
     folder = Folder.of(str(out)) / "base/tune/responses"
     tables.begin(folder, {})
-    for shard, some in by_shard(rows, shards).items():
-        tables.write_part(folder, "responses", shard, some, {})
+    with spread(rows, shards) as parts:
+        for shard, some in parts:
+            tables.write_part(folder, "responses", shard, some, {})
     tables.finish(folder, "responses", {}, shards, 0.0)
 
 

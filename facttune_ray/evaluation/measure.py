@@ -44,7 +44,8 @@ def counts(
         ids = responses["response_id"]
         facts = _of(tables.read_part(root / scope / "facts", shard), ids)
         verdicts = _of(tables.read_part(root / scope / "verdicts", shard), ids)
-        out.append(metrics.response_counts(responses, facts, verdicts))
+        counted = metrics.response_counts(responses, facts, verdicts)
+        out.append(counted.drop_columns(["response_id"]))
     return pa.concat_tables(out)
 
 
@@ -144,15 +145,28 @@ def versions() -> dict[str, str]:
 
 
 def _models(root: Folder, scope: str) -> list[str]:
-    return pc.unique(tables.read(root / scope / "responses", ["model"])["model"]).to_pylist()
+    shards = range(tables.manifest(root / scope / "responses")["shards"])
+    parts = (tables.read_part(root / scope / "responses", s, ["model"])["model"] for s in shards)
+    return list(dict.fromkeys(name for p in parts for name in pc.unique(p).to_pylist()))
+
+
+FACT_COLUMNS = ["fact_id", "response_id", "topic", "fact", "human_label", "abstained"]
+VERDICT_COLUMNS = ["fact_id", "response_id", "score", "supported", "reason"]
 
 
 def _human(root: Folder, scope: str, model: str) -> dict:
-    responses = tables.read(root / scope / "responses")
-    responses = responses.filter(pc.equal(responses["model"], model))
-    facts = _of(tables.read(root / scope / "facts"), responses["response_id"])
-    verdicts = _of(tables.read(root / scope / "verdicts"), responses["response_id"])
-    return metrics.human_agreement(facts, verdicts)
+    """Of the parts that hold a label; of those, the columns that count."""
+    facts, verdicts = [], []
+    for shard in range(tables.manifest(root / scope / "facts")["shards"]):
+        found = tables.read_part(root / scope / "facts", shard, FACT_COLUMNS)
+        if found["human_label"].null_count == len(found) and shard:
+            continue
+        responses = tables.read_part(root / scope / "responses", shard, ["response_id", "model"])
+        ids = responses.filter(pc.equal(responses["model"], model))["response_id"]
+        facts.append(_of(found, ids))
+        judged = tables.read_part(root / scope / "verdicts", shard, VERDICT_COLUMNS)
+        verdicts.append(_of(judged, ids))
+    return metrics.human_agreement(pa.concat_tables(facts), pa.concat_tables(verdicts))
 
 
 def _rewards(root: Folder, scope: str, threshold: float) -> dict[str, dict]:

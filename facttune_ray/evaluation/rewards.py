@@ -25,6 +25,7 @@ from facttune_ray.scoring.units import UNIT_COLUMNS, by_id, of_question
 from facttune_ray.tables import Folder
 
 BINS = 10  # of equal width over [0, 1]
+MOST = 64  # shards that these figures come from: 16,384 topics
 PROBABILITIES = ("max_conf", "samp_conf", "p_true")  # read as chances that a fact is true
 
 
@@ -124,8 +125,9 @@ def _agreement(name: str, labels_F: np.ndarray, scores_F: np.ndarray) -> dict:
 
 
 def _shards(scope: Folder, names: tuple[str, ...]):
-    """Rows of these tables, shard by shard; of a table that is not finished, none."""
+    """Rows of these tables, shard by shard; of a table that is not finished, none. Of a large run
+    MOST shards: topics fall into them by digest, so some are a fair sample of all."""
     there = {n: (scope / n / tables.MANIFEST).read_json() for n in names}
     shards = max((m["shards"] for m in there.values() if m), default=0)
-    for shard in range(shards):
+    for shard in range(min(shards, MOST)):
         yield {n: list(tables.rows(scope / n, shard)) if there[n] else [] for n in names}

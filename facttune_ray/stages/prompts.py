@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from facttune_ray.config import Config, DataConfig
 from facttune_ray.errors import RowError, UserError
@@ -126,10 +126,6 @@ def source_recipe(cfg: Config) -> dict:
     }
 
 
-def shard_of(topic: str, shards: int) -> int:
-    return seed_from("shard", topic) % shards
-
-
 @functools.lru_cache(maxsize=1)
 def make_world(seed: int, people: int, train: int, val: int, test: int) -> world.World:
     return world.make(seed, people, train=train, val=val, test=test)
@@ -222,13 +218,6 @@ def _tuning_topics(cfg: Config) -> dict[str, list[tuning.Topic]]:
 def _tuning_files(split: str, topics: list[tuning.Topic]) -> list[str]:
     names = [f"responses/{tuning.file_name(t.topic, '_generations.json')}" for t in topics]
     return [f"questions_per_topic_{split}.json", *names]
-
-
-def by_shard(rows: Iterable[dict], shards: int) -> dict[int, list[dict]]:
-    out: dict[int, list[dict]] = {s: [] for s in range(shards)}
-    for row in rows:
-        out[shard_of(row["topic"], shards)].append(row)
-    return out
 
 
 def _prompt(topic: str, split: str, prompt: str) -> dict:

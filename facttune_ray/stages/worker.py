@@ -119,9 +119,13 @@ def run_shards(batch: Batch, work: Work) -> Batch:
     return made
 
 
-def run(work: Work, shards: set[int], workers: int, gpus: float) -> None:
+def run(
+    work: Work, shards: set[int], workers: int, gpus: float = 0.0, accelerator: str = ""
+) -> None:
     """Make these shards on the cluster; UserError when a worker stopped on bad input."""
     import ray.data
+
+    from facttune_ray.stages.placement import options
 
     workers, left = min(workers, len(shards)), sorted(shards)
     lanes = workers if work.base_url else len(left)
@@ -130,14 +134,14 @@ def run(work: Work, shards: set[int], workers: int, gpus: float) -> None:
         override_num_blocks=lanes,
     )
     size: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy"}
+    size |= options(gpus, accelerator)
     if gpus:
         pool: Any = ray.data.ActorPoolStrategy(size=workers)
-        size |= {"fn_constructor_args": (work,), "num_gpus": gpus, "num_cpus": 0}
-        done = data.map_batches(ShardWorker, compute=pool, **size)
+        done = data.map_batches(ShardWorker, compute=pool, fn_constructor_args=(work,), **size)
     else:
         pool = ray.data.TaskPoolStrategy(size=workers)
         task = functools.partial(run_shards, work=work)
-        done = data.map_batches(task, compute=pool, num_cpus=1, **size)
+        done = data.map_batches(task, compute=pool, **size)
     done.set_name(work.output.replace("/", "."))  # what the progress bar shows
     stopped: UserError | None = None
     for row in done.iter_rows():  # the others drain, too: what they paid for is kept
@@ -155,6 +159,9 @@ def start_ray() -> None:
     if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
         # Ray's default, without its warning; Ray reads it when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # whoever waits for a task on a host that fell silent hears of it in 15 s, not in 7 minutes
+    os.environ.setdefault("RAY_grpc_client_keepalive_time_ms", "10000")
+    os.environ.setdefault("RAY_grpc_client_keepalive_timeout_ms", "5000")
     import ray
     import ray.data
 
@@ -176,3 +183,15 @@ def start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
+
+
+def own_address() -> str:
+    """This host's address, as the others of the cluster reach it; loopback without others."""
+    import os
+
+    import ray
+
+    if not os.environ.get("RAY_ADDRESS"):
+        return "127.0.0.1"
+    start_ray()
+    return ray.util.get_node_ip_address()

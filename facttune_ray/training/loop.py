@@ -76,6 +76,7 @@ def train(job: TrainJob) -> int:
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]  # the first version's type has no tuple
             use_gpu=cfg.gpus > 0,
+            accelerator_type=(cfg.accelerator or None) if cfg.gpus else None,
             resources_per_worker={"CPU": 1, **({"GPU": cfg.gpus} if cfg.gpus else {})},
         ),
         run_config=ray.train.RunConfig(

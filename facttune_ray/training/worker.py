@@ -27,6 +27,7 @@ from facttune_ray.training.loop import TrainJob
 
 # log-probabilities a token of one response, stored and computed again, at most apart
 SAME = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+LOOK_S = 2.0  # between two looks for the notice that a host is taken away
 HIGHER = ("reward_accuracy", "margin")  # figures of which more is better
 
 
@@ -93,6 +94,8 @@ class Training:
             cfg.share_prefix and self.model.shares,
         )
         self.device, self.place, self.log = device, Place(), None
+        self.looked_s, self.warned = time.monotonic(), False  # for a notice; there was a new one
+        self.leaving: list[str] = []  # hosts that will be taken away
 
     def run(self) -> int:
         """Train from where the last checkpoint ends, and write the model. -> steps done"""
@@ -109,7 +112,7 @@ class Training:
             last = self.place.step == steps
             if cfg.eval_every and (self.place.step % cfg.eval_every == 0 or last):
                 due = self._measure() or due
-            if due:
+            if due or self.warned:
                 self._save()
         done = self.place.step
         self._take_best()
@@ -169,7 +172,10 @@ class Training:
         self.engine.step()
         ran = step.tokens if mine else 0
         far = not self.place.step and step.apart() > SAME[cfg.dtype]
-        *made, tokens, off = sums([*step.figures().values(), ran, float(far)], self.device)
+        look = not self.rank and time.monotonic() - self.looked_s > LOOK_S
+        shared = [*step.figures().values(), ran, float(far), float(look)]
+        *made, tokens, off, looks = sums(shared, self.device)
+        self.warned = bool(looks) and self._told_to_leave()
         figures = dict(zip(FIGURES, made, strict=True))
         if self.job.sft:
             figures = {"loss": figures["loss"]}
@@ -190,6 +196,16 @@ class Training:
     def _know(self, figures: dict[str, float]) -> None:
         """For the model card, and in the checkpoint."""
         self.place = replace(self.place, figures={**self.place.figures, **figures})
+
+    def _told_to_leave(self) -> bool:
+        """Whether a host was announced to be taken away (a spot host gets a minute or two) since
+        the last look. All workers look together: they agree on the answer."""
+        import ray.train
+
+        self.looked_s = time.monotonic()
+        notice = ray.train.get_preemption_info()
+        before, self.leaving = self.leaving, notice.preempted_node_ids if notice else []
+        return self.leaving != before
 
     def _groups(self, chosen: Sequence[int]) -> tuple[list[Any], list[Any], list[list[float]]]:
         """(groups, their reference log-probabilities, weights of pairs or of targets)."""

@@ -1,0 +1,35 @@
+"""Where a stage's workers stand on a cluster.
+
+    place(nodes, gpus=1.0, accelerator="L4")   ->  8      workers that there is room for
+    options(gpus=1.0, accelerator="L4")        ->  {"num_gpus": 1.0, "num_cpus": 0,
+                                                    "accelerator_type": "L4"}
+
+Stages without a GPU take one CPU a worker, and count the hosts that have no GPU where there are
+such: Ray's scheduler fills those first. A head that was started with --num-cpus=0 gets nothing but
+the limiter and the meter, which take no CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Node = Mapping[str, Any]  # of ray.nodes(): Alive, Resources {"CPU": 8.0, "accelerator_type:L4": 1}
+
+
+def place(nodes: Iterable[Node], gpus: float, accelerator: str) -> int:
+    """Workers that the cluster has room for now; 0: a GPU host has yet to come."""
+    hosts = [n["Resources"] for n in nodes if n["Alive"]]
+    if gpus:
+        right = [h for h in hosts if not accelerator or f"accelerator_type:{accelerator}" in h]
+        return sum(int(h.get("GPU", 0) // gpus) for h in right)
+    plain = [h for h in hosts if not h.get("GPU") and h.get("CPU")]
+    return max(1, int(sum(h.get("CPU", 0) for h in plain or hosts)))
+
+
+def options(gpus: float, accelerator: str) -> dict[str, Any]:
+    """Ray's options of each worker."""
+    if not gpus:
+        return {"num_cpus": 1}
+    kind = {"accelerator_type": accelerator} if accelerator else {}
+    return {"num_gpus": gpus, "num_cpus": 0, **kind}

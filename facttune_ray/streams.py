@@ -1,0 +1,75 @@
+"""Tables that are made side by side: a part is begun once the parts that it reads are there.
+
+    streams = Streams()
+    streams.start("base/tune/responses", make_responses)
+    streams.start("base/tune/facts", make_facts)       # asks streams.ready(...) what it may begin
+    streams.finish()                                   # raises what went wrong first
+
+It saves time where two stages use different things: GPUs sample while an endpoint is asked about
+what they have sampled. Parts are durable one by one, so nothing else changes: a run that is killed
+goes on from the parts that are there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+from facttune_ray import tables
+from facttune_ray.tables import Folder
+
+LOOK_S = 0.5  # between two looks for new parts
+
+
+class Stopped(Exception):
+    """Another table of the stream has failed."""
+
+
+class Streams:
+    def __init__(self) -> None:
+        self.threads: dict[str, threading.Thread] = {}  # table -> what makes it, in order
+        self.errors: dict[str, BaseException] = {}
+        self.stopped = threading.Event()
+
+    def start(self, name: str, make: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                make()
+            except BaseException as e:  # raised by `finish`
+                self.errors[name] = e
+                self.stopped.set()
+
+        self.threads[name] = threading.Thread(target=run, name=name, daemon=True)
+        self.threads[name].start()
+
+    def ready(self, root: Folder, inputs: Iterable[str], left: set[int]) -> set[int]:
+        """Those of the shards left whose inputs are there, once there are some."""
+        growing = [i for i in inputs if i in self.threads]
+        while True:
+            found = set(left)
+            for name in growing:
+                if not (root / name / tables.MANIFEST).exists():
+                    found &= tables.present(root / name, max(left) + 1)
+            if found:
+                return found
+            if self.stopped.wait(LOOK_S):
+                raise Stopped
+
+    def withdraw(self, root: Folder, name: str) -> None:
+        """Before a table is removed: end those begun after it, and remove what they have made of
+        it."""
+        self.stopped.set()
+        later = list(self.threads)[list(self.threads).index(name) + 1 :]
+        for other in later:
+            self.threads[other].join()
+            if not (root / other / tables.MANIFEST).exists():
+                (root / other).delete()
+
+    def finish(self) -> None:
+        """Wait for all; raise the error of the first table that has one of its own."""
+        for thread in self.threads.values():
+            thread.join()
+        own = [e for name in self.threads if (e := self.errors.get(name)) is not None]
+        for error in own:
+            if not isinstance(error, Stopped):
+                raise error

@@ -1,0 +1,193 @@
+"""The whole pipeline by `ray job submit`, from outside, on clusters whose hosts may die."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from facttune_ray.benchmarks import hosts
+from facttune_ray.quickstart.annotator import AnnotatorOptions, running
+from facttune_ray.schema import TABLES
+
+PRESETS = ("quickstart", "tests/small.yaml", "tests/cluster/cluster.yaml")
+
+
+@pytest.fixture(scope="module")
+def four_hosts(tmp_path_factory):
+    """(folder of a run that four hosts made, host -> tasks of its stages, the head's address)"""
+    if why := hosts.allowed():
+        pytest.skip(f"no network namespaces: {why}")
+    out = tmp_path_factory.mktemp("four") / "run"
+    with hosts.cluster([1, 1, 1, 1]) as cluster:
+        finish(submit(cluster, out))
+        return out, cluster.tasks("MapBatches"), cluster.head.address
+
+
+def submit(cluster: hosts.Cluster, out: Path, *words: str) -> subprocess.Popen[str]:
+    return cluster.submit("jobs/pipeline.py", *PRESETS, f"run.out={out}", *words)
+
+
+def finish(job: subprocess.Popen[str]) -> None:
+    said, _ = job.communicate(timeout=600)
+    assert job.returncode == 0, said[-6000:]
+
+
+def tables_of(out: Path) -> dict[str, list[dict]]:
+    """Every table of a run, its rows in their order."""
+    found = {}
+    for manifest in out.rglob("_MANIFEST.json"):
+        if manifest.parent.name in TABLES:
+            parts = sorted(manifest.parent.glob("part-*.parquet"))
+            rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
+            found[str(manifest.parent.relative_to(out))] = rows
+    return found
+
+
+def requests(journal: Path) -> list[str]:
+    """Those that the annotator has answered."""
+    return [json.loads(line)["request_sha256"] for line in journal.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_four_hosts_share_the_work_and_the_head_is_left_alone(four_hosts):
+    out, tasks, head = four_hosts
+    assert head not in tasks and len(tasks) == 4
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["models"]) == {"base", "facttune_mc"}
+    asked = requests(out / "annotator" / "journal.jsonl")
+    assert len(asked) == len(set(asked)) > 100
+
+
+# -- kills ---------------------------------------------------------------------------------
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def running_on(host: hosts.Host, name: str) -> list[int]:
+    return [pid for pid in host.pids() if name in title(pid)]
+
+
+def until(what: str, there, job: subprocess.Popen[str]) -> None:
+    """Return when it is so; the job must be running."""
+    deadline = time.monotonic() + 300
+    while not there():
+        assert job.poll() is None, job.communicate()[0][-6000:]
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.005)
+
+
+def inside(table: Path, job: subprocess.Popen[str]) -> None:
+    """Return once the table has begun."""
+    until(f"{table} begun", (table / "_RECIPE.json").exists, job)
+
+
+def host_of(cluster: hosts.Cluster, process: str, job: subprocess.Popen[str]) -> hosts.Host:
+    """A worker host that runs such a process."""
+    found: list[hosts.Host] = []
+
+    def there() -> bool:
+        found[:] = [h for h in cluster.workers if running_on(h, process)]
+        return bool(found)
+
+    until(process, there, job)
+    return found[0]
+
+
+def lose(cluster: hosts.Cluster, host: hosts.Host) -> None:
+    """The host dies, and another one is started."""
+    host.gone()
+    cluster.workers.remove(host)
+    cluster.start_worker(1)
+
+
+def kill(host: hosts.Host, process: str) -> None:
+    pids = running_on(host, process)
+    assert pids, process
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+def test_hosts_an_actor_the_driver_and_the_head_die(four_hosts, tmp_path):
+    """Tables equal those of the undisturbed run, and nothing is answered twice."""
+    journal, out, trained = tmp_path / "journal.jsonl", tmp_path / "run", "facttune_mc/round_1"
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(hosts.cluster([1, 1]))
+        paid = AnnotatorOptions(
+            host=cluster.gateway, latency_min_ms=100, latency_max_ms=300, journal=str(journal)
+        )
+        words = [f"llm.base_url={stack.enter_context(running(paid))}"]
+        job = submit(cluster, out, *words)
+
+        def unfinished(table: str) -> None:
+            assert not (out / table / "_MANIFEST.json").exists(), f"{table} was finished before"
+
+        def lose_one_inside(table: str, process: str = "ray::MapBatches") -> None:
+            inside(out / table, job)
+            lose(cluster, host_of(cluster, process, job))
+            unfinished(table)
+
+        lose_one_inside("base/tune/responses")
+        inside(out / "base/tune/facts", job)
+        leaving = host_of(cluster, "ray::MapBatches", job)
+        cluster.drain(leaving, 2)
+        kill(cluster.head, "ray::LimiterActor")
+        lose(cluster, leaving)
+        lose_one_inside("base/tune/verdicts")
+        inside(out / "base/tune/questions", job)
+        kill(cluster.head, "jobs/pipeline.py")
+        unfinished("base/tune/questions")
+        assert job.wait(timeout=60) != 0
+        job = submit(cluster, out, *words)
+        lose_one_inside("base/tune/answers")
+        inside(out / trained / "reference", job)
+        unfinished(f"{trained}/reference")
+        cluster.down()
+        job.kill()  # of a head that fell silent it would wait for ever
+        job.wait()
+        cluster.up([1, 1])
+        job = submit(cluster, out, *words)
+        lose_one_inside(f"{trained}/train", "ray::RayTrainWorker")
+        finish(job)
+        assert tables_of(out) == tables_of(four_hosts[0])
+        asked = requests(journal)
+        assert len(asked) == len(set(asked)) > 100
+        notice_while_training(cluster, out / "base/pretrain/model", tmp_path)
+
+
+def notice_while_training(cluster: hosts.Cluster, model: Path, folder: Path) -> None:
+    """A host that is told to go has a checkpoint written, and another goes on from it."""
+    rows = [
+        {"prompt": f"Who is {n}?", "responses": [f"{n} sings.", f"{n} paints."], "rewards": [1, 0]}
+        for n in "Ada Bea Cleo Dora Edna Fay Gwen Hera".split()
+    ]
+    (folder / "prefs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = [f"data.groups={folder / 'prefs.jsonl'}", f"model.path={model}", "train.lr=1e-6"]
+    words += [f"run.out={folder / 'given'}", "train.groups_per_step=1", "train.epochs=60"]
+    log = folder / "given/given/train/train.jsonl"
+    job = cluster.submit("-m", "facttune_ray", "train", *words)
+    until("20 steps", lambda: log.exists() and len(log.read_text().splitlines()) >= 20, job)
+    before = log.read_text().splitlines()[:20]
+    host = host_of(cluster, "ray::RayTrainWorker", job)
+    cluster.drain(host, 12)
+    until("a checkpoint", lambda: list(log.parent.glob("checkpoints/checkpoint_*")), job)
+    lose(cluster, host)
+    finish(job)
+    lines = log.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 481))
+    assert lines[:20] == before  # these steps were not taken again

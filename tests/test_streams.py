@@ -1,0 +1,85 @@
+"""Tables made side by side, part by part: the same as one after the other."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from facttune_ray import config, facttune, tables
+from facttune_ray.errors import UserError
+from facttune_ray.quickstart.annotator import AnnotatorOptions, running
+from facttune_ray.streams import Stopped, Streams
+from facttune_ray.tables import Folder
+
+SHARDS = 4
+
+
+def put(root: Folder, name: str, *shards: int) -> None:
+    for shard in shards:
+        (root / name / tables.part(shard)).write_bytes(b"rows")
+
+
+def test_a_part_is_ready_when_the_growing_inputs_have_it(tmp_path):
+    root, streams, go = Folder.of(str(tmp_path)), Streams(), threading.Event()
+    streams.start("responses", go.wait)
+    put(root, "responses", 0, 2)
+    assert streams.ready(root, ["responses", "prompts"], {0, 1, 2, 3}) == {0, 2}
+    assert streams.ready(root, ["prompts"], {1, 3}) == {1, 3}  # finished before
+    go.set()
+    streams.finish()
+
+
+def test_the_first_error_is_raised_and_what_was_made_of_a_removed_table_goes(tmp_path):
+    root, streams = Folder.of(str(tmp_path)), Streams()
+    begun = threading.Event()
+
+    def facts() -> None:
+        put(root, "facts", 0)
+        begun.set()
+        streams.ready(root, ["responses"], {1})
+
+    def responses() -> None:
+        put(root, "responses", 0)
+        begun.wait()
+        streams.withdraw(root, "responses")
+        raise UserError("responses: 3 of 4 rows failed")
+
+    streams.start("responses", responses)
+    streams.start("facts", facts)
+    with pytest.raises(UserError, match="3 of 4 rows failed"):
+        streams.finish()
+    assert isinstance(streams.errors["facts"], Stopped)
+    assert not (root / "facts").exists()
+
+
+def test_facts_are_asked_for_while_responses_are_sampled_elsewhere(
+    tmp_path, small_preset, ray_cluster
+):
+    def run(out: str, sampled_at: str, url: str) -> Folder:
+        words = [
+            "sampling.engine=api",
+            "sampling.llm.model=m",
+            f"sampling.llm.base_url={sampled_at}",
+        ]
+        words += [f"llm.base_url={url}", f"run.out={tmp_path / out}", f"run.shards={SHARDS}"]
+        words += ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0", "run.workers=1"]
+        words += ["rewards.columns=[factscore, max_conf]", "sampling.llm.concurrency=32"]
+        cfg = config.load(["quickstart", small_preset], words)
+        facttune.run(cfg)
+        return Folder.of(cfg.run.out)
+
+    slow = AnnotatorOptions(latency_min_ms=50, latency_max_ms=50)
+    with running(slow) as sampled_at, running(AnnotatorOptions()) as url:
+        apart = run("apart", sampled_at, url)
+        after = run("after", url, url)  # one endpoint: nothing to gain
+
+    def written(out: str, file: str) -> float:
+        return (tmp_path / out / "base/tune" / file).stat().st_mtime
+
+    facts, responses = f"facts/{tables.RECIPE}", f"responses/{tables.MANIFEST}"
+    assert written("apart", facts) < written("apart", responses)
+    assert written("after", facts) > written("after", responses)
+    for name in ("responses", "facts", "verdicts", "questions", "answers", "rewards"):
+        folder = f"base/tune/{name}"
+        assert tables.read(apart / folder) == tables.read(after / folder), name
