@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import Config, DataConfig
 from facttune_ray.errors import RowError, UserError
