@@ -114,10 +114,9 @@ def lose(cluster: hosts.Cluster, host: hosts.Host) -> None:
     cluster.start_worker(1)
 
 
-def kill(host: hosts.Host, process: str) -> None:
-    pids = running_on(host, process)
-    assert pids, process
-    for pid in pids:
+def kill(host: hosts.Host, process: str, job: subprocess.Popen[str]) -> None:
+    until(process, lambda: running_on(host, process), job)
+    for pid in running_on(host, process):
         os.kill(pid, signal.SIGKILL)
 
 
@@ -146,11 +145,11 @@ def test_hosts_an_actor_the_driver_and_the_head_die(four_hosts, tmp_path):
         inside(out / "base/tune/facts", job)
         leaving = host_of(cluster, "ray::MapBatches", job)
         cluster.drain(leaving, 2)
-        kill(cluster.head, "ray::LimiterActor")
+        kill(cluster.head, "ray::LimiterActor", job)
         lose(cluster, leaving)
         lose_one_inside("base/tune/verdicts")
         inside(out / "base/tune/questions", job)
-        kill(cluster.head, "jobs/pipeline.py")
+        kill(cluster.head, "jobs/pipeline.py", job)
         unfinished("base/tune/questions")
         assert job.wait(timeout=60) != 0
         job = submit(cluster, out, *words)
