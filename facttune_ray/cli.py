@@ -42,12 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except UserError as e:
         return _fail(str(e), e.exit_code)
-    except KeyboardInterrupt:
-        print("facttune: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        if (line := _storage_error(e)) is None:
+            raise
+        return _fail(line)
+    except KeyboardInterrupt:
+        print("facttune: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _storage_error(error: OSError) -> str | None:
+    """The line for an object store's refusal, a full disk; None for a bug."""
+    from facttune_ray.storage import explain
+
+    line = explain(error)
+    return None if line is None else f"storage: {line}"
 
 
 def _fail(message: str, exit_code: int = 2) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from pyarrow.fs import FileSelector
 
-from facttune_ray import tables
+from facttune_ray import storage, tables
 from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
@@ -79,7 +79,7 @@ class Run:
                     f"run `facttune stage {step}` with the same config first"
                 )
             say(f"{name:<36} ...", end="\r")
-            with tables.writing(folder.path):
+            with tables.writing(folder):
                 make()
             found = tables.manifest(folder)
             self.made.append(name)
@@ -110,9 +110,8 @@ class Run:
         """The database that verdicts read: `data.knowledge` if it is one, else the run's own."""
         data = self.cfg.data
         if source.is_database(data.knowledge):
-            local = str(Path(data.folder) / data.knowledge)
-            return data.knowledge if "://" in data.knowledge else local
-        return str(Path(self.root.path) / "knowledge" / "knowledge.db")
+            return storage.join(data.folder, data.knowledge)
+        return (self.root / "knowledge" / "knowledge.db").uri
 
     def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
         """One stage's table `scope/name` from tables given by their full names."""
@@ -226,7 +225,9 @@ class Run:
         if not self._base_url:
             from facttune_ray.quickstart import annotator
 
-            journal = Path(self.root.path) / "annotator" / "journal.jsonl"
+            folder = self.root / "annotator"
+            here = Path(folder.path) if folder.local else storage.scratch(folder.uri)
+            journal = here / "journal.jsonl"  # every answer is written on its own
             options = annotator.AnnotatorOptions(port=0, journal=str(journal))
             self._base_url = self._services.enter_context(annotator.running(options))
         return self._base_url
@@ -264,12 +265,11 @@ def _gpus(work: Work) -> float:
 
 def status(cfg: Config) -> list[tuple[str, dict | None]]:
     """Every table on disk with its manifest; None for an unfinished one."""
-    root = Path(Folder.of(cfg.run.out).path)
-    if not root.is_dir():
+    root, marks = Folder.of(cfg.run.out), (tables.MANIFEST, tables.RECIPE)
+    if not root.exists():
         raise UserError(f"{cfg.run.out} does not exist: nothing has been run there")
-    found = {p.parent for name in (tables.MANIFEST, tables.RECIPE) for p in root.rglob(name)}
-    rows = [(str(p.relative_to(root)), Folder.of(str(p))) for p in sorted(found)]
-    return [(name, (folder / tables.MANIFEST).read_json()) for name, folder in rows]
+    found = {f.rsplit("/", 1)[0] for f in root.files() if f.endswith(marks)}
+    return [(name, (root / name / tables.MANIFEST).read_json()) for name in sorted(found)]
 
 
 def model_digest(path: str) -> str:

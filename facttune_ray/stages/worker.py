@@ -20,6 +20,7 @@ from facttune_ray import errors, tables
 from facttune_ray.errors import UserError
 from facttune_ray.stages import stage
 from facttune_ray.stages.context import Context, Work
+from facttune_ray.storage import explain
 
 Batch = dict[str, np.ndarray]
 OPEN_SHARDS = 64  # of one worker, at once: their rows are in memory
@@ -40,6 +41,11 @@ class ShardWorker:
             self.loop.run_until_complete(make(shards))
         except UserError as e:  # one line for the driver to raise, without a worker's traceback
             return {"stopped": np.array([str(e)]), "kind": np.array([type(e).__name__])}
+        except OSError as e:  # an object store that stays away
+            if (line := explain(e)) is None:
+                raise
+            line = f"{self.work.output}: {line}"
+            return {"stopped": np.array([line]), "kind": np.array(["UserError"])}
         return {"stopped": np.array([""]), "kind": np.array([""])}
 
     async def make_all(self, shards: list[int]) -> None:
@@ -83,7 +89,9 @@ class ShardWorker:
             "cost_usd": used.cost_usd,
         }
         folder = self.context.root / self.work.output
-        tables.write_part(folder, self.work.stage, shard, rows, stats)
+        await asyncio.to_thread(
+            tables.write_part, folder, self.work.stage, shard, rows, stats
+        )  # other shards' requests go on
 
     def close(self) -> None:
         if "client" in self.context.__dict__:

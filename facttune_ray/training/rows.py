@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from facttune_ray.errors import UserError
 from facttune_ray.schema import TABLES
+from facttune_ray.storage import Folder
 
 SCHEMA = TABLES["reference"]
 
@@ -42,7 +43,8 @@ def write(parts: Sequence[str], file: Path) -> None:
     growing = file.with_suffix(".tmp")
     with pa.OSFile(str(growing), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as out:
         for part in parts:
-            found = pq.ParquetFile(part)
+            source = Folder.of(part)
+            found = pq.ParquetFile(source.fs.open_input_file(source.path))
             lacking = set(SCHEMA.names) - set(found.schema_arrow.names)
             if lacking:
                 raise UserError(f"{part}: no column {min(lacking)}: make the table reference again")
@@ -53,5 +55,8 @@ def write(parts: Sequence[str], file: Path) -> None:
 
 def usable_pairs(parts: Sequence[str]) -> int:
     """Pairs of all groups."""
-    counts = (pq.read_table(p, columns=["pairs"], partitioning=None)["pairs"] for p in parts)
-    return sum(int(np.sum(c.to_numpy())) for c in counts)
+    total = 0
+    for part in map(Folder.of, parts):
+        found = pq.read_table(part.path, filesystem=part.fs, columns=["pairs"], partitioning=None)
+        total += int(np.sum(found["pairs"].to_numpy()))
+    return total
