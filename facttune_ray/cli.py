@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from facttune_ray import secrets
 from facttune_ray.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ COMMANDS = (
     "run",
     "stage",
     "train",
+    "evaluate",
     "estimate",
     "status",
     "report",
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         return _fail(f'no command "{words[0]}".{did_you_mean(words[0], COMMANDS)}')
     args = _parser().parse_args(words)
+    secrets.install()
     try:
         return args.run(args)
     except UserError as e:
@@ -63,7 +66,7 @@ def _storage_error(error: OSError) -> str | None:
 
 
 def _fail(message: str, exit_code: int = 2) -> int:
-    print(f"facttune: error: {message}", file=sys.stderr)
+    print(f"facttune: error: {secrets.redact(message)}", file=sys.stderr)
     return exit_code
 
 
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--topics", type=int, default=100, help="topics that it counts (default: 100)")
     p.add_argument("--json", action="store_true", help="print JSON")
     takes_config(p)
+    takes_config(add("evaluate", _evaluate, "measure trained models on held-out topics, report"))
     takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
     takes_config(add("report", _report, "write summary.json and report.html from finished tables"))
     p = add("export", _export, "finished tables as files of FActScore, FactTune's scripts, TRL")
@@ -210,6 +214,14 @@ def _train(args: argparse.Namespace) -> int:
     if not made:
         print("train: nothing to do, every table matches its recipe")
     print("\n".join(models))
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from facttune_ray import facttune
+
+    cfg = _config(args)
+    _close(cfg, facttune.evaluate(cfg))
     return 0
 
 

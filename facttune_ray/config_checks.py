@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
+from facttune_ray import secrets
 from facttune_ray.config import Config
 from facttune_ray.config_layers import flatten, to_dict
 from facttune_ray.errors import UserError, did_you_mean
@@ -82,6 +84,7 @@ def check(cfg: Config) -> None:
         "batch_mb": 1,
     }
     flat = flatten(to_dict(cfg))
+    _secrets(flat)
     llms = ("llm", "sampling.llm")
     at_least |= {f"{llm}.{key}": low for llm in llms for key, low in of_llm.items()}
     for key, low in at_least.items():
@@ -132,6 +135,22 @@ def check(cfg: Config) -> None:
     _training(cfg)
     columns = _rewards(cfg)
     _sampling(cfg, columns)
+
+
+def _secrets(flat: dict) -> None:
+    """No key in a setting: settings stand in tables and reports."""
+    hidden = secrets.known()
+    for name, value in flat.items():
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str):
+                continue
+            if name.endswith("api_key_env") and not re.fullmatch(r"[A-Za-z_]\w*|", text):
+                raise UserError(f"{name}: give the name of an environment variable, not a key")
+            if any(s in text for s in hidden) or re.search(r"://[^/@]*:[^/@]*@", text):
+                raise UserError(
+                    f"{name}: holds a key, which would stand in every report: give it by "
+                    f"environment: llm.api_key_env names the variable"
+                )
 
 
 def _training(cfg: Config) -> None:

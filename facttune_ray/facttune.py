@@ -385,6 +385,14 @@ def train(cfg: Config) -> tuple[list[str], list[str]]:
         return [(this.root / name / "model").uri for name in trained], this.made
 
 
+def evaluate(cfg: Config) -> dict:
+    """Missing responses, facts and verdicts of base and trained models, summary and report."""
+    with FactTune(cfg, "evaluate") as this:
+        this.also = frozenset({"responses", "facts", "verdicts"})
+        this.whole()
+        return this.evaluate()
+
+
 def report(cfg: Config) -> dict:
     """Write summary and report again from finished tables; makes no table."""
     with FactTune(cfg, "evaluate") as this:

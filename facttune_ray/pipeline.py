@@ -12,7 +12,6 @@ prompts' hashes and its inputs' fingerprints, so a change upstream shows downstr
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any, Self
 
 from pyarrow.fs import FileSelector
 
-from facttune_ray import storage, tables
+from facttune_ray import schema, storage, tables, telemetry
 from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
@@ -29,6 +28,7 @@ from facttune_ray.sampling import engines
 from facttune_ray.stages import STAGES, prompts, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.tables import Folder, Recipe
+from facttune_ray.telemetry import say
 
 STEPS = ("knowledge", "prompts", "pretrain", *STAGES, "train", "evaluate")
 
@@ -59,6 +59,7 @@ class Run:
         self._services = contextlib.ExitStack()
         self._base_url = ""
         self._meter: tuple[str, Any] | None = None
+        telemetry.ids.update(run=cfg.run.name, run_id=schema.digest(self.root.path))
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +84,9 @@ class Run:
                 make()
             found = tables.manifest(folder)
             self.made.append(name)
-            say(describe(name, found))
+            keys = ("rows", "errors", "calls", "cached", "tokens", "cost_usd", "wall_s")
+            figures = {k: found[k] for k in keys if k in found}
+            say(describe(name, found), event="table", table=name, stage=step, **figures)
         self.manifests[name] = found
         return name
 
@@ -306,11 +309,6 @@ def describe(name: str, manifest: dict) -> str:
     if manifest.get("errors"):
         parts.append(f"{manifest['errors']:,} errors")
     return "  ".join(parts)
-
-
-def say(line: str, end: str = "\n") -> None:
-    if end == "\n" or sys.stderr.isatty():
-        print(line, end=end, file=sys.stderr, flush=True)
 
 
 def _first_error(folder: Folder, shards: int) -> str:

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import sys
+import traceback
 from typing import Any
 
 import numpy as np
 
-from facttune_ray import errors, tables
+from facttune_ray import errors, tables, telemetry
 from facttune_ray.errors import UserError
+from facttune_ray.schema import digest
+from facttune_ray.secrets import redact
 from facttune_ray.stages import stage
 from facttune_ray.stages.context import Context, Work
 from facttune_ray.storage import explain
+from facttune_ray.telemetry import say
 
 Batch = dict[str, np.ndarray]
 OPEN_SHARDS = 64  # of one worker, at once: their rows are in memory
@@ -33,6 +38,8 @@ class ShardWorker:
         self.work = work
         self.context = Context(work)
         self.loop = asyncio.new_event_loop()
+        run_id = digest(self.context.root.path)
+        telemetry.ids.update(run=work.cfg.run.name, run_id=run_id, stage=work.stage)
 
     def __call__(self, batch: Batch) -> Batch:
         shards = [int(s) for s in batch["shards"][0].split(",")]
@@ -46,6 +53,8 @@ class ShardWorker:
                 raise
             line = f"{self.work.output}: {line}"
             return {"stopped": np.array([line]), "kind": np.array(["UserError"])}
+        except Exception:  # a bug; its traceback goes to logs and to the cluster's state
+            raise RuntimeError(redact(traceback.format_exc())) from None
         return {"stopped": np.array([""]), "kind": np.array([""])}
 
     async def make_all(self, shards: list[int]) -> None:
@@ -92,6 +101,18 @@ class ShardWorker:
         await asyncio.to_thread(
             tables.write_part, folder, self.work.stage, shard, rows, stats
         )  # other shards' requests go on
+        failed = sum(row.get("error") is not None for row in rows)
+        tags = {"stage": self.work.stage, "run": self.work.cfg.run.name}
+        telemetry.count("rows", len(rows), **tags)
+        telemetry.count("errors", failed, **tags)
+        if os.environ.get("FACTTUNE_LOG") == "json":  # into this worker's log
+            what: dict[str, Any] = {
+                "table": self.work.output,
+                "shard": shard,
+                "rows": len(rows),
+                "errors": failed,
+            }
+            say(f"{self.work.output} part {shard}", event="part", **what, **stats)
 
     def close(self) -> None:
         if "client" in self.context.__dict__:

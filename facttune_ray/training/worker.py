@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from facttune_ray import telemetry
 from facttune_ray.config import TrainConfig
 from facttune_ray.errors import UserError
 from facttune_ray.storage import Folder, scratch
@@ -205,6 +206,9 @@ class Training:
             if math.isfinite(norm):  # not of a step that float16 skips
                 line["grad_norm"] = norm
             self.log.log(self.place.step, line, "train")
+            telemetry.count("train_pairs", pairs, run=self.job.name)
+            telemetry.count("train_tokens", tokens, run=self.job.name)
+            telemetry.gauge("train_loss", self.figures["loss"], run=self.job.name)
 
     def _groups(self, chosen: Sequence[int]) -> tuple[list[Any], list[Any], list[list[float]]]:
         """(groups, their reference log-probabilities, weights of pairs or of targets)."""
