@@ -69,10 +69,14 @@ def gauge(name: str, value: float, **tags: str) -> None:
         _metric(name).set(value, tags)
 
 
+def json_lines() -> bool:
+    return os.environ.get("FACTTUNE_LOG") == "json"
+
+
 def say(text: str, end: str = "\n", **fields: Any) -> None:
     """One line on stderr, without secrets. A line that the next one overwrites (`end`) is for
     terminals alone."""
-    if os.environ.get("FACTTUNE_LOG") == "json":
+    if json_lines():
         if end != "\n":
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import sys
 import traceback
 from typing import Any
@@ -101,18 +100,17 @@ class ShardWorker:
         await asyncio.to_thread(
             tables.write_part, folder, self.work.stage, shard, rows, stats
         )  # other shards' requests go on
+        self._tell(shard, rows, stats)
+
+    def _tell(self, shard: int, rows: list[dict], stats: dict[str, Any]) -> None:
+        """Metrics and, where lines are JSON, one into this process's log."""
         failed = sum(row.get("error") is not None for row in rows)
         tags = {"stage": self.work.stage, "run": self.work.cfg.run.name}
         telemetry.count("rows", len(rows), **tags)
         telemetry.count("errors", failed, **tags)
-        if os.environ.get("FACTTUNE_LOG") == "json":  # into this worker's log
-            what: dict[str, Any] = {
-                "table": self.work.output,
-                "shard": shard,
-                "rows": len(rows),
-                "errors": failed,
-            }
-            say(f"{self.work.output} part {shard}", event="part", **what, **stats)
+        if telemetry.json_lines():
+            what: dict[str, Any] = {"table": self.work.output, "shard": shard, **stats}
+            say(f"part {shard}", event="part", rows=len(rows), errors=failed, **what)
 
     def close(self) -> None:
         if "client" in self.context.__dict__:
