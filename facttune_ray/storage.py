@@ -20,22 +20,25 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import tenacity
 
 from facttune_ray.config_layers import one_line
 from facttune_ray.errors import UserError
 from facttune_ray.schema import digest
 
+T = TypeVar("T")
 OBJECT_STORES = ("s3", "gcs", "abfs")  # what is put there appears at once
 ATTEMPTS = int(os.environ.get("FACTTUNE_STORAGE_ATTEMPTS", "8"))  # of one request
+CHUNK = 2**24  # bytes
 CONNECT_S, REQUEST_S = 10.0, 60.0
 
 
@@ -99,8 +102,24 @@ class Folder:
         return sorted(info.path[len(self.path) + 1 :] for info in found if info.is_file)
 
     def read_bytes(self) -> bytes:
-        with self.fs.open_input_stream(self.path) as f:
-            return f.read()
+        def read() -> bytes:
+            with self.fs.open_input_stream(self.path) as f:
+                return f.read()
+
+        return self.again(read)
+
+    def again(self, read: Callable[[], T]) -> T:
+        """What `read` gives, asked again while the store refuses or stalls. Arrow's own patience
+        does not cover a refusal of a few bytes: its text does not fit where they should go."""
+        if self.local:
+            return read()
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, OSError) and passing(e)),
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=tenacity.wait_random_exponential(0.1, max=10),
+            reraise=True,
+        )
+        return retrying(read)
 
     def read_json(self) -> Any | None:
         """The file's JSON, or None when it is absent."""
@@ -108,6 +127,15 @@ class Folder:
             return json.loads(self.read_bytes())
         except FileNotFoundError:
             return None
+
+    def download(self, here: Path) -> None:
+        """Copy this file to a local path."""
+
+        def copy() -> None:
+            with self.fs.open_input_stream(self.path) as remote, open(here, "wb") as local:
+                shutil.copyfileobj(remote, local, CHUNK)
+
+        self.again(copy)
 
     def write_bytes(self, data: bytes) -> None:
         """Whole or not at all: one put on an object store, elsewhere a file that is renamed. Its
@@ -258,6 +286,13 @@ def explain(error: BaseException) -> str | None:
             said = one_line(getattr(error, "cause", None) or error)
         return f"the store does not answer: {said[:240]}: run the same command again: it goes on"
     return None
+
+
+def passing(error: BaseException) -> bool:
+    """Whether a store said it, and may say otherwise soon."""
+    text = str(error)
+    ours = isinstance(error, OSError) and error.errno is None and any(s in text for s in STORES)
+    return ours and not any(sign in text for sign in REFUSALS)
 
 
 class writing:

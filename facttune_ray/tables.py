@@ -46,7 +46,9 @@ def write_part(folder: Folder, table: str, shard: int, rows: list[dict], stats: 
 def read_part(folder: Folder, shard: int, columns: list[str] | None = None) -> pa.Table:
     """One shard of a table."""
     file = folder / part(shard)
-    return pq.read_table(file.path, filesystem=file.fs, columns=columns, partitioning=None)
+    return file.again(
+        lambda: pq.read_table(file.path, filesystem=file.fs, columns=columns, partitioning=None)
+    )
 
 
 def read(folder: Folder, columns: list[str] | None = None) -> pa.Table:
@@ -64,6 +66,10 @@ def rows(folder: Folder, shard: int) -> Iterator[dict]:
 def part_stats(folder: Folder, shard: int) -> dict:
     """Rows, errors and the stats that `write_part` stored, without reading the rows."""
     file = folder / part(shard)
+    return file.again(lambda: _part_stats(file))
+
+
+def _part_stats(file: Folder) -> dict:
     with file.fs.open_input_file(file.path) as f:
         parquet = pq.ParquetFile(f)
         stats = json.loads(parquet.schema_arrow.metadata[b"facttune"])

@@ -44,7 +44,8 @@ def write(parts: Sequence[str], file: Path) -> None:
     with pa.OSFile(str(growing), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as out:
         for part in parts:
             source = Folder.of(part)
-            found = pq.ParquetFile(source.fs.open_input_file(source.path))
+            opened = source.path if source.local else pa.BufferReader(source.read_bytes())
+            found = pq.ParquetFile(opened)
             lacking = set(SCHEMA.names) - set(found.schema_arrow.names)
             if lacking:
                 raise UserError(f"{part}: no column {min(lacking)}: make the table reference again")
@@ -57,6 +58,7 @@ def usable_pairs(parts: Sequence[str]) -> int:
     """Pairs of all groups."""
     total = 0
     for part in map(Folder.of, parts):
-        found = pq.read_table(part.path, filesystem=part.fs, columns=["pairs"], partitioning=None)
+        data = part.path if part.local else pa.BufferReader(part.read_bytes())
+        found = pq.read_table(data, columns=["pairs"], partitioning=None)
         total += int(np.sum(found["pairs"].to_numpy()))
     return total
