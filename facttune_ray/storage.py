@@ -102,9 +102,14 @@ class Folder:
         return sorted(info.path[len(self.path) + 1 :] for info in found if info.is_file)
 
     def read_bytes(self) -> bytes:
+        """One version of the file, also where it is replaced meanwhile."""
+
         def read() -> bytes:
-            with self.fs.open_input_stream(self.path) as f:
-                return f.read()
+            while True:
+                with self.fs.open_input_file(self.path) as f:
+                    data = f.read_at(f.size(), 0)  # one request: of one version
+                if self.local or self.fs.get_file_info(self.path).size == len(data):
+                    return data
 
         return self.again(read)
 

@@ -120,9 +120,9 @@ class Segment:
             for row in range(int(first[hit]), int(last[hit])):
                 batch = int(np.searchsorted(self.starts, row, side="right")) - 1
                 batches.setdefault(batch, []).append((row - int(self.starts[batch]), raw[hit]))
-        for key, row in self.file.again(lambda: self._rows(batches)):
-            if row["key"] == key:
-                yield key, row
+        for key, found in self.file.again(lambda: self._rows(batches)):
+            if found["key"] == key:
+                yield key, found
 
     def _rows(self, batches: dict[int, list[tuple[int, bytes]]]) -> list[tuple[bytes, dict]]:
         """(wanted key, row) of these rows of these batches."""
