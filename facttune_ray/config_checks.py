@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from facttune_ray import secrets
 from facttune_ray.config import Config
@@ -84,7 +84,7 @@ def check(cfg: Config) -> None:
         "batch_mb": 1,
     }
     flat = flatten(to_dict(cfg))
-    _secrets(flat)
+    _secrets(to_dict(cfg))
     llms = ("llm", "sampling.llm")
     at_least |= {f"{llm}.{key}": low for llm in llms for key, low in of_llm.items()}
     for key, low in at_least.items():
@@ -137,20 +137,29 @@ def check(cfg: Config) -> None:
     _sampling(cfg, columns)
 
 
-def _secrets(flat: dict) -> None:
+def _secrets(settings: dict) -> None:
     """No key in a setting: settings stand in tables and reports."""
     hidden = secrets.known()
-    for name, value in flat.items():
-        for text in value if isinstance(value, list) else [value]:
-            if not isinstance(text, str):
-                continue
-            if name.endswith("api_key_env") and not re.fullmatch(r"[A-Za-z_]\w*|", text):
-                raise UserError(f"{name}: give the name of an environment variable, not a key")
-            if any(s in text for s in hidden) or re.search(r"://[^/@]*:[^/@]*@", text):
-                raise UserError(
-                    f"{name}: holds a key, which would stand in every report: give it by "
-                    f"environment: llm.api_key_env names the variable"
-                )
+    for name, text in _texts("", settings):
+        if name.endswith("api_key_env") and not re.fullmatch(r"[A-Za-z_]\w*|", text):
+            raise UserError(f"{name}: give the name of an environment variable, not a key")
+        if any(s in text for s in hidden) or re.search(r"://[^/@]*:[^/@]*@", text):
+            raise UserError(
+                f"{name}: holds a key, which would stand in every report: give it by environment: "
+                f"llm.api_key_env names the variable"
+            )
+
+
+def _texts(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """(key, text) of every text at any depth."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(f"{name}.{key}" if name else str(key), inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _texts(f"{name}[{i}]", inner)
 
 
 def _training(cfg: Config) -> None:
