@@ -49,20 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as e:
-        if (line := _storage_error(e)) is None:
+        from facttune_ray.storage import outage
+
+        if (line := outage(e)) is None:
             raise
-        return _fail(line)
+        return _fail(f"storage: {line}")
     except KeyboardInterrupt:
         print("facttune: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-
-
-def _storage_error(error: OSError) -> str | None:
-    """The line for an object store's refusal, a full disk; None for a bug."""
-    from facttune_ray.storage import explain
-
-    line = explain(error)
-    return None if line is None else f"storage: {line}"
 
 
 def _fail(message: str, exit_code: int = 2) -> int:
@@ -186,7 +180,8 @@ def _close(cfg: Config, summary: dict) -> None:
     from facttune_ray.evaluation import report
 
     print(report.table(summary))
-    print(f"\n{cfg.run.out}/report.html  {cfg.run.out}/summary.json")
+    out = cfg.run.out.partition("?")[0]
+    print(f"\n{out}/report.html  {out}/summary.json")
 
 
 def _quickstart(args: argparse.Namespace) -> int:

@@ -293,6 +293,11 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def outage(error: OSError) -> str | None:
+    """`explain` of what may happen anywhere, to a reader too: a store that is away, a full disk."""
+    return explain(error) if error.errno in (None, errno.ENOSPC, errno.EDQUOT) else None
+
+
 def passing(error: BaseException) -> bool:
     """Whether a store said it, and may say otherwise soon."""
     text = str(error)

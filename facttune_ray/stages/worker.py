@@ -23,7 +23,7 @@ from facttune_ray.schema import digest
 from facttune_ray.secrets import redact
 from facttune_ray.stages import stage
 from facttune_ray.stages.context import Context, Work
-from facttune_ray.storage import explain
+from facttune_ray.storage import outage
 from facttune_ray.telemetry import say
 
 Batch = dict[str, np.ndarray]
@@ -48,7 +48,7 @@ class ShardWorker:
         except UserError as e:  # one line for the driver to raise, without a worker's traceback
             return {"stopped": np.array([str(e)]), "kind": np.array([type(e).__name__])}
         except OSError as e:  # an object store that stays away
-            if (line := explain(e)) is None:
+            if (line := outage(e)) is None:
                 raise
             line = f"{self.work.output}: {line}"
             return {"stopped": np.array([line]), "kind": np.array(["UserError"])}
