@@ -92,14 +92,19 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names directly inside, sorted; [] when the folder is absent."""
-        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in found)
+        return sorted(info.base_name for info in self._inside())
 
     def files(self) -> list[str]:
         """Files at any depth, relative to the folder, sorted; [] when it is absent."""
-        inside = pafs.FileSelector(self.path, allow_not_found=True, recursive=True)
-        found = self.fs.get_file_info(inside)
+        found = self._inside(recursive=True)
         return sorted(info.path[len(self.path) + 1 :] for info in found if info.is_file)
+
+    def _inside(self, recursive: bool = False) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        try:
+            return self.fs.get_file_info(selector)
+        except FileNotFoundError:  # it appeared, or a folder in it went, while it was listed
+            return self.fs.get_file_info(selector)
 
     def read_bytes(self) -> bytes:
         """One version of the file, also where it is replaced meanwhile."""
