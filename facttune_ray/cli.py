@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from facttune_ray import secrets
 from facttune_ray.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ COMMANDS = (
     "run",
     "stage",
     "train",
+    "evaluate",
     "estimate",
     "status",
     "report",
@@ -38,20 +40,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         return _fail(f'no command "{words[0]}".{did_you_mean(words[0], COMMANDS)}')
     args = _parser().parse_args(words)
+    secrets.install()
     try:
         return args.run(args)
     except UserError as e:
         return _fail(str(e), e.exit_code)
-    except KeyboardInterrupt:
-        print("facttune: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        from facttune_ray.storage import outage
+
+        if (line := outage(e)) is None:
+            raise
+        return _fail(f"storage: {line}")
+    except KeyboardInterrupt:
+        print("facttune: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def _fail(message: str, exit_code: int = 2) -> int:
-    print(f"facttune: error: {message}", file=sys.stderr)
+    print(f"facttune: error: {secrets.redact(message)}", file=sys.stderr)
     return exit_code
 
 
@@ -98,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--parameters", type=float, help="of the model (default: from its config)")
     p.add_argument("--json", action="store_true", help="print JSON")
     takes_config(p)
+    takes_config(add("evaluate", _evaluate, "measure trained models on held-out topics, report"))
     takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
     takes_config(add("report", _report, "write summary.json and report.html from finished tables"))
     p = add("export", _export, "finished tables as files of FActScore, FactTune's scripts, TRL")
@@ -173,7 +183,8 @@ def _close(cfg: Config, summary: dict) -> None:
     from facttune_ray.evaluation import report
 
     print(report.table(summary))
-    print(f"\n{cfg.run.out}/report.html  {cfg.run.out}/summary.json")
+    out = cfg.run.out.partition("?")[0]
+    print(f"\n{out}/report.html  {out}/summary.json")
 
 
 def _quickstart(args: argparse.Namespace) -> int:
@@ -201,6 +212,14 @@ def _train(args: argparse.Namespace) -> int:
     if not made:
         print("train: nothing to do, every table matches its recipe")
     print("\n".join(models))
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from facttune_ray import facttune
+
+    cfg = _config(args)
+    _close(cfg, facttune.evaluate(cfg))
     return 0
 
 

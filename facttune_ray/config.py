@@ -364,7 +364,8 @@ def preset_path(name: str) -> Path:
 
 
 def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
-    """Merge dataclass defaults, presets in order and `key=value` overrides; check; freeze."""
+    """Merge dataclass defaults, presets (names, paths, URIs) in order and `key=value` overrides;
+    check; freeze."""
     from omegaconf import OmegaConf
 
     from facttune_ray.config_checks import check
@@ -372,9 +373,9 @@ def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
 
     merged = OmegaConf.structured(Config)
     for name in presets:
-        path = preset_path(name)
+        path = name if "://" in name else preset_path(name)
         try:
-            layer = OmegaConf.load(path)
+            layer = _remote(name) if "://" in name else OmegaConf.load(path)
         except (OSError, ValueError) as e:
             raise UserError(f"{path}: {one_line(e)}") from None
         except Exception as e:  # the YAML parser's own error tree, which OmegaConf passes on
@@ -383,6 +384,15 @@ def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     cfg = frozen(layered(merged, overrides, FREE))
     check(cfg)
     return cfg
+
+
+def _remote(uri: str) -> Any:
+    """A preset on an object store."""
+    from omegaconf import OmegaConf
+
+    from facttune_ray.storage import Folder
+
+    return OmegaConf.create(Folder.of(uri).read_bytes().decode())
 
 
 def override(kind: type[T], overrides: Sequence[str]) -> T:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
+from facttune_ray import secrets
 from facttune_ray.config import Config, RewardsConfig
 from facttune_ray.config_layers import flatten, to_dict
 from facttune_ray.contenders import contenders
@@ -89,6 +91,7 @@ def check(cfg: Config) -> None:
         "batch_mb": 1,
     }
     flat = flatten(to_dict(cfg))
+    _secrets(to_dict(cfg))
     llms = ("llm", "sampling.llm")
     at_least |= {f"{llm}.{key}": low for llm in llms for key, low in of_llm.items()}
     for key, low in at_least.items():
@@ -181,6 +184,31 @@ def _contenders(cfg: Config) -> None:
             check(dataclasses.replace(one.cfg, contenders={}, tune={}, rewards=RewardsConfig()))
         except UserError as e:
             raise UserError(f"contenders.{one.name}: {e}") from None
+
+
+def _secrets(settings: dict) -> None:
+    """No key in a setting: settings stand in tables and reports."""
+    hidden = secrets.known()
+    for name, text in _texts("", settings):
+        if name.endswith("api_key_env") and not re.fullmatch(r"[A-Za-z_]\w*|", text):
+            raise UserError(f"{name}: give the name of an environment variable, not a key")
+        if any(s in text for s in hidden) or re.search(r"://[^/@]*:[^/@]*@", text):
+            raise UserError(
+                f"{name}: holds a key, which would stand in every report: give it by environment: "
+                f"llm.api_key_env names the variable"
+            )
+
+
+def _texts(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """(key, text) of every text at any depth."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(f"{name}.{key}" if name else str(key), inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _texts(f"{name}[{i}]", inner)
 
 
 def _training(cfg: Config) -> None:

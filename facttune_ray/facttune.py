@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facttune_ray import preflight, tables
+from facttune_ray import preflight, storage, tables
 from facttune_ray.config import Config, TuneConfig
 from facttune_ray.contenders import contend, contenders
 from facttune_ray.errors import UserError
@@ -45,6 +45,7 @@ class FactTune(Tuning):
         """{title, text} articles -> knowledge/knowledge.db."""
         from facttune_ray.interop.factscore import file_digest
         from facttune_ray.knowledge import build, source
+        from facttune_ray.knowledge.local import local_copy
 
         cfg, folder = self.cfg, self.root / "knowledge"
         ready = source.is_database(cfg.data.knowledge)
@@ -67,13 +68,16 @@ class FactTune(Tuning):
         def make() -> None:
             started = time.monotonic()
             tables.begin(folder, recipe)
-            out, rows = Path(folder.path) / "knowledge.db", 0
-            if not ready and cfg.data.source == "world":
-                rows = build.write(prompts.world_of(cfg).articles, out)
-            elif needless and not cfg.data.knowledge:
-                build.write([], out, least=0)  # no topic has an article: verdicts are null
-            elif not ready:
-                rows = build.build([Path(cfg.data.folder) / cfg.data.knowledge], out)
+            rows = 0
+            with storage.staged(folder) as here:
+                out = here / "knowledge.db"
+                if not ready and cfg.data.source == "world":
+                    rows = build.write(prompts.world_of(cfg).articles, out)
+                elif needless and not cfg.data.knowledge:
+                    build.write([], out, least=0)  # no topic has an article: verdicts are null
+                elif not ready:
+                    given = local_copy(storage.join(cfg.data.folder, cfg.data.knowledge))
+                    rows = build.build([Path(given)], out)
             self.finish_artifact("knowledge", recipe, started, {"rows": rows})
 
         self.ensure("knowledge", "knowledge", recipe, make)
@@ -90,13 +94,13 @@ class FactTune(Tuning):
 
         def make() -> None:
             started = time.monotonic()
-            out = Path(self.root.path) / "base" / "pretrain"
             tables.begin(self.root / "base/pretrain", recipe)
-            figures = self._pretrain(out / "model")
+            with storage.staged(self.root / "base/pretrain") as here:
+                figures = self._pretrain(here / "model")
             self.finish_artifact("base/pretrain", recipe, started, {"rows": 1, "figures": figures})
 
         self.ensure("base/pretrain", "pretrain", recipe, make)
-        path = str(Path(self.root.path) / "base" / "pretrain" / "model")
+        path = (self.root / "base/pretrain/model").uri
         return Snapshot("base", path, self.fingerprint("base/pretrain"))
 
     def _pretrain(self, out: Path) -> dict[str, float]:
@@ -330,8 +334,6 @@ class FactTune(Tuning):
         cfg, only = self.cfg, self.only
         if cfg.data.groups not in ("", None):
             raise UserError("data.groups: only `facttune train` takes preferences from files")
-        if not self.root.local:
-            raise UserError(f"run.out={cfg.run.out}: needs a local or shared folder")
         try:
             self.loop()
         except Missing:
@@ -363,7 +365,7 @@ class FactTune(Tuning):
         if found and not again and found["run"]["fingerprint"] == tables.fingerprint(recipe):
             if (self.root / "report.html").exists():
                 return found
-        with tables.writing(self.root.path):
+        with tables.writing(self.root):
             return measure.write(
                 self.root,
                 self.cfg,
@@ -413,7 +415,15 @@ def train(cfg: Config) -> tuple[list[str], list[str]]:
         trained = [n for n, m in this.manifests.items() if m["table"] == "train"]
         if not trained:
             raise UserError("nothing to train: `tune` names no model with rounds")
-        return [f"{this.root.path}/{name}/model" for name in trained], this.made
+        return [(this.root / name / "model").uri for name in trained], this.made
+
+
+def evaluate(cfg: Config) -> dict:
+    """Missing responses, facts and verdicts of base and trained models, summary and report."""
+    with FactTune(cfg, "evaluate") as this:
+        this.also = frozenset({"responses", "facts", "verdicts"})
+        this.whole()
+        return this.evaluate()
 
 
 def report(cfg: Config) -> dict:

@@ -12,7 +12,6 @@ prompts' hashes and its inputs' fingerprints, so a change upstream shows downstr
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,7 @@ from typing import Any, Self
 
 from pyarrow.fs import FileSelector
 
-from facttune_ray import tables
+from facttune_ray import schema, storage, tables, telemetry
 from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
@@ -33,6 +32,7 @@ from facttune_ray.stages.context import Work
 from facttune_ray.stages.placement import place
 from facttune_ray.streams import Streams
 from facttune_ray.tables import Folder, Recipe
+from facttune_ray.telemetry import say
 
 STEPS = ("knowledge", "topics", "pretrain", *STAGES, "train", "evaluate")
 
@@ -66,6 +66,7 @@ class Run:
         self._meter: tuple[str, Any] | None = None
         self._streams: Streams | None = None  # while tables are made side by side
         self._lock = threading.RLock()  # of what they share: meter, annotator
+        telemetry.ids.update(run=cfg.run.name, run_id=schema.digest(self.root.path))
 
     def __enter__(self) -> Self:
         return self
@@ -97,10 +98,14 @@ class Run:
 
     def _make(self, name: str, make: Callable[[], Any]) -> None:
         folder = self.root / name
-        with tables.writing(folder.path):
+        with tables.writing(folder):
             make()
+        found = tables.manifest(folder)
         self.made.append(name)
-        say(describe(name, tables.manifest(folder)))
+        keys = ("rows", "errors", "calls", "cached", "tokens", "cost_usd", "wall_s")
+        figures = {k: found[k] for k in keys if k in found}
+        of = name.rsplit("/", 1)[-1]
+        say(describe(name, found), event="table", table=name, stage=of, **figures)
 
     @contextlib.contextmanager
     def streaming(self) -> Iterator[None]:
@@ -150,9 +155,8 @@ class Run:
         """The database that verdicts read: `data.knowledge` if it is one, else the run's own."""
         data = self.cfg.data
         if source.is_database(data.knowledge):
-            local = str(Path(data.folder) / data.knowledge)
-            return data.knowledge if "://" in data.knowledge else local
-        return str(Path(self.root.path) / "knowledge" / "knowledge.db")
+            return storage.join(data.folder, data.knowledge)
+        return (self.root / "knowledge" / "knowledge.db").uri
 
     def table(
         self, scope: str, name: str, inputs: Iterable[str], cfg: Config | None = None, **work: Any
@@ -278,7 +282,9 @@ class Run:
                 from facttune_ray.quickstart import annotator
                 from facttune_ray.stages import worker
 
-                journal = Path(self.root.path) / "annotator" / "journal.jsonl"
+                folder = self.root / "annotator"
+                here = Path(folder.path) if folder.local else storage.scratch(folder.uri)
+                journal = here / "journal.jsonl"  # every answer is written on its own
                 options = annotator.AnnotatorOptions(
                     host=worker.own_address(), journal=str(journal)
                 )
@@ -329,12 +335,11 @@ def _gpus(work: Work) -> tuple[float, str]:
 
 def status(cfg: Config) -> list[tuple[str, dict | None]]:
     """Every table on disk with its manifest; None for an unfinished one."""
-    root = Path(Folder.of(cfg.run.out).path)
-    if not root.is_dir():
+    root, marks = Folder.of(cfg.run.out), (tables.MANIFEST, tables.RECIPE)
+    if not root.exists():
         raise UserError(f"{cfg.run.out} does not exist: nothing has been run there")
-    found = {p.parent for name in (tables.MANIFEST, tables.RECIPE) for p in root.rglob(name)}
-    rows = [(str(p.relative_to(root)), Folder.of(str(p))) for p in sorted(found)]
-    return [(name, (folder / tables.MANIFEST).read_json()) for name, folder in rows]
+    found = {f.rsplit("/", 1)[0] for f in root.files() if f.endswith(marks)}
+    return [(name, (root / name / tables.MANIFEST).read_json()) for name in sorted(found)]
 
 
 def model_digest(path: str) -> str:
@@ -371,11 +376,6 @@ def describe(name: str, manifest: dict) -> str:
     if manifest.get("errors"):
         parts.append(f"{manifest['errors']:,} errors")
     return "  ".join(parts)
-
-
-def say(line: str, end: str = "\n") -> None:
-    if end == "\n" or sys.stderr.isatty():
-        print(line, end=end, file=sys.stderr, flush=True)
 
 
 def _first_error(folder: Folder, shards: int) -> str:

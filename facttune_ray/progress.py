@@ -15,6 +15,7 @@ from typing import Any
 from facttune_ray import tables
 from facttune_ray.stages.context import Work
 from facttune_ray.tables import Folder
+from facttune_ray.telemetry import say
 
 TERMINAL_S, LOG_S = 1.0, 30.0  # between two lines: overwritten on a terminal, added to a log
 
@@ -46,8 +47,10 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
             parts = f"{len(tables.present(folder, shards))}/{shards} parts"
             before = last["stages"].get(work.stage, {})
             text = line(work.output, parts, used, before, now - since, found["spent_usd"])
-            end = "\r" if terminal else "\n"
-            print(text.ljust(118) if terminal else text, end=end, file=sys.stderr, flush=True)
+            if terminal:
+                say(text.ljust(118), end="\r")
+            else:
+                say(text, event="progress", table=work.output, stage=work.stage, **used)
             printed = True
         if found:
             last, since = found, now

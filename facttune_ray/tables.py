@@ -12,121 +12,21 @@ rows; never paths or hardware), its fingerprint, row and error counts, calls and
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from facttune_ray.config_layers import one_line
 from facttune_ray.errors import RecipeMismatch, UserError
 from facttune_ray.schema import TABLES, digest
+from facttune_ray.storage import Folder as Folder
+from facttune_ray.storage import writing as writing
 
 MANIFEST, RECIPE = "_MANIFEST.json", "_RECIPE.json"
 Recipe = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder on some file system. `Folder.of("s3://bucket/run") / "facts"`."""
-
-    fs: pafs.FileSystem
-    path: str
-
-    @staticmethod
-    def of(uri: str) -> Folder:
-        try:
-            fs, path = pafs.FileSystem.from_uri(uri) if "://" in uri else _local(uri)
-        except (pa.ArrowInvalid, OSError) as e:
-            raise UserError(f"{uri}: {one_line(e)}") from None
-        return Folder(fs, path.rstrip("/"))
-
-    def __truediv__(self, name: str) -> Folder:
-        return Folder(self.fs, f"{self.path}/{name}")
-
-    @property
-    def local(self) -> bool:
-        return isinstance(self.fs, pafs.LocalFileSystem)
-
-    def exists(self) -> bool:
-        return self.fs.get_file_info(self.path).type != pafs.FileType.NotFound
-
-    def names(self) -> list[str]:
-        """Names directly inside, sorted; [] when the folder is absent."""
-        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in found)
-
-    def read_bytes(self) -> bytes:
-        with self.fs.open_input_stream(self.path) as f:
-            return f.read()
-
-    def read_json(self) -> Any | None:
-        """The file's JSON, or None when it is absent."""
-        return json.loads(self.read_bytes()) if self.exists() else None
-
-    def write_bytes(self, data: bytes) -> None:
-        """Whole or not at all: a temporary file renamed locally, one put on an object store."""
-        with writing(self.path):
-            parent = self.path.rsplit("/", 1)[0]
-            self.fs.create_dir(parent, recursive=True)
-            target = self.path + ".tmp" if self.local else self.path
-            with self.fs.open_output_stream(target) as f:
-                f.write(data)
-            if self.local:
-                self.fs.move(target, self.path)
-
-    def write_json(self, value: Any) -> None:
-        self.write_bytes(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
-
-    def delete(self) -> None:
-        if self.exists():
-            self.fs.delete_dir(self.path)
-
-    def delete_file(self) -> None:
-        """Remove a file; one that is gone already is no error."""
-        if self.exists():
-            self.fs.delete_file(self.path)
-
-
-def _local(path: str) -> tuple[pafs.FileSystem, str]:
-    import os
-
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-
-
-FULL = "no space left: free some, then run the same command again"
-HINTS = {
-    errno.ENOSPC: FULL,
-    errno.EDQUOT: "disk quota reached: free some, then run the same command again",
-    errno.EACCES: "permission denied: choose another run.out",
-    errno.EROFS: "the file system is read-only: choose another run.out",
-    errno.ENOTDIR: "a part of this path is a file, not a folder: choose another run.out",
-    errno.EEXIST: "a file is in the way: choose another run.out",
-}
-
-
-class writing:
-    """Turn a full disk, a missing right or a bad path into one clear line."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, UserError):
-            return
-        hint = HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
-        if hint is None and "No space left on device" in str(error):
-            hint = FULL  # libraries wrap it in errors of their own
-        if hint is not None:
-            raise UserError(f"cannot write {self.path}: {hint}") from None
 
 
 def part(shard: int) -> str:
@@ -146,7 +46,9 @@ def write_part(folder: Folder, table: str, shard: int, rows: list[dict], stats: 
 def read_part(folder: Folder, shard: int, columns: list[str] | None = None) -> pa.Table:
     """One shard of a table."""
     file = folder / part(shard)
-    return pq.read_table(file.path, filesystem=file.fs, columns=columns, partitioning=None)
+    return file.again(
+        lambda: pq.read_table(file.path, filesystem=file.fs, columns=columns, partitioning=None)
+    )
 
 
 def read(folder: Folder, columns: list[str] | None = None) -> pa.Table:
@@ -164,6 +66,10 @@ def rows(folder: Folder, shard: int) -> Iterator[dict]:
 def part_stats(folder: Folder, shard: int) -> dict:
     """Rows, errors and the stats that `write_part` stored, without reading the rows."""
     file = folder / part(shard)
+    return file.again(lambda: _part_stats(file))
+
+
+def _part_stats(file: Folder) -> dict:
     with file.fs.open_input_file(file.path) as f:
         parquet = pq.ParquetFile(f)
         stats = json.loads(parquet.schema_arrow.metadata[b"facttune"])
@@ -182,7 +88,7 @@ def manifest(folder: Folder) -> dict:
     """The finished table's manifest; UserError when the table is absent or unfinished."""
     found = (folder / MANIFEST).read_json()
     if found is None:
-        raise UserError(f"{folder.path} is not a finished table (no {MANIFEST})")
+        raise UserError(f"{folder} is not a finished table (no {MANIFEST})")
     return found
 
 
@@ -197,7 +103,7 @@ def finished(folder: Folder, recipe: Recipe) -> dict | None:
     if found["fingerprint"] == fingerprint(recipe):
         return found
     raise RecipeMismatch(
-        f"{folder.path} was made by another recipe: {difference(found['recipe'], recipe)}. "
+        f"{folder} was made by another recipe: {difference(found['recipe'], recipe)}. "
         f"Use those values, another run.out, or delete that folder to make it again "
         f"(paid completions stay in the ledger)"
     )
@@ -216,7 +122,7 @@ def difference(old: Recipe, new: Recipe, most: int = 4) -> str:
 def begin(folder: Folder, recipe: Recipe) -> None:
     """Start or resume a table: parts left by the same recipe stay, others are removed."""
     if (folder / RECIPE).read_json() != recipe:
-        with writing(folder.path):
+        with writing(folder):
             folder.delete()
         (folder / RECIPE).write_json(recipe)
 
@@ -241,5 +147,8 @@ def finish(folder: Folder, table: str, recipe: Recipe, shards: int, wall_s: floa
         "wall_s": round(wall_s, 2),
         **{k: round(v, 6) if isinstance(v, float) else v for k, v in totals.items()},
     }
+    for name in folder.names():  # of writers that were killed
+        if name.endswith(".tmp"):
+            (folder / name).delete_file()
     (folder / MANIFEST).write_json(made)
     return made

@@ -60,11 +60,11 @@ class Tuning(Run):
             )
         if not known:
             raise UserError(
-                f"{folder.path}: {reward} is null for every train response: nothing to train on. "
+                f"{folder}: {reward} is null for every train response: nothing to train on. "
                 f"Its `error` and count columns say why"
             )
         raise UserError(
-            f"{folder.path}: no two responses of a prompt whose {reward} differ by more than "
+            f"{folder}: no two responses of a prompt whose {reward} differ by more than "
             f"groups.threshold={self.cfg.groups.threshold}: nothing to train on. Lower it, or "
             f"sample more"
         )
@@ -97,7 +97,7 @@ class Tuning(Run):
         cfg, name = self.cfg, f"{scope}/train"
         recipe |= {"input.reference": self.fingerprint(rows), "input.model": start.fingerprint}
         recipe |= {"run.seed": cfg.run.seed, "version": loop.VERSION}
-        out = Path(self.root.path) / name
+        out = self.root / name
 
         def make() -> None:
             from facttune_ray.stages import worker
@@ -108,14 +108,14 @@ class Tuning(Run):
                 self._check_masks(rows)
             tables.begin(self.root / name, recipe)
             worker.start_ray()
-            parts = sorted(Path(self.root.path, rows).glob("part-*.parquet"))
+            table = self.root / rows
             # the recipe is in the name: checkpoints elsewhere are never those of another training
             called = f"{cfg.run.name}-{scope}-{tables.fingerprint(recipe)[:8]}"
             job = loop.TrainJob(
-                rows=tuple(map(str, parts)),
+                rows=tuple((table / tables.part(s)).uri for s in range(cfg.run.shards)),
                 # workers stand in another folder than the driver
                 model=str(Path(start.path).resolve()) if Path(start.path).is_dir() else start.path,
-                out=str(out),
+                out=out.uri,
                 train=train,
                 groups=cfg.groups,
                 seed=cfg.run.seed,
@@ -127,7 +127,7 @@ class Tuning(Run):
             self.finish_artifact(name, recipe, started, {"rows": steps})
 
         self.ensure(name, "train", recipe, make)
-        return Snapshot(scope, str(out / "model"), self.fingerprint(name))
+        return Snapshot(scope, (out / "model").uri, self.fingerprint(name))
 
     def _check_masks(self, rows: str) -> None:
         """UserError when no token is masked: no sentence of the responses has a verdict."""
@@ -139,7 +139,7 @@ class Tuning(Run):
                 if pc.min(pc.list_flatten(pc.list_flatten(column))).as_py() == 0:
                     return
         raise UserError(
-            f"train.loss=fact_masked: no sentence of the responses in {self.root.path}/{rows} has "
+            f"train.loss=fact_masked: no sentence of the responses in {self.root / rows} has "
             f"a verdict, so no token is masked: it needs data.knowledge, or take train.loss=dpo"
         )
 
@@ -198,8 +198,6 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
             "train.loss=fact_masked: needs the tables facts and verdicts, which data.groups has not"
         )
     with Tuning(cfg) as this:
-        if not this.root.local:
-            raise UserError(f"run.out={cfg.run.out}: needs a local or shared folder")
         recipe = (
             given.recipe(files) | stage("groups").recipe(cfg) | {"run.shards": this.cfg.run.shards}
         )

@@ -1,6 +1,7 @@
-"""The whole loop as a Ray job: every missing table, training, evaluation, report.
+r"""The whole loop as a Ray job: every missing table, training, evaluation, report.
 
-ray job submit --working-dir . -- python jobs/pipeline.py CONFIG... [key=value ...]
+ray job submit --runtime-env jobs/runtime_env.yaml -- \
+    python jobs/pipeline.py CONFIG... [key=value ...]
 """
 
 import sys

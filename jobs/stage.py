@@ -1,6 +1,10 @@
-"""The missing tables of one stage as a Ray job.
+r"""The missing tables of one stage as a Ray job.
 
-ray job submit --working-dir . -- python jobs/stage.py NAME CONFIG... [key=value ...]
+ray job submit --runtime-env jobs/runtime_env.yaml -- \
+    python jobs/stage.py NAME CONFIG... [key=value ...]
+
+NAME: knowledge, prompts, pretrain, responses, facts, verdicts, questions, answers, entities,
+classes, p_true, rewards, mixes, groups, reference.
 """
 
 import sys

@@ -10,6 +10,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")  # of tests/object_store.py; workers need it, too
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
+os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no role to ask for
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -29,6 +32,15 @@ def ray_cluster():
     import ray
 
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """An S3 server (tests/object_store.py) that every process of this machine reaches."""
+    pytest.importorskip("moto")
+    made = runpy.run_path(str(REPO / "tests" / "object_store.py"))
+    with made["running"]() as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ JOBS = Path(__file__).resolve().parents[1] / "jobs"
         (["pipeline.py", "quikstart"], 'Did you mean "quickstart"?'),
         (["stage.py", "vrdicts", "quickstart"], 'Did you mean "verdicts"?'),
         (["pipeline.py"], "name a preset"),
+        (["train.py", "quickstart", "train.lr=fast"], "train.lr"),
+        (["evaluate.py", "quickstart", "run.out=s3://u:secret@b/x"], "holds a key"),
     ],
 )
 def test_a_job_fails_with_one_line_and_exit_code_2(words, says):

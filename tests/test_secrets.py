@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from facttune_ray import cli, secrets
+from facttune_ray.errors import UserError
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 
 KEY = "sk-marked-0d9f3b7a5e1c4826"
@@ -72,3 +74,58 @@ def test_a_key_is_nowhere(tmp_path, small_preset, ray_folder, options, key, mode
     assert KEY not in said
     assert list(ray_folder.rglob("worker-*")), "no Ray logs were searched"
     assert files_with_key(out, ray_folder) == []
+
+
+def test_a_key_comes_from_its_variable_or_from_a_file(tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.write_text(KEY + "\n")
+    monkeypatch.setenv("OTHER_KEY_FILE", str(file))
+    assert secrets.key("OTHER_KEY") == KEY
+    assert secrets.redact(f"401: {KEY!r} is wrong") == "401: '[key]' is wrong"
+    monkeypatch.setenv("OTHER_KEY", "from-the-variable")
+    assert secrets.key("OTHER_KEY") == "from-the-variable"
+    assert secrets.key("NO_SUCH_KEY") == ""
+    monkeypatch.setenv("NO_SUCH_KEY_FILE", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="NO_SUCH_KEY_FILE=.*nothing: cannot be read: No such file"):
+        secrets.key("NO_SUCH_KEY")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Authorization: Bearer abcdef123456", "Authorization: Bearer [key]"),
+        ("key sk-proj-abcdefgh given", "key sk-[key] given"),
+        ("token hf_abcdefghij", "token hf_[key]"),
+        ("the environment's hidden-value here", "the environment's [key] here"),
+        ("risk-averse asks", "risk-averse asks"),
+    ],
+)
+def test_redaction_knows_the_environment_and_usual_shapes(monkeypatch, text, shown):
+    monkeypatch.setenv("SOME_TOKEN", "hidden-value")
+    assert secrets.redact(text) == shown
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        f"llm.api_key_env={KEY}",
+        "llm.base_url=https://me:pass-word@api.example.org/v1",
+        "llm.params.user=hidden-value",
+        "data.folder=s3://me:hidden@bucket/x",
+        "llm.endpoints=[{base_url: 'https://a.org/v1', api_key_env: sk-another-key}]",
+    ],
+)
+def test_a_setting_that_holds_a_key_is_refused(monkeypatch, capsys, tmp_path, setting):
+    monkeypatch.setenv("SOME_TOKEN", "hidden-value")
+    assert cli.main(["status", "quickstart", f"run.out={tmp_path}", setting]) == 2
+    said = capsys.readouterr().err
+    assert "key" in said and said.count("\n") == 1
+    assert not any(k in said for k in (KEY, "pass-word", "hidden", "sk-another"))
+
+
+def test_a_traceback_shows_no_key():
+    code = "from facttune_ray import secrets\nsecrets.install()\n"
+    code += f"raise RuntimeError('sent {KEY} to somebody')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and KEY not in done.stderr
+    assert done.stderr.splitlines()[-1] == "RuntimeError: sent sk-[key] to somebody"

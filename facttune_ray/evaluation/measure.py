@@ -12,7 +12,6 @@ import datetime
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -22,6 +21,7 @@ from facttune_ray import config_layers, tables
 from facttune_ray.config import Config
 from facttune_ray.evaluation import charts, metrics, report
 from facttune_ray.evaluation import rewards as rewards_of
+from facttune_ray.storage import staged
 from facttune_ray.tables import Folder
 
 
@@ -124,12 +124,13 @@ def write(
     }
     if any(h["facts"] for h in human.values()):
         summary["human"] = human
-    report.write_summary(summary, Path(root.path))
     scopes = measured or {"": imported}
     examples = _examples(root, scopes, cfg.evaluation.examples)
-    report.write_report(summary, examples, Path(root.path) / "report.html")
-    charts.headline_png(summary, Path(root.path) / "headline.png")
-    charts.reliability_png(summary, Path(root.path) / "reliability.png")
+    with staged(root) as here:
+        report.write_summary(summary, here)
+        report.write_report(summary, examples, here / "report.html")
+        charts.headline_png(summary, here / "headline.png")
+        charts.reliability_png(summary, here / "reliability.png")
     return summary
 
 

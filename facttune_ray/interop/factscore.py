@@ -15,15 +15,19 @@ supported, NS not, IR irrelevant.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from facttune_ray.config_layers import one_line
 from facttune_ray.errors import UserError
 from facttune_ray.interop.records import loads
 from facttune_ray.scoring.factscore import Summary, summarise
+from facttune_ray.storage import Folder, explain, join
 
 LABELS = {"S", "NS", "IR"}
 
@@ -60,9 +64,9 @@ class Output:
 def read(path: str | Path) -> Iterator[Record]:
     """Records of one file in order. UserError `FILE:LINE: ...` at the first that is wrong."""
     try:
-        lines = open(path, encoding="utf-8-sig")
+        lines = io.TextIOWrapper(_open(str(path)), encoding="utf-8-sig")
     except OSError as e:
-        raise UserError(f"{path}: {e.strerror}: check data.folder and data.files") from None
+        raise UserError(f"{path}: {_why(e)}: check data.folder and data.files") from None
     number = found = 0
     with lines:
         for number, line in enumerate(lines, 1):
@@ -86,18 +90,30 @@ def read_all(folder: str | Path, files: Sequence[str]) -> Iterator[tuple[str, Re
     if not files:
         raise UserError("data.files is empty: name at least one labelled JSONL file")
     for file in files:
-        for record in read(Path(folder) / file):
+        for record in read(join(str(folder), file)):
             yield Path(file).stem, record
 
 
 def file_digest(folder: str | Path, file: str) -> str:
     """Hash of a file's content, for recipes; UserError when it is missing."""
-    path = Path(folder) / file
+    path = join(str(folder), file)
     try:
-        with path.open("rb") as f:
+        with _open(path) as f:
             return hashlib.file_digest(f, "sha256").hexdigest()[:16]
     except OSError as e:
-        raise UserError(f"{path}: {e.strerror}: check data.folder and the file's name") from None
+        raise UserError(f"{path}: {_why(e)}: check data.folder and the file's name") from None
+
+
+def _open(path: str) -> Any:
+    """A file, for reading bytes."""
+    if "://" not in path:
+        return open(path, "rb")
+    file = Folder.of(path)
+    return file.fs.open_input_stream(file.path)
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else explain(error) or one_line(error)
 
 
 def _record(row: Any) -> Record:

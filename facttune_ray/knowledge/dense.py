@@ -45,7 +45,12 @@ class Dense:
                 "Dense retrieval needs sentence-transformers: pip install sentence-transformers"
             ) from error
         try:
-            self.model: Any = SentenceTransformer(model, device=device, trust_remote_code=False)
+            self.model: Any = SentenceTransformer(
+                model,
+                device=device,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
         except (OSError, ValueError) as error:
             where = "" if Path(model).exists() else " (no such folder)"
             line = " ".join(str(error).split())[:200]

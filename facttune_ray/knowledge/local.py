@@ -7,15 +7,12 @@ local_copy("out/knowledge.db")       ->  "out/knowledge.db"
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from facttune_ray.errors import UserError
 from facttune_ray.schema import digest
 from facttune_ray.tables import Folder
-
-_CHUNK = 2**24  # bytes
 
 
 def local_copy(uri: str, cache: str | None = None) -> str:
@@ -57,8 +54,7 @@ def local_copy(uri: str, cache: str | None = None) -> str:
 def _fetch(source: Folder, target: Path) -> None:
     unfinished = target.with_name(target.name + ".tmp")
     try:
-        with source.fs.open_input_stream(source.path) as remote, open(unfinished, "wb") as copy:
-            shutil.copyfileobj(remote, copy, _CHUNK)
+        source.download(unfinished)
         os.replace(unfinished, target)
     except BaseException:  # a full disk, above all: give the space back
         unfinished.unlink(missing_ok=True)

@@ -12,11 +12,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import ray
-from ray.util import metrics
 
+from facttune_ray import telemetry
 from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Report
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import TERM_S, Lease, Limiter, Limits
@@ -39,15 +40,12 @@ class LimiterActor:
         self.began_s = self.asked_s = time.monotonic()
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self.limiter.quiet_until_s = self.asked_s + TERM_S  # leases may still be out
-        self.gauge = metrics.Gauge(
-            "facttune_llm_in_flight_limit", "Requests in flight that are permitted"
-        )
         threading.Thread(target=self._leave_when_idle, daemon=True).start()
 
     def renew(self, seen: Seen) -> Lease:
         self.asked_s = time.monotonic()
         lease = self.limiter.renew(seen, self.asked_s)
-        self.gauge.set(self.limiter.window)
+        telemetry.gauge("llm_in_flight_limit", self.limiter.window)
         return lease
 
     def configure(self, limits: Limits) -> None:
@@ -137,6 +135,8 @@ def renew_at(base_url: str, model: str, api_key_env: str, limits: Limits) -> Ren
     call = _Caller(lambda: limiter_of(base_url, model, api_key_env, limits), LimiterLost)
 
     async def renew(seen: Seen) -> Lease:
+        telemetry.gauge("llm_waiting", seen.waiting, worker=seen.worker)
+        telemetry.gauge("llm_in_flight", seen.in_flight, worker=seen.worker)
         return await call("renew", seen)
 
     return renew
@@ -145,26 +145,11 @@ def renew_at(base_url: str, model: str, api_key_env: str, limits: Limits) -> Ren
 def report_to(meter: str, model: str) -> Report:
     """How a client reports to its run's meter; also counts in Ray's metrics."""
     call = _Caller(lambda: ray.get_actor(meter, NAMESPACE), MeterLost)
-    tags = ("stage", "model")
-    counted = {
-        "calls": "Requests answered and paid",
-        "cached": "Completions taken from the ledger",
-        "retries": "Attempts that failed and were made again",
-        "refused": "Answers with status 429",
-        "prompt_tokens": "Prompt tokens paid",
-        "completion_tokens": "Completion tokens paid",
-        "cost_usd": "Dollars paid",
-    }
-    counters = {
-        field: metrics.Counter(f"facttune_llm_{field}", text, tag_keys=tags)
-        for field, text in counted.items()
-    }
 
     async def report(ask: Ask) -> Allowance:
         allowance = await call("report", ask)
-        for field, counter in counters.items():
-            if (value := getattr(ask.used, field)) > 0:
-                counter.inc(value, {"stage": ask.stage, "model": model})
+        for name, value in asdict(ask.used).items():
+            telemetry.count(f"llm_{name}", value, stage=ask.stage, model=model)
         return allowance
 
     return report

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ import aiohttp
 import httpx2
 import openai
 
+from facttune_ray import secrets, telemetry
 from facttune_ray.errors import EndpointError, RowError
 from facttune_ray.llm.permits import Gate
 
@@ -75,7 +75,7 @@ class Endpoint:
 
     def __init__(self, base_url: str, api_key_env: str, timeout_s: float, gate: Gate) -> None:
         self.gate, self.timeout_s, self.api_key_env = gate, timeout_s, api_key_env
-        self._key = (os.environ.get(api_key_env) or "").strip()  # files of keys end in newlines
+        self._key = secrets.key(api_key_env)
         if re.search(r"[^!-~]", self._key):
             raise EndpointError(
                 f"{api_key_env}: the key in this environment variable has a space, a line break or "
@@ -99,7 +99,7 @@ class Endpoint:
         text = " ".join(text.split())
         if len(self._key) >= 4:
             text = text.replace(self._key, "[key]")
-        return re.sub(r"(?i)(bearer\s+|\bsk-)[\w*.-]{4,}", r"\1[key]", text)
+        return secrets.redact(text)
 
     async def send(self, body: dict[str, Any], headers: dict[str, str]) -> list[Reply]:
         """One attempt. -> the choices, at least one; a server may give fewer than were asked."""
@@ -113,13 +113,18 @@ class Endpoint:
                 options={"headers": headers},
             )
         except openai.APIStatusError as e:
+            _count(e.status_code, body)
             raise self.explain(e.status_code, e.response.headers, e.body, str(e)) from None
         except openai.APITimeoutError as e:
+            _count("timeout", body)
             raise self._unanswered(e, f"no answer within {self.timeout_s:g} s") from None
         except openai.APIError as e:
+            _count("connection", body)
             raise self._unanswered(e, f"connection failed: {e.__cause__ or e}") from None
         except aiohttp.ClientError as e:  # what the SDK's transport lets through
+            _count("malformed", body)
             raise Transient(f"an answer that is not HTTP: {type(e).__name__}") from None
+        _count(200, body)
         try:
             answer = json.loads(response.content)
         except ValueError:
@@ -150,7 +155,7 @@ class Endpoint:
             return RowError(message)
         else:
             hint = {
-                401: f"set {self.api_key_env}",
+                401: f"set {self.api_key_env} (or {self.api_key_env}_FILE)",
                 403: f"check the rights of {self.api_key_env}",
                 404: "check llm.model and llm.base_url",
             }.get(status, "check llm.model and its parameters")
@@ -170,6 +175,11 @@ class Endpoint:
 
     async def close(self) -> None:
         await self._openai.close()
+
+
+def _count(status: int | str, body: dict[str, Any]) -> None:
+    tags = {"model": body["model"], "stage": telemetry.ids.get("stage", "")}
+    telemetry.count("requests", 1, status=str(status), **tags)
 
 
 def read_reply(answer: Any, headers: Mapping[str, str]) -> Reply:

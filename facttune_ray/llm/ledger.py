@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray.errors import Cut
-from facttune_ray.tables import Folder, writing
+from facttune_ray.storage import Folder, explain, writing
 
 SCHEMA = pa.schema(
     [
@@ -97,16 +97,20 @@ class Segment:
     @staticmethod
     def load(file: Folder) -> Segment | None:
         """None when the file is torn."""
-        try:
+
+        def read() -> list[np.ndarray]:
             options = pa.ipc.IpcReadOptions(included_fields=[0])
             with file.fs.open_input_file(file.path) as f:
                 reader = pa.ipc.open_file(f, options=options)
                 batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-                keys = [_prefixes(b.column(0)) for b in batches]
+                return [_prefixes(b.column(0)) for b in batches]
+
+        try:
+            keys = file.again(read)
         except (pa.ArrowInvalid, pa.ArrowSerializationError, pa.ArrowTypeError):
             return None
         except OSError as e:
-            if e.errno is not None:  # the file system's trouble; Arrow's own has no number
+            if e.errno is not None or explain(e):  # the store's trouble; Arrow's own has no number
                 raise
             return None
         starts = np.cumsum([0, *(len(k) for k in keys)])
@@ -124,16 +128,26 @@ class Segment:
             for row in range(int(first[hit]), int(last[hit])):
                 batch = int(np.searchsorted(self.starts, row, side="right")) - 1
                 batches.setdefault(batch, []).append((row - int(self.starts[batch]), raw[hit]))
+        for key, found in self.file.again(lambda: self._rows(batches)):
+            if found["key"] == key:
+                yield key, found
+
+    def _rows(self, batches: dict[int, list[tuple[int, bytes]]]) -> list[tuple[bytes, dict]]:
+        """(wanted key, row) of these rows of these batches."""
+        out = []
         with self.file.fs.open_input_file(self.file.path) as f:
             reader = pa.ipc.open_file(f)
             for index, wanted in batches.items():
                 found = reader.get_batch(index).take(pa.array([row for row, _ in wanted]))
-                for (_, key), row in zip(wanted, found.to_pylist(), strict=True):
-                    if row["key"] == key:
-                        yield key, row
+                keys = (key for _, key in wanted)
+                out += list(zip(keys, found.to_pylist(), strict=True))
+        return out
 
     def read(self, first: int, last: int) -> pa.Table:
         """Rows first..last-1."""
+        return self.file.again(lambda: self._read(first, last))
+
+    def _read(self, first: int, last: int) -> pa.Table:
         with self.file.fs.open_input_file(self.file.path) as f:
             reader = pa.ipc.open_file(f)
             parts = []
@@ -252,7 +266,7 @@ class Ledger:
 
     def write(self, rows: list[dict]) -> None:
         """One segment of these rows, then merge this writer's small ones when there are many."""
-        with writing(self.folder.path):
+        with writing(self.folder):
             self._mine.append((self.add(_table(rows)), len(rows)))
             while (small := self._to_merge()) is not None:
                 try:
@@ -343,8 +357,12 @@ def read_segment(file: Folder, columns: list[str] | None = None) -> pa.Table:
     """All its rows, or these columns of them."""
     wanted = None if columns is None else [SCHEMA.get_field_index(c) for c in columns]
     options = pa.ipc.IpcReadOptions(included_fields=wanted)
-    with file.fs.open_input_file(file.path) as f:
-        table = pa.ipc.open_file(f, options=options).read_all()
+
+    def read() -> pa.Table:
+        with file.fs.open_input_file(file.path) as f:
+            return pa.ipc.open_file(f, options=options).read_all()
+
+    table = file.again(read)
     return _up_to_date(table) if columns is None else table
 
 

@@ -55,6 +55,8 @@ class VLLMSampler:
         folder = local_weights(path)
         # one machine's GPUs: vLLM must not look for others through the Ray cluster around it
         several = {"distributed_executor_backend": "mp"} if tensor_parallel > 1 else {}
+        if quantize == "none":  # else bitsandbytes' own loader
+            several["load_format"] = "safetensors"
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self.llm = vllm.LLM(

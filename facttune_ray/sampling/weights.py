@@ -24,7 +24,6 @@ Quantize = Literal["none", "8bit", "4bit"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Copies of the weights in other forms, which nothing here reads.
 OTHER_FORMS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx")
-_CHUNK = 2**24  # bytes
 
 
 def load(
@@ -146,9 +145,7 @@ def _fetch(source: Any, names: list[str], target: Path) -> None:
         for name in names:
             file = unfinished / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            with (source / name).fs.open_input_stream((source / name).path) as remote:
-                with open(file, "wb") as local:
-                    shutil.copyfileobj(remote, local, _CHUNK)
+            (source / name).download(file)
         os.replace(unfinished, target)
     except BaseException:  # a full disk, above all: give the space back
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from facttune_ray import tables
+from facttune_ray import tables, telemetry
 from facttune_ray.config import Config
 from facttune_ray.tables import Folder
 
@@ -76,7 +76,10 @@ class Context:
     async def sample(self, prompts: list[str], **settings: Any) -> list[list[Sample]]:
         """`Sampler.sample`, awaited where the engine waits for a network."""
         found = self.sampler.sample(prompts, **settings)
-        return await found if isinstance(found, Awaitable) else found
+        drawn = await found if isinstance(found, Awaitable) else found
+        counts = {"stage": self.work.stage, "run": self.cfg.run.name}
+        telemetry.count("samples", sum(map(len, drawn)), **counts)
+        return drawn
 
     @functools.cached_property
     def articles(self) -> Articles:

@@ -12,14 +12,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+import traceback
 from typing import Any
 
 import numpy as np
 
-from facttune_ray import errors, tables
+from facttune_ray import errors, tables, telemetry
 from facttune_ray.errors import UserError
+from facttune_ray.schema import digest
+from facttune_ray.secrets import redact
 from facttune_ray.stages import stage
 from facttune_ray.stages.context import Context, Work
+from facttune_ray.storage import outage
+from facttune_ray.telemetry import say
 
 Batch = dict[str, np.ndarray]
 OPEN_SHARDS = 64  # of one worker, at once: their rows are in memory
@@ -32,6 +37,8 @@ class ShardWorker:
         self.work = work
         self.context = Context(work)
         self.loop = asyncio.new_event_loop()
+        run_id = digest(self.context.root.path)
+        telemetry.ids.update(run=work.cfg.run.name, run_id=run_id, stage=work.stage)
 
     def __call__(self, batch: Batch) -> Batch:
         shards = [int(s) for s in batch["shards"][0].split(",")]
@@ -40,6 +47,13 @@ class ShardWorker:
             self.loop.run_until_complete(make(shards))
         except UserError as e:  # one line for the driver to raise, without a worker's traceback
             return {"stopped": np.array([str(e)]), "kind": np.array([type(e).__name__])}
+        except OSError as e:  # an object store that stays away
+            if (line := outage(e)) is None:
+                raise
+            line = f"{self.work.output}: {line}"
+            return {"stopped": np.array([line]), "kind": np.array(["UserError"])}
+        except Exception:  # a bug; its traceback goes to logs and to the cluster's state
+            raise RuntimeError(redact(traceback.format_exc())) from None
         return {"stopped": np.array([""]), "kind": np.array([""])}
 
     async def make_all(self, shards: list[int]) -> None:
@@ -83,7 +97,20 @@ class ShardWorker:
             "cost_usd": used.cost_usd,
         }
         folder = self.context.root / self.work.output
-        tables.write_part(folder, self.work.stage, shard, rows, stats)
+        await asyncio.to_thread(
+            tables.write_part, folder, self.work.stage, shard, rows, stats
+        )  # other shards' requests go on
+        self._tell(shard, rows, stats)
+
+    def _tell(self, shard: int, rows: list[dict], stats: dict[str, Any]) -> None:
+        """Metrics and, where lines are JSON, one into this process's log."""
+        failed = sum(row.get("error") is not None for row in rows)
+        tags = {"stage": self.work.stage, "run": self.work.cfg.run.name}
+        telemetry.count("rows", len(rows), **tags)
+        telemetry.count("errors", failed, **tags)
+        if telemetry.json_lines():
+            what: dict[str, Any] = {"table": self.work.output, "shard": shard, **stats}
+            say(f"part {shard}", event="part", rows=len(rows), errors=failed, **what)
 
     def close(self) -> None:
         if "client" in self.context.__dict__:

@@ -27,6 +27,7 @@ from typing import Any
 
 from facttune_ray.config import GroupsConfig, SFTConfig, TrainConfig
 from facttune_ray.errors import UserError
+from facttune_ray.storage import Folder
 
 VERSION = 2  # raised when the code changes the trained weights
 
@@ -35,9 +36,9 @@ VERSION = 2  # raised when the code changes the trained weights
 class TrainJob:
     """What one training run needs; plain values, sent to every worker."""
 
-    rows: tuple[str, ...]  # Parquet parts of the table `reference`
+    rows: tuple[str, ...]  # Parquet parts of the table `reference`, paths or URIs
     model: str  # Hugging Face folder training starts from; also the reference
-    out: str  # folder that gets model/ and train.jsonl
+    out: str  # folder or URI that gets model/ and train.jsonl
     train: TrainConfig
     groups: GroupsConfig  # which pairs count, and how much
     seed: int
@@ -58,17 +59,18 @@ def train(job: TrainJob) -> int:
     cfg = job.train
     if not job.sft and not rows.usable_pairs(job.rows):
         raise UserError(
-            f"{Path(job.rows[0]).parent}: no pair of responses whose rewards differ: nothing to "
-            f"train on. Check the rewards table, lower groups.threshold, or sample more"
+            f"{job.rows[0].rsplit('/', 1)[0]}: no pair of responses whose rewards differ: nothing "
+            f"to train on. Check the rewards table, lower groups.threshold, or sample more"
         )
     rows.check_budget(job.rows, cfg.pass_tokens)
-    for name in cfg.log:
-        trackers.check(name)
+    for tracker in cfg.log:
+        trackers.check(tracker)
     least = min(cfg.min_workers or cfg.workers, cfg.workers)
     workers = cfg.workers if least == cfg.workers else (least, cfg.workers)
     # at each poll of its workers Ray Train takes one checkpoint, and sees that they are done
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    where = (cfg.checkpoints, job.name) if cfg.checkpoints else (job.out, "checkpoints")
+    place, name = (cfg.checkpoints, job.name) if cfg.checkpoints else (job.out, "checkpoints")
+    where = Folder.of(place)
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]  # its return value comes back in the result
         train_loop_config={"job": job},
@@ -80,8 +82,9 @@ def train(job: TrainJob) -> int:
             resources_per_worker={"CPU": 1, **({"GPU": cfg.gpus} if cfg.gpus else {})},
         ),
         run_config=ray.train.RunConfig(
-            storage_path=where[0],
-            name=where[1],
+            storage_path=where.path,
+            storage_filesystem=where.fs,
+            name=name,
             failure_config=ray.train.FailureConfig(max_failures=cfg.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=cfg.keep,
@@ -99,7 +102,7 @@ def train(job: TrainJob) -> int:
 @contextlib.contextmanager
 def _progress(log: Path) -> Iterator[None]:
     """A bar that follows the workers' log file while the trainer runs; none off a terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or "://" in str(log):
         yield
         return
     from tqdm import tqdm

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from facttune_ray.errors import UserError
 from facttune_ray.schema import TABLES
+from facttune_ray.storage import Folder
 
 SCHEMA = TABLES["reference"]
 
@@ -44,7 +45,7 @@ def write(parts: Sequence[str], file: Path) -> None:
     growing = file.with_suffix(".tmp")
     with pa.OSFile(str(growing), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as out:
         for part in parts:
-            found = pq.ParquetFile(part)
+            found = pq.ParquetFile(_opened(part))
             lacking = set(SCHEMA.names) - set(found.schema_arrow.names)
             if lacking:
                 raise UserError(f"{part}: no column {min(lacking)}: make the table reference again")
@@ -55,15 +56,18 @@ def write(parts: Sequence[str], file: Path) -> None:
 
 def usable_pairs(parts: Sequence[str]) -> int:
     """Pairs of all groups."""
-    counts = (pq.read_table(p, columns=["pairs"], partitioning=None)["pairs"] for p in parts)
-    return sum(int(np.sum(c.to_numpy())) for c in counts)
+    total = 0
+    for part in parts:
+        found = pq.read_table(_opened(part), columns=["pairs"], partitioning=None)
+        total += int(np.sum(found["pairs"].to_numpy()))
+    return total
 
 
 def check_budget(parts: Sequence[str], pass_tokens: int) -> None:
     """UserError when a response and its prompt do not fit into a pass. Workers would find it one
     by one, in the middle of a step that the others wait in."""
     for part in parts:
-        for batch in pq.ParquetFile(part).iter_batches(
+        for batch in pq.ParquetFile(_opened(part)).iter_batches(
             columns=["prompt_id", "prompt_tokens", "response_tokens"]
         ):
             responses = batch["response_tokens"]
@@ -76,3 +80,8 @@ def check_budget(parts: Sequence[str], pass_tokens: int) -> None:
                     f"{prompts[of[i]]} tokens and a response {lengths[i]}, which do not fit: "
                     f"raise it, or lower train.max_length"
                 )
+
+
+def _opened(part: str) -> Any:
+    folder = Folder.of(part)
+    return folder.path if folder.local else pa.BufferReader(folder.read_bytes())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,9 +20,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from facttune_ray import telemetry
 from facttune_ray.config import TrainConfig
 from facttune_ray.errors import UserError
-from facttune_ray.schema import digest
+from facttune_ray.storage import Folder, scratch
 from facttune_ray.training.collectives import most, sums, together
 from facttune_ray.training.loop import TrainJob
 
@@ -67,7 +69,10 @@ class Training:
         if job.sft:
             cfg = replace(cfg, lr=job.sft.lr, epochs=job.sft.epochs, pairs_per_step=0)
             self.job = replace(job, train=cfg)
-        Path(job.out).mkdir(parents=True, exist_ok=True)
+        self.out = Folder.of(job.out)
+        # a log grows: where that is impossible, on the first worker's host, and copied
+        self.here = Path(self.out.path) if self.out.local else scratch(job.out)
+        self.here.mkdir(parents=True, exist_ok=True)
         device = ray.train.torch.get_device() if cfg.gpus else torch.device("cpu")
         if not cfg.gpus:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.world))
@@ -120,7 +125,7 @@ class Training:
         export(
             self.engine,
             self.tokenizer,
-            f"{out}/model",
+            str(self.here / "model"),
             self.rank,
             cfg,
             self.job.model,
@@ -129,7 +134,21 @@ class Training:
         )
         if self.log:
             self.log.close()
+        together(self._hand_in, f"{out}: cannot be written")
         return done
+
+    def _hand_in(self) -> None:
+        """All that the first worker wrote, where `out` is not a folder of its host."""
+        if self.rank == 0 and not self.out.local:
+            self.out.upload(self.here)
+            shutil.rmtree(self.here)
+
+    def _copy_logs(self) -> None:
+        from facttune_ray.training.trackers import FILES
+
+        if self.log and not self.out.local:
+            for name in FILES:
+                (self.out / f"{name}.jsonl").upload(self.here / f"{name}.jsonl")
 
     def _open_log(self) -> Any:
         """The first worker's."""
@@ -137,9 +156,14 @@ class Training:
 
         if self.rank:
             return None
+        if not self.out.local:  # another host may have written them
+            for name in trackers.FILES:
+                file = self.out / f"{name}.jsonl"
+                if file.exists():
+                    (self.here / f"{name}.jsonl").write_bytes(file.read_bytes())
         cfg = self.job.train
         settings = {"train": dataclasses.asdict(cfg), "groups": vars(self.job.groups)}
-        return trackers.open(cfg.log, self.job.out, self.job.name, settings, self.place.step)
+        return trackers.open(cfg.log, str(self.here), self.job.name, settings, self.place.step)
 
     # -- one step --------------------------------------------------------------------------
 
@@ -192,6 +216,9 @@ class Training:
             if math.isfinite(norm):  # not of a step that float16 skips
                 line["grad_norm"] = norm
             self.log.log(self.place.step, line, "train")
+            telemetry.count("train_pairs", pairs, run=self.job.name)
+            telemetry.count("train_tokens", tokens, run=self.job.name)
+            telemetry.gauge("train_loss", figures["loss"], run=self.job.name)
 
     def _know(self, figures: dict[str, float]) -> None:
         """For the model card, and in the checkpoint."""
@@ -288,6 +315,7 @@ class Training:
 
         from facttune_ray.training import checkpoint
 
+        together(self._copy_logs, f"{self.job.out}: cannot be written")  # of all its steps
         folder = tempfile.mkdtemp(prefix="facttune-checkpoint-")
         checkpoint.save(self.engine, folder, vars(self.place))
         figures: dict[str, float] = {"step": self.place.step}
@@ -312,20 +340,20 @@ class Training:
 
 
 def _rows(job: TrainJob, local_rank: int) -> Any:
-    """The table, from a file that each host's first worker writes there; it is gone once all of
-    the host have it open."""
+    """The table, from a file that the host's first worker writes and removes when all have it."""
     from facttune_ray.training import rows
 
-    file = Path(tempfile.gettempdir(), f"facttune-rows-{digest(job.out, job.name)}.arrow")
+    file = scratch(f"{job.out}/{job.name}") / "rows.arrow"
 
     def write() -> None:
         if local_rank == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
             rows.write(job.rows, file)
 
     together(write, f"{file}: cannot be written")
     found = together(lambda: rows.Rows(file), f"{file}: cannot be read")
     if local_rank == 0:
-        file.unlink(missing_ok=True)
+        shutil.rmtree(file.parent)
     return found
 
 

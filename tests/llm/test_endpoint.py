@@ -87,7 +87,9 @@ def test_the_line_break_at_the_end_of_a_file_of_a_key_is_no_part_of_it(monkeypat
 
 def test_the_line_of_a_wrong_key_names_its_variable(endpoint):
     made = endpoint.explain(401, {}, {"code": "invalid_api_key"}, "Incorrect API key provided")
-    assert str(made).endswith("set SOME_KEY") and "http://127.0.0.1:9/v1" in str(made)
+    assert str(made).endswith("set SOME_KEY (or SOME_KEY_FILE)") and "http://127.0.0.1:9/v1" in str(
+        made
+    )
 
 
 def test_retry_after_in_either_form():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from facttune_ray import storage
 from facttune_ray.errors import UserError
+from facttune_ray.storage import Folder
 from facttune_ray.training import loop
 
 LONG = {"epochs": 75, "save_every": 20}  # 300 steps
@@ -82,6 +88,35 @@ def test_a_killed_worker_is_replaced(reference, run, calm, tmp_path, workers):
     assert [x["step"] for x in found] == list(range(1, 301))
     assert [x["loss"] for x in found] == pytest.approx(calm, abs=1e-5)
     assert kept(seen, out / "train.jsonl") in AFTER
+
+
+@pytest.mark.chaos
+def test_a_killed_worker_goes_on_from_an_object_store(reference, calm, object_store, tmp_path):
+    """Checkpoints, logs and model are on s3://; the host of the next worker has none of them."""
+    out = Folder.of(object_store.uri("resumed"))
+    here, seen = storage.scratch(out.uri), []
+    job = runpy.run_path(str(Path(__file__).with_name("conftest.py")))["job_of"](
+        reference, tmp_path / "none", **LONG
+    )
+
+    def kill() -> None:
+        while not any(n.endswith("checkpoint.json") for n in out.files()):
+            time.sleep(0.2)
+        seen.extend((here / "train.jsonl").read_text().splitlines())
+        os.kill(train_workers()[-1].pid, signal.SIGKILL)
+        shutil.rmtree(here)  # as on another host
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    loop.train(replace(job, out=out.uri))
+    killer.join()
+    lines = [json.loads(x) for x in (out / "train.jsonl").read_bytes().decode().splitlines()]
+    assert [x["step"] for x in lines] == list(range(1, 301))
+    assert [x["loss"] for x in lines] == pytest.approx(calm, abs=1e-5)
+    first = [json.loads(x)["seconds"] for x in seen]
+    same = [a == b["seconds"] for a, b in zip(first, lines, strict=False)]
+    assert (same + [False]).index(False) in AFTER
+    assert (out / "model" / "model.safetensors").exists() and not here.exists()
 
 
 @pytest.mark.chaos

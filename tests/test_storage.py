@@ -1,0 +1,219 @@
+"""Object stores: a server that refuses, stalls and is watched (tests/object_store.py)."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from facttune_ray import cli, storage, tables
+from facttune_ray.errors import UserError
+from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.ledger_tools import stats
+from facttune_ray.tables import Folder
+
+ARTICLES = ["Ada Finch sings in Lyon. She was born in 1920.", "Bo Reed paints boats in Oslo."]
+TOPICS = ["Ada Finch", "Bo Reed"]
+FACTS = [[("Ada Finch sings.", "S"), ("Ada Finch paints.", "NS")], [("Bo Reed paints.", "S")]]
+
+
+def facttune(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "facttune_ray", *words]
+    env = os.environ | environment
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+def parquet(folder: Folder) -> dict[str, dict]:
+    """Every table of a run, by the file's name."""
+    names = [n for n in folder.files() if n.endswith(".parquet")]
+    return {
+        n: pq.read_table((folder / n).path, filesystem=folder.fs, partitioning=None).to_pydict()
+        for n in names
+    }
+
+
+def test_files_come_and_go(object_store, tmp_path):
+    root = Folder.of(object_store.uri("files"))
+    (root / "a" / "x.json").write_json({"n": 1})
+    (root / "a" / "big.bin").write_bytes(bytes(12 * 2**20))  # more than one part of an upload
+    assert (root / "a" / "x.json").read_json() == {"n": 1}
+    assert root.names() == ["a"] and root.files() == ["a/big.bin", "a/x.json"]
+    assert len((root / "a" / "big.bin").read_bytes()) == 12 * 2**20
+    assert (root / "b").read_json() is None and (root / "b").names() == []
+    assert Folder.of((root / "a" / "x.json").uri).read_json() == {"n": 1}
+    assert str(root / "a") == "s3://tests/files/a"
+    with storage.staged(root / "model") as here:
+        (here / "sub").mkdir()
+        (here / "sub" / "w.bin").write_bytes(b"w")
+        assert (root / "model").files() == []
+    assert (root / "model").files() == ["sub/w.bin"] and not here.exists()
+    root.delete()
+    assert not root.exists()
+
+
+def test_one_file_is_one_request(object_store):
+    root = Folder.of(object_store.uri("one"))
+    before = len(object_store.requests)
+    (root / "x").write_bytes(b"x")
+    assert object_store.requests[before:] == [("PUT", "/tests/one/x")]
+
+
+def test_a_store_that_refuses_or_stalls_is_asked_again(object_store):
+    file = Folder.of(object_store.uri("weather/x"))
+    file = pickle.loads(pickle.dumps(file))  # as a worker gets it
+    object_store.fail(3)
+    file.write_bytes(b"once")
+    object_store.fail(3)
+    assert file.read_bytes() == b"once"
+    object_store.delay_s = 4.0  # Arrow's own patience ends after 3
+    try:
+        file.write_bytes(b"twice")
+    finally:
+        object_store.delay_s = 0.0
+    assert file.read_bytes() == b"twice"
+
+
+def test_a_store_that_stays_away_is_one_line(object_store):
+    object_store.refuses = lambda number, method, path: "/tests/away" in path
+    try:
+        words = ["status", "quickstart", f"run.out={object_store.uri('away')}"]
+        done = facttune(*words, FACTTUNE_STORAGE_ATTEMPTS="2")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "storage: the store does not answer" in done.stderr
+        words = ["stage", "knowledge", "quickstart", f"run.out={object_store.uri('away')}"]
+        done = facttune(*words, FACTTUNE_STORAGE_ATTEMPTS="2")
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    finally:
+        object_store.refuses = lambda number, method, path: False
+
+
+def test_a_missing_bucket_and_a_key_in_the_uri(object_store):
+    uri = object_store.uri("x").replace("s3://tests", "s3://nobody")
+    with pytest.raises(UserError, match="cannot write s3://nobody/x: no such bucket"):
+        Folder.of(uri).write_bytes(b"x")
+    with pytest.raises(UserError, match="a key in a URI") as error:
+        Folder.of("s3://AKID:hidden0@bucket/x")
+    assert "hidden0" not in str(error.value) and "AKID" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_reader_sees_whole_files_only(object_store, tmp_path, where):
+    """Two writers of one file, as a worker and the one that was started in its place."""
+    file = Folder.of(object_store.uri("whole") if where == "s3" else str(tmp_path)) / "part"
+    contents = [bytes([n]) * (6 * 2**20) for n in (1, 2)]  # two parts of an upload
+    file.write_bytes(contents[0])
+    done = threading.Event()
+
+    def write(data: bytes) -> None:
+        while not done.is_set():
+            file.write_bytes(data)
+
+    writers = [threading.Thread(target=write, args=(c,)) for c in contents]
+    for thread in writers:
+        thread.start()
+    seen = [file.read_bytes() for _ in range(8)]
+    done.set()
+    for thread in writers:
+        thread.join()
+    assert all(data in contents for data in seen)
+    assert [n for n in Folder.of(str(tmp_path)).names() if n.endswith(".tmp")] == []
+
+
+def test_a_table_is_there_when_its_last_file_is(object_store):
+    folder, recipe = Folder.of(object_store.uri("table/rewards")), {"key": 1}
+    tables.begin(folder, recipe)
+    for shard in (0, 1):
+        tables.write_part(folder, "rewards", shard, [], {"calls": 2})
+        assert tables.finished(folder, recipe) is None
+    assert tables.finish(folder, "rewards", recipe, 2, 1.0)["calls"] == 4
+    assert tables.finished(folder, recipe)["rows"] == 0
+    tables.begin(folder, {"key": 2})  # another recipe: the old parts go
+    assert tables.present(folder, 2) == set()
+
+
+async def put(ledger: Ledger, count: int) -> None:
+    from facttune_ray.llm.ledger import Completion
+
+    for n in range(count):
+        await ledger.put(bytes([n]) * 32, Completion(f"text {n}", 10, 5, "m", 1, 0.1))
+
+
+def test_a_ledger_loses_nothing_in_bad_weather(object_store):
+    import asyncio
+
+    folder = Folder.of(object_store.uri("ledger"))
+    ledger = Ledger(folder, flush_s=0.01, run="r", stage="facts")
+    chance = random.Random(0)
+    object_store.refuses = lambda number, method, path: chance.random() < 0.2
+    try:
+        asyncio.run(put(ledger, 20))  # one segment each, merged on the way
+        found = Ledger(folder).find(bytes([n]) * 32 for n in range(20))
+    finally:
+        object_store.refuses = lambda number, method, path: False
+    assert sorted(c.text for c in found.values()) == sorted(f"text {n}" for n in range(20))
+    assert len([n for n in folder.names() if n.endswith(".arrow")]) < 10
+    assert stats(folder)[0]["completions"] == 20
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    """A folder in FActScore's form, two topics."""
+    import json
+
+    folder = tmp_path_factory.mktemp("labelled")
+    articles = [{"title": t, "text": a} for t, a in zip(TOPICS, ARTICLES, strict=True)]
+    responses = [
+        {
+            "topic": topic,
+            "input": f"Tell me a bio of {topic}.",
+            "output": " ".join(fact for fact, _ in facts),
+            "annotations": [
+                {
+                    "text": fact,
+                    "is-relevant": True,
+                    "model-atomic-facts": [{"text": fact}],
+                    "human-atomic-facts": [{"text": fact, "label": label}],
+                }
+                for fact, label in facts
+            ],
+        }
+        for topic, facts in zip(TOPICS, FACTS, strict=True)
+    ]
+    for name, rows in (("knowledge.jsonl", articles), ("M.jsonl", responses)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "mine.yaml").write_text("run: {shards: 2}\nverdicts: {estimator: lexical}\n")
+    return folder
+
+
+def test_data_preset_and_tables_all_on_s3(object_store, labelled, tmp_path, ray_cluster, capsys):
+    """Scored from a bucket into a bucket: the tables of a run on the local disk."""
+    there = Folder.of(object_store.uri("scored"))
+    (there / "data").upload(labelled)
+    same = ["data.files=[M.jsonl]", "facts.method=labels", "run.name=scored"]
+    here = [str(labelled / "mine.yaml"), f"data.folder={labelled}", f"run.out={tmp_path}"]
+    assert cli.main(["run", "score", *here, *same]) == 0
+    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{object_store.port}"
+    try:  # a preset's URI has no room for "=": the environment says where the store is
+        remote = ["s3://tests/scored/data/mine.yaml", f"data.folder={(there / 'data').uri}"]
+        out = (there / "out").uri
+        assert cli.main(["run", "score", *remote, f"run.out={out}", *same]) == 0
+        capsys.readouterr()
+        before = len(object_store.requests)
+        assert cli.main(["run", "score", *remote, f"run.out={out}", *same]) == 0
+        written = [m for m, _ in object_store.requests[before:] if m != "GET" and m != "HEAD"]
+        assert written == []  # a second run makes nothing
+        assert cli.main(["status", "score", f"run.out={out}"]) == 0
+    finally:
+        del os.environ["AWS_ENDPOINT_URL"]
+    assert "imported/all/verdicts" in capsys.readouterr().out
+    found = parquet(there / "out")
+    assert found == parquet(Folder.of(str(tmp_path))) and len(found) > 8
+    assert {"summary.json", "report.html"} <= set((there / "out").names())
+    assert (there / "out" / "summary.json").read_json()["models"]["M"]["correct"]["value"] == 1.0
