@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -114,11 +114,17 @@ class Run:
             return data.knowledge if "://" in data.knowledge else local
         return str(Path(self.root.path) / "knowledge" / "knowledge.db")
 
-    def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
-        """One stage's table `scope/name` from tables given by their full names."""
+    def table(
+        self, scope: str, name: str, inputs: Iterable[str], cfg: Config | None = None, **work: Any
+    ) -> str:
+        """One stage's table `scope/name` from tables given by their full names, or by {role: full
+        name}. `cfg`: settings other than the run's."""
         module, output = stage(name), f"{scope}/{name}"
+        cfg = cfg or self.cfg
         by_role = {i.rsplit("/", 1)[-1]: i for i in inputs}
-        recipe = module.recipe(self.cfg) | {"stage": name, "version": module.VERSION}
+        if isinstance(inputs, Mapping):
+            by_role = dict(inputs)
+        recipe = module.recipe(cfg) | {"stage": name, "version": module.VERSION}
         recipe |= {f"input.{role}": self.fingerprint(i) for role, i in by_role.items()}
         if "splits" in work:
             recipe["splits"] = list(work["splits"])
@@ -126,7 +132,6 @@ class Run:
             recipe["reward"] = work["reward"]
         if "mix" in work:
             recipe["rewards.mix"] = work["mix"]
-        cfg = self.cfg
         if name in SAMPLING and cfg.sampling.engine == "api":
             cfg = replace(cfg, llm=engines.endpoint(cfg))
         if model := work.pop("model", None):

@@ -26,6 +26,7 @@ STAGES = (
     "mixes",
     "groups",
     "reference",
+    "judgements",
 )
 
 
