@@ -167,9 +167,9 @@ def _make(cfg: Config, only: str | None = None) -> int:
 
 
 def _close(cfg: Config, summary: dict) -> None:
-    from facttune_ray.evaluation import report
+    from facttune_ray.evaluation import text
 
-    print(report.table(summary))
+    print(text.table(summary))
     print(f"\n{cfg.run.out}/report.html  {cfg.run.out}/summary.json")
 
 

@@ -46,7 +46,9 @@ class Plan(FactTune):
         self.tables: list[tuple[str, str, tuple[str, ...]]] = []  # scope, stage, splits
         self.sampled: dict[str, tuple[str, ...]] = {}  # scope -> splits of its responses
 
-    def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
+    def table(
+        self, scope: str, name: str, inputs: Iterable[str], cfg: Config | None = None, **work: Any
+    ) -> str:
         if f"{scope}/{name}" in self.taken:
             return f"{scope}/{name}"
         splits = tuple(work.get("splits", ("train", "val", "test")))

@@ -119,11 +119,13 @@ class FactTune(Tuning):
         rows = prompts.imported_responses(self.cfg)
         return [f"{r['prompt']}\n{r['text']}" for r in rows]
 
-    def table(self, scope: str, name: str, inputs: Iterable[str], **work: Any) -> str:
+    def table(
+        self, scope: str, name: str, inputs: Iterable[str], cfg: Config | None = None, **work: Any
+    ) -> str:
         """As `Run.table`; one of `data.ready` is there already."""
         if f"{scope}/{name}" in self.taken:
             return f"{scope}/{name}"
-        return super().table(scope, name, inputs, **work)
+        return super().table(scope, name, inputs, cfg, **work)
 
     def take(self, scope: str) -> None:
         """The tables that stand in the folder's files: `data.ready`."""
@@ -168,7 +170,7 @@ class FactTune(Tuning):
         if not columns or any(c.startswith("factscore") for c in columns):
             inputs.append(f"{scope}/verdicts")
         if columns & {*CONFIDENCES, "samp_conf"}:
-            train = {"splits": ("train",)}
+            train: dict[str, Any] = {"splits": ("train",)}
             questions = self.table(scope, "questions", [facts, "prompts"], **train)
             sampled += [questions, self.table(scope, "answers", [questions], model=model)]
             inputs.append(questions)
@@ -357,6 +359,7 @@ class FactTune(Tuning):
                 selection=self.selection,
                 manifests=self.manifests,
                 fingerprint=tables.fingerprint(recipe),
+                knowledge=self.knowledge_file(),
             )
 
 

@@ -115,10 +115,7 @@ def reward_agreement(columns: dict[str, np.ndarray], prompts_N: np.ndarray) -> d
     for a in names:
         known = [np.isfinite(columns[a]) & np.isfinite(columns[b]) for b in names]
         out["spearman"].append(
-            [
-                spearman(columns[a][k], columns[b][k])
-                for b, k in zip(names, known, strict=True)
-            ]
+            [spearman(columns[a][k], columns[b][k]) for b, k in zip(names, known, strict=True)]
         )
         row: list[float | None] = []
         for b in names:

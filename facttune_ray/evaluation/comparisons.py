@@ -130,9 +130,7 @@ def _matches(a: pa.Table, b: pa.Table) -> tuple[list[int], list[int]]:
             side.setdefault(topic, []).append((i, math.log(max(words, 1))))
     out_a, out_b = [], []
     for topic in sorted(sides[0].keys() & sides[1].keys()):
-        apart = sorted(
-            (abs(x - y), i, j) for i, x in sides[0][topic] for j, y in sides[1][topic]
-        )
+        apart = sorted((abs(x - y), i, j) for i, x in sides[0][topic] for j, y in sides[1][topic])
         used_a: set[int] = set()
         used_b: set[int] = set()
         for gap, i, j in apart:

@@ -196,9 +196,7 @@ class Sums:
 AT_K = ("f1", "recall")
 
 
-def _columns(
-    kept: pa.Table, ks: Sequence[float], gamma: float | None
-) -> dict[str, np.ndarray]:
+def _columns(kept: pa.Table, ks: Sequence[float], gamma: float | None) -> dict[str, np.ndarray]:
     """One array [N] a sum."""
     names = (*COUNTS, "no_facts", "abstained", "words", "supported", "judged")
     out = {k: kept[k].to_numpy().astype(float) for k in names}

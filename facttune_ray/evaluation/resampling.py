@@ -77,8 +77,8 @@ def swap_test(
     """p of a paired randomisation test, two-sided: is b apart from a by more than relabelling
     within topics would give? (Fisher 1935; Dror et al., ACL 2018, section 3.2)
 
-    `statistic` maps sums [R, K] to figures [R]. Up to 13 topics all 2^T relabellings are tried and p
-    is the share at least as far apart; beyond, (1 + hits) / (1 + SWAPS). None without a figure.
+    `statistic` maps sums [R, K] to figures [R]. Up to 13 topics all 2^T relabellings are tried and
+    p is the share at least as far apart; beyond, (1 + hits) / (1 + SWAPS). None without a figure.
     """
     topics = len(a_TK)
     total_a, total_b = a_TK.sum(0, keepdims=True), b_TK.sum(0, keepdims=True)
@@ -115,8 +115,8 @@ def sign_test(wins: int, losses: int) -> float | None:
 
 
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
-    """p values corrected for their number (Holm 1979): the k-th smallest of m times m - k + 1, never
-    below the one before. A null one is no test."""
+    """p values corrected for their number (Holm 1979): the k-th smallest of m times m - k + 1,
+    never below the one before. A null one is no test."""
     known = sorted((value, name) for name, value in p.items() if value is not None)
     out: dict[str, float | None] = dict.fromkeys(p)
     least = 0.0

@@ -105,7 +105,7 @@ def _equivalence(question: str, first: str, second: str) -> str:
 def _judgements(prompt: str, first: str, second: str) -> str:
     """Fluency: fewer sentences said twice, an end with a full stop. Helpfulness: an answer, then
     more different sentences. Equal ones tie."""
-    said = []
+    said: list[tuple] = []
     for text in (first, second):
         sentences = [s.strip().lower() for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
         twice = len(sentences) - len(set(sentences))
