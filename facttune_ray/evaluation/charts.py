@@ -22,7 +22,7 @@ def scatter(summary: Summary) -> str:
     """Correct against incorrect facts a response, with 95% intervals: right and down is better.
 
     Both axes start at 0, so that a line through the origin is one error rate. The paper's figure
-    is a hollow star where it is in reach; a world of shorter answers shows its error rate alone.
+    is a hollow star; where answers are much shorter, it stands at the edge, on its error rate.
     """
     shown = {
         name: (m["correct"], m["incorrect"])
@@ -62,13 +62,14 @@ def scatter(summary: Summary) -> str:
             )
             size, above = (5, 4) if name == "base" else (8, 3)  # seen even where they coincide
             axes.plot(*at, mark, ms=size, color=paint, label=display_name(name), zorder=above)
-        if near:
-            at = (PAPER["correct"], PAPER["incorrect"])
-            axes.plot(*at, "*", ms=12, mfc="none", color=INK, label=PAPER["name"], zorder=2)
+        share = 1.0 if near else 0.97 * right / PAPER["correct"]
+        at = (share * PAPER["correct"], share * PAPER["incorrect"])
+        name = PAPER["name"] + ("" if near else ", beyond")
+        axes.plot(*at, "*", ms=11, mfc="none", color=INK, label=name, zorder=2, clip_on=False)
         axes.set(xlim=(0, right), ylim=(0, top), xlabel="correct facts a response")
         axes.set_title("incorrect facts a response; dashed: error rate", loc="left", pad=14)
         figure.legend(
-            loc="outside upper left", ncols=2 if near else 3, handletextpad=0.2, columnspacing=1.2
+            loc="outside upper left", ncols=2, handletextpad=0.2, columnspacing=1.2
         )
         told = "; ".join(
             f"{display_name(n)} {x['value']:.2f} correct, {y['value']:.2f} incorrect"

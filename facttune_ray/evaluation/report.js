@@ -174,7 +174,10 @@ function start(data, looks) {
     ];
     const chip = (words, tone) => line.push(" ", el("span", { className: `chip ${tone}` }, words));
     if (f.repeated) chip("repeated", "soft");
-    if (f.human) chip(...(HUMAN[f.human] || [f.human, "soft"]));
+    if (f.human) {
+      const [words, tone] = HUMAN[f.human] || [f.human, "soft"];
+      chip(human(f) ? `${words}, unlike the estimate` : words, human(f) ? `${tone} apart` : tone);
+    }
     if (apart(f)) {
       chip(`${f.second ? "✓" : "✗"} ${looks[" second"] || "second"}`, f.second ? "good" : "bad");
     }

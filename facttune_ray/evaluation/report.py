@@ -68,6 +68,7 @@ def page(summary: Summary, cards: Cards) -> str:
         left_out=shown.left_out,
         looks_json=_inert(_looks(summary, looks)),
         facets=_facets(shown),
+        paper=charts.PAPER,
         results=_drawn(charts.scatter(summary), charts.error_rates(summary)),
         where=_drawn(charts.by_group(summary), charts.lengths(summary)),
         rounds=charts_training.rounds(summary),

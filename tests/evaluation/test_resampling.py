@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from facttune_ray.evaluation import comparisons, metrics, resampling
+from facttune_ray.evaluation import metrics, resampling
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 5, 9, 29, 124, 5000])
@@ -33,11 +33,11 @@ def test_one_topic_has_no_interval(counts_of):
     assert found == {"value": 0.25, "low": None, "high": None}
 
 
-TRIALS = 2000  # of a study: its own error is half a percent
+TRIALS = 1000  # of a study: its own error is 0.7%
 
 
 @pytest.mark.parametrize("topics", [20, 100])
-def test_intervals_cover_the_truth_93_to_97_times_in_100(counts_of, topics):
+def test_intervals_cover_the_truth_93_to_97_times_in_100(topics):
     """Topics differ in difficulty and in facts a response; responses of a topic agree. The tuned
     model halves every topic's error rate."""
     hits = {"error_rate": 0, "correct": 0, "cut": 0, "change": 0}
@@ -61,23 +61,14 @@ def test_intervals_cover_the_truth_93_to_97_times_in_100(counts_of, topics):
 
 
 def test_interval_of_the_whole_path_covers_the_truth(counts_of):
-    """The same through summarise and compare, at fewer trials."""
-    hits = np.zeros(2)
+    hits = 0
     for trial in range(200):
         rng = np.random.default_rng(trial)
-        rates = rng.beta(4, 6, size=60)
-        made = [
-            {
-                f"t{k}": [(5 - w, w) for w in rng.binomial(5, share * p, 4)]
-                for k, p in enumerate(rates)
-            }
-            for share in (1.0, 0.5)
-        ]
-        base, tuned = map(counts_of, made)
-        rate = metrics.summarise(base, resamples=400, seed=trial)["error_rate"]
-        cut = comparisons.compare(base, tuned, resamples=400, seed=trial)["error_rate_reduction"]
-        hits += [rate["low"] <= 0.4 <= rate["high"], cut["low"] <= 0.5 <= cut["high"]]
-    assert (hits / 200 >= 0.91).all() and (hits / 200 <= 0.99).all(), hits
+        rates = rng.beta(4, 6, size=60)  # mean 0.4; topics differ, responses of one agree
+        made = {f"t{k}": [(5 - w, w) for w in rng.binomial(5, p, 4)] for k, p in enumerate(rates)}
+        found = metrics.summarise(counts_of(made), resamples=400, seed=trial)["error_rate"]
+        hits += found["low"] <= 0.4 <= found["high"]
+    assert 0.92 <= hits / 200 <= 0.98
 
 
 def mean(sums):
