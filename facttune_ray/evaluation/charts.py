@@ -68,9 +68,7 @@ def scatter(summary: Summary) -> str:
         axes.plot(*at, "*", ms=11, mfc="none", color=INK, label=name, zorder=2, clip_on=False)
         axes.set(xlim=(0, right), ylim=(0, top), xlabel="correct facts a response")
         axes.set_title("incorrect facts a response; dashed: error rate", loc="left", pad=14)
-        figure.legend(
-            loc="outside upper left", ncols=2, handletextpad=0.2, columnspacing=1.2
-        )
+        figure.legend(loc="outside upper left", ncols=2, handletextpad=0.2, columnspacing=1.2)
         told = "; ".join(
             f"{display_name(n)} {x['value']:.2f} correct, {y['value']:.2f} incorrect"
             for n, (x, y) in shown.items()

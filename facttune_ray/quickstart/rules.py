@@ -107,7 +107,8 @@ def _judgements(prompt: str, first: str, second: str) -> str:
     more different sentences. Equal ones tie."""
     said: list[tuple] = []
     for text in (first, second):
-        sentences = [s.strip().lower() for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
+        parts = re.split(r"(?<=[.!?])\s+", text)
+        sentences = [s.strip(" .!?").lower() for s in parts if s.strip()]
         twice = len(sentences) - len(set(sentences))
         smooth = -twice - (not text.rstrip().endswith((".", "!", "?", '"', ")")))
         said.append((smooth, (not abstained(text), len(set(sentences)))))
