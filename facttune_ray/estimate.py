@@ -51,6 +51,8 @@ class Plan(FactTune):
     ) -> str:
         if f"{scope}/{name}" in self.taken:
             return f"{scope}/{name}"
+        if cfg is not None and "llm.model" not in stage(name).recipe(cfg):
+            return f"{scope}/{name}"  # another estimator's verdicts, which ask nothing
         splits = tuple(work.get("splits", ("train", "val", "test")))
         if name == "responses":
             self.sampled[scope] = splits
@@ -341,4 +343,6 @@ def _uncounted(cfg: Config) -> list[str]:
     """Stages that ask an endpoint for what nobody can foresee."""
     confident = [n for n in needed(cfg, wanted(cfg)) if not n.startswith(("factscore", "p_true"))]
     judged = ["classes"] if cfg.classes.method == "llm" and confident else []
+    if cfg.evaluation.judge_samples and cfg.evaluation.tuned and cfg.tune:
+        judged.append("judgements")
     return judged + (["samples of sampling.engine=api"] if cfg.sampling.engine == "api" else [])

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facttune_ray import tables
+from facttune_ray import opinions, tables
 from facttune_ray.config import Config, TuneConfig
 from facttune_ray.errors import UserError
 from facttune_ray.pipeline import Missing, Snapshot, model_digest
@@ -261,7 +261,7 @@ class FactTune(Tuning):
         """FactTune: sample, score, prefer, train; choose by val; measure on test."""
         cfg = self.cfg
         check_training(cfg)
-        stage("verdicts").second_opinion(cfg)  # a wrong name, before anything is paid
+        opinions.check(cfg)
         if any(c.startswith("ne_") for c in needed(cfg, wanted(cfg))):
             stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid
         self.knowledge()
@@ -298,7 +298,7 @@ class FactTune(Tuning):
                 self._test(chosen)
                 measured[name] = f"{chosen.name}/test"
         self.measured, self.selection, self.scored = measured, selection, source
-        self.opinions(measured or {"": source})
+        opinions.opinions(self, measured or {"": source})
 
     def whole(self) -> bool:
         """`loop`, or as much of it as one stage can make. -> whether all of it is there"""
@@ -325,18 +325,6 @@ class FactTune(Tuning):
         self.respond(model, f"{model.name}/test", ("test",))
         self.judge(f"{model.name}/test", ("test",))
 
-    def opinions(self, scopes: dict[str, str]) -> None:
-        """Of measured responses: verdicts of another estimator, and an LLM's comparison with the
-        base model's."""
-        cfg, other = self.cfg, stage("verdicts").second_opinion(self.cfg)
-        for name, scope in scopes.items():
-            if other:
-                inputs = [f"{scope}/facts", "knowledge"]
-                self.table(f"{scope}/{SECOND}", "verdicts", inputs, cfg=other)
-            if cfg.evaluation.judge_samples and name != "base" and "base" in scopes:
-                pair = {"responses": f"{scope}/responses", "base": f"{scopes['base']}/responses"}
-                self.table(scope, "judgements", pair)
-
     def evaluate(self, again: bool = False) -> dict:
         """summary.json and report.html, written when a table they come from has changed."""
         from facttune_ray.evaluation import measure
@@ -361,9 +349,6 @@ class FactTune(Tuning):
                 fingerprint=tables.fingerprint(recipe),
                 knowledge=self.knowledge_file(),
             )
-
-
-SECOND = "second_opinion"  # folder of the other estimator's verdicts, within a scope
 
 
 def wanted(cfg: Config) -> set[str]:
