@@ -65,7 +65,8 @@ def counts(
 def groups(
     found: Mapping[str, pa.Table], group_of: Mapping[str, str], **settings: Any
 ) -> list[dict[str, Any]]:
-    """Each kind of topic with error rate, correct and incorrect facts of each model."""
+    """Each kind of topic with error rate, correct and incorrect facts of each model; the kinds with
+    the most errors last, by the first model."""
     names = sorted({group_of[t] for c in found.values() for t in _topics(c) if t in group_of})
     out = []
     for group in names:
@@ -76,7 +77,8 @@ def groups(
             models[model] = {k: figures[k] for k in ("error_rate", "correct", "incorrect")}
             models[model]["topics"] = figures["topics"]
         out.append({"group": group, "models": models})
-    return out
+    first = next(iter(found), "")
+    return sorted(out, key=lambda g: g["models"][first]["error_rate"]["value"] or 0.0)
 
 
 def _topics(c: pa.Table) -> list[str]:
