@@ -6,6 +6,7 @@ rounds(summary)    ->  '<svg ...>', or "" with one round a model
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from facttune_ray.evaluation.drawing import looks, new, style, svg
@@ -21,7 +22,7 @@ CURVES = {  # column of the training log -> title
 
 def training(summary: Summary) -> list[str]:
     """One chart for each of CURVES over optimizer steps, a new line each round; held-out figures
-    as dots where they were measured."""
+    as hollow marks where they were measured."""
     logs = {n: lines for n, lines in summary["training"].items() if lines}
     kept = [k for k in CURVES if any(k in r for lines in logs.values() for r in lines)]
     return [_curve(summary, logs, key) for key in kept]
@@ -43,6 +44,17 @@ def by_round(log: list[dict], key: str) -> dict[int, list[tuple[int, float]]]:
     return out
 
 
+def held_out(log: list[dict], measured: list[dict], key: str) -> list[tuple[int, float]]:
+    """(optimizer step over all rounds, value) of each measurement on held-out topics."""
+    steps = Counter(r["round"] for r in log)
+    before = {number: sum(n for r, n in steps.items() if r < number) for number in steps}
+    return [
+        (before[m["round"]] + m["step"], m[key])
+        for m in measured
+        if m.get(key) is not None and m["round"] in before
+    ]
+
+
 def _curve(summary: Summary, logs: dict[str, list[dict]], key: str) -> str:
     with style():
         figure, axes = new(4.4, 2.7)
@@ -61,6 +73,9 @@ def _curve(summary: Summary, logs: dict[str, list[dict]], key: str) -> str:
                 axes.plot([], [], color=paint, lw=1.6, marker=mark, ms=4, label=label)
                 label = None
                 ends.append(f"{display_name(name)} round {number}: {values[-1]:.3f}")
+            held = held_out(lines, summary["heldout"].get(name, []), key)
+            if held:
+                axes.plot(*zip(*held, strict=True), marker, ms=7, mfc="none", color=paint)
         axes.set_title(CURVES[key], loc="left")
         axes.set_xlabel("optimizer step; a break is a new round")
         axes.xaxis.get_major_locator().set_params(integer=True)

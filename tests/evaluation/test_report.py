@@ -350,6 +350,8 @@ def test_first_step_of_a_round_has_no_order_yet():
         2: [(5, 0.8), (6, 0.8)],
     }
     assert [s for s, _ in charts_training.by_round(log, "margin")[2]] == [4, 5, 6]
+    measured = [{"round": r, "step": s, "margin": 0.5} for r, s in ((1, 0), (1, 3), (2, 2))]
+    assert charts_training.held_out(log, measured, "margin") == [(0, 0.5), (3, 0.5), (5, 0.5)]
     log[3]["margin"] = None
     assert [s for s, _ in charts_training.by_round(log, "margin")[2]] == [5, 6]
 
