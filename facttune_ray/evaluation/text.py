@@ -63,6 +63,8 @@ def _other_judge(summary: Summary, name: str) -> str:
     said = f" By the second estimator, {second['estimator']}, its errors are "
     size = f"{100 * abs(other['value']):.0f}% {'fewer' if other['value'] > 0 else 'more'}"
     inside = span(other, "percent")
+    if inside and other["high"] < 0:  # as in the headline: how many more
+        inside = f"{percent(-other['high'])} to {percent(-other['low'])}"
     return said + size + (f" ({inside})." if inside else ".")
 
 
