@@ -185,6 +185,7 @@ def test_dark_by_choice(opened, report):
     assert page.evaluate(ground) == light
 
 
+@pytest.mark.slow
 def test_5000_responses_open_in_three_seconds_in_25_megabytes(opened, measured_run):
     import random
 
