@@ -1,3 +1,6 @@
+import itertools
+import random
+
 import pyarrow as pa
 import pytest
 
@@ -28,13 +31,19 @@ def counts_of():
 
 @pytest.fixture(scope="session")
 def measured_run(tmp_path_factory):
-    """folder = measured_run(topics=3, samples=1, facts=4, evidence="...", text="..."): a run's
-    tables of a base and a tuned model, measured and reported; no cluster."""
+    """folder = measured_run(topics=3, samples=1, facts=4, noise=8, text="..."): a run's tables of a
+    base and a tuned model, measured and reported; no cluster. `noise`: random words in each fact,
+    ten times as many in each passage, so that nothing can be compressed away."""
     from facttune_ray import config, tables
     from facttune_ray.evaluation import measure
     from facttune_ray.tables import Folder
 
-    def make(topics=3, samples=1, facts=4, evidence="", text=""):
+    def make(topics=3, samples=1, facts=4, noise=0, text=""):
+        rng = random.Random(0)
+
+        def words(n):
+            return "".join(f" {rng.getrandbits(32):x}" for _ in range(n))
+
         out = tmp_path_factory.mktemp("run")
         root, manifests = Folder.of(str(out)), {}
 
@@ -48,10 +57,14 @@ def measured_run(tmp_path_factory):
             responses, stated, verdicts, second = [], [], [], []
             for t in range(topics):
                 topic = f"Topic {t:04d}"
+                passages = [f"{topic} passage {k}.{words(10 * noise)}" for k in range(10)]
                 head = {"topic": topic, "split": split}
                 for sample in range(samples):
                     rid = f"{folder}/{t}/{sample}"
-                    sentences = [f"{topic} was born in {1900 + k}." for k in range(facts)]
+                    sentences = [
+                        f"{topic} was born in {1900 + k}{words(noise)}." for k in range(facts)
+                    ]
+                    starts = list(itertools.accumulate((len(s) + 1 for s in sentences), initial=0))
                     said = " ".join(sentences) + text
                     made = {
                         "prompt_id": f"{split}{t}",
@@ -62,12 +75,12 @@ def measured_run(tmp_path_factory):
                         head | made | {"response_id": rid, "model": model, "sample": sample}
                     )
                     for k, sentence in enumerate(sentences):
-                        start = k * (len(sentence) + 1)
+                        start = starts[k]
                         ids = head | {"response_id": rid, "fact_id": f"{rid}/{k}"}
                         place = {"start": start, "end": start + len(sentence), "repeated": False}
                         stated.append(ids | place | {"fact": sentence, "position": k})
                         true = (7 * t + 3 * sample + k) % 10 < right
-                        passage = f"{topic} passage {k % 4}. {evidence}"
+                        passage = passages[k % 10]
                         score = {"supported": true, "score": 0.9 if true else 0.2}
                         where = {"evidence": passage, "title": topic}
                         verdicts.append(ids | score | where)
