@@ -27,6 +27,8 @@ COMMANDS = (
     "estimate",
     "status",
     "report",
+    "compare",
+    "inspect",
     "export",
     "knowledge",
     "ledger",
@@ -110,6 +112,16 @@ def _parser() -> argparse.ArgumentParser:
     takes_config(add("evaluate", _evaluate, "measure trained models on held-out topics, report"))
     takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
     takes_config(add("report", _report, "write summary.json and report.html from finished tables"))
+    p = add("compare", _compare, "several finished runs side by side")
+    p.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs, or URIs")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p = add("inspect", _inspect, "a run's responses, fact by fact")
+    p.add_argument("run_folder", metavar="RUN", help="folder of a run, or a URI")
+    p.add_argument(
+        "topic", nargs="?", metavar="TOPIC", help="or how it begins; without: all topics"
+    )
+    p.add_argument("--model", default="", help="only scopes or models whose name contains this")
+    p.add_argument("--sample", type=int, help="only the sample of this number")
     p = add("export", _export, "finished tables as files of FActScore, FactTune's scripts, TRL")
     p.add_argument("--to", required=True, metavar="DIR", help="folder to write into")
     p.add_argument("--chat", action="store_true", help="preferences as chat messages, for TRL")
@@ -180,9 +192,9 @@ def _make(cfg: Config, only: str | None = None) -> int:
 
 
 def _close(cfg: Config, summary: dict) -> None:
-    from facttune_ray.evaluation import report
+    from facttune_ray.evaluation import text
 
-    print(report.table(summary))
+    print(text.table(summary))
     out = cfg.run.out.partition("?")[0]
     print(f"\n{out}/report.html  {out}/summary.json")
 
@@ -297,6 +309,27 @@ def _report(args: argparse.Namespace) -> int:
 
     cfg = _config(args)
     _close(cfg, facttune.report(cfg))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    import json
+
+    from facttune_ray.evaluation import compare_runs
+
+    found = compare_runs.compare(args.runs)
+    print(json.dumps(found, indent=1) if args.json else compare_runs.show(found))
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from facttune_ray.evaluation import inspect_run
+
+    paint = sys.stdout.isatty()
+    if args.topic is None:
+        print(inspect_run.topics(args.run_folder, paint))
+    else:
+        print(inspect_run.responses(args.run_folder, args.topic, args.model, args.sample, paint))
     return 0
 
 

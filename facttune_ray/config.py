@@ -298,7 +298,12 @@ class EvaluationConfig:
     tuned: bool = True  # sample and score the tuned models
     select: Literal["net", "error_rate", "correct"] = "net"  # val figure that chooses the round
     resamples: int = 2000  # bootstrap resamples over topics
-    examples: int = 24  # test topics shown in the report
+    # estimator of a second opinion on the test facts. auto: lexical, which asks no LLM, where
+    # verdicts.estimator is another; none: only verdicts.estimator
+    estimator: str = "auto"
+    judge_samples: int = 1  # responses a test prompt that an LLM compares with base; 0: none
+    k: list[int] = field(default_factory=list)  # of f1@K, recall@K; []: median and most facts
+    examples: int = 5000  # responses in the report at most
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def check(cfg: Config) -> None:
         "rewards.gamma": 0,
         "evaluation.resamples": 0,
         "evaluation.examples": 0,
+        "evaluation.judge_samples": 0,
         "responses.temperature": 0,
         "answers.temperature": 0,
         "entities.temperature": 0,

@@ -403,4 +403,6 @@ def _uncounted(cfg: Config) -> list[str]:
     """Stages that ask an endpoint for what nobody can foresee."""
     confident = [n for n in needed(cfg, wanted(cfg)) if not n.startswith(("factscore", "p_true"))]
     judged = ["classes"] if cfg.classes.method == "llm" and confident else []
+    if cfg.evaluation.judge_samples and cfg.evaluation.tuned and cfg.tune:
+        judged.append("judgements")
     return judged + (["samples of sampling.engine=api"] if cfg.sampling.engine == "api" else [])

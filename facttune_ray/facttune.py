@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facttune_ray import preflight, storage, tables
+from facttune_ray import opinions, preflight, storage, tables
 from facttune_ray.config import Config, TuneConfig
 from facttune_ray.contenders import contend, contenders
 from facttune_ray.errors import UserError
@@ -288,6 +288,7 @@ class FactTune(Tuning):
         check_training(cfg)
         begun = self.only is not None or (self.root / "summary.json").exists()
         preflight.check(cfg, self.knowledge_file(), models=not begun)
+        opinions.check(cfg)
         if any(c.startswith("ne_") for c in needed(cfg, wanted(cfg))):
             stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid
         self.knowledge()
@@ -328,6 +329,7 @@ class FactTune(Tuning):
         for one in contenders(cfg):
             measured[one.name] = contend(self, one, last)
         self.measured, self.selection, self.scored = measured, selection, source
+        opinions.opinions(self, measured or {"": source})
 
     def whole(self) -> bool:
         """`loop`, or as much of it as one stage can make. -> whether all of it is there"""
@@ -375,6 +377,7 @@ class FactTune(Tuning):
                 selection=self.selection,
                 manifests=self.manifests,
                 fingerprint=tables.fingerprint(recipe),
+                knowledge=self.knowledge_file(),
             )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -161,11 +161,13 @@ class Run:
     def table(
         self, scope: str, name: str, inputs: Iterable[str], cfg: Config | None = None, **work: Any
     ) -> str:
-        """One stage's table `scope/name` from tables given by their full names. `cfg`: settings
-        other than the run's."""
+        """One stage's table `scope/name` from tables given by their full names, or by {role: full
+        name}. `cfg`: settings other than the run's."""
         module, output = stage(name), full_name(scope, name)
         cfg = cfg or self.cfg
         by_role = {i.rsplit("/", 1)[-1]: i for i in inputs}
+        if isinstance(inputs, Mapping):
+            by_role = dict(inputs)
         recipe = module.recipe(cfg) | {"stage": name, "version": module.VERSION}
         recipe |= {f"input.{role}": self.fingerprint(i) for role, i in by_role.items()}
         if "splits" in work:

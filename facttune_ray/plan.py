@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from facttune_ray.config import Config
+from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.facttune import FactTune
 from facttune_ray.pipeline import Snapshot, full_name
+from facttune_ray.stages import stage
 
 SPLITS = ("train", "val", "test")
 
@@ -32,6 +34,8 @@ class Plan(FactTune):
     ) -> str:
         if full_name(scope, name) in self.taken:
             return f"{scope}/{name}"
+        if scope.endswith(SECOND) and "llm.model" not in stage(name).recipe(cfg or self.cfg):
+            return full_name(scope, name)  # another estimator's verdicts, which ask nothing
         splits = tuple(work.get("splits", SPLITS))
         if name == "responses":
             self.sampled[scope] = splits

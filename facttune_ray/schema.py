@@ -38,6 +38,7 @@ PROMPTS = pa.schema(
         ("pronoun", _str),  # biographies: "her", for questions about her; null: unknown
         ("lower_case", _str),  # medicine: the topic within a sentence, "type 2 diabetes"; or null
         ("error", _str),  # prompts that an LLM was to write and did not; `prompt` is null then
+        ("group", _str),  # kind of topic, as a file says it: "very rare"; null: not said
     ]
 )
 
@@ -197,6 +198,20 @@ MIXES = pa.schema(
     ]
 )
 
+JUDGEMENTS = pa.schema(
+    [
+        ("response_id", _str),  # of the tuned model, or of a contender
+        ("base_id", _str),  # the base model's response that it is compared with
+        ("topic", _str),
+        ("split", _str),
+        ("quality", _str),  # fluency | helpfulness
+        ("shown_first", _str),  # tuned | base | tie, as judged when the tuned one stands first
+        ("shown_second", _str),  # the same when it stands second
+        ("preferred", _str),  # what both orders say, else tie; null: not judged
+        ("error", _str),
+    ]
+)
+
 GROUPS = pa.schema(
     [
         ("prompt_id", _str),  # one row a prompt with at least one usable pair
@@ -244,6 +259,7 @@ TABLES: dict[str, pa.Schema] = {
     "p_true": P_TRUE,
     "rewards": REWARDS,
     "mixes": MIXES,
+    "judgements": JUDGEMENTS,
     "groups": GROUPS,
     "reference": REFERENCE,
 }

@@ -174,6 +174,23 @@ def test_status_and_report(run, capsys):
     assert "FactTune-FS" in (out / "report.html").read_text()
 
 
+def test_a_second_opinion_and_a_judge_by_default(run):
+    out, _ = run
+    summary = json.loads((out / "summary.json").read_text())
+    second = summary["second_opinion"]
+    assert second["estimator"] == "lexical" and set(second["models"]) == set(summary["models"])
+    assert all(m["agree"] > 0.6 for m in second["models"].values())
+    judged = summary["judged"]
+    assert set(judged) == {"facttune_fs", "facttune_mc"}
+    assert all(q["pairs"] == 6 and not q["failed"] for j in judged.values() for q in j.values())
+    assert {g["group"] for g in summary["groups"]} <= {
+        "fewest documents",
+        "more documents",
+        "most documents",
+    }
+    assert {"work as", "born in"} <= {k["kind"] for k in summary["kinds"]}
+
+
 def test_one_stage_at_a_time(run, tmp_path, capsys):
     _, config = run
     out = f"run.out={tmp_path / 'staged'}"
@@ -260,13 +277,15 @@ def test_real_text_with_the_annotator(labelled_data, ray_cluster, tmp_path, meth
     words += ["verdicts.estimator=chat", f"facts.method={method}"]
     assert cli.main(words) == 0
     manifests = [json.loads(p.read_text()) for p in (tmp_path / "out").rglob("_MANIFEST.json")]
-    verdicts = next(m for m in manifests if m["table"] == "verdicts")
+    first, second = (m for m in manifests if m["table"] == "verdicts")
+    verdicts, other = sorted((first, second), key=lambda m: -m["calls"])
+    assert other["recipe"]["verdicts.estimator"] == "lexical" and not other["calls"]
     assert verdicts["errors"] == 0 and verdicts["calls"] > 4000
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     if method == "labels":
         assert min(h["accuracy"] for h in summary["human"].values()) > 0.7
     else:
-        assert "human" not in summary  # facts of its own carry no labels
+        assert summary["human"] == {}  # facts of its own carry no labels
 
 
 def test_another_knowledge_source_is_refused(ray_cluster, tmp_path, capsys):

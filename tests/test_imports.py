@@ -43,7 +43,9 @@ def test_the_parts_a_gpu_check_uses_need_neither_ray_nor_deepspeed():
 
 
 PURE = [*PACKAGE.glob("scoring/*.py"), PACKAGE / "training/losses.py"]
-PURE += [PACKAGE / "evaluation/metrics.py"]
+PURE += [
+    PACKAGE / f"evaluation/{n}.py" for n in ("metrics", "resampling", "comparisons", "agreement")
+]
 
 
 @pytest.mark.parametrize("file", PURE, ids=lambda f: f"{f.parent.name}/{f.name}")

@@ -53,7 +53,7 @@ def test_replay_gives_the_human_scores(labelled_data, ray_cluster, tmp_path, cap
     assert lines["Respond ratio"] == f"{100 * len(known) / len(human):.1f}%"
     summary = json.loads((out / "summary.json").read_text())["models"][Path(file).stem]
     printed = float(lines["FActScore"].rstrip("%"))
-    assert 100 * summary["factscore"]["factscore_lp"] == pytest.approx(printed, abs=0.051)
+    assert 100 * summary["factscore"]["factscore_lp"]["value"] == pytest.approx(printed, abs=0.051)
 
 
 def test_export_before_anything_was_scored(tmp_path, capsys):

@@ -3,7 +3,7 @@
     select(root, [round_1, round_2], "net")  ->  {"chosen": "facttune_fs/round_2", ...}
     write(root, cfg, measured={"base": "base/test", ...}, ...)  ->  the summary, written
 
-Tables are read shard by shard; only per-response counts are held.
+Tables are read shard by shard; only per-response counts are held, and the report's responses.
 """
 
 from __future__ import annotations
@@ -11,47 +11,20 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray import config_layers, tables
 from facttune_ray.config import Config
-from facttune_ray.evaluation import charts, metrics, report
+from facttune_ray.evaluation import breakdowns, browser, comparisons, files, metrics
 from facttune_ray.evaluation import rewards as rewards_of
-from facttune_ray.storage import staged
+from facttune_ray.evaluation.agreement import human_agreement
+from facttune_ray.evaluation.breakdowns import Scope, counts
 from facttune_ray.tables import Folder
-
-
-class Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-def counts(
-    root: Folder, scope: str, split: str | None = None, model: str | None = None
-) -> pa.Table:
-    """`metrics.response_counts` of a scope's responses, of one split or model if given."""
-    out = []
-    for shard in range(tables.manifest(root / scope / "responses")["shards"]):
-        responses = tables.read_part(root / scope / "responses", shard)
-        if split:
-            responses = responses.filter(pc.equal(responses["split"], split))
-        if model:
-            responses = responses.filter(pc.equal(responses["model"], model))
-        ids = responses["response_id"]
-        facts = _of(tables.read_part(root / scope / "facts", shard), ids)
-        verdicts = _of(tables.read_part(root / scope / "verdicts", shard), ids)
-        counted = metrics.response_counts(responses, facts, verdicts)
-        out.append(counted.drop_columns(["response_id"]))
-    return pa.concat_tables(out)
-
-
-def _of(table: pa.Table, response_ids: pa.ChunkedArray) -> pa.Table:
-    return table.filter(pc.is_in(table["response_id"], value_set=response_ids.combine_chunks()))
-
 
 SELECT = {  # val figure that chooses the round: from `metrics.summarise`, higher is better
     "net": ("correct - incorrect", lambda m: m["correct"]["value"] - m["incorrect"]["value"]),
@@ -65,9 +38,10 @@ def select(root: Folder, rounds: list[Any], by: str) -> dict:
     label, figure = SELECT[by]
     candidates = []
     for snapshot in rounds:
-        found = metrics.summarise(counts(root, f"{snapshot.name}/tune", "val"), resamples=0)
-        shown = {k: found[k]["value"] for k in ("error_rate", "correct", "incorrect")}
-        value = figure(found) if shown["error_rate"] is not None else None
+        found = counts(root, Scope(f"{snapshot.name}/tune"), split="val")
+        summary = metrics.summarise(found, resamples=0)
+        shown = {k: summary[k]["value"] for k in ("error_rate", "correct", "incorrect")}
+        value = figure(summary) if shown["error_rate"] is not None else None
         candidates.append({"round": snapshot.name, "value": value} | shown)
     best = max(candidates, key=lambda c: float("-inf") if c["value"] is None else c["value"])
     return {"chosen": best["round"], "metric": f"val {label}", "candidates": candidates}
@@ -83,55 +57,92 @@ def write(
     selection: dict[str, dict],
     manifests: dict[str, dict],
     fingerprint: str,
+    knowledge: str = "",
 ) -> dict:
-    """summary.json, report.html and the pictures of a finished run.
+    """summary.json, report.html, tables as CSV and the pictures of a finished run.
 
     `measured`: model -> scope of its test tables; `imported`: scope of imported responses, or "";
-    `rewards`: scope of the first rewards table.
+    `rewards`: scope of the first rewards table; `knowledge`: the database of articles.
     """
-    settings = {"resamples": cfg.evaluation.resamples, "seed": cfg.run.seed}
-    found = {name: counts(root, scope) for name, scope in measured.items()}
-    human: dict[str, dict] = {}
+    scopes = {name: Scope(scope) for name, scope in measured.items()}
     if imported:
-        for model in _models(root, imported):
-            found[model] = counts(root, imported, model=model)
-            human[model] = _human(root, imported, model)
-    summary: dict[str, Any] = {
-        "run": {
-            "name": cfg.run.name,
-            "seed": cfg.run.seed,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "fingerprint": fingerprint,
-            "config": config_layers.to_dict(cfg),
-            "versions": versions(),
-            "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
-            "split": "all" if imported else "test",
-        },
-        "models": {
-            name: metrics.summarise(c, **settings)
-            | {"factscore": metrics.factscore(c, cfg.rewards.gamma)}
-            for name, c in found.items()
-        },
-        "comparisons": {
-            name: metrics.compare(found["base"], c, **settings)
-            for name, c in found.items()
-            if "base" in found and name != "base"
-        },
-        "rewards": _rewards(root, rewards, cfg.groups.threshold),
-        "selection": selection,
-        "training": {n: _training(root, n) for n in cfg.tune},
-        "stages": [_stage(name, m) for name, m in manifests.items()],
+        scopes |= {model: Scope(imported, model) for model in _models(root, imported)}
+    group_of = _groups(root, knowledge)
+    found = {name: counts(root, scope) for name, scope in scopes.items()}
+    summary = _summary(root, cfg, scopes, found, group_of)
+    summary["run"] = {
+        "name": cfg.run.name,
+        "seed": cfg.run.seed,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "fingerprint": fingerprint,
+        "fingerprints": {name: m["fingerprint"] for name, m in manifests.items()},
+        "config": config_layers.to_dict(cfg),
+        "versions": versions(),
+        "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
+        "split": "all" if imported else "test",
+        "estimator": cfg.verdicts.estimator,
+        "rewarded": [n for n, t in cfg.tune.items() if by_verdicts(cfg, t.reward)],
+        "judge": cfg.llm.model,
     }
-    if any(h["facts"] for h in human.values()):
-        summary["human"] = human
-    scopes = measured or {"": imported}
-    examples = _examples(root, scopes, cfg.evaluation.examples)
-    with staged(root) as here:
-        report.write_summary(summary, here)
-        report.write_report(summary, examples, here / "report.html")
-        charts.headline_png(summary, here / "headline.png")
-        charts.reliability_png(summary, here / "reliability.png")
+    summary |= {
+        "human": _human(root, imported, list(found)) if imported else {},
+        "rewards": _rewards(root, rewards, cfg.groups.threshold),
+        "reward_agreement": rewards_of.agreement(root, rewards),
+        "selection": selection,
+        "training": {n: _log(root, n, "train") for n in cfg.tune},
+        "heldout": {n: _log(root, n, "heldout") for n in cfg.tune},
+        "stages": [_stage(name, m) for name, m in manifests.items()],
+        "errors": _errors(root, manifests),
+    }
+    cards = browser.cards(
+        root,
+        scopes,
+        group_of,
+        most=cfg.evaluation.examples,
+        train="" if imported else rewards,
+    )
+    for name, data in files.contents(summary, found, cards).items():
+        (root / name).write_bytes(data)
     return summary
+
+
+def by_verdicts(cfg: Config, reward: str) -> bool:
+    """Whether the reward is made of verdicts."""
+    return any(c.startswith("factscore") for c in cfg.rewards.mix.get(reward, (reward,)))
+
+
+def _summary(
+    root: Folder,
+    cfg: Config,
+    scopes: dict[str, Scope],
+    found: dict[str, pa.Table],
+    group_of: dict[str, str],
+) -> dict[str, Any]:
+    """The figures of models, alone and against the base model."""
+    settings = {"resamples": cfg.evaluation.resamples, "seed": cfg.run.seed}
+    ks = list(cfg.evaluation.k) or metrics.middle_and_most(list(found.values()))
+    tuned = {n: c for n, c in found.items() if "base" in found and n != "base"}
+    out: dict[str, Any] = {
+        "models": {
+            name: metrics.summarise(c, ks=ks, **settings)
+            | {"factscore": metrics.factscore(c, cfg.rewards.gamma, **settings)}
+            for name, c in found.items()
+        },
+        "k": ks,
+        "comparisons": comparisons.corrected(
+            {n: comparisons.compare(found["base"], c, **settings) for n, c in tuned.items()}
+        ),
+        "length_matched": {
+            n: comparisons.length_matched(found["base"], c, **settings) for n, c in tuned.items()
+        },
+        "second_opinion": breakdowns.second_opinion(root, scopes, found, **settings),
+        "judged": {n: breakdowns.judged(root, scopes[n].name, **settings) for n in tuned},
+        "groups": breakdowns.groups(found, group_of, **settings),
+        "kinds": breakdowns.kinds(root, scopes),
+        "lengths": {name: breakdowns.lengths(c) for name, c in found.items()},
+    }
+    out["judged"] = {n: j for n, j in out["judged"].items() if j}
+    return out
 
 
 def versions() -> dict[str, str]:
@@ -155,19 +166,46 @@ FACT_COLUMNS = ["fact_id", "response_id", "topic", "fact", "human_label", "absta
 VERDICT_COLUMNS = ["fact_id", "response_id", "score", "supported", "reason"]
 
 
-def _human(root: Folder, scope: str, model: str) -> dict:
-    """Of the parts that hold a label; of those, the columns that count."""
-    facts, verdicts = [], []
-    for shard in range(tables.manifest(root / scope / "facts")["shards"]):
-        found = tables.read_part(root / scope / "facts", shard, FACT_COLUMNS)
-        if found["human_label"].null_count == len(found) and shard:
-            continue
-        responses = tables.read_part(root / scope / "responses", shard, ["response_id", "model"])
-        ids = responses.filter(pc.equal(responses["model"], model))["response_id"]
-        facts.append(_of(found, ids))
-        judged = tables.read_part(root / scope / "verdicts", shard, VERDICT_COLUMNS)
-        verdicts.append(_of(judged, ids))
-    return metrics.human_agreement(pa.concat_tables(facts), pa.concat_tables(verdicts))
+def _groups(root: Folder, knowledge: str) -> dict[str, str]:
+    """topic -> its kind, as a file says it; else its third by the length of its article."""
+    said: dict[str, str] = {}
+    topics: dict[str, None] = {}
+    if not (root / "prompts" / tables.MANIFEST).exists():
+        return {}
+    for shard in range(tables.manifest(root / "prompts")["shards"]):
+        for row in tables.rows(root / "prompts", shard):
+            topics[row["topic"]] = None
+            if row.get("group"):
+                said[row["topic"]] = row["group"]
+    return said or _by_article(list(topics), knowledge)
+
+
+def _by_article(topics: list[str], knowledge: str) -> dict[str, str]:
+    """Thirds by the words of the articles: long ones are of topics that much is written about."""
+    from facttune_ray.errors import UserError
+    from facttune_ray.knowledge.articles import Articles
+    from facttune_ray.knowledge.local import local_copy
+
+    try:
+        articles = Articles(local_copy(knowledge))
+    except (OSError, UserError):
+        return {}
+    found = {t: articles.passages(t) for t in topics}
+    words = {t: sum(len(p.split()) for p in some) for t, some in found.items() if some}
+    order = sorted(words, key=lambda t: (words[t], t))
+    thirds = ("short article", "middling article", "long article")
+    out = {t: thirds[3 * i // len(order)] for i, t in enumerate(order)}
+    return out | {t: "no article" for t in topics if t not in words} if out else {}
+
+
+def _human(root: Folder, scope: str, models: list[str]) -> dict[str, dict]:
+    """Agreement with human labels of each model's facts; {} where there are none."""
+    out = {}
+    for model in models:
+        found = [(f, v) for _, f, v in breakdowns.parts(root, Scope(scope, model))]
+        facts, verdicts = (pa.concat_tables(some) for some in zip(*found, strict=True))
+        out[model] = human_agreement(facts, verdicts)
+    return out if any(h["facts"] for h in out.values()) else {}
 
 
 def _rewards(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
@@ -179,10 +217,11 @@ def _rewards(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
     }
 
 
-def _training(root: Folder, name: str) -> list[dict]:
+def _log(root: Folder, name: str, kind: str) -> list[dict]:
+    """Lines of train.jsonl or heldout.jsonl of every round."""
     out = []
     for scope in sorted(n for n in (root / name).names() if n.startswith("round_")):
-        log = root / name / scope / "train" / "train.jsonl"
+        log = root / name / scope / "train" / f"{kind}.jsonl"
         if log.exists():
             number = int(scope.removeprefix("round_"))
             lines = log.read_bytes().decode().splitlines()
@@ -195,38 +234,33 @@ def _stage(name: str, manifest: dict) -> dict:
     return {"table": name} | {k: manifest.get(k, 0) for k in keys}
 
 
-def _examples(root: Folder, scopes: dict[str, str], most: int) -> list[dict]:
-    """The first topics' first responses with their facts, models side by side."""
-    shown: dict[str, dict] = {}
-    for label, scope in scopes.items():
-        for shard in range(tables.manifest(root / scope / "responses")["shards"]):
-            rows = {t: list(tables.rows(root / scope / t, shard)) for t in TABLES}
-            facts = _facts(rows["facts"], rows["verdicts"])
-            for r in rows["responses"]:
-                if r["sample"] != 0:
-                    continue
-                if r["topic"] not in shown:
-                    if len(shown) == most:
-                        continue
-                    head = {"topic": r["topic"], "prompt": r["prompt"]}
-                    shown[r["topic"]] = head | {"responses": []}
-                entry = {"model": label or r["model"], "text": r["text"]}
-                entry["facts"] = facts.get(r["response_id"], [])
-                shown[r["topic"]]["responses"].append(entry)
-    return list(shown.values())
+EXAMPLES = 3  # ids shown of each error
 
 
-TABLES = ("responses", "facts", "verdicts")
-
-
-def _facts(facts: list[dict], verdicts: list[dict]) -> dict[str, list[dict]]:
-    judged = {v["fact_id"]: v for v in verdicts}
-    out: dict[str, list[dict]] = {}
-    for f in facts:
-        if f["abstained"]:
+def _errors(root: Folder, manifests: dict[str, dict]) -> list[dict]:
+    """Rows without a value, by table and reason, the most frequent first: errors, and verdicts that
+    are null for a reason that is none ("no article")."""
+    out: list[dict] = []
+    for name, m in manifests.items():
+        judged = m["table"] == "verdicts"
+        if not (m.get("errors") or judged) or "shards" not in m:
             continue
-        v = judged.get(f["fact_id"], {})
-        entry = {k: f[k] for k in ("fact", "human_label", "repeated")}
-        entry |= {k: v.get(k) for k in ("supported", "score", "evidence")}
-        out.setdefault(f["response_id"], []).append(entry | {"question": None, "answers": None})
+        seen: Counter[tuple[str, bool]] = Counter()
+        ids: dict[tuple[str, bool], list[str]] = {}
+        for shard in range(m["shards"]):
+            rows = tables.read_part(root / name, shard)
+            columns = ["error"] + ["reason"] * judged
+            dead = [rows.filter(pc.is_valid(rows[c])) for c in columns]
+            for column, some in zip(columns, dead, strict=True):
+                values = zip(some[column].to_pylist(), some[0].to_pylist(), strict=True)
+                for text, first in values:
+                    key = (text[:200], column == "error")
+                    seen[key] += 1
+                    if seen[key] <= EXAMPLES:
+                        ids.setdefault(key, []).append(first)
+        out += [
+            {"table": name, "why": w, "error": e, "rows": n, "ids": ids[w, e]}
+            for (w, e), n in seen.most_common()
+            if w != "no fact"
+        ]
     return out

@@ -1,10 +1,11 @@
-"""Finished tables -> what the rewards are worth: pairs, and confidence against verdicts.
+"""Finished tables -> what the rewards are worth: pairs, agreement, confidence against verdicts.
 
     moments(root / "base/tune/rewards", ["factscore"])   ->  {"factscore": (0.57, 0.31)}
     columns(root, "base/tune", 0.0)     ->  {"max_conf": {"responses": 1500, "mean": 0.61,
                                              "sd": 0.12, "pairs": 6690}, ...}
     confidence(root, "base/tune")       ->  {"max_conf": {"facts": 4100, "auroc": 0.87, "ece": 0.09,
-                                             "bins": [{"low": 0.0, "high": 0.1, ...}, ...]}, ...}
+                                             "prr": 0.7, "bins": [{"low": 0.0, ...}, ...]}, ...}
+    agreement(root, "base/tune")        ->  {"names": [...], "spearman": [[...]], "order": [[...]]}
 
 Tables are read shard by shard; of each only numbers are held.
 """
@@ -13,18 +14,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow.compute as pc
 
 from facttune_ray import tables
-from facttune_ray.evaluation.metrics import auroc
+from facttune_ray.evaluation.agreement import auroc, reliability, reward_agreement, risk_coverage
 from facttune_ray.schema import REWARD_COLUMNS
 from facttune_ray.scoring.pairs import count_pairs
 from facttune_ray.scoring.units import UNIT_COLUMNS, by_id, of_question
 from facttune_ray.tables import Folder
 
-BINS = 10  # of equal width over [0, 1]
 MOST = 64  # shards that these figures come from: 16,384 topics
 PROBABILITIES = ("max_conf", "samp_conf", "p_true")  # read as chances that a fact is true
 
@@ -57,14 +58,9 @@ def columns(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
     responses of a prompt are one, as in `groups`)."""
     values: dict[str, list[float]] = defaultdict(list)
     pairs: Counter[str] = Counter()
-    for rows in _shards(root / scope, ("responses", "rewards", "mixes")):
-        texts = {r["response_id"]: r["text"] for r in rows["responses"]}
-        found = [(n, r, r[n]) for r in rows["rewards"] for n in REWARD_COLUMNS]
-        found += [(r["name"], r, r["value"]) for r in rows["mixes"]]
+    for texts, found in _values(root / scope):
         prompts: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
         for name, row, value in found:
-            if row["split"] != "train" or value is None:
-                continue
             values[name].append(value)
             if text := texts[row["response_id"]]:
                 prompts[name, row["prompt_id"]].setdefault(text, value)
@@ -81,11 +77,38 @@ def columns(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
     }
 
 
+def _values(scope: Folder) -> Iterator[tuple[dict[str, str], list[tuple[str, dict, float]]]]:
+    """Shard by shard: texts by response_id, and every known (reward, row, value) of train."""
+    for rows in _shards(scope, ("responses", "rewards", "mixes")):
+        texts = {r["response_id"]: r["text"] for r in rows["responses"]}
+        found = [(n, r, r[n]) for r in rows["rewards"] for n in REWARD_COLUMNS]
+        found += [(r["name"], r, r["value"]) for r in rows["mixes"]]
+        yield texts, [(n, r, v) for n, r, v in found if r["split"] == "train" and v is not None]
+
+
+def agreement(root: Folder, scope: str) -> dict:
+    """`reward_agreement` of the rewards that train responses have; {} with fewer than two."""
+    known: dict[str, dict[int, float]] = defaultdict(dict)
+    place: dict[str, int] = {}  # response_id -> its row
+    prompts: list[int] = []
+    prompt_ids: dict[str, int] = {}
+    for _, found in _values(root / scope):
+        for name, row, value in found:
+            at = place.setdefault(row["response_id"], len(prompts))
+            if at == len(prompts):
+                prompts.append(prompt_ids.setdefault(row["prompt_id"], len(prompt_ids)))
+            known[name][at] = value
+    if len(known) < 2:
+        return {}
+    columns = {name: np.full(len(prompts), np.nan) for name in known}
+    for name, values in known.items():
+        columns[name][list(values)] = list(values.values())
+    return reward_agreement(columns, np.array(prompts))
+
+
 def confidence(root: Folder, scope: str) -> dict[str, dict]:
     """Of each confidence, per fact with a verdict that its response states once: AUROC against the
-    verdict and, where it is a probability, its reliability: `bins` and the expected calibration
-    error (Guo et al. 2017, equation 3: mean over facts of |share supported - mean confidence| in
-    the fact's bin)."""
+    verdict, risk-coverage and, where it is a probability, its reliability."""
     scores: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, list[bool]] = defaultdict(list)
     needed = ("facts", "verdicts", "questions", "classes", "p_true")
@@ -105,26 +128,19 @@ def confidence(root: Folder, scope: str) -> dict[str, dict]:
                     scores[name].append(value)
                     labels[name].append(supported)
     return {
-        name: _agreement(name, np.array(labels[name]), np.array(scores[name])) for name in scores
+        name: _of_verdicts(name, np.array(labels[name]), np.array(scores[name])) for name in scores
     }
 
 
-def _agreement(name: str, labels_F: np.ndarray, scores_F: np.ndarray) -> dict:
+def _of_verdicts(name: str, labels_F: np.ndarray, scores_F: np.ndarray) -> dict:
     found = {"facts": len(labels_F), "auroc": auroc(labels_F, scores_F)}
+    found |= risk_coverage(labels_F, scores_F)
     if name not in PROBABILITIES:
         return found | {"ece": None, "bins": []}
-    bins, place_F = [], np.minimum((scores_F * BINS).astype(int), BINS - 1)
-    for b in range(BINS):
-        inside = place_F == b
-        if inside.any():
-            mean, share = float(scores_F[inside].mean()), float(labels_F[inside].mean())
-            counted = {"facts": int(inside.sum()), "confidence": mean, "supported": share}
-            bins.append({"low": b / BINS, "high": (b + 1) / BINS} | counted)
-    apart = sum(b["facts"] * abs(b["supported"] - b["confidence"]) for b in bins)
-    return found | {"ece": apart / len(labels_F), "bins": bins}
+    return found | reliability(labels_F, scores_F)
 
 
-def _shards(scope: Folder, names: tuple[str, ...]):
+def _shards(scope: Folder, names: tuple[str, ...]) -> Iterator[dict[str, list[dict]]]:
     """Rows of these tables, shard by shard; of a table that is not finished, none. Of a large run
     MOST shards: topics fall into them by digest, so some are a fair sample of all."""
     there = {n: (scope / n / tables.MANIFEST).read_json() for n in names}

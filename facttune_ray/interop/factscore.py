@@ -48,6 +48,7 @@ class Record:
     response: str
     abstained: bool | None  # None: the file does not say
     sentences: tuple[Sentence, ...]
+    group: str | None = None  # how rare the topic is, as FActScore's release says it: "very rare"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,14 @@ def _record(row: Any) -> Record:
         response=_text(row, "output"),
         abstained=annotations is None if "annotations" in row else None,
         sentences=tuple(_sentence(s) for s in annotations or []),
+        group=_group(row.get("cat")),
     )
+
+
+def _group(cat: Any) -> str | None:
+    """Of ["very rare", "North America"] the first; a file of one's own may hold a string."""
+    first = cat[0] if isinstance(cat, list) and cat else cat
+    return first if isinstance(first, str) else None
 
 
 def _sentence(row: Any) -> Sentence:

@@ -26,7 +26,7 @@ from facttune_ray.scoring.forms import NUMBERS, singular
 from facttune_ray.scoring.sentences import split
 from facttune_ray.scoring.verbs import AUXILIARIES, KNOWN, base, is_finite
 
-CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions and equivalence."
+CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions, judgements."
 
 
 def answer(messages: list[dict[str, str]], sample: int = 0) -> str:
@@ -130,6 +130,22 @@ def _equivalence(question: str, first: str, second: str) -> str:
     return "Yes" if equivalence.same_answer(first, second) else "No"
 
 
+def _judgements(prompt: str, first: str, second: str) -> str:
+    """Fluency: fewer sentences said twice, an end with a full stop. Helpfulness: an answer, then
+    more different sentences. Equal ones tie."""
+    said: list[tuple] = []
+    for text in (first, second):
+        parts = re.split(r"(?<=[.!?])\s+", text)
+        sentences = [s.strip(" .!?").lower() for s in parts if s.strip()]
+        twice = len(sentences) - len(set(sentences))
+        smooth = -twice - (not text.rstrip().endswith((".", "!", "?", '"', ")")))
+        said.append((smooth, (not abstained(text), len(set(sentences)))))
+    better = [
+        "A" if a > b else "B" if b > a else "Tie" for a, b in zip(said[0], said[1], strict=True)
+    ]
+    return f"Fluency: {better[0]}\nHelpfulness: {better[1]}"
+
+
 # ---------------------------------------------------------------- verdicts
 
 _EMPTY = set(
@@ -219,4 +235,5 @@ TASKS: dict[str, Callable[..., str]] = {
     "questions": _questions,
     "questions_answer": _questions_answer,
     "equivalence": _equivalence,
+    "judgements": _judgements,
 }

@@ -165,6 +165,13 @@ def make(
     )
 
 
+def fame(world: World) -> dict[str, str]:
+    """Each person's third by the number of training documents about them."""
+    order = sorted(world.people, key=lambda p: p.biographies + p.questions)
+    thirds = ("fewest documents", "more documents", "most documents")
+    return {p.name: thirds[3 * i // len(order)] for i, p in enumerate(order)}
+
+
 def biography_prompt(name: str) -> str:
     return f"Write a biography of {name}."
 

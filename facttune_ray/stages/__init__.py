@@ -27,6 +27,7 @@ STAGES = (
     "mixes",
     "groups",
     "reference",
+    "judgements",
 )
 
 

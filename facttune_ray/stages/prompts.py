@@ -140,11 +140,12 @@ def prompts(cfg: Config) -> Iterator[dict]:
     """Every prompt row, topics in order."""
     if cfg.data.source == "world":
         made = world_of(cfg)
+        fame = world.fame(made)
         pronouns = {p.name: {"She": "her", "He": "him"}[p.pronoun] for p in made.people}
         for split, topics in made.splits.items():
             for topic in topics:
                 row = _prompt(topic, split, world.biography_prompt(topic))
-                yield row | {"pronoun": pronouns[topic]}
+                yield row | {"pronoun": pronouns[topic], "group": fame[topic]}
         return
     if cfg.data.source == "tuning":
         for name, asked in _tuning_topics(cfg).items():
@@ -158,7 +159,7 @@ def prompts(cfg: Config) -> Iterator[dict]:
         row = _prompt(record.topic, _split(record.topic, cfg), record.prompt)
         if row["prompt_id"] not in seen:
             seen.add(row["prompt_id"])
-            yield row
+            yield row | {"group": record.group}
 
 
 def imported_responses(cfg: Config) -> Iterator[dict]:

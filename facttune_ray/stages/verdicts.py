@@ -12,6 +12,7 @@ once. Of several estimators joined by "+" all must support a fact.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from facttune_ray.config import Config, VerdictsConfig
 from facttune_ray.errors import RowError, UserError, did_you_mean
@@ -68,6 +69,28 @@ def estimators(cfg: VerdictsConfig) -> tuple[str, ...]:
     if "local_lm" in names and not cfg.local_lm:
         raise UserError("verdicts.local_lm is empty: name a causal LM, by folder or hub id")
     return names
+
+
+def second_opinion(cfg: Config) -> Config | None:
+    """The settings of `evaluation.estimator`; None where there is no second opinion: none is
+    wanted, it is the same as the first, or it could see no passage."""
+    asked, first = cfg.evaluation.estimator, estimators(cfg.verdicts)
+    if asked == "none" or (asked == "auto" and not knows(cfg)):
+        return None
+    name = "lexical" if asked == "auto" else asked
+    shown = "bm25" if cfg.verdicts.retrieval == "none" else cfg.verdicts.retrieval
+    other = replace(cfg.verdicts, estimator=name, retrieval=shown, threshold=None)
+    try:
+        if estimators(other) == first:
+            return None
+    except UserError as e:
+        raise UserError(str(e).replace("verdicts.estimator", "evaluation.estimator")) from None
+    return replace(cfg, verdicts=other)
+
+
+def knows(cfg: Config) -> bool:
+    """Whether the run has a knowledge source."""
+    return cfg.data.source == "world" or bool(cfg.data.knowledge)
 
 
 def threshold(cfg: VerdictsConfig, name: str) -> float:

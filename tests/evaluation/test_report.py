@@ -1,11 +1,18 @@
 import json
 import re
-import time
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from facttune_ray.evaluation import charts, report
+from facttune_ray.evaluation import (
+    charts,
+    charts_training,
+    files,
+    pictures,
+    report,
+    text,
+)
+from facttune_ray.evaluation.browser import Cards
 
 
 def interval(value, spread=0.1):
@@ -20,17 +27,19 @@ def model(correct, incorrect, words=18.0):
         "correct": interval(correct),
         "incorrect": interval(incorrect),
         "error_rate": interval(incorrect / (correct + incorrect), 0.02),
-        **{k: interval(0.0, 0) for k in ("no_facts", "repeated", "unknown")},
+        **{k: interval(0.0, 0) for k in ("no_facts", "repeated", "unknown", "abstained")},
+        "f1@12": interval(0.5),
+        "recall@12": interval(0.4),
         "length": interval(words),
         "topics": 100,
         "responses": 1000,
         "failed": 0,
         "no_article": 0,
         "factscore": {
-            "factscore": 0.6,
-            "factscore_lp": 0.512,
-            "respond_ratio": 0.9,
-            "facts_per_response": 12.3,
+            "factscore": interval(0.6),
+            "factscore_lp": interval(0.512),
+            "respond_ratio": interval(0.9),
+            "facts_per_response": interval(12.3),
             "abstained": 100,
             "gamma": 10.0,
         },
@@ -42,6 +51,9 @@ def comparison(reduction, spread, correct_change):
         "error_rate_reduction": interval(reduction, spread),
         "correct_change": interval(correct_change),
         "incorrect_change": interval(-0.9),
+        "p": {"error_rate": 0.004},
+        "p_holm": {"error_rate": 0.0002},
+        "wins": {"error_rate": {"win_rate": interval(0.8)}},
     }
 
 
@@ -73,11 +85,34 @@ def summary():
             "seed": 0,
             "created": "2026-01-01T00:00:00+00:00",
             "fingerprint": "abc",
-            "config": {"run": {"seed": 0, "note": "</pre><script>"}},
+            "config": {"run": {"seed": 0, "note": "</pre><script>"}, "evaluation": {"k": []}},
             "versions": {"ray": "2.60.0"},
             "wall_s": 300.0,
             "split": "test",
+            "estimator": "chat",
+            "rewarded": ["facttune_fs"],
+            "judge": "gpt",
+            "fingerprints": {"base/test/facts": "f00"},
         },
+        "k": [12],
+        "second_opinion": {
+            "estimator": "lexical",
+            "models": {
+                n: model(1.2, e) | {"facts": 90, "agree": 0.9, "kappa": 0.8}
+                for n, e in (("base", 1.1), ("facttune_fs", 0.5))
+            },
+            "comparisons": {"facttune_fs": comparison(0.51, 0.04, 0.5)},
+        },
+        "judged": {},
+        "length_matched": {},
+        "groups": [],
+        "kinds": [],
+        "lengths": {},
+        "human": {},
+        "rewards": {},
+        "reward_agreement": {},
+        "heldout": {},
+        "errors": [],
         "models": {
             "base": model(1.63, 1.37),
             "facttune_fs": model(2.51, 0.46),
@@ -110,6 +145,11 @@ HUMAN = {
     "ChatGPT": {
         "auroc": 0.834,
         "accuracy": 0.75,
+        "kappa": 0.5,
+        "ece": 0.07,
+        "prr": 0.6,
+        "human_supported": 0.65,
+        "estimated_supported": 0.6,
         "pearson_score": 0.867,
         "pearson_supported": None,
         "facts": 4877,
@@ -121,59 +161,42 @@ HUMAN = {
 }
 
 
-def fact(text, supported, **more):
-    names = ("score", "evidence", "human_label", "question", "answers")
-    return {"fact": text, "supported": supported, "repeated": False} | dict.fromkeys(names) | more
-
-
 FACTS = [
-    fact("Mara <b>sings</b>.", False, evidence="She plays.", score=0.12, human_label="NS"),
-    fact("Mara was born in Ashgrove.", True, question="Where?", answers=["Ashgrove", "Veldt"]),
-    fact("Mara was born in Ashgrove.", True, repeated=True),
-    fact("Mara keeps a ferret.", None),
-    fact(None, None),
+    {"fact": "Mara <b>sings</b>.", "supported": False, "evidence": "She plays.", "human": "NS"},
+    {"fact": "Mara was born in Ashgrove.", "supported": True, "question": "Where?"},
 ]
-EXAMPLES = [
-    {
-        "topic": "Mara Veldt",
-        "prompt": "Write.",
-        "responses": [
-            {"model": "base", "text": "<script>alert(1)</script>", "facts": FACTS},
-            {"model": "facttune_fs", "text": None, "facts": []},
-        ],
-    }
-]
+CARDS = Cards(
+    [
+        {
+            "topic": "Mara Veldt",
+            "prompt": "Write.",
+            "split": "test",
+            "group": None,
+            "responses": [
+                {"model": "base", "sample": 0, "text": "<script>alert(1)</script>", "facts": FACTS},
+                {"model": "facttune_fs", "sample": 0, "text": None, "facts": []},
+            ],
+        }
+    ]
+)
 
 
-def page_of(tmp_path, summary, examples=EXAMPLES):
-    report.write_report(summary, examples, tmp_path / "report.html")
-    return (tmp_path / "report.html").read_text()
+def page_of(summary, cards=CARDS):
+    return report.page(files.finite(summary), cards)
 
 
-def test_report_is_self_contained_and_inert(tmp_path, summary):
-    page = page_of(tmp_path, summary)
-    assert "<script" not in page and "<link" not in page and "@import" not in page
-    assert "&lt;script&gt;alert(1)" in page and "Mara &lt;b&gt;sings" in page
-    assert not re.findall(r'(?:src|href)="(?!#)', page)
+def test_report_is_self_contained(summary):
+    page = page_of(summary)
+    assert len(re.findall("<script", page)) == 3  # looks, packed responses, and the one that runs
+    assert "@import" not in page and "alert(1)" not in page and "<b>sings" not in page
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', page)
     assert not re.findall(r"url\((?!#)", page)
     assert "default-src 'none'" in page
     assert "FactTune-FS makes 63% fewer errors (95% interval 58.0% to 68.0%)" in page
 
 
-def test_every_fact_shows_its_verdict_in_words_and_mark(tmp_path, summary):
-    page = page_of(tmp_path, summary)
-    kinds = re.findall(r'<li class="(\w+)">', page)
-    assert kinds == ["false", "true", "true", "unknown"]
-    said = re.findall(r'<span class="hidden">([^<]*): </span>', page)
-    assert said == ["not supported", "supported", "supported", "no verdict"]
-    for shown in ("She plays.", "score 0.12", "Ashgrove / Veldt", "✗ human", "repeated</span>"):
-        assert shown in page
-    assert '<b class="good">1✓</b> <b class="bad">1✗</b> <b class="unsure">1?</b>' in page
-    assert "1 of its sentences could not be split" in page
-
-
-def test_charts_are_well_formed_named_and_use_the_pages_colours(tmp_path, summary):
-    page = page_of(tmp_path, summary)
+def test_charts_are_well_formed_named_and_use_the_pages_colours(summary):
+    page = page_of(summary)
     drawn = re.findall(r"<svg.*?</svg>", page, flags=re.S)
     assert len(drawn) == 6  # scatter, error rates, rounds, three training curves
     for svg in drawn:
@@ -188,65 +211,116 @@ def test_charts_are_well_formed_named_and_use_the_pages_colours(tmp_path, summar
     assert "base 1.63 correct, 1.37 incorrect; FactTune-FS 2.51 correct" in page
 
 
-def test_sections_without_data_are_left_out(tmp_path, summary):
+def test_sections_without_data_are_left_out(summary):
     bare = summary | {"selection": {}, "training": {}, "comparisons": {}, "stages": []}
-    page = page_of(tmp_path, bare, [])
-    for section in ("selection", "training", "human", "rewards", "responses", "stages"):
+    bare["second_opinion"] = {}
+    page = page_of(bare, Cards())
+    for section in (
+        "trust",
+        "where",
+        "selection",
+        "training",
+        "human",
+        "rewards",
+        "responses",
+        "stages",
+    ):
         assert f'id="{section}"' not in page and f'href="#{section}"' not in page
     assert 'id="result"' in page
-    assert 'id="result"' not in page_of(tmp_path, bare | {"models": {}}, [])
+    assert 'id="result"' not in page_of(bare | {"models": {}}, Cards())
 
 
-def test_human_and_reward_sections(tmp_path, summary):
+def test_human_and_reward_sections(summary):
     counted = {"responses": 1500, "mean": 0.5, "sd": 0.1, "pairs": 6123}
     bins = [
         {"low": 0.3, "high": 0.4, "facts": 30, "confidence": 0.35, "supported": 0.2},
         {"low": 0.9, "high": 1.0, "facts": 70, "confidence": 0.95, "supported": 0.9},
     ]
-    sure = {"facts": 100, "auroc": 0.71, "ece": 0.08, "bins": bins}
+    sure = {"facts": 100, "auroc": 0.71, "ece": 0.08, "prr": 0.44, "bins": bins}
+    sure["curve"] = [[0.5, 0.1], [1.0, 0.3]]
     rewards = {"factscore": counted, "max_conf": counted | sure}
-    page = page_of(tmp_path, summary | {"human": HUMAN, "rewards": rewards})
+    agree = {"names": list(rewards), "spearman": [[1.0, -0.25], [-0.25, None]]}
+    agree["order"] = [[1.0, 0.4], [0.4, None]]
+    page = page_of(summary | {"human": HUMAN, "rewards": rewards, "reward_agreement": agree})
     assert "On ChatGPT, estimated verdicts agree with human labels at AUROC 0.834" in page
     assert "4,877" in page and "2 topics" in page
     assert "max_conf" in page and "0.710" in page and "6,123" in page
     assert "Reliability of confidence: max_conf AUROC 0.710" in page
-    assert "Reliability" not in page_of(tmp_path, summary | {"rewards": {"factscore": counted}})
+    assert "Risk against coverage: max_conf PRR 0.44" in page
+    assert "Rank correlation of rewards: factscore and max_conf -0.25" in page
+    assert "Reliability" not in page_of(summary | {"rewards": {"factscore": counted}})
 
 
-def test_a_model_without_any_judged_fact(tmp_path, summary):
+def test_second_opinion_and_tests_are_shown(summary):
+    page = page_of(summary)
+    assert "By the second estimator, lexical, its errors are 51% fewer (47.0% to 55.0%)." in page
+    assert "&lt; 0.001" in page and "Holm" in page
+    alone = summary | {"second_opinion": {}}
+    said = "\n".join(text.notes(alone))
+    assert "FactTune-FS is measured by the estimator that rewarded it (chat)" in said
+    assert "FactTune-MC" not in said  # no verdict rewarded it
+
+
+def test_a_judge_that_prefers_base_is_noted(summary):
+    lost = {"pairs": 9, "wins": 1, "losses": 6, "ties": 2, "by_order": 1, "failed": 0, "p": 0.1}
+    summary["judged"] = {"facttune_fs": {"fluency": lost | {"win_rate": interval(0.2)}}}
+    assert "FactTune-FS loses in fluency" in text.notes(summary)[0]
+    assert "gpt compared responses" in page_of(summary)
+
+
+def test_groups_kinds_lengths_and_errors_are_shown(summary):
+    models = {n: model(1.0, e) for n, e in (("base", 1.0), ("facttune_fs", 0.25))}
+    bins = [{"words": w, "precision": 0.5, "responses": 10} for w in (10.0, 20.0)]
+    summary |= {
+        "groups": [{"group": g, "models": models} for g in ("rare", "frequent")],
+        "kinds": [
+            {
+                "kind": "born in",
+                "models": dict.fromkeys(summary["models"], {"correct": 0.1, "incorrect": 0.2}),
+            }
+        ],
+        "lengths": {"base": {"spearman": -0.25, "bins": bins}},
+        "errors": [
+            {"table": "base/test/facts", "why": "x<y", "error": True, "rows": 3, "ids": ["f1"]}
+        ],
+    }
+    page = page_of(summary)
+    assert "rare: base 50.0%, FactTune-FS 20.0%; frequent" in page
+    assert "rank correlation: base -0.25" in page and "born in" in page and "x&lt;y" in page
+
+
+def test_a_model_without_any_judged_fact(summary):
     empty = model(1, 1) | dict.fromkeys(("correct", "incorrect", "error_rate", "length"), NOTHING)
     none = dict.fromkeys(("error_rate_reduction", "correct_change", "incorrect_change"), NOTHING)
     summary["models"]["facttune_fs"] = empty
-    summary["comparisons"]["facttune_fs"] = none
-    assert "FactTune-FS states no fact that could be judged." in page_of(tmp_path, summary)
-    assert " - " in report.table(summary)
-    charts.headline_png(summary, tmp_path / "head.svg")
-    told = "".join(ET.parse(tmp_path / "head.svg").getroot().itertext())
-    assert "nothing judged" in told and "distinct facts a response, held-out topics" in told
+    summary["comparisons"]["facttune_fs"] |= none
+    assert "FactTune-FS states no fact that could be judged." in page_of(summary)
+    assert " - " in text.table(summary)
+    assert pictures.headline(summary)[:4] == b"\x89PNG"
 
 
-def test_no_model_at_all_and_no_val_figure(tmp_path, summary):
+def test_no_model_at_all_and_no_val_figure(summary):
     nothing = [candidate(f"facttune_fs/round_{k}", None, None) for k in (1, 2)]
     summary["selection"]["facttune_fs"]["candidates"] = nothing
     bare = summary | {"models": {}, "comparisons": {}, "training": {}}
-    assert 'id="selection"' in page_of(tmp_path, bare)
-    charts.headline_png(bare, tmp_path / "head.png")
-    assert report.table(bare).split()[0] == "model"
+    assert 'id="selection"' in page_of(bare)
+    assert pictures.headline(bare)[:4] == b"\x89PNG"
+    assert text.table(bare).split()[0] == "model"
 
 
 def test_headline_says_what_happened(summary):
-    fs, mc = report.headline(summary)
+    fs, mc = text.headline(summary)
     assert "15.5% of its facts are wrong, against 45.7%" in fs
-    assert fs.endswith("Correct facts a response: 2.51 against 1.63 (+0.88).")
+    assert "Correct facts a response: 2.51 against 1.63 (+0.88). By the second" in fs
     assert mc.startswith("FactTune-MC shows no clear change")
     summary["comparisons"]["facttune_mc"] = comparison(-0.2, 0.05, 0.0)
     assert "FactTune-MC makes 20% more errors (95% interval 15.0% to 25.0%)" in "".join(
-        report.headline(summary)
+        text.headline(summary)
     )
 
 
 def test_notes_warn_of_what_the_headline_hides(summary):
-    assert report.notes(summary) == []
+    assert text.notes(summary) == []
     summary["models"]["facttune_mc"] |= {
         "failed": 250,
         "repeated": interval(0.34),
@@ -254,16 +328,16 @@ def test_notes_warn_of_what_the_headline_hides(summary):
         "no_facts": interval(0.2),
         "length": interval(9.0),
     }
-    said = "\n".join(report.notes(summary))
+    said = "\n".join(text.notes(summary))
     for words in ("250 of 1250", "34.0% of its", "6.0% of the", "in 20.0% of", "9 words"):
         assert f"{words}" in said
-    assert len(report.notes(summary)) == 5
+    assert len(text.notes(summary)) == 5
 
 
-def test_an_odd_model_name_is_shown_as_it_is(tmp_path, summary):
+def test_an_odd_model_name_is_shown_as_it_is(summary):
     summary["models"]["a$x_1$<i>"] = model(1.0, 1.0)
     summary["training"]["a$x_1$<i>"] = training_log(1, 3)
-    page = page_of(tmp_path, summary)
+    page = page_of(summary)
     assert "<i>" not in page and "a$x_1$&lt;i&gt;" in page
     written = [t.text for t in ET.fromstring(charts.scatter(summary)).iter() if t.text]
     assert "a$x_1$<i>" in written
@@ -271,29 +345,42 @@ def test_an_odd_model_name_is_shown_as_it_is(tmp_path, summary):
 
 def test_first_step_of_a_round_has_no_order_yet():
     log = training_log(2, 3)
-    assert charts.by_round(log, "reward_accuracy") == {
+    assert charts_training.by_round(log, "reward_accuracy") == {
         1: [(2, 0.8), (3, 0.8)],
         2: [(5, 0.8), (6, 0.8)],
     }
-    assert [s for s, _ in charts.by_round(log, "margin")[2]] == [4, 5, 6]
+    assert [s for s, _ in charts_training.by_round(log, "margin")[2]] == [4, 5, 6]
+    measured = [{"round": r, "step": s, "margin": 0.5} for r, s in ((1, 0), (1, 3), (2, 2))]
+    assert charts_training.held_out(log, measured, "margin") == [(0, 0.5), (3, 0.5), (5, 0.5)]
     log[3]["margin"] = None
-    assert [s for s, _ in charts.by_round(log, "margin")[2]] == [5, 6]
+    assert [s for s, _ in charts_training.by_round(log, "margin")[2]] == [5, 6]
 
 
-def test_summary_is_strict_json(tmp_path, summary):
+def test_summary_is_strict_json_and_every_table_a_csv(summary):
     odd = summary | {"x": float("nan"), "y": [float("inf")], "z": ({"a": 1},)}
-    report.write_summary(odd, tmp_path)
-    text = (tmp_path / "summary.json").read_text()
-    found = json.loads(text, parse_constant=pytest.fail)
+    made = files.contents(odd, {}, CARDS)
+    found = json.loads(made["summary.json"], parse_constant=pytest.fail)
     assert (found["x"], found["y"], found["z"]) == (None, [None], [{"a": 1}])
-    report.write_summary(dict(reversed(odd.items())), tmp_path)
-    assert (tmp_path / "summary.json").read_text() == text
-    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+    again = files.contents(dict(reversed(odd.items())), {}, CARDS)
+    assert again["summary.json"] == made["summary.json"]
+    names = ("models", "comparisons", "stages", "facts", "responses")
+    assert {f"csv/{n}.csv" for n in names} <= set(made)
+    head, first, *_ = made["csv/facts.csv"].decode().splitlines()
+    assert head.startswith("topic,split,model,sample,fact,supported")
+    assert first.startswith("Mara Veldt,test,base,0,Mara <b>sings</b>.,False")
+    models = made["csv/models.csv"].decode().splitlines()
+    assert "error_rate,error_rate.low,error_rate.high" in models[0] and len(models) == 4
+
+
+def test_summary_in_markdown(summary):
+    said = text.markdown(summary | {"human": HUMAN})
+    assert "| FactTune-FS | 2.51 | 0.46 | 15.5% (13.5% to 17.5%) | -63% |" in said
+    assert said.startswith("# quickstart")
 
 
 def test_closing_table(summary):
-    text = report.table(summary | {"human": HUMAN})
-    lines = text.splitlines()
+    said = text.table(summary | {"human": HUMAN})
+    lines = said.splitlines()
     assert lines[0].split()[:3] == ["model", "correct", "incorrect"]
     assert lines[2].split() == (
         "FactTune-FS 2.51 0.46 15.5% (13.5% to 17.5%) -63% 0.0% 0.0% 18".split()
@@ -313,23 +400,9 @@ def test_closing_table(summary):
     ],
 )
 def test_duration(seconds, shown):
-    assert report.duration(seconds) == shown
+    assert text.duration(seconds) == shown
 
 
-def test_picture_for_the_readme(tmp_path, summary):
-    charts.headline_png(summary, tmp_path / "head.png")
-    charts.headline_png(summary, tmp_path / "head.svg")
-    assert (tmp_path / "head.png").read_bytes()[:4] == b"\x89PNG"
-    told = "".join(ET.parse(tmp_path / "head.svg").getroot().itertext())
-    for text in ("FactTune-FS", "45.7% wrong", "15.5% wrong", "correct"):
-        assert text in told
-
-
-def test_many_examples_stay_quick_and_small(tmp_path, summary):
-    facts = [fact(f"Fact {i}.", i % 2 == 0, evidence="w " * 500) for i in range(20)]
-    some = [{"model": m, "text": "text", "facts": facts} for m in ("base", "facttune_fs")]
-    many = [{"topic": f"T{i}", "prompt": "P", "responses": some} for i in range(500)]
-    started = time.monotonic()
-    page = page_of(tmp_path, summary, many)
-    assert time.monotonic() - started < 20
-    assert len(page) < 25e6
+def test_picture_for_the_readme(summary):
+    assert pictures.headline(summary)[:4] == b"\x89PNG"
+    assert pictures.reliability(summary) == b""

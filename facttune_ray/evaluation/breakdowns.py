@@ -1,0 +1,229 @@
+"""Finished tables -> where models differ: by kind of topic, by kind of fact, by another judge.
+
+groups(counts, {"Mara Veldt": "very rare"})   ->  [{"group": "very rare", "models": {...}}]
+kinds(root, {"base": Scope("base/test")})     ->  [{"kind": "born in", "models": {...}}]
+second_opinion(root, scopes)                  ->  {"estimator": "lexical", "models": {...}, ...}
+judged(root, "facttune_fs/round_2/test")      ->  {"fluency": {"wins": 31, "ties": 60, ...}}
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from facttune_ray import tables
+from facttune_ray.evaluation import metrics
+from facttune_ray.evaluation.agreement import kappa, of_facts
+from facttune_ray.evaluation.comparisons import compare, tally
+from facttune_ray.scoring.kinds import kind_of
+from facttune_ray.tables import Folder
+
+SECOND = "second_opinion"  # folder of the other estimator's verdicts, within a scope
+QUALITIES = ("fluency", "helpfulness")
+KINDS = 15  # shown at most
+BINS = 6  # of length, each with as many responses
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a measured model's responses stand."""
+
+    name: str  # folder: "facttune_fs/round_2/test"
+    model: str | None = None  # of several in it: the one that `responses` names so
+
+
+def parts(
+    root: Folder, scope: Scope, verdicts: str = "verdicts", split: str | None = None
+) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:
+    """(responses, facts, verdicts) of the scope's model, shard by shard."""
+    for shard in range(tables.manifest(root / scope.name / "responses")["shards"]):
+        responses = tables.read_part(root / scope.name / "responses", shard)
+        for column, value in (("split", split), ("model", scope.model)):
+            if value:
+                responses = responses.filter(pc.equal(responses[column], value))
+        ids = responses["response_id"].combine_chunks()
+        found = (tables.read_part(root / scope.name / name, shard) for name in ("facts", verdicts))
+        facts, judged = (t.filter(pc.is_in(t["response_id"], value_set=ids)) for t in found)
+        yield responses, facts, judged
+
+
+def counts(
+    root: Folder, scope: Scope, verdicts: str = "verdicts", split: str | None = None
+) -> pa.Table:
+    """`metrics.response_counts` of a scope."""
+    return pa.concat_tables(
+        metrics.response_counts(*found) for found in parts(root, scope, verdicts, split)
+    )
+
+
+def groups(
+    found: Mapping[str, pa.Table], group_of: Mapping[str, str], **settings: Any
+) -> list[dict[str, Any]]:
+    """Each kind of topic with error rate, correct and incorrect facts of each model; the kinds with
+    the most errors last, by the first model."""
+    names = sorted({group_of[t] for c in found.values() for t in _topics(c) if t in group_of})
+    out = []
+    for group in names:
+        models = {}
+        for model, c in found.items():
+            inside = pa.array([group_of.get(t) == group for t in c["topic"].to_pylist()])
+            figures = metrics.summarise(c.filter(inside), **settings)
+            models[model] = {k: figures[k] for k in ("error_rate", "correct", "incorrect")}
+            models[model]["topics"] = figures["topics"]
+        out.append({"group": group, "models": models})
+    first = next(iter(found), "")
+    return sorted(out, key=lambda g: g["models"][first]["error_rate"]["value"] or 0.0)
+
+
+def _topics(c: pa.Table) -> list[str]:
+    return pc.unique(c["topic"]).to_pylist()
+
+
+def kinds(root: Folder, scopes: Mapping[str, Scope]) -> list[dict[str, Any]]:
+    """What the distinct facts are about (`scoring.kinds`), correct and incorrect ones a response of
+    each model: the most changed kinds first, where there is a base model, else the most frequent.
+    """
+    tallies: dict[str, Counter[tuple[str, bool]]] = {}
+    responses: Counter[str] = Counter()
+    for model, scope in scopes.items():
+        tallies[model] = Counter()
+        for rows, facts, verdicts in parts(root, scope):
+            responses[model] += rows.num_rows
+            supported = of_facts(facts, verdicts, "supported").to_pylist()
+            columns = (facts[k].to_pylist() for k in ("topic", "fact", "repeated"))
+            for topic, fact, repeated, value in zip(*columns, supported, strict=True):
+                if fact and not repeated and value is not None:
+                    tallies[model][kind_of(topic, fact), value] += 1
+
+    def share(model: str, kind: str) -> dict[str, float]:
+        n = max(1, responses[model])
+        named = (("correct", True), ("incorrect", False))
+        return {name: tallies[model][kind, value] / n for name, value in named}
+
+    out = [
+        {"kind": kind, "models": {model: share(model, kind) for model in scopes}}
+        for kind in sorted({kind for t in tallies.values() for kind, _ in t})
+    ]
+
+    def weight(row: dict[str, Any]) -> float:
+        models = row["models"]
+        if "base" not in models:
+            return sum(sum(m.values()) for m in models.values())
+        change = [abs(m[k] - models["base"][k]) for m in models.values() for k in m]
+        return max(change)
+
+    return sorted(out, key=weight, reverse=True)[:KINDS]
+
+
+def second_opinion(
+    root: Folder, scopes: Mapping[str, Scope], first: Mapping[str, pa.Table], **settings: Any
+) -> dict[str, Any]:
+    """The same facts by another estimator: its figures, comparisons, and how far it agrees with
+    the first a fact (share, Cohen's kappa). {} where no scope has it."""
+    there = {n: s for n, s in scopes.items() if _has(root, s.name)}
+    if not there:
+        return {}
+    found = {n: counts(root, s, f"{SECOND}/verdicts") for n, s in there.items()}
+    one = next(iter(there.values()))
+    recipe = tables.manifest(root / one.name / SECOND / "verdicts")["recipe"]
+    out: dict[str, Any] = {"estimator": recipe["verdicts.estimator"], "models": {}}
+    for name, c in found.items():
+        figures = metrics.summarise(c, **settings)
+        kept = ("correct", "incorrect", "error_rate", "unknown")
+        out["models"][name] = {k: figures[k] for k in kept} | _agreement(root, there[name])
+    out["comparisons"] = {
+        name: compare(found["base"], c, **settings)
+        for name, c in found.items()
+        if "base" in found and name != "base"
+    }
+    return out
+
+
+def _has(root: Folder, scope: str) -> bool:
+    return (root / scope / SECOND / "verdicts" / tables.MANIFEST).exists()
+
+
+def _agreement(root: Folder, scope: Scope) -> dict[str, Any]:
+    """Over distinct facts that both estimators judge."""
+    both: list[np.ndarray] = []
+    for (_, facts, one), (_, _, other) in zip(
+        parts(root, scope), parts(root, scope, f"{SECOND}/verdicts"), strict=True
+    ):
+        a, b = of_facts(facts, one, "supported"), of_facts(facts, other, "supported")
+        distinct = pc.invert(pc.fill_null(facts["repeated"], False))
+        told = pc.and_(distinct, pc.and_(pc.is_valid(a), pc.is_valid(b)))
+        both.append(np.stack([x.filter(told).to_numpy().astype(bool) for x in (a, b)], axis=1))
+    joined = np.concatenate(both)
+    share = float((joined[:, 0] == joined[:, 1]).mean()) if len(joined) else None
+    return {
+        "facts": len(joined),
+        "agree": share,
+        "kappa": kappa(joined[:, 0].astype(float), joined[:, 1].astype(float)),
+    }
+
+
+def judged(root: Folder, scope: str, resamples: int, seed: int) -> dict[str, Any]:
+    """Fluency and helpfulness of a model against base, as an LLM judged pairs in both orders.
+
+    Of each quality: pairs, wins, losses, ties (among them `by_order`: each order preferred
+    another), failed; win_rate over topics, ties half, with p of the sign test over topics. {} where
+    nothing was judged.
+    """
+    folder = root / scope / "judgements"
+    if not (folder / tables.MANIFEST).exists():
+        return {}
+    points: dict[str, dict[str, list[float]]] = {q: defaultdict(list) for q in QUALITIES}
+    seen: dict[str, Counter[str]] = {q: Counter() for q in QUALITIES}
+    for shard in range(tables.manifest(folder)["shards"]):
+        for r in tables.rows(folder, shard):
+            quality, preferred = r["quality"], r["preferred"]
+            if preferred is None:
+                seen[quality]["failed"] += 1
+                continue
+            seen[quality][preferred] += 1
+            seen[quality]["by_order"] += r["shown_first"] != r["shown_second"]
+            points[quality][r["topic"]].append({"tuned": 1.0, "base": -1.0, "tie": 0.0}[preferred])
+    out = {}
+    for quality in QUALITIES:
+        n = seen[quality]
+        better = np.sign([np.mean(p) for p in points[quality].values()])
+        over_topics = tally(better, resamples, seed)
+        out[quality] = {
+            "pairs": n["tuned"] + n["base"] + n["tie"],
+            "wins": n["tuned"],
+            "losses": n["base"],
+            "ties": n["tie"],
+            "by_order": n["by_order"],
+            "failed": n["failed"],
+            "win_rate": over_topics["win_rate"],
+            "p": over_topics["p"],
+        }
+    return out
+
+
+def lengths(c: pa.Table) -> dict[str, Any]:
+    """Is a longer response a worse one? spearman: of words and share of facts that are correct,
+    over responses with a judged fact; bins: of length, each with its mean words and pooled share.
+    """
+    from facttune_ray.evaluation.agreement import spearman
+
+    kept = c.filter(pc.invert(c["failed"]))
+    right, wrong, words = (kept[k].to_numpy() for k in ("correct", "incorrect", "words"))
+    told = right + wrong > 0
+    right, wrong, words = right[told], wrong[told], words[told]
+    bins = [
+        {
+            "words": float(words[some].mean()),
+            "precision": float(right[some].sum() / (right[some] + wrong[some]).sum()),
+            "responses": len(some),
+        }
+        for some in np.array_split(np.argsort(words, kind="stable"), BINS)
+        if len(some)
+    ]
+    return {"spearman": spearman(words, right / (right + wrong)), "bins": bins}

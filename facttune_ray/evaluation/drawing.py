@@ -1,0 +1,113 @@
+"""How every chart of the report is drawn: style, colours of models, SVG for the page.
+
+    with style():
+        figure, axes = new(4.4, 3.5)
+        ...
+        return svg(figure, "Error rate: base 43.4%")
+
+Each chart is narrow (4.4 inches), so that its text stays readable on a phone; the page lays them
+out side by side. Text stays text in the page's font. Colours become the page's style sheet
+variables, so that light and dark both work. A model is told by marker as well as by colour.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from contextlib import AbstractContextManager
+from typing import Any
+
+Summary = dict[str, Any]
+
+INK, GRID = "#1d2126", "#9aa0a8"
+CORRECT, INCORRECT = "#12806a", "#c4453a"
+MODELS = {"base": "#6b7280", "facttune_fs": "#2563b8", "facttune_mc": "#b35c00"}
+OTHERS = ("#7c3aad", "#0e7490", "#a8325e", "#4d7c0f")
+MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
+STYLE = {
+    "font.size": 9.5,
+    "text.parse_math": False,  # a "$" in a model's name is a dollar
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.alpha": 0.28,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+
+
+def looks(summary: Summary) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each model, the same in every chart and table."""
+    names = list(dict.fromkeys([*summary["models"], *summary["training"], *summary["selection"]]))
+    others = [n for n in names if n not in MODELS]
+    paint = MODELS | {n: OTHERS[i % len(OTHERS)] for i, n in enumerate(others)}
+    marks = list(MARKERS)
+    return {n: (paint[n], marks[i % len(marks)]) for i, n in enumerate(names)}
+
+
+def high(interval: dict[str, float | None]) -> float:
+    return float(interval["high"] if interval["high"] is not None else interval["value"] or 0.0)
+
+
+def error(interval: dict[str, Any]) -> list[list[float]] | None:
+    value, low, high = interval["value"], interval["low"], interval["high"]
+    if low is None or high is None:
+        return None
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
+def style() -> AbstractContextManager[Any]:
+    from matplotlib import rc_context
+
+    return rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def new(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # no pyplot: no display, no global state
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def svg(figure: Any, told: str) -> str:
+    """Inline SVG named by `told`: the page's colours and font, no ids but those referred to."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.hashsalt": told}):  # the same figure, the same bytes
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
+    text = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r"font: (?:bold |[0-9]+ )*([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"font-family: [^;\"]*; ?", "", text)
+    text = re.sub(r"(#[0-9a-f]{6})", lambda m: f"var(--c{m[1][1:]}, {m[1]})", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(told)}" ', 1)
+
+
+# Colours of the dark page for those of the charts: the same hues, lighter.
+DARK = {
+    INK: "#e7e9eb",
+    GRID: "#7d858d",
+    "#6b7280": "#a7afb8",
+    "#2563b8": "#74a9f2",
+    "#b35c00": "#f0a64e",
+    "#7c3aad": "#c49af0",
+    "#0e7490": "#5cc4dc",
+    "#a8325e": "#f08db0",
+    "#4d7c0f": "#a5cf5f",
+}

@@ -1,0 +1,282 @@
+"""A run's summary in words: the headline, its caveats, the closing table, summary.md.
+
+headline(summary)  ->  ["FactTune-FS makes 79% fewer errors ..."]
+table(summary)     ->  the table that `facttune run` ends with
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Summary = dict[str, Any]
+
+
+def display_name(model: str) -> str:
+    """ "facttune_fs" -> "FactTune-FS"; other names as they are."""
+    if not model.startswith("facttune_"):
+        return model
+    name = model.removeprefix("facttune_")
+    return "FactTune-" + (name.upper() if len(name) <= 3 else name)
+
+
+def headline(summary: Summary) -> list[str]:
+    """What happened, in one to three sentences a tuned model or labelled file."""
+    lines, models = [], summary["models"]
+    for name, found in summary["comparisons"].items():
+        cut, label = found["error_rate_reduction"], display_name(name)
+        before, after = (models[n]["error_rate"]["value"] for n in ("base", name))
+        if cut["value"] is None:
+            why = "states no fact that could be judged" if after is None else "cannot be compared"
+            lines.append(f"{label} {why}.")
+            continue
+        wrong = f"{percent(after)} of its facts are wrong, against {percent(before)}"
+        known = cut["low"] is not None
+        if known and cut["low"] <= 0 <= cut["high"]:
+            line = f"{label} shows no clear change: {wrong} for the base model"
+            line += f" (95% interval of the cut: {span(cut, 'percent')})."
+        else:
+            less = cut["value"] > 0
+            size, ends = abs(cut["value"]), sorted(abs(cut[k] or 0) for k in ("low", "high"))
+            line = f"{label} makes {100 * size:.0f}% {'fewer' if less else 'more'} errors"
+            line += f" (95% interval {percent(ends[0])} to {percent(ends[1])})" if known else ""
+            line += f" than the base model: {wrong}."
+        change = found["correct_change"]["value"]
+        if change is not None:
+            line += f" Correct facts a response: {number(models[name]['correct']['value'])}"
+            line += f" against {number(models['base']['correct']['value'])} ({change:+.2f})."
+        lines.append(line + _other_judge(summary, name))
+    for name, found in summary["human"].items():
+        if found["auroc"] is not None and found["pearson_score"] is not None:
+            lines.append(
+                f"On {name}, estimated verdicts agree with human labels at AUROC "
+                f"{found['auroc']:.3f}; response scores correlate at {found['pearson_score']:.3f}."
+            )
+    return lines
+
+
+def _other_judge(summary: Summary, name: str) -> str:
+    second = summary["second_opinion"]
+    other = second.get("comparisons", {}).get(name, {}).get("error_rate_reduction", {})
+    if other.get("value") is None:
+        return ""
+    said = f" By the second estimator, {second['estimator']}, its errors are "
+    size = f"{100 * abs(other['value']):.0f}% {'fewer' if other['value'] > 0 else 'more'}"
+    inside = span(other, "percent")
+    if inside and other["high"] < 0:  # as in the headline: how many more
+        inside = f"{percent(-other['high'])} to {percent(-other['low'])}"
+    return said + size + (f" ({inside})." if inside else ".")
+
+
+def notes(summary: Summary) -> list[str]:
+    """What a reader must know before trusting the headline, one line each; usually none."""
+    lines, base = [], summary["models"].get("base")
+    second, run = summary["second_opinion"], summary["run"]
+    for name, m in summary["models"].items():
+        label = display_name(name)
+        share = {k: m[k]["value"] or 0.0 for k in ("repeated", "unknown", "no_facts", "length")}
+        if m["failed"]:
+            total = m["failed"] + m["responses"]
+            lines.append(f"{label}: {m['failed']} of {total} responses failed and are left out.")
+        if share["repeated"] > 0.1:
+            lines.append(
+                f"{label} repeats itself: {percent(share['repeated'])} of its facts say an "
+                f"earlier one of the response again. They count once."
+            )
+        if m["no_article"]:
+            lines.append(
+                f"{label}: {m['no_article']} of {m['topics']} topics have no article in the "
+                f"knowledge source; their facts have no verdict."
+            )
+        if share["unknown"] > 0.05:
+            lines.append(
+                f"{label}: {percent(share['unknown'])} of the facts have no verdict. They count "
+                f"as neither correct nor incorrect."
+            )
+        if not base or name == "base":
+            continue
+        if name in run.get("rewarded", ()) and not second:
+            lines.append(
+                f"{label} is measured by the estimator that rewarded it ({run['estimator']}), "
+                f"which flatters it: name another in evaluation.estimator."
+            )
+        if share["no_facts"] > (base["no_facts"]["value"] or 0.0) + 0.05:
+            lines.append(f"{label} states no fact in {percent(share['no_facts'])} of responses.")
+        length = base["length"]["value"]
+        if length and abs(share["length"] / length - 1) > 0.25:
+            matched = summary["length_matched"].get(name, {})
+            cut = matched.get("error_rate_reduction", {}).get("value")
+            like = "compare correct and incorrect facts, not the error rate alone"
+            if cut is not None and matched["pairs"]:
+                like = (
+                    f"among pairs of like length ({matched['pairs']:,}) the cut is {percent(cut)}"
+                )
+            lines.append(
+                f"{label} writes {share['length']:.0f} words a response, the base model "
+                f"{length:.0f}: {like}."
+            )
+        for quality, found in summary["judged"].get(name, {}).items():
+            rate = found["win_rate"]
+            if rate["high"] is not None and rate["high"] < 0.5:
+                lines.append(
+                    f"{label} loses in {quality}: the judge prefers it to base in "
+                    f"{percent(rate['value'])} of topics ({span(rate, 'percent')}; ties half)."
+                )
+    return lines
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def number3(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def p_value(value: float | None) -> str:
+    """ "0.031", "< 0.001"; "-" where nothing was tested."""
+    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """ "0.4 s", "59 s", "3 min 05 s", "2 h 10 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{left} s"
+    if minutes < 60:
+        return f"{minutes} min {left:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def span(interval: dict[str, float | None], style: str = "number") -> str:
+    """ "43.1% to 47.9%" or "2.40 to 2.62"; "" when it is unknown."""
+    show = percent if style == "percent" else number
+    if interval["low"] is None:
+        return ""
+    return f"{show(interval['low'])} to {show(interval['high'])}"
+
+
+def band(interval: dict[str, float | None]) -> str:
+    """ "45.6% (43.1% to 47.9%)"."""
+    inside = span(interval, "percent")
+    return percent(interval["value"]) + (f" ({inside})" if inside else "")
+
+
+Rows = list[list[str]]
+
+
+def tables(summary: Summary) -> list[Rows]:
+    """Tables of words, each with its head: models, FActScore, the second opinion, human labels."""
+    second = summary["second_opinion"]
+    head = ["model", "correct", "incorrect", "error rate (95% interval)", "change"]
+    head += ["no facts", "repeated", "words"]
+    rows = []
+    for name, m in summary["models"].items():
+        cut = summary["comparisons"].get(name, {}).get("error_rate_reduction", {}).get("value")
+        rows.append(
+            [
+                display_name(name),
+                number(m["correct"]["value"]),
+                number(m["incorrect"]["value"]),
+                band(m["error_rate"]),
+                "" if cut is None else f"{-100 * cut:+.0f}%",
+                percent(m["no_facts"]["value"]),
+                percent(m["repeated"]["value"]),
+                whole(m["length"]["value"]),
+            ]
+        )
+    out = [[head, *rows]]
+    head = ["FActScore", "score", "without penalty", "respond ratio", "facts a response"]
+    scores = {n: m["factscore"] for n, m in summary["models"].items()}
+    rows = [
+        [
+            display_name(name),
+            *(percent(f[k]["value"]) for k in ("factscore_lp", "factscore", "respond_ratio")),
+            number(f["facts_per_response"]["value"]),
+        ]
+        for name, f in scores.items()
+    ]
+    out.append([head, *rows])
+    if second:
+        head = [f"by {second['estimator']}", "correct", "incorrect", "error rate", "change"]
+        rows = []
+        for name, m in second["models"].items():
+            found = second["comparisons"].get(name, {})
+            cut = found.get("error_rate_reduction", {}).get("value")
+            rows.append(
+                [
+                    display_name(name),
+                    number(m["correct"]["value"]),
+                    number(m["incorrect"]["value"]),
+                    band(m["error_rate"]),
+                    "" if cut is None else f"{-100 * cut:+.0f}%",
+                ]
+            )
+        out.append([head, *rows])
+    if summary["human"]:
+        head = ["against human labels", "AUROC", "accuracy", "Pearson", "facts", "no article"]
+        rows = [
+            [
+                name,
+                number3(h["auroc"]),
+                number3(h["accuracy"]),
+                number3(h["pearson_score"]),
+                whole(h["facts"]),
+                f"{h['no_article']} topics",
+            ]
+            for name, h in summary["human"].items()
+        ]
+        out.append([head, *rows])
+    return out
+
+
+def table(summary: Summary) -> str:
+    """The closing tables for a terminal.
+
+    model        correct  incorrect  error rate (95% interval)  change  no facts  repeated  words
+    base            1.63       1.37     45.6% (43.1% to 47.9%)              0.0%      0.5%     14
+    FactTune-FS     2.51       0.46     15.5% (13.6% to 17.4%)    -66%      0.0%      0.3%     14
+    """
+    return "\n\n".join(map(aligned, tables(summary)))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their width: the first to the left, the others to the right."""
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = []
+    for r in rows:
+        cells = [r[0].ljust(widths[0])]
+        cells += [c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def markdown(summary: Summary) -> str:
+    """summary.md: headline, notes and tables."""
+    run = summary["run"]
+    parts = [f"# {_cell(run['name'])}", f"{run['created']}, seed {run['seed']}"]
+    parts += headline(summary)
+    if said := notes(summary):
+        parts.append("\n".join(f"- {line}" for line in said))
+    parts += ["\n".join(_md_rows(rows)) for rows in tables(summary)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _md_rows(rows: Rows) -> list[str]:
+    head, *rest = ([_cell(c) for c in r] for r in rows)
+    rule = ["---", *("---:" for _ in head[1:])]
+    return ["| " + " | ".join(r) + " |" for r in (head, rule, *rest)]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,157 @@
+"""A measured run's summary by hand; runs side by side; a run in the terminal."""
+
+import json
+
+import pytest
+
+from facttune_ray import cli, config
+from facttune_ray.evaluation import breakdowns
+from facttune_ray.evaluation.breakdowns import Scope
+from facttune_ray.stages import verdicts
+from facttune_ray.tables import Folder
+
+
+@pytest.fixture(scope="module")
+def folder(measured_run):
+    return measured_run(topics=10, samples=2, facts=4)
+
+
+@pytest.fixture(scope="module")
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def right(share, samples=(0, 1)):
+    """Facts of ten topics that are right: (7t + 3s + k) % 10 < share."""
+    return sum(
+        (7 * t + 3 * s + k) % 10 < share for t in range(10) for s in samples for k in range(4)
+    )
+
+
+def test_figures_of_the_tables(summary):
+    base, tuned = summary["models"]["base"], summary["models"]["facttune_fs"]
+    assert base["error_rate"]["value"] == pytest.approx(1 - right(5) / 80)
+    assert tuned["correct"]["value"] == pytest.approx(right(8) / 20)
+    cut = summary["comparisons"]["facttune_fs"]["error_rate_reduction"]
+    assert cut["value"] == pytest.approx(1 - (80 - right(8)) / (80 - right(5)))
+    assert cut["low"] <= cut["value"] <= cut["high"]
+    assert summary["k"] == [4] and "f1@4" in base
+    assert summary["run"]["rewarded"] == ["facttune_fs"]
+
+
+def test_the_second_opinion_of_the_tables(summary):
+    second = summary["second_opinion"]
+    # lexical also supports every response's first fact: of 20, those that chat does not
+    more = sum((7 * t + 3 * s) % 10 >= 5 for t in range(10) for s in range(2))
+    base = second["models"]["base"]
+    assert second["estimator"] == "lexical" and base["facts"] == 80
+    assert base["correct"]["value"] == pytest.approx((right(5) + more) / 20)
+    assert base["agree"] == pytest.approx(1 - more / 80)
+    assert second["comparisons"]["facttune_fs"]["error_rate_reduction"]["value"] > 0
+
+
+def test_judgements_groups_kinds_and_lengths_of_the_tables(summary):
+    judged = summary["judged"]["facttune_fs"]["fluency"]
+    assert (judged["pairs"], judged["wins"], judged["ties"]) == (20, 10, 10)
+    assert (judged["losses"], judged["by_order"], judged["failed"]) == (0, 10, 0)
+    assert judged["win_rate"]["value"] == 1.0  # in every topic one win and one tie
+    assert judged["p"] == pytest.approx(2 / 2**10)
+    by_group = {g["group"]: g["models"]["base"] for g in summary["groups"]}
+    rates = [b["error_rate"]["value"] for b in by_group.values()]
+    assert set(by_group) == {"frequent", "rare"} and rates == sorted(rates)
+    even = sum(
+        (7 * t + 3 * s + k) % 10 < 5 for t in range(0, 10, 2) for s in (0, 1) for k in range(4)
+    )
+    rare = by_group["rare"]
+    assert rare["error_rate"]["value"] == pytest.approx(1 - even / 40) and rare["topics"] == 5
+    (kind,) = summary["kinds"]
+    assert kind["kind"] == "born in"
+    assert kind["models"]["base"]["correct"] == pytest.approx(right(5) / 20)
+    assert sum(b["responses"] for b in summary["lengths"]["base"]["bins"]) == 20
+
+
+def test_files_beside_the_report(folder):
+    made = {p.name for p in folder.iterdir()} | {p.name for p in (folder / "csv").iterdir()}
+    assert {"summary.md", "headline.png", "responses.csv", "facts.csv", "groups.csv"} <= made
+    assert "FactTune-FS" in (folder / "summary.md").read_text()
+
+
+def test_errors_are_told_by_reason(tmp_path):
+    from facttune_ray import tables
+    from facttune_ray.evaluation.measure import _errors
+
+    root, rows = Folder.of(str(tmp_path)), []
+    rows += [{"fact_id": f"f{i}", "error": "timeout"} for i in range(5)]
+    rows += [{"fact_id": "g", "reason": "no article"}, {"fact_id": "h", "reason": "no fact"}]
+    tables.write_part(root / "a/verdicts", "verdicts", 0, rows, {})
+    made = tables.finish(root / "a/verdicts", "verdicts", {}, 1, 0.0)
+    found = _errors(root, {"a/verdicts": made})
+    assert [(e["why"], e["error"], e["rows"]) for e in found] == [
+        ("timeout", True, 5),
+        ("no article", False, 1),
+    ]
+    assert found[0]["ids"] == ["f0", "f1", "f2"]
+
+
+def test_compare_two_runs(folder, measured_run, capsys):
+    other = measured_run(topics=10, samples=2, facts=3)
+    assert cli.main(["compare", str(folder), str(other)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("FactTune-FS") == 3 and "topics won" in said
+    assert "run.out" not in said  # where a run stands changes no figure
+    assert cli.main(["compare", str(folder), str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"] == {} and found["warnings"] == []
+    same = found["paired"][0]
+    assert same["error_rate_reduction"]["value"] == 0 and same["p_holm"] == 1.0
+    assert len(found["rows"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["compare", "{run}"], "at least two runs"),
+        (["compare", "{run}", "nowhere"], "nowhere: no summary.json"),
+        (["inspect", "nowhere"], "nowhere does not exist"),
+        (["inspect", "{run}", "Tpic 0003"], "did you mean Topic 0003"),
+        (["inspect", "{run}", "Topic 0003", "--model", "x"], "matches --model"),
+    ],
+)
+def test_bad_input_is_one_line(folder, capsys, words, line):
+    assert cli.main([w.format(run=folder) for w in words]) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
+
+
+def test_inspect(folder, capsys):
+    assert cli.main(["inspect", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    # topic 3, base: 21 + 3s + k < 5 (mod 10): all 4 of the first sample, 1 of the second
+    shown = ("base/test  5✓ 3✗", "base/tune  5✓ 3✗", "facttune_fs/round_1/test  8✓ 0✗")
+    assert lines[3] == "Topic 0003  " + "   ".join(shown)
+    words = ["inspect", str(folder), "topic 0003", "--model", "base/test", "--sample", "1"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert said.count("✓ Topic") == 1 and said.count("✗ Topic") == 3
+    assert "second opinion" not in said and said.count("passage") == 3
+    assert "score 0.20" in said
+
+
+def test_auto_takes_another_estimator_that_costs_nothing():
+    def name(*words):
+        found = verdicts.second_opinion(config.load(["quickstart"], list(words)))
+        return found and found.verdicts.estimator
+
+    assert name() == "lexical"
+    assert name("verdicts.retrieval=none") == "lexical"
+    assert name("evaluation.estimator=none") is None
+    assert name("verdicts.estimator=lexical") is None  # the same: a note in the report says so
+    assert name("verdicts.estimator=lexical", "evaluation.estimator=chat") == "chat"
+    with pytest.raises(Exception, match='evaluation.estimator: no "lexcal"'):
+        name("evaluation.estimator=lexcal")
+
+
+def test_only_the_models_of_a_scope_are_counted(folder):
+    none = breakdowns.counts(Folder.of(str(folder)), Scope("base/test", "other"))
+    assert none.num_rows == 0
