@@ -4,11 +4,11 @@ will sample and train on, in tokens and GPU hours (`gpu_hours.py`).
     rows = estimate(cfg, topics=100)
     [{"stage": "facts", "requests": 9120, "cached": 0, "prompt_tokens": 2.1e6, ...}, ...]
 
-The stages' own code runs on a sample of topics with a stand-in for the LLM: it answers from the
-ledger where it can, by the annotator's rules otherwise, and sends nothing. So prompts, retrieval
-and the merging of identical requests are the run's own. Tokens of answers and tokens a character
-are taken from the ledger once it holds 20 completions of the stage; before, four tokens for three
-words. Tables of models that are not trained yet are counted as the sample's, response by response.
+The stages' own code runs on a sample of topics with a stand-in for the LLM (`trial.py`). So
+prompts, retrieval and the merging of identical requests are the run's own. Tokens of answers and
+tokens a character are taken from the ledger once it holds 20 completions of the stage; before, four
+tokens for three words. Tables of models that are not trained yet are counted as the sample's,
+response by response.
 Where no response is there yet, `standin.py` makes some.
 """
 
@@ -16,107 +16,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from facttune_ray import gpu_hours, standin, tables
 from facttune_ray.config import Config
-from facttune_ray.errors import RowError, UserError
-from facttune_ray.facttune import IMPORTED, FactTune, needed, wanted
+from facttune_ray.errors import UserError
+from facttune_ray.facttune import IMPORTED, FactTune
 from facttune_ray.interop import topics as topics_files
-from facttune_ray.llm.client import parameters
 from facttune_ray.llm.cost import price_of
-from facttune_ray.llm.ledger import Completion, Ledger, request_key
+from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.ledger_tools import stats
 from facttune_ray.pipeline import Run, full_name
 from facttune_ray.plan import SPLITS, Plan
-from facttune_ray.quickstart import rules
 from facttune_ray.schema import seed_from
 from facttune_ray.stages import connect, prompts, stage
-from facttune_ray.stages.context import Context, Work
+from facttune_ray.stages.context import Work
+from facttune_ray.stages.rewards import needed, wanted
+from facttune_ray.trial import Need, StandIn, Trial, words_to_tokens
 
 T = TypeVar("T")
 ASKING = ("facts", "verdicts", "questions")  # of responses
 _RATE = ("measured_tokens", "prompt_chars")
 MEASURED = 20  # completions of a stage in the ledger from which its tokens are taken
-
-
-@dataclass
-class Need:
-    """What one stage asks for the sampled responses."""
-
-    requests: int = 0
-    cached: int = 0  # of them, in the ledger
-    prompt_tokens: float = 0.0  # of those that are not
-    completion_tokens: float = 0.0
-
-
-class StandIn:
-    """The client of a stage that is only tried: counts, and answers without asking."""
-
-    def __init__(self, cfg: Config, ledger: Ledger, measured: dict | None) -> None:
-        self.cfg, self.ledger, self.measured = cfg, ledger, measured
-        self.seen: dict[bytes, Completion] = {}
-        self.need = Need()
-
-    async def ask(
-        self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
-    ) -> T:
-        return await self.ask_whole(messages, lambda completion: parse(completion.text))
-
-    async def ask_whole(
-        self,
-        messages: list[dict[str, str]],
-        parse: Callable[[Completion], T],
-        params: dict[str, Any] | None = None,
-    ) -> T:
-        llm = self.cfg.llm
-        key = request_key(llm.model, messages, parameters(llm, 0) | (params or {}), 0)
-        if key not in self.seen:
-            self.seen[key] = self._answer(key, messages)
-        try:
-            return parse(self.seen[key])
-        except RowError:
-            return parse(_said(rules.answer(messages, 0)))  # the run would ask again
-
-    def _answer(self, key: bytes, messages: list[dict[str, str]]) -> Completion:
-        self.need.requests += 1
-        if known := self.ledger.find([key]).get(key):
-            self.need.cached += 1
-            return known
-        answer = rules.answer(messages, 0)
-        text = " ".join(m["content"] for m in messages)
-        prompt, completion = words_to_tokens(text), words_to_tokens(answer)
-        if self.measured:
-            chars = sum(len(m["content"]) for m in messages)
-            prompt = chars * self.measured["tokens_per_char"]
-            completion = self.measured["completion_tokens"]
-        self.need.prompt_tokens += prompt
-        self.need.completion_tokens += completion
-        return _said(answer)
-
-
-def _said(text: str) -> Completion:
-    return Completion(text, 0, 0, "", 1, None)
-
-
-def words_to_tokens(text: str) -> float:
-    """OpenAI's rule of thumb for English: 100 tokens are about 75 words."""
-    return len(text.split()) * 4 / 3
-
-
-class Trial(Context):
-    """A context whose inputs are given and whose client is a stand-in."""
-
-    def __init__(self, work: Work, inputs: dict[str, list[dict]], client: StandIn) -> None:
-        super().__init__(work)
-        self.inputs = inputs
-        self.__dict__["client"] = client
-
-    def rows(self, role: str, shard: int) -> list[dict]:
-        rows = self.inputs.get(role, [])
-        return [r for r in rows if r.get("split") in (None, *self.work.splits)]
 
 
 @dataclass

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -31,6 +30,7 @@ from facttune_ray.pipeline import Missing, Snapshot, full_name, model_digest
 from facttune_ray.quickstart import base_model
 from facttune_ray.scoring.confidence import CONFIDENCES
 from facttune_ray.stages import prompts, stage
+from facttune_ray.stages.rewards import asks_model, needed, wanted
 from facttune_ray.tuning import Tuning, check_training
 
 
@@ -96,30 +96,15 @@ class FactTune(Tuning):
             started = time.monotonic()
             tables.begin(self.root / "base/pretrain", recipe)
             with storage.staged(self.root / "base/pretrain") as here:
-                figures = self._pretrain(here / "model")
+                settings = {k: v for k, v in vars(cfg.model.pretrain).items() if k != "documents"}
+                figures = base_model.pretrain_shown(
+                    self._documents(), here / "model", seed=cfg.run.seed, **settings
+                )
             self.finish_artifact("base/pretrain", recipe, started, {"rows": 1, "figures": figures})
 
         self.ensure("base/pretrain", "pretrain", recipe, make)
         path = (self.root / "base/pretrain/model").uri
         return Snapshot("base", path, self.fingerprint("base/pretrain"))
-
-    def _pretrain(self, out: Path) -> dict[str, float]:
-        import transformers
-        from tqdm import tqdm
-
-        transformers.utils.logging.set_verbosity_error()  # it warns of documents that are cut
-        transformers.utils.logging.disable_progress_bar()  # of saving one small file
-        settings = {k: v for k, v in vars(self.cfg.model.pretrain).items() if k != "documents"}
-        with tqdm(desc="pre-training", unit="step", disable=not sys.stderr.isatty()) as bar:
-
-            def on_step(step: int, steps: int, loss: float) -> None:
-                bar.total = steps
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update(1)
-
-            return base_model.pretrain(
-                self._documents(), out, seed=self.cfg.run.seed, on_step=on_step, **settings
-            )
 
     def _documents(self) -> list[str]:
         if self.cfg.model.pretrain.documents == "world":
@@ -382,24 +367,6 @@ class FactTune(Tuning):
 
 
 IMPORTED = ("responses", "factscore", "tuning")  # sources that bring responses
-
-
-def wanted(cfg: Config) -> set[str]:
-    """Rewards of the base model's responses: those that `tune` uses, and rewards.columns."""
-    return {t.reward for t in cfg.tune.values() if t.rounds} | {*cfg.rewards.columns}
-
-
-def needed(cfg: Config, wanted: set[str]) -> set[str]:
-    """Columns of `rewards` behind these rewards; a mix stands for those that it sums."""
-    return {c for name in wanted for c in cfg.rewards.mix.get(name, {name: 1.0})}
-
-
-def asks_model(cfg: Config, columns: set[str]) -> bool:
-    """Whether the base model is sampled again for these columns, beside what the files bring."""
-    ready = cfg.data.ready
-    asked = "questions" not in ready and columns & {*CONFIDENCES, "samp_conf"}
-    continued = "entities" not in ready and any(c.startswith("ne_") for c in columns)
-    return bool(asked or continued or "p_true" in columns)
 
 
 def run(cfg: Config, only: str | None = None) -> tuple[dict, list[str]]:

@@ -14,6 +14,7 @@ import math
 import os
 import random
 import shutil
+import sys
 import time
 import uuid
 from collections import Counter
@@ -25,6 +26,25 @@ from facttune_ray.errors import UserError
 
 VERSION = 1  # raised when the code changes the trained weights
 EOS = "<|end|>"
+
+
+def pretrain_shown(
+    documents: Sequence[str], out_dir: str | Path, **settings: Any
+) -> dict[str, float]:
+    """As `pretrain`, with a bar on a terminal."""
+    import transformers
+    from tqdm import tqdm
+
+    transformers.utils.logging.set_verbosity_error()  # it warns of documents that are cut
+    transformers.utils.logging.disable_progress_bar()  # of saving one small file
+    with tqdm(desc="pre-training", unit="step", disable=not sys.stderr.isatty()) as bar:
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            bar.total = steps
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update(1)
+
+        return pretrain(documents, out_dir, on_step=on_step, **settings)
 
 
 def pretrain(

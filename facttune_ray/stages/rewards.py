@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from facttune_ray.config import Config
-from facttune_ray.scoring.confidence import mean
+from facttune_ray.scoring.confidence import CONFIDENCES, mean
 from facttune_ray.scoring.factscore import factscore
 from facttune_ray.scoring.units import UNIT_COLUMNS, Unit, by_id, of_original, of_question
 from facttune_ray.stages.context import Context
@@ -32,6 +32,24 @@ READ = {  # input -> the unit in `classes` that its rows bring
     "entities": "entity_id",
     "p_true": "",
 }
+
+
+def wanted(cfg: Config) -> set[str]:
+    """Rewards of the base model's responses: those that `tune` uses, and rewards.columns."""
+    return {t.reward for t in cfg.tune.values() if t.rounds} | {*cfg.rewards.columns}
+
+
+def needed(cfg: Config, wanted: set[str]) -> set[str]:
+    """Columns of `rewards` behind these rewards; a mix stands for those that it sums."""
+    return {c for name in wanted for c in cfg.rewards.mix.get(name, {name: 1.0})}
+
+
+def asks_model(cfg: Config, columns: set[str]) -> bool:
+    """Whether the base model is sampled again for these columns, beside what the files bring."""
+    ready = cfg.data.ready
+    asked = "questions" not in ready and columns & {*CONFIDENCES, "samp_conf"}
+    continued = "entities" not in ready and any(c.startswith("ne_") for c in columns)
+    return bool(asked or continued or "p_true" in columns)
 
 
 def recipe(cfg: Config) -> dict:
