@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from facttune_ray import gpu_hours, standin, tables
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
-from facttune_ray.facttune import IMPORTED, FactTune
+from facttune_ray.facttune import FactTune
 from facttune_ray.interop import topics as topics_files
 from facttune_ray.llm.cost import price_of
 from facttune_ray.llm.ledger import Ledger
@@ -186,7 +186,7 @@ def _foreseen(cfg: Config, splits: tuple[str, ...], topics: int) -> Sample:
 
 def _sample(cfg: Config, scope: str, splits: tuple[str, ...], topics: int) -> Sample:
     """Responses of `topics` topics, chosen by their digests: the same ones each time."""
-    if cfg.data.source in IMPORTED:
+    if cfg.data.source in prompts.IMPORTED:
         rows: Iterable[dict] = prompts.imported_responses(cfg)
     else:
         folder = Run(cfg).root / scope / "responses"

@@ -279,7 +279,7 @@ class FactTune(Tuning):
         self.knowledge()
         self.prompts()
         tuned = {name: t for name, t in cfg.tune.items() if t.rounds}
-        if cfg.data.source in IMPORTED:
+        if cfg.data.source in prompts.IMPORTED:
             first = Snapshot("imported", "", "")
             source = "imported/all"
             recipe = prompts.recipe(cfg) | {"responses": "imported"}
@@ -364,9 +364,6 @@ class FactTune(Tuning):
                 fingerprint=tables.fingerprint(recipe),
                 knowledge=self.knowledge_file(),
             )
-
-
-IMPORTED = ("responses", "factscore", "tuning")  # sources that bring responses
 
 
 def run(cfg: Config, only: str | None = None) -> tuple[dict, list[str]]:

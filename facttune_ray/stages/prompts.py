@@ -32,6 +32,7 @@ from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 from facttune_ray.tables import Folder
 
+IMPORTED = ("responses", "factscore", "tuning")  # sources that bring responses
 VERSION = 2
 
 
