@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from facttune_ray.evaluation.metrics import auroc, pearson
+from facttune_ray.evaluation.agreement import auroc, pearson
 from facttune_ray.interop import factscore
 from facttune_ray.knowledge import build
 from facttune_ray.knowledge.articles import Articles
