@@ -37,6 +37,8 @@ from facttune_ray.tuning import Tuning, check_training
 class FactTune(Tuning):
     """A run whose nodes are the FactTune loop's."""
 
+    makes = True  # what it names, and needs the models for
+
     def __init__(self, cfg: Config, only: str | None = None) -> None:
         super().__init__(cfg, only)
         self.taken: set[str] = set()  # tables that were imported
@@ -272,7 +274,7 @@ class FactTune(Tuning):
         cfg = self.cfg
         check_training(cfg)
         begun = self.only is not None or (self.root / "summary.json").exists()
-        preflight.check(cfg, self.knowledge_file(), models=not begun)
+        preflight.check(cfg, self.knowledge_file(), models=self.makes and not begun)
         opinions.check(cfg)
         if any(c.startswith("ne_") for c in needed(cfg, wanted(cfg))):
             stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid

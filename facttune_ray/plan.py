@@ -23,6 +23,8 @@ SPLITS = ("train", "val", "test")
 class Plan(FactTune):
     """The loop with nothing made: which tables a run will have, in order."""
 
+    makes = False
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.tables: list[tuple[str, str, tuple[str, ...]]] = []  # scope, stage, splits

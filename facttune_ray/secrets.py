@@ -26,7 +26,7 @@ _read: set[str] = set()  # what `key` has given out
 def key(variable: str) -> str:
     """The key that a variable holds or, when it is not set, that the file in `variable`_FILE holds;
     "" when neither is set. UserError when the file cannot be read."""
-    value = os.environ.get(variable, "")
+    value = os.environ.get(variable, "").strip()  # files of keys end in newlines
     if not value and (file := os.environ.get(variable + FILE)):
         try:
             value = Path(file).read_text(encoding="utf-8").strip()

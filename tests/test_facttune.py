@@ -204,6 +204,7 @@ def test_one_stage_at_a_time(run, tmp_path, capsys):
     assert 'Did you mean "prompts"?' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_trains_from_the_runs_rewards(run, tmp_path, capsys):
     """Groups, log-probabilities and models of the first rounds; what these need stays."""
     out, config = run
@@ -254,6 +255,7 @@ def test_tables_do_not_depend_on_the_number_of_workers(run, tmp_path):
     assert found[1] == found[2] and len(found[1]) == 8
 
 
+@pytest.mark.slow
 def test_real_text_without_any_llm(labelled_data, ray_cluster, tmp_path):
     out = tmp_path / "out"
     words = ["run", "factscore", f"data.folder={labelled_data}", f"run.out={out}"]

@@ -65,6 +65,7 @@ def test_one_file_is_one_request(object_store):
     assert object_store.requests[before:] == [("PUT", "/tests/one/x")]
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_or_stalls_is_asked_again(object_store):
     file = Folder.of(object_store.uri("weather/x"))
     file = pickle.loads(pickle.dumps(file))  # as a worker gets it
@@ -145,6 +146,7 @@ async def put(ledger: Ledger, count: int) -> None:
         await ledger.put(bytes([n]) * 32, Completion(f"text {n}", 10, 5, "m", 1, 0.1))
 
 
+@pytest.mark.slow
 def test_a_ledger_loses_nothing_in_bad_weather(object_store):
     import asyncio
 

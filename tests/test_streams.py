@@ -53,6 +53,7 @@ def test_the_first_error_is_raised_and_what_was_made_of_a_removed_table_goes(tmp
     assert not (root / "facts").exists()
 
 
+@pytest.mark.slow
 def test_facts_are_asked_for_while_responses_are_sampled_elsewhere(
     tmp_path, small_preset, ray_cluster
 ):

@@ -8,7 +8,7 @@ from facttune_ray.schema import digest, seed_from
 from facttune_ray.tables import Folder
 
 PROMPT = {"prompt_id": "p", "topic": "Mara Veldt", "split": "train", "prompt": "Write."}
-PROMPT |= {"pronoun": "her", "lower_case": None}
+PROMPT |= {"pronoun": "her", "lower_case": None, "error": None, "group": None}
 
 
 def make(folder, recipe, shards=2):

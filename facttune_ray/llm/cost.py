@@ -155,8 +155,10 @@ class Meter:
     def report(self, ask: Ask, now_s: float | None = None) -> Allowance:
         now_s = time.monotonic() if now_s is None else now_s
         who = ask.worker, ask.stage
-        used = ask.before + ask.used - self.told.get(who, ask.before)
-        self.told[who] = ask.before + ask.used
+        total, told = ask.before + ask.used, self.told.get(who, ask.before)
+        grown = total.calls >= told.calls and total.cost_usd >= told.cost_usd
+        used = total - told if grown else ask.used  # a worker that began again has used nothing yet
+        self.told[who] = total
         self.totals[ask.stage] = self.totals.get(ask.stage, Usage()) + used
         self.spent_usd += used.cost_usd
         if self.budget_usd is None:

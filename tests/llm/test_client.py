@@ -244,6 +244,7 @@ def test_the_budget_stops_at_its_cap_and_goes_on_from_there(tmp_path):
         assert stats(url)["answered"] == 400
 
 
+@pytest.mark.slow
 def test_a_slow_server_without_429s_gets_fewer_requests_at_once(tmp_path):
     queueing = AnnotatorOptions(slots=4, latency_min_ms=150, latency_max_ms=160, headers=False)
     with running(queueing) as url:
