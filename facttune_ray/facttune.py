@@ -111,8 +111,7 @@ class FactTune(Tuning):
     def _documents(self) -> list[str]:
         if self.cfg.model.pretrain.documents == "world":
             return list(prompts.world_of(self.cfg).documents)
-        rows = prompts.imported_responses(self.cfg)
-        return [f"{r['prompt']}\n{r['text']}" for r in rows]
+        return [f"{r['prompt']}\n{r['text']}" for r in prompts.imported_responses(self.cfg)]
 
     def table(
         self, scope: str, name: str, inputs: Iterable[str], cfg: Config | None = None, **work: Any
@@ -376,8 +375,7 @@ def run(cfg: Config, only: str | None = None) -> tuple[dict, list[str]]:
 
 
 def train(cfg: Config) -> tuple[list[str], list[str]]:
-    """Train every model whose rewards are there: the stages groups, reference and train. ->
-    (folders of the trained models, names made)"""
+    """Train every model whose rewards are there. -> (folders of the models, names made)"""
     with FactTune(cfg, "train") as this:
         this.also = frozenset({"groups", "reference"})
         this.whole()
@@ -390,7 +388,7 @@ def train(cfg: Config) -> tuple[list[str], list[str]]:
 def evaluate(cfg: Config) -> dict:
     """Missing responses, facts and verdicts of base and trained models, summary and report."""
     with FactTune(cfg, "evaluate") as this:
-        this.also = frozenset({"responses", "facts", "verdicts"})
+        this.also = frozenset({"responses", "facts", "verdicts", "judgements"})
         this.whole()
         return this.evaluate()
 
