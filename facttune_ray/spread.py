@@ -19,6 +19,7 @@ from pathlib import Path
 
 from facttune_ray.config import Config
 from facttune_ray.schema import seed_from
+from facttune_ray.storage import Folder, join
 
 HELD = 8192  # rows
 TOPICS, LEAST = 256, 8  # topics of a shard, and shards of a run, where run.shards does not tell
@@ -63,7 +64,7 @@ def shards_of(cfg: Config) -> int:
         return cfg.run.shards
     world, data = cfg.data.world, cfg.data
     names = [*data.files, getattr(data, "topics", "")]
-    rows = sum(_lines(Path(data.folder) / name) for name in names if name)
+    rows = sum(_lines(Folder.of(join(data.folder, name))) for name in names if name)
     if data.source == "world":
         rows = world.train + world.val + world.test
     elif data.source == "tuning":
@@ -71,13 +72,13 @@ def shards_of(cfg: Config) -> int:
     return max(LEAST, math.ceil(rows / TOPICS))
 
 
-def _lines(file: Path) -> int:
+def _lines(file: Folder) -> int:
     """Of a text; of a Parquet file, rows; 0 of one that is not there: its reader will say so."""
     import pyarrow.parquet as pq
 
-    if not file.is_file():
+    if not file.fs.get_file_info(file.path).is_file:
         return 0
-    if file.suffix == ".parquet":
-        return pq.read_metadata(file).num_rows
-    with file.open("rb") as f:
+    if file.path.endswith(".parquet"):
+        return pq.read_metadata(file.path, filesystem=file.fs).num_rows
+    with file.fs.open_input_stream(file.path, compression=None) as f:
         return sum(part.count(b"\n") for part in iter(lambda: f.read(2**20), b""))
