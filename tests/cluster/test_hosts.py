@@ -177,7 +177,8 @@ def notice_while_training(cluster: hosts.Cluster, model: Path, folder: Path) -> 
     ]
     (folder / "prefs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = [f"data.groups={folder / 'prefs.jsonl'}", f"model.path={model}", "train.lr=1e-6"]
-    words += [f"run.out={folder / 'given'}", "train.groups_per_step=1", "train.epochs=60"]
+    words += [f"run.out={folder / 'given'}", "train.groups_per_step=1", "train.epochs=400"]
+    words += ["train.save_every=0"]  # no checkpoint but the notice's
     log = folder / "given/given/train/train.jsonl"
     job = cluster.submit("-m", "facttune_ray", "train", *words)
     until("20 steps", lambda: log.exists() and len(log.read_text().splitlines()) >= 20, job)
@@ -188,5 +189,5 @@ def notice_while_training(cluster: hosts.Cluster, model: Path, folder: Path) -> 
     lose(cluster, host)
     finish(job)
     lines = log.read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 481))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 3201))
     assert lines[:20] == before  # these steps were not taken again
