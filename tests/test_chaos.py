@@ -15,19 +15,6 @@ import pytest
 
 from facttune_ray.schema import TABLES
 
-IDS = {
-    "prompts": "prompt_id",
-    "responses": "response_id",
-    "facts": "fact_id",
-    "verdicts": "fact_id",
-    "questions": "fact_id",
-    "answers": "question_id",
-    "classes": "unit_id",
-    "rewards": "response_id",
-    "groups": "prompt_id",
-    "reference": "prompt_id",
-}
-
 
 def start(out: Path, preset: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "facttune_ray", "quickstart", "--out", str(out), preset]
@@ -56,20 +43,20 @@ def kill_inside(child: subprocess.Popen, table: Path) -> None:
 
 
 def tables_of(out: Path) -> dict[str, list[dict]]:
-    """Every table, rows sorted by id."""
+    """Every table, rows in an order of their own."""
     found = {}
     for manifest in out.rglob("_MANIFEST.json"):
         name = manifest.parent.name
         if name in TABLES:
             parts = sorted(manifest.parent.glob("part-*.parquet"))
             rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
-            found[str(manifest.parent.relative_to(out))] = sorted(rows, key=lambda r: r[IDS[name]])
+            found[str(manifest.parent.relative_to(out))] = sorted(rows, key=repr)
     return found
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_killed_four_times_ends_with_the_same_tables(tmp_path, small_preset):
+def test_killed_three_times_ends_with_the_same_tables(tmp_path, small_preset):
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     finish(start(calm, small_preset))
     for table in (

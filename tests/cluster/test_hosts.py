@@ -185,7 +185,8 @@ def notice_while_training(cluster: hosts.Cluster, model: Path, folder: Path) -> 
     before = log.read_text().splitlines()[:20]
     host = host_of(cluster, "ray::RayTrainWorker", job)
     cluster.drain(host, 12)
-    until("a checkpoint", lambda: list(log.parent.glob("checkpoints/checkpoint_*")), job)
+    known = log.parent / "checkpoints/checkpoint_manager_snapshot.json"  # those that are whole
+    until("a checkpoint", lambda: known.exists() and "checkpoint_2" in known.read_text(), job)
     lose(cluster, host)
     finish(job)
     lines = log.read_text().splitlines()
