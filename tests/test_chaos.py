@@ -1,4 +1,4 @@
-"""SIGKILL at four stages, then the same command again: equal tables, nothing paid twice."""
+"""SIGKILL at three stages, then the same command again: equal tables, nothing paid twice."""
 
 from __future__ import annotations
 
