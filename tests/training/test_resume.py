@@ -100,7 +100,8 @@ def test_a_killed_worker_goes_on_from_an_object_store(reference, calm, object_st
     )
 
     def kill() -> None:
-        while not any(n.endswith("checkpoint.json") for n in out.files()):
+        known = out / "checkpoints" / "checkpoint_manager_snapshot.json"  # those that are whole
+        while not (known.exists() and b"checkpoint_2" in known.read_bytes()):
             time.sleep(0.2)
         seen.extend((here / "train.jsonl").read_text().splitlines())
         os.kill(train_workers()[-1].pid, signal.SIGKILL)
