@@ -320,7 +320,8 @@ def test_the_same_command_goes_on_after_a_kill(words, tmp_path, ray_cluster, cap
     )
     deadline = time.monotonic() + 240
     stands = log.with_name("checkpoints") / "checkpoint_manager_snapshot.json"
-    while not stands.exists():  # uploaded beside the steps
+    # uploaded beside the steps
+    while not stands.exists() or len(log.read_text().splitlines()) <= 10:
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     first.kill()
@@ -330,7 +331,7 @@ def test_the_same_command_goes_on_after_a_kill(words, tmp_path, ray_cluster, cap
     assert cli.main(command) == 0
     after = log.read_text().splitlines()
     assert [json.loads(x)["step"] for x in after] == list(range(1, 201))
-    assert len(seen) >= 10 and after[:10] == seen[:10]  # not trained again
+    assert len(seen) > 10 and after[:10] == seen[:10]  # not trained again
 
 
 def test_train_needs_a_config_or_a_file(capsys):
