@@ -167,7 +167,7 @@ def _topics(cfg: Config) -> Counter[str]:
 def _prompts(cfg: Config) -> Counter[str]:
     """Prompts by split."""
     if cfg.data.source != "topics":
-        return Counter(p["split"] for p in prompts.prompts(cfg))
+        return Counter(p["split"] for p in prompts.once(prompts.prompts(cfg)))
     each = cfg.prompts.questions if cfg.prompts.method == "llm" else 1
     return Counter({split: each * number for split, number in _topics(cfg).items()})
 
@@ -187,7 +187,7 @@ def _foreseen(cfg: Config, splits: tuple[str, ...], topics: int) -> Sample:
 def _sample(cfg: Config, scope: str, splits: tuple[str, ...], topics: int) -> Sample:
     """Responses of `topics` topics, chosen by their digests: the same ones each time."""
     if cfg.data.source in prompts.IMPORTED:
-        rows: Iterable[dict] = prompts.imported_responses(cfg)
+        rows: Iterable[dict] = prompts.numbered(prompts.imported_responses(cfg))
     else:
         folder = Run(cfg).root / scope / "responses"
         there = (folder / tables.MANIFEST).exists()
@@ -209,7 +209,7 @@ def _sample(cfg: Config, scope: str, splits: tuple[str, ...], topics: int) -> Sa
         shards = range(tables.manifest(folder)["shards"])
         every: Iterable[dict] = (row for s in shards for row in tables.rows(folder, s))
     else:
-        every = prompts.prompts(cfg)
+        every = prompts.once(prompts.prompts(cfg))
     asked = [p for p in every if p["topic"] in set(chosen) and p["prompt"] is not None]
     rows = [row for t in chosen for row in by_topic[t]]
     return Sample(rows, asked, len(chosen), len(by_topic))

@@ -141,7 +141,7 @@ class FactTune(Tuning):
 
     def _by_topic(self, kind: str) -> Iterator[list[dict]]:
         """Imported responses; but for facts, only train responses are asked about."""
-        responses = prompts.imported_responses(self.cfg)
+        responses = prompts.numbered(prompts.imported_responses(self.cfg))
         for _, rows in itertools.groupby(responses, key=lambda r: r["topic"]):
             found = [r for r in rows if kind == "facts" or r["split"] == "train"]
             if found:
@@ -156,7 +156,8 @@ class FactTune(Tuning):
             self.table("", "prompts", ["topics"])
         else:
             recipe = prompts.recipe(cfg)
-            self.driver_table("prompts", "prompts", recipe, lambda: prompts.prompts(cfg))
+            rows = functools.partial(prompts.prompts, cfg)
+            self.driver_table("prompts", "prompts", recipe, rows, prompts.once)
 
     def respond(self, model: Snapshot, scope: str, splits: tuple[str, ...]) -> str:
         """`scope/responses`, sampled from the model; imported ones are already there."""
@@ -284,12 +285,8 @@ class FactTune(Tuning):
             first = Snapshot("imported", "", "")
             source = "imported/all"
             recipe = prompts.recipe(cfg) | {"responses": "imported"}
-            self.driver_table(
-                f"{source}/responses",
-                "responses",
-                recipe,
-                lambda: prompts.imported_responses(cfg),
-            )
+            rows = functools.partial(prompts.imported_responses, cfg)
+            self.driver_table(f"{source}/responses", "responses", recipe, rows, prompts.numbered)
             self.take(source)
             self.judge(source, ("train", "val", "test"))
         else:

@@ -136,16 +136,22 @@ class Run:
         return self.manifests[name]["fingerprint"]
 
     def driver_table(
-        self, name: str, table: str, recipe: Recipe, rows: Callable[[], Iterable[dict]]
+        self,
+        name: str,
+        table: str,
+        recipe: Recipe,
+        rows: Callable[[], Iterable[dict]],
+        settle: Callable[[list[dict]], Iterable[dict]] = list,
     ) -> str:
-        """A table that the driver writes by itself: prompts and imports."""
+        """A table that the driver writes by itself: prompts and imports. `settle`: what is done to
+        the rows of a shard, where all of a topic are."""
 
         def make() -> None:
             started, folder = time.monotonic(), self.root / name
             with spread(rows(), self.cfg.run.shards) as parts:
                 tables.begin(folder, recipe)
                 for shard, some in parts:
-                    tables.write_part(folder, table, shard, some, {})
+                    tables.write_part(folder, table, shard, list(settle(some)), {})
             wall_s = time.monotonic() - started
             tables.finish(folder, table, recipe, self.cfg.run.shards, wall_s)
 

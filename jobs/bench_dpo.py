@@ -40,12 +40,12 @@ def main() -> int:
         "ratios": {},
     }
     for tokens in lengths:
-        found = dpo.run(dpo.settings(args.quick, tokens, args.device), names)
-        made["settings"][f"prompt_{tokens}"] = found["settings"]
-        for kind in ("results", "ratios"):
-            made[kind] |= {f"prompt_{tokens}/{name}": x for name, x in found[kind].items()}
+        for found in dpo.run(dpo.settings(args.quick, tokens, args.device), names):
+            made["settings"][f"prompt_{tokens}"] = found["settings"]
+            for kind in ("results", "ratios"):
+                made[kind] |= {f"prompt_{tokens}/{name}": x for name, x in found[kind].items()}
+            Path(args.out).write_text(json.dumps(made, indent=1) + "\n")  # of what has ended
         print(json.dumps({k: made[k] for k in ("results", "ratios")}, indent=1), flush=True)
-        Path(args.out).write_text(json.dumps(made, indent=1) + "\n")
     return 0
 
 

@@ -1,8 +1,8 @@
 """Preference training on ten responses a prompt: this project's step beside pairwise trainers.
 
-    run(settings(quick=False, prompt_tokens=64), list(dpo_trainers.CONTENDERS))
-    ->  {"settings": {...}, "results": {"facttune_ray": {"pairs_per_s": 40.1, ...}, "trl": {...}},
-         "ratios": {"trl": 20.3, ...}}
+    *_, found = run(settings(quick=False, prompt_tokens=64), list(dpo_trainers.CONTENDERS))
+    {"settings": {...}, "results": {"facttune_ray": {"pairs_per_s": 40.1, ...}, "trl": {...}},
+     "ratios": {"trl": 20.3, ...}}
 
 Each prompt has ten responses of about 150 tokens with different rewards: 45 pairs. An optimizer
 step takes one prompt on a CPU, eight on a GPU, where the model has a billion parameters. All
@@ -28,6 +28,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -146,34 +147,42 @@ def make_model(cfg: dict[str, Any], folder: str | Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def run(cfg: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Every contender at its fastest number of pairs a forward."""
+def run(cfg: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
+    """Every contender at its fastest number of pairs a forward; what is known after each."""
     fewer = cfg | {"responses": cfg["try_responses"], "steps": 1}
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         make_model(cfg, folder)
         for name in names:
-            if name in (OURS, SMALL):
-                more = cfg | {"steps": cfg["steps"] * LONGER}
-                results[name] = _apart(name, folder, more, 0)
-                continue
-            tries = cfg["tries"] if len(cfg["tries"]) > 1 else []
-            tried = {batch: _apart(name, folder, fewer, batch) for batch in tries}
-            best = max(tried, key=lambda b: tried[b]["pairs_per_s"], default=cfg["tries"][0])
-            results[name] = _apart(name, folder, cfg, best) | {
-                "pairs_a_forward": best,
-                "tried": {
-                    batch: {k: found[k] for k in ("pairs_per_s", "peak_mb")}
-                    for batch, found in tried.items()
-                },
-            }
-    check({name: found["losses"] for name, found in results.items()}, SAME[cfg["dtype"]])
+            results[name] = _best(name, folder, cfg, fewer)
+            check({n: found["losses"] for n, found in results.items()}, SAME[cfg["dtype"]])
+            yield {"settings": cfg, "results": results, "ratios": _ratios(results)}
+
+
+def _best(name: str, folder: str, cfg: dict[str, Any], fewer: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a contender at its fastest number of pairs a forward, found with `fewer`."""
+    if name in (OURS, SMALL):
+        return _apart(name, folder, cfg | {"steps": cfg["steps"] * LONGER}, 0)
+    tries = cfg["tries"] if len(cfg["tries"]) > 1 else []
+    tried = {batch: _apart(name, folder, fewer, batch) for batch in tries}
+    best = max(tried, key=lambda b: tried[b]["pairs_per_s"], default=cfg["tries"][0])
+    return _apart(name, folder, cfg, best) | {
+        "pairs_a_forward": best,
+        "tried": {
+            batch: {k: found[k] for k in ("pairs_per_s", "peak_mb")}
+            for batch, found in tried.items()
+        },
+    }
+
+
+def _ratios(results: dict[str, dict]) -> dict[str, float]:
+    """Contender -> our pairs a second / its own; with small passes, too."""
     theirs = {n: r["pairs_per_s"] for n, r in results.items() if n not in (OURS, SMALL)}
     ratios = {n: round(results[OURS]["pairs_per_s"] / rate, 2) for n, rate in theirs.items()}
     if SMALL in results:
         small = results[SMALL]["pairs_per_s"]
         ratios |= {f"small_passes/{n}": round(small / rate, 2) for n, rate in theirs.items()}
-    return {"settings": cfg, "results": results, "ratios": ratios}
+    return ratios
 
 
 def check(losses: dict[str, list[float]], same: float) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import threading
 import time
 from collections import Counter
@@ -95,6 +96,7 @@ def measure(
             requests_per_minute=limit, burst_s=1.0, latency_min_ms=150, latency_max_ms=400
         )
     out = folder / f"run_{workers}{'_limited' if limit else ''}"
+    shutil.rmtree(out, ignore_errors=True)  # what is there already takes no time
     with hosts.cluster([1] * workers) as cluster:
         with running(AnnotatorOptions(**vars(options) | {"host": cluster.gateway})) as url:
             given = [f"data.folder={folder}", f"run.out={out}", f"model.path={folder / 'model'}"]

@@ -6,7 +6,7 @@
     {"topic": "Marie Curie", "prompt": "Who was Marie Curie?", "response": "She ..."}  responses
 
     topics(cfg)     ->  {"topic": "Marie Curie", "split": "train", "pronoun": "her", ...}, ...
-    responses(cfg)  ->  rows of `responses`
+    responses(cfg)  ->  rows of `responses`, not yet numbered, and "where" each stands
 
 A topic is in one split: all of them are put in an order that derives from the seed, and
 `data.sizes` cuts it. Files are read twice, line by line; of each topic 8 bytes are held.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import unicodedata
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,8 @@ def recipe(cfg: Config) -> dict:
 def responses(cfg: Config) -> Iterator[Row]:
     """Rows of `responses` from the rows of `data.files`. Columns: topic; prompt (or input,
     question); response (or output, text), or a list `responses`; split and model where there are
-    any, else the splits are drawn and the model is the file's name."""
+    any, else the splits are drawn and the model is the file's name. `sample` and `response_id` are
+    left to whoever sees all rows of a topic."""
     data = cfg.data
     if not data.files:
         raise UserError("data.files is empty: name at least one file of responses")
@@ -112,22 +112,15 @@ def responses(cfg: Config) -> Iterator[Row]:
     if "split" not in next(_rows(files[0], data))[1]:
         found = (row["topic"] for f in files for _, row in _rows(f, data))
         cut = _cut(np.unique(_places(found, cfg.run.seed)), cfg, ", ".join(files))
-    seen: Counter[str] = Counter()  # responses of a model to a prompt
-    splits: dict[str, str] = {}
     for file in files:
         for where, row in _rows(file, data):
             split = cut.split(row["topic"]) if cut else _own_split(where, row)
             if split is None:
                 continue
-            if cut is None and splits.setdefault(row["topic"], split) != split:
-                raise UserError(
-                    f'{where}: topic "{row["topic"]}" is in split {splits[row["topic"]]} already: '
-                    f"leave it in one"
-                )
-            yield from _responses(where, row, split, Path(file).stem, seen)
+            yield from _responses(where, row, split, Path(file).stem)
 
 
-def _responses(where: str, row: Row, split: str, file: str, seen: Counter[str]) -> Iterator[Row]:
+def _responses(where: str, row: Row, split: str, file: str) -> Iterator[Row]:
     prompt = _first(where, row, PROMPTS)
     texts = _first(where, row, RESPONSES)
     texts = texts if isinstance(texts, list) else [texts]
@@ -135,27 +128,22 @@ def _responses(where: str, row: Row, split: str, file: str, seen: Counter[str]) 
         raise UserError(f'{where}: "prompt" is empty or no text')
     if not all(isinstance(t, str) for t in texts):
         raise UserError(f'{where}: "response" must be a text')
-    model = row.get("model") or file
-    ids = {"prompt_id": digest(row["topic"], prompt), "topic": row["topic"], "split": split}
     about = {k: row.get(k) or None for k in ("pronoun", "lower_case")}
     for text in texts:
-        key = digest(ids["prompt_id"], model)
-        sample = seen[key]
-        seen[key] += 1
-        yield (
-            ids
-            | about
-            | {
-                "prompt": prompt,
-                "response_id": digest(ids["prompt_id"], model, sample),
-                "model": model,
-                "sample": sample,
-                "text": text,
-                "tokens": None,
-                "abstained": None,
-                "error": None,
-            }
-        )
+        yield about | {
+            "prompt_id": digest(row["topic"], prompt),
+            "topic": row["topic"],
+            "split": split,
+            "prompt": prompt,
+            "response_id": None,
+            "model": row.get("model") or file,
+            "sample": None,
+            "text": text,
+            "tokens": None,
+            "abstained": None,
+            "error": None,
+            "where": where,
+        }
 
 
 def _first(where: str, row: Row, names: tuple[str, ...]) -> Any:

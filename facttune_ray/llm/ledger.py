@@ -53,7 +53,9 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS = 4096  # a record batch: what one look-up reads at least
-MERGE, MERGED_ROWS = 16, 2**16  # a writer merges so many small segments, up to so many rows
+# a writer merges so many small segments, up to so many rows: as many as fit well into memory, some
+# times over
+MERGE, MERGED_ROWS = 16, 2**14
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 

@@ -27,7 +27,7 @@ from facttune_ray.interop import topics as files
 from facttune_ray.prompts import prompts as prompt
 from facttune_ray.prompts import template
 from facttune_ray.quickstart import world
-from facttune_ray.schema import TABLES, digest, seed_from
+from facttune_ray.schema import digest, seed_from
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 from facttune_ray.tables import Folder
@@ -138,7 +138,7 @@ def world_of(cfg: Config) -> world.World:
 
 
 def prompts(cfg: Config) -> Iterator[dict]:
-    """Every prompt row, topics in order."""
+    """Every prompt row, topics in order; of an import, once a response: `once` leaves the first."""
     if cfg.data.source == "world":
         made = world_of(cfg)
         fame = world.fame(made)
@@ -153,18 +153,16 @@ def prompts(cfg: Config) -> Iterator[dict]:
             yield from tuning.prompts(asked, name)
         return
     if cfg.data.source == "responses":
-        yield from _once(files.responses(cfg))
+        yield from files.responses(cfg)
         return
-    seen = set()
     for _, record in factscore.read_all(cfg.data.folder, cfg.data.files):
         row = _prompt(record.topic, _split(record.topic, cfg), record.prompt)
-        if row["prompt_id"] not in seen:
-            seen.add(row["prompt_id"])
-            yield row | {"group": record.group}
+        yield row | {"group": record.group}
 
 
 def imported_responses(cfg: Config) -> Iterator[dict]:
-    """The responses that stand in the files, as rows of `responses`."""
+    """The responses that stand in the files, as rows of `responses`; `numbered` gives those their
+    ids that have none."""
     if cfg.data.source == "responses":
         yield from files.responses(cfg)
         return
@@ -172,16 +170,12 @@ def imported_responses(cfg: Config) -> Iterator[dict]:
         for split, topics in _tuning_topics(cfg).items():
             yield from tuning.responses(topics, split, cfg.data.folder, "imported")
         return
-    seen: Counter[tuple[str, str]] = Counter()
     for model, record in factscore.read_all(cfg.data.folder, cfg.data.files):
-        prompt = _prompt(record.topic, _split(record.topic, cfg), record.prompt)
-        sample = seen[model, prompt["prompt_id"]]  # a file may hold several responses to one
-        seen[model, prompt["prompt_id"]] += 1
         yield {
-            **prompt,
-            "response_id": digest(prompt["prompt_id"], model, sample),
+            **_prompt(record.topic, _split(record.topic, cfg), record.prompt),
+            "response_id": None,
             "model": model,
-            "sample": sample,
+            "sample": None,
             "text": record.response,
             "tokens": None,
             "abstained": record.abstained,
@@ -189,13 +183,37 @@ def imported_responses(cfg: Config) -> Iterator[dict]:
         }
 
 
-def _once(responses: Iterable[dict]) -> Iterator[dict]:
-    """The prompts of responses, each with the first of them."""
+def once(rows: Iterable[dict]) -> Iterator[dict]:
+    """The first row of each prompt. What it holds in memory grows with the rows: a shard's."""
     seen: set[str] = set()
-    for row in responses:
+    for row in _in_one_split(rows):
         if row["prompt_id"] not in seen:
             seen.add(row["prompt_id"])
-            yield {k: row[k] for k in TABLES["prompts"].names}
+            yield row
+
+
+def numbered(rows: Iterable[dict]) -> Iterator[dict]:
+    """Responses with their ids: a file may hold several of a model to one prompt. As `once`, it is
+    for the rows of a shard."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for row in _in_one_split(rows):
+        if row["sample"] is None:
+            of = row["prompt_id"], row["model"]
+            row = row | {"response_id": digest(*of, seen[of]), "sample": seen[of]}
+            seen[of] += 1
+        yield row
+
+
+def _in_one_split(rows: Iterable[dict]) -> Iterator[dict]:
+    splits: dict[str, str] = {}
+    for row in rows:
+        first = splits.setdefault(row["topic"], row["split"])
+        if first != row["split"]:
+            raise UserError(
+                f'{row["where"]}: topic "{row["topic"]}" is in split {first} already: leave it in '
+                f"one"
+            )
+        yield row
 
 
 def _tuning_topics(cfg: Config) -> dict[str, list[tuning.Topic]]:

@@ -17,7 +17,8 @@ trl_installed = pytest.mark.skipif(
 
 
 def _run(names: list[str]) -> dict:
-    return dpo.run(dpo.settings(quick=True, prompt_tokens=16), names)
+    *_, found = dpo.run(dpo.settings(quick=True, prompt_tokens=16), names)
+    return found
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from facttune_ray import cli
 from facttune_ray.config import load
 from facttune_ray.errors import UserError
 from facttune_ray.interop import topics
+from facttune_ray.stages import prompts
 
 NAMES = [f"Person {i}" for i in range(40)]
 
@@ -112,7 +113,8 @@ def test_too_few_topics(tmp_path):
 
 def responses(folder, *files, more=()):
     words = ["data.source=responses", f"data.folder={folder}", f"data.files=[{','.join(files)}]"]
-    return list(topics.responses(load([], [*words, *more])))
+    found = prompts.numbered(topics.responses(load([], [*words, *more])))
+    return [{k: v for k, v in row.items() if k != "where"} for row in found]
 
 
 def test_responses_of_every_kind_of_file(tmp_path):

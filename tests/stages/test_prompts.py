@@ -28,6 +28,17 @@ def test_every_split_of_the_scripts_is_read(tmp_path):
     assert {r["topic"]: r["split"] for r in prompts.imported_responses(cfg)} == splits
 
 
+def test_repeated_prompts_and_responses_are_told_apart():
+    row = {"topic": "Ada", "split": "train", "prompt_id": "p", "response_id": None, "sample": None}
+    rows = [row | {"model": m, "text": t} for m, t in (("a", "1"), ("b", "2"), ("a", "3"))]
+    assert list(prompts.once(rows)) == rows[:1]
+    found = list(prompts.numbered(rows))
+    assert [(r["model"], r["sample"]) for r in found] == [("a", 0), ("b", 0), ("a", 1)]
+    assert len({r["response_id"] for r in found}) == 3
+    own = [row | {"model": "a", "sample": 4, "response_id": "kept"}]  # it has its ids
+    assert list(prompts.numbered(own)) == own
+
+
 @pytest.mark.parametrize("other", ["val", "test"])
 def test_a_topic_in_two_splits_is_refused(tmp_path, other):
     cfg = scripts_folder(tmp_path, dpoval=["Ada"], **{other: ["Bo", "Ada"]})
