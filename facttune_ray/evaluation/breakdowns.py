@@ -3,14 +3,14 @@
 groups(counts, {"Mara Veldt": "very rare"})   ->  [{"group": "very rare", "models": {...}}]
 kinds(root, {"base": Scope("base/test")})     ->  [{"kind": "born in", "models": {...}}]
 second_opinion(root, scopes)                  ->  {"estimator": "lexical", "models": {...}, ...}
-judged(root, "facttune_fs/round_2/test")      ->  {"fluency": {"wins": 31, "ties": 60, ...}}
+judged(root, Scope("facttune_fs/round_2/test")) ->  {"fluency": {"wins": 31, "ties": 60, ...}}
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,29 @@ class Scope:
 
     name: str  # folder: "facttune_fs/round_2/test"
     model: str | None = None  # of several in it: the one that `responses` names so
+    shards: int | None = None  # so many of its shards, where that is not all
+
+
+def limited(root: Folder, scopes: Mapping[str, Scope], most: int) -> dict[str, Scope]:
+    """The scopes with as many shards, the same of each, as hold at most so many responses of one.
+    Topics fall into shards by digest, so some shards are a fair sample of all."""
+    made = [tables.manifest(root / s.name / "responses") for s in scopes.values()]
+    if all(m["rows"] <= most for m in made):
+        return dict(scopes)
+    shards = min(m["shards"] * most // max(1, m["rows"]) for m in made)
+    return {name: replace(s, shards=max(1, shards)) for name, s in scopes.items()}
+
+
+def shards_of(root: Folder, scope: Scope) -> range:
+    """Those that count."""
+    return range(scope.shards or tables.manifest(root / scope.name / "responses")["shards"])
 
 
 def parts(
     root: Folder, scope: Scope, verdicts: str = "verdicts", split: str | None = None
 ) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:
     """(responses, facts, verdicts) of the scope's model, shard by shard."""
-    for shard in range(tables.manifest(root / scope.name / "responses")["shards"]):
+    for shard in shards_of(root, scope):
         responses = tables.read_part(root / scope.name / "responses", shard)
         for column, value in (("split", split), ("model", scope.model)):
             if value:
@@ -168,19 +184,19 @@ def _agreement(root: Folder, scope: Scope) -> dict[str, Any]:
     }
 
 
-def judged(root: Folder, scope: str, resamples: int, seed: int) -> dict[str, Any]:
+def judged(root: Folder, scope: Scope, resamples: int, seed: int) -> dict[str, Any]:
     """Fluency and helpfulness of a model against base, as an LLM judged pairs in both orders.
 
     Of each quality: pairs, wins, losses, ties (among them `by_order`: each order preferred
     another), failed; win_rate over topics, ties half, with p of the sign test over topics. {} where
     nothing was judged.
     """
-    folder = root / scope / "judgements"
+    folder = root / scope.name / "judgements"
     if not (folder / tables.MANIFEST).exists():
         return {}
     points: dict[str, dict[str, list[float]]] = {q: defaultdict(list) for q in QUALITIES}
     seen: dict[str, Counter[str]] = {q: Counter() for q in QUALITIES}
-    for shard in range(tables.manifest(folder)["shards"]):
+    for shard in shards_of(root, scope):
         for r in tables.rows(folder, shard):
             quality, preferred = r["quality"], r["preferred"]
             if preferred is None:

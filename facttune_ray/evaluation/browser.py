@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facttune_ray import tables
-from facttune_ray.evaluation.breakdowns import SECOND, Scope
+from facttune_ray.evaluation.breakdowns import SECOND, Scope, limited, shards_of
 from facttune_ray.scoring.units import by_id, of_question
 from facttune_ray.tables import Folder
 
@@ -46,25 +46,25 @@ def cards(
     """At most `most` responses, by whole prompts: measured ones first, then those of the scope
     `train` that the rewards come from, which have questions and sampled answers."""
     out: dict[str, dict[str, Any]] = {}
-    found, room = Cards(), most
+    room, every = most, {s.name for s in scopes.values()} | {train or ""} - {""}
     for rows in _by_prompt(root, scopes, group_of):
-        room = _take(rows, out, room, found)
-    if train:
-        for rows in _by_prompt(root, {"base": Scope(train)}, group_of, "train"):
-            room = _take(rows, out, room, found)
-    found.cards = list(out.values())
-    return found
+        if not (room := _take(rows, out, room)):
+            break
+    if train and room:
+        of_train = limited(root, {"base": Scope(train)}, 4 * room)  # some are not of train topics
+        for rows in _by_prompt(root, of_train, group_of, "train"):
+            room = _take(rows, out, room)
+    there = sum(tables.manifest(root / name / "responses")["rows"] for name in every)
+    return Cards(list(out.values()), there - (most - room))
 
 
-def _take(rows: dict[str, dict], out: dict[str, dict], room: int, found: Cards) -> int:
+def _take(rows: dict[str, dict], out: dict[str, dict], room: int) -> int:
     """Add prompts while there is room for all of their responses. -> the room that is left"""
     for prompt_id, card in rows.items():
         size = len(card["responses"])
-        if size > room:
-            found.left_out += size
-            continue
-        out[prompt_id] = card
-        room -= size
+        if size <= room:
+            out[prompt_id] = card
+            room -= size
     return room
 
 
@@ -75,8 +75,8 @@ def _by_prompt(
     split: str | None = None,
 ) -> Iterator[dict[str, dict]]:
     """Shard by shard: prompt_id -> its card with the responses of every scope, samples in order."""
-    shards = [tables.manifest(root / s.name / "responses")["shards"] for s in scopes.values()]
-    for shard in range(max(shards, default=0)):
+    shards = (shards_of(root, s) for s in scopes.values())
+    for shard in max(shards, key=len, default=range(0)):
         out: dict[str, dict] = {}
         loaded: dict[str, tuple[list[dict], dict[str, list[dict]]]] = {}
         for label, scope in scopes.items():

@@ -22,7 +22,7 @@ from facttune_ray import config_layers, tables
 from facttune_ray.config import Config
 from facttune_ray.evaluation import breakdowns, browser, comparisons, files, metrics
 from facttune_ray.evaluation import rewards as rewards_of
-from facttune_ray.evaluation.agreement import human_agreement
+from facttune_ray.evaluation.agreement import human_agreement, of_facts
 from facttune_ray.evaluation.breakdowns import Scope, counts
 from facttune_ray.tables import Folder
 
@@ -67,7 +67,10 @@ def write(
     scopes = {name: Scope(scope) for name, scope in measured.items()}
     if imported:
         scopes |= {model: Scope(imported, model) for model in _models(root, imported)}
-    group_of = _groups(root, knowledge)
+    whole = scopes
+    scopes = breakdowns.limited(root, scopes, cfg.evaluation.most)
+    shards = next((breakdowns.shards_of(root, s) for s in scopes.values()), range(0))
+    group_of = _groups(root, knowledge, shards)
     found = {name: counts(root, scope) for name, scope in scopes.items()}
     summary = _summary(root, cfg, scopes, found, group_of)
     summary["run"] = {
@@ -83,9 +86,10 @@ def write(
         "estimator": cfg.verdicts.estimator,
         "rewarded": [n for n, t in cfg.tune.items() if by_verdicts(cfg, t.reward)],
         "judge": cfg.llm.model,
+        "parts": [len(shards), _parts(root, whole)],  # measured, of all
     }
     summary |= {
-        "human": _human(root, imported, list(found)) if imported else {},
+        "human": _human(root, scopes) if imported else {},
         "rewards": _rewards(root, rewards, cfg.groups.threshold),
         "reward_agreement": rewards_of.agreement(root, rewards),
         "selection": selection,
@@ -136,7 +140,7 @@ def _summary(
             n: comparisons.length_matched(found["base"], c, **settings) for n, c in tuned.items()
         },
         "second_opinion": breakdowns.second_opinion(root, scopes, found, **settings),
-        "judged": {n: breakdowns.judged(root, scopes[n].name, **settings) for n in tuned},
+        "judged": {n: breakdowns.judged(root, scopes[n], **settings) for n in tuned},
         "groups": breakdowns.groups(found, group_of, **settings),
         "kinds": breakdowns.kinds(root, scopes),
         "lengths": {name: breakdowns.lengths(c) for name, c in found.items()},
@@ -162,17 +166,14 @@ def _models(root: Folder, scope: str) -> list[str]:
     return list(dict.fromkeys(name for p in parts for name in pc.unique(p).to_pylist()))
 
 
-FACT_COLUMNS = ["fact_id", "response_id", "topic", "fact", "human_label", "abstained"]
-VERDICT_COLUMNS = ["fact_id", "response_id", "score", "supported", "reason"]
-
-
-def _groups(root: Folder, knowledge: str) -> dict[str, str]:
-    """topic -> its kind, as a file says it; else its third by the length of its article."""
+def _groups(root: Folder, knowledge: str, shards: range) -> dict[str, str]:
+    """topic of these shards -> its kind, as a file says it; else its third by the length of its
+    article."""
     said: dict[str, str] = {}
     topics: dict[str, None] = {}
     if not (root / "prompts" / tables.MANIFEST).exists():
         return {}
-    for shard in range(tables.manifest(root / "prompts")["shards"]):
+    for shard in shards:
         for row in tables.rows(root / "prompts", shard):
             topics[row["topic"]] = None
             if row.get("group"):
@@ -190,22 +191,36 @@ def _by_article(topics: list[str], knowledge: str) -> dict[str, str]:
         articles = Articles(local_copy(knowledge))
     except (OSError, UserError):
         return {}
-    found = {t: articles.passages(t) for t in topics}
-    words = {t: sum(len(p.split()) for p in some) for t, some in found.items() if some}
+    counted = ((t, sum(len(p.split()) for p in articles.passages(t))) for t in topics)
+    words = {t: n for t, n in counted if n}
     order = sorted(words, key=lambda t: (words[t], t))
     thirds = ("short article", "middling article", "long article")
     out = {t: thirds[3 * i // len(order)] for i, t in enumerate(order)}
     return out | {t: "no article" for t in topics if t not in words} if out else {}
 
 
-def _human(root: Folder, scope: str, models: list[str]) -> dict[str, dict]:
+def _human(root: Folder, scopes: dict[str, Scope]) -> dict[str, dict]:
     """Agreement with human labels of each model's facts; {} where there are none."""
     out = {}
-    for model in models:
-        found = [(f, v) for _, f, v in breakdowns.parts(root, Scope(scope, model))]
+    for model, scope in scopes.items():
+        found = [_told(f, v) for _, f, v in breakdowns.parts(root, scope)]
         facts, verdicts = (pa.concat_tables(some) for some in zip(*found, strict=True))
         out[model] = human_agreement(facts, verdicts)
     return out if any(h["facts"] for h in out.values()) else {}
+
+
+def _told(facts: pa.Table, verdicts: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The facts that `human_agreement` counts, and their verdicts: in most runs few."""
+    reason = pc.fill_null(of_facts(facts, verdicts, "reason"), "")
+    without = pc.or_(pc.starts_with(reason, "no article"), pc.fill_null(facts["abstained"], False))
+    kept = facts.filter(pc.or_(pc.is_valid(facts["human_label"]), without))
+    ids = kept["fact_id"].combine_chunks()
+    return kept, verdicts.filter(pc.is_in(verdicts["fact_id"], value_set=ids))
+
+
+def _parts(root: Folder, scopes: dict[str, Scope]) -> int:
+    """Shards of a table of responses."""
+    return max((len(breakdowns.shards_of(root, s)) for s in scopes.values()), default=0)
 
 
 def _rewards(root: Folder, scope: str, threshold: float) -> dict[str, dict]:

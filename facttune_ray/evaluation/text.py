@@ -72,6 +72,12 @@ def notes(summary: Summary) -> list[str]:
     """What a reader must know before trusting the headline, one line each; usually none."""
     lines, base = [], summary["models"].get("base")
     second, run = summary["second_opinion"], summary["run"]
+    some, every = run.get("parts", (0, 0))
+    if some < every:
+        lines.append(
+            f"Measured are {some:,} of {every:,} parts of the responses, a fair sample, for there "
+            f"are more than evaluation.most={run['config']['evaluation']['most']:,} of them."
+        )
     for name, m in summary["models"].items():
         label = display_name(name)
         share = {k: m[k]["value"] or 0.0 for k in ("repeated", "unknown", "no_facts", "length")}

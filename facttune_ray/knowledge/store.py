@@ -14,6 +14,8 @@ which a contentless table lacks: every BM25 score is 0.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -196,8 +198,11 @@ class Store:
         self._remove()
 
     def close(self) -> None:
-        """What is committed stays for the next attempt."""
+        """What is committed stays for the next attempt. The system gets the cache's memory back,
+        which the C library would keep."""
         self.database.close()
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
     def note(self, key: str, value: object) -> None:
         self.database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))

@@ -16,7 +16,6 @@ import asyncio
 import functools
 import hashlib
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
@@ -159,9 +158,9 @@ class Client:
         if self._batches is not None:
             return len(self._running) < self.cfg.batch_requests
         rates = [e.gate.lease.requests_per_s for e in self.endpoints if e.gate.ready]
-        # two seconds of work; without a limit, what the permits in flight take soon
-        work = sum(8 * self.cfg.concurrency if math.isinf(r) else 2 * r for r in rates)
-        return len(self._running) < max(2 * self.cfg.concurrency, min(work, 20_000))
+        # two seconds of work, or what the permits in flight take soon: what waits is in memory
+        work = sum(min(2 * r, 8 * self.cfg.concurrency) for r in rates)
+        return len(self._running) < max(2 * self.cfg.concurrency, work)
 
     async def drain(self, why: UserError) -> None:
         """Send nothing more; return when what is in flight is answered and kept."""

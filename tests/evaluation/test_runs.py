@@ -5,7 +5,7 @@ import json
 import pytest
 
 from facttune_ray import cli, config
-from facttune_ray.evaluation import breakdowns
+from facttune_ray.evaluation import breakdowns, text
 from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.stages import verdicts
 from facttune_ray.tables import Folder
@@ -91,6 +91,32 @@ def test_errors_are_told_by_reason(tmp_path):
         ("no article", False, 1),
     ]
     assert found[0]["ids"] == ["f0", "f1", "f2"]
+
+
+def test_of_a_large_set_some_parts_are_measured(tmp_path):
+    from facttune_ray import tables
+
+    root = Folder.of(str(tmp_path))
+    for name, each in (("base", 3), ("tuned", 2)):
+        for shard in range(8):
+            rows = [{"response_id": f"{shard}-{i}", "model": name} for i in range(each)]
+            tables.write_part(root / name / "responses", "responses", shard, rows, {})
+        tables.finish(root / name / "responses", "responses", {}, 8, 0.0)
+    scopes = {name: Scope(name) for name in ("base", "tuned")}
+    assert breakdowns.limited(root, scopes, most=24) == scopes
+    # 24 responses of base in 8 parts: 10 of them are 3 parts, and the same 3 of the tuned model
+    some = breakdowns.limited(root, scopes, most=10)
+    assert [s.shards for s in some.values()] == [3, 3]
+    assert list(breakdowns.shards_of(root, some["tuned"])) == [0, 1, 2]
+    assert breakdowns.limited(root, scopes, most=1)["base"].shards == 1
+
+
+def test_that_some_parts_are_measured_is_said(summary):
+    assert not any("fair sample" in line for line in text.notes(summary))
+    summary = json.loads(json.dumps(summary))
+    summary["run"]["parts"] = [3, 8]
+    (line,) = (n for n in text.notes(summary) if "fair sample" in n)
+    assert line.startswith("Measured are 3 of 8 parts") and "evaluation.most=65,536" in line
 
 
 def test_compare_two_runs(folder, measured_run, capsys):
