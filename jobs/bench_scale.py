@@ -26,18 +26,19 @@ def main() -> int:
     runs = {f"{n}": (n, 1, None) for n in sizes}
     runs |= {f"{sizes[0]}, {h} hosts": (sizes[0], h, None) for h in ([2] if args.quick else [2, 4])}
     runs["limited"] = (5 * sizes[0], 1, scale.LIMIT)
-    results = {}
+    out: dict = {
+        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
+        "settings": {"responses": scale.RESPONSES, "sentences": scale.SENTENCES, "set": args.set},
+        "results": {},
+    }
+    results = out["results"]
     for name, (count, hosts, limit) in runs.items():
         folder = Path(args.folder) / str(count)
         results[name] = scale.measure(folder, count, hosts, limit, tuple(args.set))
         print(name, json.dumps(results[name] | {"stages": "..."}), flush=True)
-    out = {
-        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
-        "settings": {"responses": scale.RESPONSES, "sentences": scale.SENTENCES, "set": args.set},
-        "results": results,
-        "growth": scale.growth(*(results[str(n)] for n in sizes[-2:])),
-        "model": scale_model.model(results[str(sizes[-1])]),
-    }
+        Path(args.out).write_text(json.dumps(out, indent=1) + "\n")  # of what has ended
+    out["growth"] = scale.growth(*(results[str(n)] for n in sizes[-2:]))
+    out["model"] = scale_model.model(results[str(sizes[-1])])
     Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
     print(json.dumps({k: out[k] for k in ("growth", "model")}, indent=1))
     return 0

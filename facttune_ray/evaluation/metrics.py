@@ -169,8 +169,10 @@ class Sums:
     ) -> None:
         kept = counts.filter(pc.invert(counts["failed"]))
         columns = _columns(kept, ks, gamma)
-        names = np.array(kept["topic"].to_pylist(), dtype=str)
-        self.topics, at_N = np.unique(names, return_inverse=True)
+        topic_N = kept["topic"].combine_chunks().dictionary_encode()
+        names = np.array(topic_N.dictionary.to_pylist(), dtype=str)
+        self.topics, at = np.unique(names, return_inverse=True)
+        at_N = at[topic_N.indices.to_numpy()]
         self.at = {name: k for k, name in enumerate(columns)}
         summed = [np.bincount(at_N, c, len(self.topics)) for c in columns.values()]
         self.sums_TK = np.stack(summed, axis=1)

@@ -16,7 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-CELLS = 1 << 22  # of a resampling matrix held at once: 32 MB
+CELLS = 1 << 19  # of a resampling matrix held at once: 4 MB, twice
 SWAPS = 9999  # random relabellings of a test, where not all of them are tried
 Interval = dict[str, float | None]
 
