@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,9 @@ from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 
 KEY = "sk-marked-0d9f3b7a5e1c4826"
 UNTUNED = ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0", "evaluation.tuned=false"]
+QUICKSTART = ["quickstart", "{preset}", *UNTUNED]
+SCORE = ["run", "score", "data.folder={data}", "data.files=[M.jsonl]", "run.shards=2"]
+BATCH = [*SCORE, "llm.mode=batch", "llm.batch_poll_s=0.2"]
 
 
 @pytest.fixture
@@ -27,9 +31,19 @@ def ray_folder():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(out: Path, preset: str, url: str, ray_folder: Path, key: str, *words: str):
-    command = [sys.executable, "-m", "facttune_ray", "quickstart", "--out", str(out), preset]
-    command += [*UNTUNED, f"llm.base_url={url}", "llm.api_key_env=MARKED_KEY", *words]
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two responses to score."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = [{"topic": t, "output": f"{t} sings in Lyon. {t} paints."} for t in ("Ada", "Bo")]
+    (folder / "M.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "knowledge.jsonl").write_text('{"title": "Ada", "text": "Ada sings in Lyon."}\n')
+    return folder
+
+
+def run(url: str, ray_folder: Path, key: str, *words: str):
+    command = [sys.executable, "-m", "facttune_ray", *words]
+    command += [f"llm.base_url={url}", "llm.api_key_env=MARKED_KEY"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {
         "MARKED_KEY": key,
@@ -51,23 +65,25 @@ def files_with_key(*folders: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "key", "mode", "code", "says"),
+    ("options", "key", "words", "code", "says"),
     [
-        ({"api_key": "another"}, KEY, "online", 2, "set MARKED_KEY"),
-        ({"api_key": KEY, "error_share": 1.0}, KEY, "online", 2, "500"),
-        ({"api_key": KEY, "malformed_share": 1.0}, KEY, "online", 2, "not JSON"),
-        ({"api_key": KEY, "reset_share": 0.2, "error_share": 0.2}, KEY, "online", 0, ""),
-        ({"api_key": KEY}, KEY + "\nx", "online", 2, "MARKED_KEY: the key"),  # no header takes it
-        ({"api_key": "another"}, KEY, "batch", 2, "set MARKED_KEY"),
-        ({"api_key": KEY, "batch_error_share": 0.2}, KEY, "batch", 0, ""),
+        ({"api_key": "another"}, KEY, SCORE, 2, "set MARKED_KEY"),
+        ({"api_key": KEY, "error_share": 1.0}, KEY, SCORE, 2, "500"),
+        ({"api_key": KEY, "malformed_share": 1.0}, KEY, SCORE, 2, "not JSON"),
+        ({"api_key": KEY, "reset_share": 0.2, "error_share": 0.2}, KEY, QUICKSTART, 0, ""),
+        ({"api_key": KEY}, KEY + "\nx", SCORE, 2, "MARKED_KEY: the key"),  # no header takes it
+        ({"api_key": "another"}, KEY, BATCH, 2, "set MARKED_KEY"),
+        ({"api_key": KEY, "batch_error_share": 0.2}, KEY, BATCH, 0, ""),
     ],
 )
-def test_a_key_is_nowhere(tmp_path, small_preset, ray_folder, options, key, mode, code, says):
+def test_a_key_is_nowhere(
+    tmp_path, small_preset, data, ray_folder, options, key, words, code, says
+):
     out = tmp_path / "out"
-    words = [f"llm.mode={mode}", "llm.batch_poll_s=0.2", "llm.max_wait_s=0.2"]
-    words += ["llm.max_attempts=2"] if code else ["llm.max_attempts=20"]
+    given = [w.format(preset=small_preset, data=data) for w in words] + [f"run.out={out}"]
+    given += ["llm.max_wait_s=0.2", f"llm.max_attempts={2 if code else 20}"]
     with running(AnnotatorOptions(**options)) as url:
-        done = run(out, small_preset, url, ray_folder, key, *words)
+        done = run(url, ray_folder, key, *given)
     said = done.stdout + done.stderr
     assert done.returncode == code, said[-3000:]
     assert says in said and "Traceback" not in said
