@@ -17,6 +17,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
+import tempfile
 import threading
 import time
 import uuid
@@ -168,6 +170,26 @@ def _prefixes(keys: pa.Array) -> np.ndarray:
     return data[::4].astype(np.uint64)
 
 
+class Index:
+    """Prefixes in a file of this host, mapped into memory: the system takes the pages back when it
+    needs them, so a worker does not grow with the ledger."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="facttune-ledger-")
+
+    def keep(self, prefixes: np.ndarray) -> np.ndarray:
+        """The same numbers; small arrays stay where they are, as do all on a disk that is full."""
+        if len(prefixes) < ROWS:
+            return prefixes
+        try:
+            start = self._file.seek(0, os.SEEK_END)
+            self._file.write(prefixes.tobytes())
+            self._file.flush()
+        except OSError:
+            return prefixes
+        return np.memmap(self._file, np.uint64, "r", start, prefixes.shape)
+
+
 class Ledger:
     """Completions of every finished, running or killed writer under one folder."""
 
@@ -177,6 +199,7 @@ class Ledger:
         self.folder, self.flush_rows, self.flush_s = folder, flush_rows, flush_s
         self.run, self.stage = run, stage
         self.segments: dict[str, Segment] = {}
+        self._index = Index()
         self.torn: set[str] = set()
         self._writer, self._written = uuid.uuid4().hex, 0
         self._mine: list[tuple[str, int]] = []  # this writer's segments and their rows
@@ -206,6 +229,7 @@ class Ledger:
             if segment is None:
                 self.torn.add(name)
             else:
+                segment.prefixes = self._index.keep(segment.prefixes)
                 self.segments[name] = segment
         return True
 
@@ -289,7 +313,8 @@ class Ledger:
         prefixes = _prefixes(table["key"].combine_chunks())
         starts = np.array([*range(0, table.num_rows, ROWS), table.num_rows])
         with self._segments_lock:
-            self.segments[name] = Segment(self.folder / name, prefixes, starts)
+            kept = self._index.keep(prefixes)
+            self.segments[name] = Segment(self.folder / name, kept, starts)
         return name
 
     def remove(self, name: str) -> None:

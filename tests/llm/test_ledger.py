@@ -451,6 +451,8 @@ def test_a_segment_of_several_record_batches_is_read_where_the_key_stands(folder
     (segment,) = ledger.segments.values()
     (loaded,) = Ledger(folder).segments.values()
     assert np.array_equal(segment.starts, loaded.starts) and len(loaded.starts) == 3
+    for one in (segment, loaded):  # in a file, not in the worker's memory
+        assert isinstance(one.prefixes, np.memmap) and len(one.prefixes) == MERGE * rows
     assert found_by(ledger, MERGE * rows + 5) == MERGE * rows
     assert found_by(Ledger(folder), MERGE * rows + 5) == MERGE * rows
 
