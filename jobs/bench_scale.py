@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--folder", default="/tmp/facttune-scale", help="of worlds and runs")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="of every run")
     parser.add_argument("--sizes", type=int, nargs="*", help="topics instead of those above")
+    parser.add_argument("--again", nargs="+", help="runs to make; other figures: those in --out")
     parser.add_argument("--out", required=True, help="JSON file to write")
     args = parser.parse_args()
     sizes = args.sizes or ([200, 400] if args.quick else [1_000, 10_000, 100_000])
@@ -32,7 +33,11 @@ def main() -> int:
         "results": {},
     }
     results = out["results"]
+    if args.again:
+        results |= json.loads(Path(args.out).read_text())["results"]
     for name, (count, hosts, limit) in runs.items():
+        if args.again and name not in args.again:
+            continue
         folder = Path(args.folder) / str(count)
         results[name] = scale.measure(folder, count, hosts, limit, tuple(args.set))
         print(name, json.dumps(results[name] | {"stages": "..."}), flush=True)

@@ -14,8 +14,6 @@ which a contentless table lacks: every BM25 score is 0.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -25,6 +23,7 @@ from typing import Any
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import titles
 from facttune_ray.knowledge.passages import SEPARATOR, split
+from facttune_ray.memory import give_back
 
 VERSION = 2
 TITLE, REDIRECT, BASE = 0, 1, 2  # titles.kind: an article's, another name's, without "(…)"
@@ -198,11 +197,9 @@ class Store:
         self._remove()
 
     def close(self) -> None:
-        """What is committed stays for the next attempt. The system gets the cache's memory back,
-        which the C library would keep."""
+        """What is committed stays for the next attempt."""
         self.database.close()
-        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back()  # its cache
 
     def note(self, key: str, value: object) -> None:
         self.database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))

@@ -19,6 +19,7 @@ import numpy as np
 
 from facttune_ray import errors, tables, telemetry
 from facttune_ray.errors import UserError
+from facttune_ray.memory import give_back
 from facttune_ray.schema import digest
 from facttune_ray.secrets import redact
 from facttune_ray.stages import stage
@@ -136,9 +137,9 @@ _kept: dict[str, ShardWorker] = {}  # this process's worker, by table: at most o
 def run_shards(batch: Batch, work: Work) -> Batch:
     """`ShardWorker` as a task: made once a process and table."""
     if work.output not in _kept or _kept[work.output].work != work:
-        for old in _kept.values():
-            old.close()
-        _kept.clear()
+        while _kept:
+            _kept.popitem()[1].close()
+        give_back()
         _kept[work.output] = ShardWorker(work)
     made = _kept[work.output](batch)
     if made["kind"][0]:  # a client that was stopped does not start again
