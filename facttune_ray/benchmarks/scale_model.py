@@ -41,8 +41,8 @@ def model(run: dict[str, Any], topics: int = TOPICS) -> dict[str, Any]:
             f"{ANSWER_TOKENS} answer tokens a request",
             f"${USD_PER_MILLION[0]} and ${USD_PER_MILLION[1]} a million of them",
             f"a vCPU hour costs ${CPU_USD_PER_HOUR}, and is as fast as this machine's",
-            "cost a request, a row and a prompt is that of the measured run: nothing grows faster "
-            "than the topics but the ledger's index, 8 bytes a request in a file that a worker maps",
+            "cost a request, a row and a prompt is that of the measured run; a worker maps a file "
+            "of 8 bytes a request, the ledger's index",
             "GPUs for sampling and training are not counted: they are measured apart "
             "(jobs/bench_sampling.py, jobs/bench_dpo.py)",
         ],
