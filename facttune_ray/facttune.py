@@ -26,6 +26,7 @@ from facttune_ray.config import Config, TuneConfig
 from facttune_ray.contenders import contend, contenders
 from facttune_ray.errors import UserError
 from facttune_ray.interop import topics
+from facttune_ray.memory import give_back
 from facttune_ray.pipeline import Missing, Snapshot, full_name, model_digest
 from facttune_ray.quickstart import base_model
 from facttune_ray.scoring.confidence import CONFIDENCES
@@ -350,6 +351,7 @@ class FactTune(Tuning):
         if found and not again and found["run"]["fingerprint"] == tables.fingerprint(recipe):
             if (self.root / "report.html").exists():
                 return found
+        give_back()  # what the stages' coordination has left
         with tables.writing(self.root):
             return measure.write(
                 self.root,

@@ -29,6 +29,7 @@ from facttune_ray.telemetry import say
 
 Batch = dict[str, np.ndarray]
 OPEN_SHARDS = 64  # of one worker, at once: their rows are in memory
+TASKS = 32  # of one worker, each some shards: the driver's work does not grow with them
 
 
 class ShardWorker:
@@ -156,7 +157,7 @@ def run(
     from facttune_ray.stages.placement import options
 
     workers, left = min(workers, len(shards)), sorted(shards)
-    lanes = workers if work.base_url else len(left)
+    lanes = workers if work.base_url else min(len(left), TASKS * workers)
     data = ray.data.from_items(
         [{"shards": ",".join(map(str, left[i::lanes]))} for i in range(lanes)],
         override_num_blocks=lanes,
