@@ -191,7 +191,7 @@ def _by_article(topics: list[str], knowledge: str) -> dict[str, str]:
         articles = Articles(local_copy(knowledge))
     except (OSError, UserError):
         return {}
-    counted = ((t, sum(len(p.split()) for p in articles.passages(t))) for t in topics)
+    counted = ((t, sum(len(p.split()) for p in articles.passages(t) or ())) for t in topics)
     words = {t: n for t, n in counted if n}
     order = sorted(words, key=lambda t: (words[t], t))
     thirds = ("short article", "middling article", "long article")

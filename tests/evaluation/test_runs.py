@@ -93,6 +93,26 @@ def test_errors_are_told_by_reason(tmp_path):
     assert found[0]["ids"] == ["f0", "f1", "f2"]
 
 
+def test_topics_are_grouped_by_the_length_of_their_article(tmp_path):
+    """Those of the shards that count; one without an article is a group of its own."""
+    from facttune_ray import tables
+    from facttune_ray.evaluation.measure import _groups
+    from facttune_ray.knowledge import build
+
+    root, length = Folder.of(str(tmp_path)), {"Ada": 3, "Bo": 30, "Cy": 90}
+    articles = [{"title": t, "text": "word " * n} for t, n in length.items()]
+    build.write(articles, tmp_path / "knowledge.db")
+    for shard, topics in enumerate((["Ada", "Bo", "Cy", "Nobody"], ["Dan"])):
+        tables.write_part(root / "prompts", "prompts", shard, [{"topic": t} for t in topics], {})
+    tables.finish(root / "prompts", "prompts", {}, 2, 0.0)
+    assert _groups(root, str(tmp_path / "knowledge.db"), range(1)) == {
+        "Ada": "short article",
+        "Bo": "middling article",
+        "Cy": "long article",
+        "Nobody": "no article",
+    }
+
+
 def test_of_a_large_set_some_parts_are_measured(tmp_path):
     from facttune_ray import tables
 
