@@ -25,7 +25,8 @@ STEPS = {"lr": 1e-4, "warmup_steps": 2, "epochs": 2, "groups_per_step": 3}
 def make_reference(folder: Path, seed: int = 0) -> tuple[str, str]:
     """(path of a reference table of 10 prompts, path of the random tiny Llama it is of)"""
     rng = random.Random(seed)
-    texts = [list({" ".join(rng.choices(WORDS, k=8)) for _ in range(4)}) for _ in range(10)]
+    drawn = ([" ".join(rng.choices(WORDS, k=8)) for _ in range(4)] for _ in range(10))
+    texts = [list(dict.fromkeys(some)) for some in drawn]  # the same in every process
     base_model.pretrain(
         [t for some in texts for t in some], folder / "model", seed=seed, epochs=0, hidden=32
     )
