@@ -40,12 +40,13 @@ class Scope:
 
 
 def limited(root: Folder, scopes: Mapping[str, Scope], most: int) -> dict[str, Scope]:
-    """The scopes with as many shards, the same of each, as hold at most so many responses of one.
-    Topics fall into shards by digest, so some shards are a fair sample of all."""
-    made = [tables.manifest(root / s.name / "responses") for s in scopes.values()]
-    if all(m["rows"] <= most for m in made):
+    """The scopes with as many shards, the same of each, as hold at most so many responses of a
+    model. Topics fall into shards by digest, so some shards are a fair sample of all."""
+    models = Counter(s.name for s in scopes.values())  # several may stand in one table
+    made = [(tables.manifest(root / name / "responses"), n) for name, n in models.items()]
+    if all(m["rows"] <= most * n for m, n in made):
         return dict(scopes)
-    shards = min(m["shards"] * most // max(1, m["rows"]) for m in made)
+    shards = min(m["shards"] * most * n // max(1, m["rows"]) for m, n in made)
     return {name: replace(s, shards=max(1, shards)) for name, s in scopes.items()}
 
 

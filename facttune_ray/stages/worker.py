@@ -59,15 +59,20 @@ class ShardWorker:
         return {"stopped": np.array([""]), "kind": np.array([""])}
 
     async def make_all(self, shards: list[int]) -> None:
+        done = self._done()
         for shard in shards:
-            await self.make(shard)
+            if shard not in done:
+                await self.make(shard)
+
+    def _done(self) -> set[int]:
+        """What a lost worker had written of a task that Ray tries again."""
+        return tables.present(self.context.root / self.work.output, self.work.cfg.run.shards)
 
     async def ask_all(self, shards: list[int]) -> None:
         """Shards of a stage that asks the LLM: as many at once as keep the endpoint busy."""
         client = self.context.client
         await asyncio.to_thread(client.ledger.refresh)
-        # a task that Ray tries again finds what the lost worker had written
-        done = tables.present(self.context.root / self.work.output, self.work.cfg.run.shards)
+        done = self._done()
         running: set[asyncio.Task[None]] = set()
         try:
             for shard in shards:

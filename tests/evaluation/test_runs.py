@@ -129,6 +129,9 @@ def test_of_a_large_set_some_parts_are_measured(tmp_path):
     assert [s.shards for s in some.values()] == [3, 3]
     assert list(breakdowns.shards_of(root, some["tuned"])) == [0, 1, 2]
     assert breakdowns.limited(root, scopes, most=1)["base"].shards == 1
+    two = {name: Scope("base", name) for name in ("a", "b")}  # two models in one table
+    assert breakdowns.limited(root, two, most=12) == two
+    assert breakdowns.limited(root, two, most=11)["a"].shards == 7  # 22 of 24 responses
 
 
 def test_that_some_parts_are_measured_is_said(summary):
