@@ -34,25 +34,6 @@ def ray_cluster():
     ray.shutdown()
 
 
-ONE_ROUND = ("tune.facttune_fs.rounds=1", "tune.facttune_mc.rounds=0", "train.save_every=1")
-
-
-@pytest.fixture(scope="session")
-def small_words(small_preset) -> tuple[str, ...]:
-    """Words of a small quickstart of one round, behind `run.out=...`."""
-    return (small_preset, *ONE_ROUND)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, ray_cluster, small_words) -> Path:
-    """Folder of such a run that nothing has happened to."""
-    from facttune_ray import cli
-
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    assert cli.main(["quickstart", "--out", str(out), *small_words]) == 0
-    return out
-
-
 @pytest.fixture(scope="session")
 def object_store():
     """An S3 server (tests/object_store.py) that every process of this machine reaches."""

@@ -8,12 +8,22 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from facttune_ray import cli
 from facttune_ray.tables import Folder
+
+ONE_ROUND = ["tune.facttune_fs.rounds=1", "tune.facttune_mc.rounds=0", "train.save_every=1"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, ray_cluster, small_preset) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert cli.main(["quickstart", "--out", str(out), small_preset, *ONE_ROUND]) == 0
+    return out
 
 
 def contents(root: Folder) -> dict[str, object]:
@@ -36,7 +46,7 @@ def same(one: dict[str, object], other: dict[str, object]) -> None:
 
 @pytest.mark.chaos
 def test_a_run_on_s3_in_bad_weather_has_the_local_runs_tables(
-    object_store, undisturbed, small_words
+    object_store, undisturbed, small_preset
 ):
     chance = random.Random(7)
 
@@ -48,7 +58,7 @@ def test_a_run_on_s3_in_bad_weather_has_the_local_runs_tables(
     object_store.refuses = weather
     root = Folder.of(object_store.uri("weather-run"))
     try:
-        words = ["quickstart", "--out", root.uri, *small_words]
+        words = ["quickstart", "--out", root.uri, small_preset, *ONE_ROUND]
         assert cli.main(words) == 0
     finally:
         object_store.refuses = lambda number, method, path: False
@@ -85,11 +95,11 @@ def small_disk(tmp_path):
 
 @pytest.mark.chaos
 def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(
-    small_disk, undisturbed, small_words
+    small_disk, undisturbed, small_preset
 ):
     place, enlarge = small_disk
     out = place / "out"
-    words = ["quickstart", "--out", str(out), *small_words]
+    words = ["quickstart", "--out", str(out), small_preset, *ONE_ROUND]
     command = [sys.executable, "-m", "facttune_ray", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr[-2000:]
