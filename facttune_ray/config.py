@@ -245,7 +245,7 @@ class EvaluationConfig:
     k: list[int] = field(default_factory=list)  # of f1@K, recall@K; []: median and most facts
     examples: int = 5000  # responses in the report at most
     # measured responses of a model at most: of a larger set, whole shards up to so many. The
-    # figures' memory grows with them, about 1 KB each
+    # figures' memory grows with them, by less than 1 KB each
     most: int = 65_536
 
 

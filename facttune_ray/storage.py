@@ -67,7 +67,7 @@ class Folder:
             fs, path = pafs.FileSystem.from_uri(uri)
             if isinstance(fs, pafs.S3FileSystem):
                 fs = _s3(fs.region, parts.query, *_endpoint())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
+        except (pa.ArrowException, OSError) as e:
             raise UserError(f"{uri}: {one_line(e)}") from None
         query = f"?{parts.query}" if parts.query else ""
         return Folder(fs, path.rstrip("/"), f"{parts.scheme}://", query)

@@ -50,9 +50,10 @@ def limited(root: Folder, scopes: Mapping[str, Scope], most: int) -> dict[str, S
     return {name: replace(s, shards=max(1, shards)) for name, s in scopes.items()}
 
 
-def shards_of(root: Folder, scope: Scope) -> range:
-    """Those that count."""
-    return range(scope.shards or tables.manifest(root / scope.name / "responses")["shards"])
+def shards_of(root: Folder, *scopes: Scope) -> range:
+    """The shards that count: the same of every scope of a run."""
+    made = (tables.manifest(root / s.name / "responses")["shards"] for s in scopes)
+    return range(max((s.shards or n for s, n in zip(scopes, made, strict=True)), default=0))
 
 
 def parts(

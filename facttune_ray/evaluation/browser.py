@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -46,14 +47,15 @@ def cards(
     """At most `most` responses, by whole prompts: measured ones first, then those of the scope
     `train` that the rewards come from, which have questions and sampled answers."""
     out: dict[str, dict[str, Any]] = {}
-    room, every = most, {s.name for s in scopes.values()} | {train or ""} - {""}
-    for rows in _by_prompt(root, scopes, group_of):
+    room, every = most, {s.name for s in scopes.values()}
+    found = [_by_prompt(root, scopes, group_of)]
+    if train:
+        every.add(train)
+        of_train = limited(root, {"base": Scope(train)}, 4 * most)  # some are not of train topics
+        found.append(_by_prompt(root, of_train, group_of, "train"))
+    for rows in itertools.chain(*found):
         if not (room := _take(rows, out, room)):
             break
-    if train and room:
-        of_train = limited(root, {"base": Scope(train)}, 4 * room)  # some are not of train topics
-        for rows in _by_prompt(root, of_train, group_of, "train"):
-            room = _take(rows, out, room)
     there = sum(tables.manifest(root / name / "responses")["rows"] for name in every)
     return Cards(list(out.values()), there - (most - room))
 
@@ -75,8 +77,7 @@ def _by_prompt(
     split: str | None = None,
 ) -> Iterator[dict[str, dict]]:
     """Shard by shard: prompt_id -> its card with the responses of every scope, samples in order."""
-    shards = (shards_of(root, s) for s in scopes.values())
-    for shard in max(shards, key=len, default=range(0)):
+    for shard in shards_of(root, *scopes.values()):
         out: dict[str, dict] = {}
         loaded: dict[str, tuple[list[dict], dict[str, list[dict]]]] = {}
         for label, scope in scopes.items():

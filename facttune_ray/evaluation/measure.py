@@ -67,9 +67,9 @@ def write(
     scopes = {name: Scope(scope) for name, scope in measured.items()}
     if imported:
         scopes |= {model: Scope(imported, model) for model in _models(root, imported)}
-    whole = scopes
+    every = breakdowns.shards_of(root, *scopes.values())
     scopes = breakdowns.limited(root, scopes, cfg.evaluation.most)
-    shards = next((breakdowns.shards_of(root, s) for s in scopes.values()), range(0))
+    shards = breakdowns.shards_of(root, *scopes.values())
     group_of = _groups(root, knowledge, shards)
     found = {name: counts(root, scope) for name, scope in scopes.items()}
     summary = _summary(root, cfg, scopes, found, group_of)
@@ -86,7 +86,7 @@ def write(
         "estimator": cfg.verdicts.estimator,
         "rewarded": [n for n, t in cfg.tune.items() if by_verdicts(cfg, t.reward)],
         "judge": cfg.llm.model,
-        "parts": [len(shards), _parts(root, whole)],  # measured, of all
+        "parts": [len(shards), len(every)],  # measured, of all
     }
     summary |= {
         "human": _human(root, scopes) if imported else {},
@@ -216,11 +216,6 @@ def _told(facts: pa.Table, verdicts: pa.Table) -> tuple[pa.Table, pa.Table]:
     kept = facts.filter(pc.or_(pc.is_valid(facts["human_label"]), without))
     ids = kept["fact_id"].combine_chunks()
     return kept, verdicts.filter(pc.is_in(verdicts["fact_id"], value_set=ids))
-
-
-def _parts(root: Folder, scopes: dict[str, Scope]) -> int:
-    """Shards of a table of responses."""
-    return max((len(breakdowns.shards_of(root, s)) for s in scopes.values()), default=0)
 
 
 def _rewards(root: Folder, scope: str, threshold: float) -> dict[str, dict]:

@@ -6,7 +6,7 @@ One row: key (SHA-256 of model, messages or prompt, parameters, sample index), t
 how it was had. Each of several choices of one request (`n`) is a row; what they share, the tokens
 of the prompt and the attempts, stands in the first. Segments are only added: a writer puts one down
 every `flush_rows` rows or `flush_s` seconds and merges its own small ones; `compact` merges all. A
-reader holds the first 8 bytes of each key (8 bytes a row) and reads a completion when it is asked
+reader maps the first 8 bytes of each key (8 bytes a row) and reads a completion when it is asked
 for. A segment that is torn (its writer's file system lost the end) is left out. Neither keys of an
 account nor headers are stored.
 """
@@ -17,13 +17,11 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,33 +30,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray.errors import Cut
-from facttune_ray.storage import Folder, explain, writing
-
-SCHEMA = pa.schema(
-    [
-        ("key", pa.binary(32)),
-        ("text", pa.string()),
-        ("refusal", pa.string()),  # the model's words of refusal; null: it did not refuse
-        ("finish_reason", pa.string()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("prompt_chars", pa.int64()),  # characters of the messages or the prompt
-        ("served_model", pa.string()),
-        ("cost_usd", pa.float64()),  # at the price when it was paid
-        ("attempts", pa.int32()),
-        ("latency_s", pa.float64()),  # of the attempt that succeeded; null in batch mode
-        ("created_s", pa.float64()),  # Unix time
-        ("stage", pa.string()),  # that paid
-        ("run", pa.string()),  # that paid: its budget counts it
-        ("crc", pa.uint32()),  # of key, text and tokens: `verify` checks it
-        ("top_logprobs", pa.string()),  # JSON, where they were asked for; older ledgers lack it
-    ]
+from facttune_ray.llm.segments import (
+    ROWS,
+    SCHEMA,
+    Index,
+    Segment,
+    prefixes_of,
+    read_segment,
+    segment_bytes,
 )
-ROWS = 4096  # a record batch: what one look-up reads at least
+from facttune_ray.storage import Folder, writing
+
 # a writer merges so many small segments, up to so many rows: as many as fit well into memory, some
 # times over
 MERGE, MERGED_ROWS = 16, 2**14
-_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 @dataclass(frozen=True)
@@ -90,104 +75,6 @@ def request_key(model: str, prompt: list[dict] | str, params: dict[str, Any], sa
     many were asked for at once. `prompt`: messages of a chat, or the text of `completions`."""
     body = json.dumps([model, prompt, params, sample], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(body.encode()).digest()
-
-
-class Segment:
-    """One file: its keys' first 8 bytes in order, and where its batches begin."""
-
-    def __init__(self, file: Folder, prefixes: np.ndarray, starts: np.ndarray) -> None:
-        self.file, self.prefixes, self.starts = file, prefixes, starts
-
-    @staticmethod
-    def load(file: Folder) -> Segment | None:
-        """None when the file is torn."""
-
-        def read() -> list[np.ndarray]:
-            options = pa.ipc.IpcReadOptions(included_fields=[0])
-            with file.fs.open_input_file(file.path) as f:
-                reader = pa.ipc.open_file(f, options=options)
-                batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-                return [_prefixes(b.column(0)) for b in batches]
-
-        try:
-            keys = file.again(read)
-        except (pa.ArrowInvalid, pa.ArrowSerializationError, pa.ArrowTypeError):
-            return None
-        except OSError as e:
-            if e.errno is not None or explain(e):  # the store's trouble; Arrow's own has no number
-                raise
-            return None
-        starts = np.cumsum([0, *(len(k) for k in keys)])
-        return Segment(file, np.concatenate(keys) if keys else np.empty(0, np.uint64), starts)
-
-    def find(self, keys: np.ndarray, raw: list[bytes]) -> Iterator[tuple[bytes, dict]]:
-        """(key, row) of those `keys` (sorted prefixes of `raw`) that stand here."""
-        first = np.searchsorted(self.prefixes, keys, side="left")
-        last = np.searchsorted(self.prefixes, keys, side="right")
-        hits = np.flatnonzero(last > first)
-        if not len(hits):
-            return
-        batches: dict[int, list[tuple[int, bytes]]] = {}
-        for hit in hits.tolist():
-            for row in range(int(first[hit]), int(last[hit])):
-                batch = int(np.searchsorted(self.starts, row, side="right")) - 1
-                batches.setdefault(batch, []).append((row - int(self.starts[batch]), raw[hit]))
-        for key, found in self.file.again(lambda: self._rows(batches)):
-            if found["key"] == key:
-                yield key, found
-
-    def _rows(self, batches: dict[int, list[tuple[int, bytes]]]) -> list[tuple[bytes, dict]]:
-        """(wanted key, row) of these rows of these batches."""
-        out = []
-        with self.file.fs.open_input_file(self.file.path) as f:
-            reader = pa.ipc.open_file(f)
-            for index, wanted in batches.items():
-                found = reader.get_batch(index).take(pa.array([row for row, _ in wanted]))
-                keys = (key for _, key in wanted)
-                out += list(zip(keys, found.to_pylist(), strict=True))
-        return out
-
-    def read(self, first: int, last: int) -> pa.Table:
-        """Rows first..last-1."""
-        return self.file.again(lambda: self._read(first, last))
-
-    def _read(self, first: int, last: int) -> pa.Table:
-        with self.file.fs.open_input_file(self.file.path) as f:
-            reader = pa.ipc.open_file(f)
-            parts = []
-            for i, start in enumerate(self.starts[:-1].tolist()):
-                low, high = max(first, start), min(last, int(self.starts[i + 1]))
-                if low < high:
-                    parts.append(reader.get_batch(i).slice(low - start, high - low))
-        return _up_to_date(pa.Table.from_batches(parts)) if parts else SCHEMA.empty_table()
-
-
-def _prefixes(keys: pa.Array) -> np.ndarray:
-    """Big-endian first 8 bytes of each 32-byte key: sorted as the keys are."""
-    if not len(keys):
-        return np.empty(0, np.uint64)
-    data = np.frombuffer(keys.buffers()[1], np.dtype(">u8"), len(keys) * 4, keys.offset * 32)
-    return data[::4].astype(np.uint64)
-
-
-class Index:
-    """Prefixes in a file of this host, mapped into memory: the system takes the pages back when it
-    needs them, so a worker does not grow with the ledger."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="facttune-ledger-")
-
-    def keep(self, prefixes: np.ndarray) -> np.ndarray:
-        """The same numbers; small arrays stay where they are, as do all on a disk that is full."""
-        if len(prefixes) < ROWS:
-            return prefixes
-        try:
-            start = self._file.seek(0, os.SEEK_END)
-            self._file.write(prefixes.tobytes())
-            self._file.flush()
-        except OSError:
-            return prefixes
-        return np.memmap(self._file, np.uint64, "r", start, prefixes.shape)
 
 
 class Ledger:
@@ -309,8 +196,8 @@ class Ledger:
         """Write one segment of rows sorted by key."""
         name = f"{self._writer}-{self._written:06d}.arrow"
         self._written += 1
-        (self.folder / name).write_bytes(_segment(table))
-        prefixes = _prefixes(table["key"].combine_chunks())
+        (self.folder / name).write_bytes(segment_bytes(table))
+        prefixes = prefixes_of(table["key"].combine_chunks())
         starts = np.array([*range(0, table.num_rows, ROWS), table.num_rows])
         with self._segments_lock:
             kept = self._index.keep(prefixes)
@@ -347,7 +234,7 @@ class Ledger:
             table = read_segment(self.folder / name, ["key", "run", "cost_usd"])
             table = table.filter(pc.equal(table["run"], run)).combine_chunks()
             if table.num_rows:
-                prefixes = np.concatenate([_prefixes(c) for c in table["key"].chunks])
+                prefixes = np.concatenate([prefixes_of(c) for c in table["key"].chunks])
                 seen.append((prefixes, table["cost_usd"].to_numpy()))
         if not seen:
             return 0.0
@@ -371,31 +258,3 @@ def _table(rows: list[dict]) -> pa.Table:
     for row in rows:
         row["crc"] = crc(row)
     return pa.Table.from_pylist(sorted(rows, key=lambda r: r["key"]), schema=SCHEMA)
-
-
-def _segment(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, SCHEMA, options=_OPTIONS) as writer:
-        writer.write_table(table, max_chunksize=ROWS)
-    return sink.getvalue().to_pybytes()
-
-
-def read_segment(file: Folder, columns: list[str] | None = None) -> pa.Table:
-    """All its rows, or these columns of them."""
-    wanted = None if columns is None else [SCHEMA.get_field_index(c) for c in columns]
-    options = pa.ipc.IpcReadOptions(included_fields=wanted)
-
-    def read() -> pa.Table:
-        with file.fs.open_input_file(file.path) as f:
-            return pa.ipc.open_file(f, options=options).read_all()
-
-    table = file.again(read)
-    return _up_to_date(table) if columns is None else table
-
-
-def _up_to_date(table: pa.Table) -> pa.Table:
-    """A segment of an earlier version with the columns that have been added since, null."""
-    for field in SCHEMA:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table

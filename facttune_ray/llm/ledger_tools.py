@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray.errors import UserError
-from facttune_ray.llm.ledger import Ledger, Segment, crc, read_segment
+from facttune_ray.llm.ledger import Ledger, crc
+from facttune_ray.llm.segments import Segment, read_segment
 from facttune_ray.tables import Folder, writing
 
 T = TypeVar("T")

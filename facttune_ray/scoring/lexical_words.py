@@ -153,7 +153,7 @@ def _families() -> dict[str, str]:
 FAMILY = _families()
 
 
-@functools.lru_cache(maxsize=16_384)
+@functools.lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
     """What stands for a lower-case word: its family, else its verb's infinitive without a common
     ending, of which at least four letters stay."""

@@ -22,7 +22,8 @@ import pytest
 from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
 from facttune_ray.llm.endpoint import read_reply
-from facttune_ray.llm.ledger import MERGE, ROWS, Completion, Ledger, Segment, request_key
+from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
+from facttune_ray.llm.segments import ROWS, Segment
 from facttune_ray.tables import Folder
 
 

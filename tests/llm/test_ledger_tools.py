@@ -14,7 +14,8 @@ import pytest
 
 from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
-from facttune_ray.llm.ledger import MERGE, Completion, Ledger, read_segment, request_key
+from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
+from facttune_ray.llm.segments import read_segment
 from facttune_ray.tables import Folder
 
 

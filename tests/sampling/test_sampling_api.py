@@ -14,9 +14,10 @@ from facttune_ray.errors import BudgetReached, EndpointError, UserError
 from facttune_ray.llm.client import Client
 from facttune_ray.llm.cost import Allowance, Meter
 from facttune_ray.llm.endpoint import Endpoint
-from facttune_ray.llm.ledger import Ledger, read_segment
+from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.permits import Gate, local_renew
+from facttune_ray.llm.segments import read_segment
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.sampling.api import ApiSampler
 from facttune_ray.sampling.protocol import Failed
