@@ -244,6 +244,29 @@ def test_the_budget_stops_at_its_cap_and_goes_on_from_there(tmp_path):
         assert stats(url)["answered"] == 400
 
 
+def test_what_waits_is_bounded_by_the_permits_however_high_the_limit(tmp_path):
+    """A high limit is no reason to hold thousands of requests in memory."""
+
+    async def feed(one: Client) -> int:
+        messages = facts.render("Mara Veldt", "She was born in 1000.")
+        await one.ask(messages, facts.parse)  # there is a lease now
+        tasks = []
+        while one.hungry() and len(tasks) < 2000:
+            sentence = f"She was born in {1001 + len(tasks)}."
+            tasks.append(
+                asyncio.create_task(one.ask(facts.render("Mara Veldt", sentence), facts.parse))
+            )
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        await one.close()
+        return len(tasks)
+
+    with running(AnnotatorOptions(latency_min_ms=300, latency_max_ms=400)) as url:
+        with client(tmp_path, url, requests_per_minute=600_000, concurrency=16) as one:
+            waited = asyncio.run(feed(one))
+    assert 2 * 16 < waited <= 8 * 16 + 64  # 64: those that its gate lets through meanwhile
+
+
 @pytest.mark.slow
 def test_a_slow_server_without_429s_gets_fewer_requests_at_once(tmp_path):
     queueing = AnnotatorOptions(slots=4, latency_min_ms=150, latency_max_ms=160, headers=False)
