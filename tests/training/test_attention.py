@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from facttune_ray.training.attention import attend, what_is_seen
+from facttune_ray.training.attention import NAME, attend, what_is_seen
 from facttune_ray.training.passes import Pass, lay_out
 
 
@@ -19,6 +22,20 @@ def some_pass(rng: random.Random, share: bool, vocab: int = 50) -> Pass:
 
     groups = [(ids(200), [ids(300) for _ in range(rng.randint(1, 5))]) for _ in range(3)]
     return lay_out(groups, share)
+
+
+def a_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=500,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    ).eval()
 
 
 def test_segments_are_roots_and_branches():
@@ -48,29 +65,38 @@ def test_segments_and_blocks_give_the_same(share):
         torch.testing.assert_close(found.transpose(1, 2), blocks[:, at], atol=1e-5, rtol=1e-5)
 
 
+def test_segments_compile_to_one_graph_whatever_the_sizes():
+    # FlashAttention is of GPUs alone: tensors without numbers show what torch makes of its layers
+    rng = random.Random(0)
+    layers = CompileCounterWithBackend("aot_eager")
+    lm = a_model().bfloat16()
+    lm.set_attn_implementation(NAME)
+    for layer in lm.model.layers:
+        layer.forward = torch.compile(layer.forward, backend=layers, fullgraph=True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fakes:
+        for _ in range(8):
+            passed = some_pass(rng, share=True, vocab=500)
+            tensors = {k: v for k, v in vars(passed).items() if isinstance(v, torch.Tensor)}
+            passed = replace(passed, **{k: fakes.from_tensor(v) for k, v in tensors.items()})
+            states = lm.model(
+                input_ids=passed.ids_N[None],
+                position_ids=passed.position_N[None],
+                use_cache=False,
+                groups=passed,
+                seen=None,
+            ).last_hidden_state
+            states.sum().backward()
+    assert layers.frame_count == 3  # the first sizes, other sizes, other longest sequences
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", (False, True))
 @pytest.mark.parametrize(("dtype", "near"), ((torch.float32, 1e-3), (torch.bfloat16, 0.1)))
 def test_a_gpu_gives_the_log_probabilities_and_gradients_of_float64_on_a_cpu(compiled, dtype, near):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from facttune_ray.training.model import GroupModel, compile_layers
 
-    def made() -> LlamaForCausalLM:
-        torch.manual_seed(0)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=500,
-                hidden_size=128,
-                intermediate_size=256,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-            )
-        ).eval()
-
-    exact, fast = GroupModel(made().double()), GroupModel(made().to("cuda", dtype))
+    exact, fast = GroupModel(a_model().double()), GroupModel(a_model().to("cuda", dtype))
     assert exact.shares and fast.shares
     if compiled:
         compile_layers(fast.lm)
