@@ -72,6 +72,7 @@ class DataConfig:
     entity_samples: str = "ne_samples/llama7b_20samples"  # entities: folder of their samples
     knowledge: str = ""  # {title, text} JSONL, or a FActScore SQLite database
     groups: Any = ""  # `facttune train`: a file, or a list of files, of preferences of one's own
+    reward: str = "rewards"  # groups: key of the rewards in those files
     val: float = 0.15  # share of topics in the val split, where no size says it
     test: float = 0.25  # the same of the test split
     world: WorldConfig = field(default_factory=WorldConfig)

@@ -199,11 +199,13 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
         )
     with Tuning(cfg) as this:
         recipe = (
-            given.recipe(files) | stage("groups").recipe(cfg) | {"run.shards": this.cfg.run.shards}
+            given.recipe(files)
+            | stage("groups").recipe(cfg)
+            | {"run.shards": this.cfg.run.shards, "data.reward": cfg.data.reward}
         )
 
         def rows() -> list[dict]:
-            found = given.read(files, cfg.groups)
+            found = given.read(files, cfg.groups, cfg.data.reward)
             if found.left_out:
                 say(f"data.groups: {found.left_out:,} rows make no pair of their own: left out")
             return found.groups

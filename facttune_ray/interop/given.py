@@ -6,7 +6,8 @@ in   {"prompt": "Who is Ada?", "responses": ["Ada was ...", "She ..."], "rewards
 out  {"prompt_id": "8f2c", "topic": "Who is Ada?", "prompt": "Who is Ada?", "pairs": 1,
       "responses": ["Ada was ...", "She ..."], "rewards": [1.0, -1.0], "given_pairs": [[0, 1]], ...}
 
-Each row of a file is one of the three (JSONL, JSON, Parquet or CSV: `interop.records`); a `topic`
+Each row of a file is one of the three (JSONL, JSON, Parquet or CSV: `interop.records`); another
+key than "rewards" may hold the rewards (`data.reward`), as in FactTune's own files; a `topic`
 column is kept, else the prompt is the topic. Texts may be chat messages, as TRL's conversational
 form has them, where the prompt is one user message. Rows of chosen and rejected with one prompt
 become one group, so each response is run once. What stands twice counts once.
@@ -26,6 +27,7 @@ from facttune_ray.schema import digest
 from facttune_ray.scoring.pairs import count_pairs
 
 FORMS = 'give "prompt" with "responses" and "rewards" (or "pairs"), or with "chosen", "rejected"'
+REWARDS = "rewards"
 Pair = tuple[int, int]  # indices of responses: winner, loser
 
 
@@ -65,15 +67,16 @@ def recipe(files: Sequence[str]) -> dict[str, str]:
     return {f"data.groups[{i}]": records.content_digest(file) for i, file in enumerate(files)}
 
 
-def read(files: Iterable[str], cfg: GroupsConfig) -> Found:
-    """All groups with a pair, in the order of their first rows. UserError names file and row of
-    what is wrong, and says why when nothing is left."""
+def read(files: Iterable[str], cfg: GroupsConfig, reward: str = REWARDS) -> Found:
+    """All groups with a pair, in the order of their first rows. `reward`: the key of a row's
+    rewards. UserError names file and row of what is wrong, and says why when nothing is left."""
     made: dict[str, Group] = {}
     rows = useless = unknown = 0
     for file in files:
         for where, row in records.read(file):
             rows += 1
             try:
+                row = _with_rewards(row, reward)
                 useless += not _add(made, row, cfg)
                 unknown += _unknown(row)
             except RowError as e:
@@ -89,6 +92,19 @@ def read(files: Iterable[str], cfg: GroupsConfig) -> Found:
             f"rewards differ by no more than groups.threshold={cfg.threshold}"
         )
     return Found(found, useless)
+
+
+def _with_rewards(row: records.Row, key: str) -> records.Row:
+    """The row with its rewards by their usual name. In FactTune's files NaN is unknown, as null."""
+    if key == REWARDS:
+        return row
+    if key not in row:
+        others = sorted(k for k, v in row.items() if isinstance(v, list) and k != "responses")
+        raise RowError(f"no data.reward={key}; its lists are {', '.join(others) or 'none'}")
+    rewards = row[key]
+    if isinstance(rewards, list):
+        rewards = [None if isinstance(r, float) and math.isnan(r) else r for r in rewards]
+    return {k: v for k, v in row.items() if k != key} | {REWARDS: rewards}
 
 
 def _unknown(row: Mapping[str, Any]) -> bool:

@@ -3,8 +3,9 @@
 read("prefs.jsonl", "data.groups")    ->  ("prefs.jsonl:1", {"prompt": "Who is Ada?", ...}), ...
 read("prefs.parquet", "data.groups")  ->  ("prefs.parquet: row 1", {...}), ...
 
-.json holds a list of objects, or {prompt: {"responses": ..., "pairs": ...}}, or lines as .jsonl; in
-a CSV cells of lists are JSON. Any pyarrow path; .gz, .bz2 and .zst are unpacked.
+.json holds a list of objects, or lines as .jsonl, or {prompt: {"responses": ..., "pairs": ...}}, or
+FactTune's {topic: {prompt: {"responses": ..., "factscore_avg": ...}}} of rewards; in a CSV
+cells of lists are JSON. Any pyarrow path; .gz, .bz2 and .zst are unpacked.
 """
 
 from __future__ import annotations
@@ -113,14 +114,22 @@ def _whole_json(path: str, key: str) -> Iterator[tuple[str, Any]]:
             raise UserError(f"{path}: not JSON: {e}") from None
         yield from _jsonl(path, key)
         return
-    if isinstance(found, dict) and all(isinstance(v, dict) for v in found.values()):
-        found = [{"prompt": prompt} | of_it for prompt, of_it in found.items()]
+    if _of_objects(found):
+        if all(map(_of_objects, found.values())):
+            of_topics = [({"topic": t}, of_it) for t, of_it in found.items()]
+        else:
+            of_topics = [({}, found)]
+        found = [t | {"prompt": p} | row for t, of_it in of_topics for p, row in of_it.items()]
     elif isinstance(found, dict):
         found = [found]
     if not isinstance(found, list):
         raise UserError(f"{path}: expected a list of objects")
     for number, row in enumerate(found, 1):
         yield f"{path}: row {number}", row
+
+
+def _of_objects(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(v, dict) for v in found.values())
 
 
 def _parquet(path: str, key: str) -> Iterator[tuple[str, Any]]:

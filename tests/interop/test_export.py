@@ -4,7 +4,7 @@ import pytest
 
 from facttune_ray import tables
 from facttune_ray.errors import UserError
-from facttune_ray.interop import confidence, entities, export, rewards, tuning
+from facttune_ray.interop import confidence, entities, export, tuning
 from facttune_ray.schema import TABLES, digest
 from facttune_ray.tables import Folder
 
@@ -123,9 +123,6 @@ def test_every_finished_table_is_written_and_comes_back(tmp_path):
     assert (questions, answers) == (made["questions"], made["answers"])
     (found,) = entities.read_entities(str(here), ada, "ne_samples/base_2samples")
     assert found == made["entities"]
-    path = rewards.find(str(here), "train")
-    ((back, mixes),) = rewards.read(path, ada)
-    assert (back, mixes) == (made["rewards"][:2], made["mixes"][:2])
     assert [v["supported"] for _, v in tuning.read_scores(str(here), RESPONSES)] == [
         True,
         False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,8 @@ import pytest
 
 from facttune_ray.config import GroupsConfig
 from facttune_ray.errors import UserError
-from facttune_ray.interop import given, preferences, records
+from facttune_ray.interop import given, preferences, records, rewards
+from facttune_ray.schema import REWARD_COLUMNS
 
 PLAIN = GroupsConfig()
 GROUPED = {"prompt": "Who is Ada?", "responses": ["a", "b", "c"], "rewards": [1.0, 0.5, None]}
@@ -268,3 +270,35 @@ def test_data_groups_names_files(value):
 
 def test_one_file_or_several():
     assert given.files("a.csv") == ["a.csv"] and given.files(["a", "b"]) == ["a", "b"]
+
+
+# ---------------------------------------------------------------- FactTune's rewards files
+
+
+def test_a_rewards_file_of_the_reference(tmp_path):
+    lists = {"factscore_avg": [math.nan, 1, 0.5], "aq_max_conf_avg": [0.5, 0.25, 0.5]}
+    asked = {"Who?": {"responses": ["a", "b", "c"]} | lists}
+    path = tmp_path / "rewards_train_2.json"
+    path.write_text(json.dumps({"Ada": asked, "Bo": {}}))
+    (found,) = given.read([str(path)], PLAIN, "factscore_avg").groups
+    assert (found["topic"], found["prompt"]) == ("Ada", "Who?")
+    assert (found["responses"], found["rewards"]) == (["b", "c"], [1.0, 0.5])
+    (found,) = given.read([str(path)], PLAIN, "aq_max_conf_avg").groups
+    assert (found["rewards"], found["pairs"]) == ([0.5, 0.25, 0.5], 2)
+    refused(
+        lambda: given.read([str(path)], PLAIN, "ne_avg"),
+        "row 1: no data.reward=ne_avg; its lists are aq_max_conf_avg, factscore_avg",
+    )
+
+
+def test_what_export_writes_can_be_trained_on(tmp_path):
+    def row(i, **more):
+        ids = {"response_id": f"r{i}", "prompt_id": "p", "topic": "Ada", "split": "train"}
+        return ids | {"prompt": "Who?", "text": "abc"[i]} | more
+
+    values = [dict.fromkeys(REWARD_COLUMNS) | {"factscore": v} for v in (0.5, None, 1.0)]
+    scored = [row(i) | v for i, v in enumerate(values)]
+    rewards.write(str(tmp_path), "train", lambda: [([row(i) for i in range(3)], scored, [])])
+    path = str(tmp_path / "rewards" / "rewards_train_1.json")
+    (found,) = given.read([path], PLAIN, "factscore_avg").groups
+    assert (found["responses"], found["rewards"]) == (["a", "c"], [0.5, 1.0])
