@@ -58,3 +58,15 @@ def spacy_pipeline(tmp_path_factory) -> str:
     pytest.importorskip("spacy")
     made = runpy.run_path(str(REPO / "tests" / "spacy_pipeline.py"))
     return made["train"](tmp_path_factory.mktemp("spacy") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def human_score():
+    """S / (S + NS) over a labelled record's facts, repeats included; None when it has neither."""
+
+    def score(record) -> float | None:
+        labels = [label for s in record.sentences for _, label in s.human_facts]
+        judged = labels.count("S") + labels.count("NS")
+        return labels.count("S") / judged if judged else None
+
+    return score

@@ -24,9 +24,11 @@ def topic_scores(folder: Path) -> dict[str, tuple[float | None, dict]]:
 @pytest.mark.parametrize(
     "file", ["ChatGPT.jsonl", pytest.param("InstructGPT.jsonl", marks=pytest.mark.slow)]
 )
-def test_replay_gives_the_human_scores(labelled_data, ray_cluster, tmp_path, capsys, file):
+def test_replay_gives_the_human_scores(
+    labelled_data, human_score, ray_cluster, tmp_path, capsys, file
+):
     out, exported = tmp_path / "out", tmp_path / "exported"
-    human = {r.topic: factscore.human_score(r) for r in factscore.read(labelled_data / file)}
+    human = {r.topic: human_score(r) for r in factscore.read(labelled_data / file)}
     with running(AnnotatorOptions(replay=str(labelled_data / file))) as url:
         words = ["score", f"data.folder={labelled_data}", f"data.files=[{file}]", *CLOSED]
         words += [f"run.out={out}", f"llm.base_url={url}"]

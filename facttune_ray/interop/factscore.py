@@ -1,4 +1,4 @@
-"""FActScore's files: its input and labelled JSONL, its output, the summary it prints.
+"""FActScore's files: its input and labelled JSONL, decisions as it writes them, its scores.
 
 in   {"topic": "Lanny Flaherty", "input": "Question: Tell me a bio of ...", "output": "Lanny ...",
       "annotations": [{"text": "Lanny Flaherty is an American actor.",
@@ -8,8 +8,7 @@ out  Record(topic="Lanny Flaherty", ..., sentences=(Sentence(text, (("... actor.
 `annotations` is null where the model abstained; a file without labels has no such key. Labels: S
 supported, NS not, IR irrelevant.
 
-     read_output("ChatGPT_factscore_output.json").summary.score  ->  0.523
-     aggregate([[True, False], None], gamma=10)                  ->  Summary(score=0.009, ...)
+aggregate([[True, False], None], gamma=10)  ->  Summary(score=0.009, ...)
 """
 
 from __future__ import annotations
@@ -49,14 +48,6 @@ class Record:
     abstained: bool | None  # None: the file does not say
     sentences: tuple[Sentence, ...]
     group: str | None = None  # how rare the topic is, as FActScore's release says it: "very rare"
-
-
-@dataclass(frozen=True)
-class Output:
-    """FActScore's output file: one entry of `decisions` a response; None where it abstained."""
-
-    summary: Summary
-    decisions: tuple[tuple[tuple[str, bool | None], ...] | None, ...]  # (fact, supported)
 
 
 # ---------------------------------------------------------------- labelled and input JSONL
@@ -175,25 +166,8 @@ def given_facts(
     return [(s.text, tuple((fact, None) for fact in s.model_facts)) for s in record.sentences]
 
 
-def human_score(record: Record) -> float | None:
-    """S / (S + NS) over the record's facts, repeats included; None when it has neither."""
-    labels = [label for s in record.sentences for _, label in s.human_facts]
-    judged = labels.count("S") + labels.count("NS")
-    return labels.count("S") / judged if judged else None
-
-
-def write_jsonl(path: str | Path, responses: Iterable[dict], facts: Iterable[dict]) -> int:
-    """Rows of `responses` and `facts` as FActScore's JSONL; returns the lines written."""
-    written = 0
-    with open(path, "w", encoding="utf-8") as file:
-        for line in jsonl(responses, facts):
-            file.write(line)
-            written += 1
-    return written
-
-
 def jsonl(responses: Iterable[dict], facts: Iterable[dict]) -> Iterator[str]:
-    """The lines of `write_jsonl`, of one shard at a time.
+    """Rows of `responses` and `facts` as lines of FActScore's JSONL, of one shard at a time.
 
     Facts are written as model-atomic-facts, those with a human label as human-atomic-facts too.
     Failed responses are left out, and so are sentences that failed.
@@ -264,41 +238,6 @@ def decisions(
             yield found.get(key)
 
 
-def summary(
-    responses: Iterable[dict],
-    facts: Iterable[dict],
-    verdicts: Iterable[dict],
-    gamma: float = 10.0,
-) -> str:
-    """The four lines that FActScore prints, from rows of the tables."""
-    return "\n".join(aggregate(decisions(responses, facts, verdicts), gamma).lines())
-
-
-def read_output(path: str | Path) -> Output:
-    """FActScore's output JSON. UserError when it is none."""
-    try:
-        row = loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(row, dict):
-            raise TypeError("expected an object {score, respond_ratio, decisions, ...}")
-        return Output(
-            summary=Summary(
-                score=_number(row, "score"),
-                init_score=_number(row, "init_score") if "init_score" in row else None,
-                respond_ratio=_number(row, "respond_ratio"),
-                facts_per_response=_number(row, "num_facts_per_response"),
-            ),
-            decisions=tuple(read_decisions(d) for d in row["decisions"]),
-        )
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}: name FActScore's output file") from None
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON: {e}") from None
-    except KeyError as e:
-        raise UserError(f"{path}: {e.args[0]!r} is missing: not FActScore's output") from None
-    except TypeError as e:
-        raise UserError(f"{path}: {e}") from None
-
-
 def read_decisions(row: Any) -> tuple[tuple[str, bool | None], ...] | None:
     """One response's decisions. KeyError, TypeError for another form."""
     if row is None:
@@ -310,10 +249,3 @@ def read_decisions(row: Any) -> tuple[tuple[str, bool | None], ...] | None:
         if not isinstance(supported, bool | None):
             raise TypeError(f'"is_supported" is {supported!r:.40}, none of true, false and null')
     return tuple((_text(d, "atom"), d["is_supported"]) for d in row)
-
-
-def _number(row: dict, key: str) -> float | None:
-    value = row[key]
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TypeError(f'"{key}" must be a number')
-    return None if value is None or value != value else float(value)  # NaN: a mean over nothing

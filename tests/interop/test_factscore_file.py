@@ -71,7 +71,7 @@ def test_a_file_without_labels_does_not_say_who_abstained(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"topic": "A", "input": "x", "output": "A is old."}\n')
     (record,) = factscore.read(path)
-    assert record.abstained is None and factscore.human_score(record) is None
+    assert record.abstained is None
     with pytest.raises(UserError, match='"A" has no "annotations"'):
         factscore.given_facts(record)
 
@@ -93,7 +93,6 @@ def test_given_facts_are_the_models(tmp_path):
     assert factscore.given_facts(record) == [("A is old.", (("m", None),))]
     human = (("h", "S"), ("i", "IR"), ("h", "NS"))
     assert factscore.given_facts(record, "human") == [("A is old.", human)]
-    assert factscore.human_score(record) == 0.5
 
 
 def test_aggregate_by_hand():
@@ -131,7 +130,8 @@ def test_summary_of_rows_and_lines():
     ]
     facts = [fact("a", "r1"), fact("b", "r1"), fact("c", "failed", None, error="timeout")]
     verdicts = [{"fact_id": "a", "supported": True}, {"fact_id": "b", "supported": False}]
-    assert factscore.summary(responses, facts, verdicts, gamma=2).splitlines() == [
+    found = factscore.aggregate(factscore.decisions(responses, facts, verdicts), gamma=2)
+    assert found.lines() == [
         "FActScore = 50.0%",
         "FActScore w/o length penalty = 50.0%",
         "Respond ratio = 50.0%",
@@ -151,35 +151,10 @@ def test_real_labels_come_back_from_rows(labelled_data, tmp_path):
             row |= {"sentence_text": sentence, "human_label": label, "abstained": False}
             facts.append(row)
     path = tmp_path / "again.jsonl"
-    assert factscore.write_jsonl(path, responses, facts) == len(records)
+    path.write_text("".join(factscore.jsonl(responses, facts)))
     again = list(factscore.read(path))
     assert [r.abstained for r in again] == [r.abstained for r in records]
     assert [r.response for r in again] == [r.response for r in records]
     for new, old in zip(again, records, strict=True):
         kept = [(s.text, s.human_facts) for s in old.sentences if s.human_facts]
         assert [(s.text, s.human_facts) for s in new.sentences] == kept
-        assert factscore.human_score(new) == factscore.human_score(old)
-
-
-def test_output_file(tmp_path):
-    path = tmp_path / "m_factscore_output.json"
-    decisions = [[{"atom": "A is old.", "is_supported": True}], None]
-    row = {"score": 0.5, "respond_ratio": 0.5, "num_facts_per_response": 1.0}
-    path.write_text(json.dumps(row | {"init_score": 1.0, "decisions": decisions}))
-    found = factscore.read_output(path)
-    assert found.summary == factscore.Summary(0.5, 1.0, 0.5, 1.0)
-    assert found.decisions == ((("A is old.", True),), None)
-    path.write_text(json.dumps(row | {"score": math.nan, "decisions": []}))
-    assert factscore.read_output(path).summary.score is None
-    for text, says in (
-        ("{", "not JSON"),
-        ("[]", "expected an object"),
-        (json.dumps(row), "'decisions' is missing"),
-        (json.dumps(row | {"decisions": [[{"atom": "x", "is_supported": "yes"}]]}), "none of true"),
-        (json.dumps(row | {"decisions": [3]}), "a list or null"),
-    ):
-        path.write_text(text)
-        with pytest.raises(UserError, match=says):
-            factscore.read_output(path)
-    with pytest.raises(UserError, match="name FActScore's output file"):
-        factscore.read_output(tmp_path / "gone.json")

@@ -157,7 +157,7 @@ def test_bad_files(tmp_path):
 
 @pytest.mark.parametrize("name", list(PARTS)[:3])  # a whole text has more facts than an answer may
 @pytest.mark.parametrize("file", ["ChatGPT.jsonl", "InstructGPT.jsonl"])
-def test_real_topics_get_exactly_the_human_scores(labelled_data, tmp_path, file, name):
+def test_real_topics_get_exactly_the_human_scores(labelled_data, human_score, tmp_path, file, name):
     """Responses -> facts -> verdicts -> fs_out.json -> rows: S / (S + NS) of every topic."""
     records = list(factscore.read(labelled_data / file))
     answers = replay.load(labelled_data / file)
@@ -178,7 +178,7 @@ def test_real_topics_get_exactly_the_human_scores(labelled_data, tmp_path, file,
     for fact, verdict in tuning.read_scores(str(tmp_path), responses):
         by_topic[fact["topic"]].append(verdict["supported"])
     for r in records:
-        human, ours = factscore.human_score(r), score_of(by_topic[r.topic], gamma=10)[0]
+        human, ours = human_score(r), score_of(by_topic[r.topic], gamma=10)[0]
         assert ours == (human if human is None else pytest.approx(human, abs=1e-9)), r.topic
     assert answers.counts == {"missing": 0, "conflicts": 0}
 
