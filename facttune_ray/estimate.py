@@ -18,7 +18,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from facttune_ray import gpu_hours, standin, tables
 from facttune_ray.config import Config
@@ -36,7 +36,6 @@ from facttune_ray.stages.context import Work
 from facttune_ray.stages.rewards import needed, wanted
 from facttune_ray.trial import Need, StandIn, Trial, words_to_tokens
 
-T = TypeVar("T")
 ASKING = ("facts", "verdicts", "questions")  # of responses
 _RATE = ("measured_tokens", "prompt_chars")
 MEASURED = 20  # completions of a stage in the ledger from which its tokens are taken

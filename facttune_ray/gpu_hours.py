@@ -7,7 +7,7 @@
 Sampling takes its tokens over `tokens_per_s`. Reading a token takes 2 floating-point operations a
 parameter, training on one 6, and 8 with train.recompute (Kaplan et al. 2020, arXiv 2001.08361,
 section 2.1; Narayanan et al. 2021, arXiv 2104.04473). Both rates are assumptions until you have
-measured your own: nothing here has run on a GPU.
+measured your own.
 """
 
 from __future__ import annotations

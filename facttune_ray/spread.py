@@ -63,7 +63,7 @@ def shards_of(cfg: Config) -> int:
     if cfg.run.shards:
         return cfg.run.shards
     world, data = cfg.data.world, cfg.data
-    names = [*data.files, getattr(data, "topics", "")]
+    names = [*data.files, data.topics]
     rows = sum(_lines(Folder.of(join(data.folder, name))) for name in names if name)
     if data.source == "world":
         rows = world.train + world.val + world.test

@@ -3,8 +3,7 @@ r"""The missing tables of one stage as a Ray job.
 ray job submit --runtime-env jobs/runtime_env.yaml -- \
     python jobs/stage.py NAME CONFIG... [key=value ...]
 
-NAME: knowledge, prompts, pretrain, responses, facts, verdicts, questions, answers, entities,
-classes, p_true, rewards, mixes, groups, reference.
+NAME: one of those that `facttune stage --help` lists.
 """
 
 import sys

@@ -78,7 +78,8 @@ def _paired(
     runs: Sequence[str], names: Sequence[str], summaries: Sequence[dict]
 ) -> list[dict[str, Any]]:
     first, out = _counts(runs[0]), []
-    settings = {k: summaries[0]["run"]["config"]["evaluation"][k] for k in ("resamples",)}
+    of_first = summaries[0]["run"]
+    resamples, seed = of_first["config"]["evaluation"]["resamples"], of_first["seed"]
     for run, name in zip(runs[1:], names[1:], strict=True):
         other = _counts(run)
         if first is None or other is None:
@@ -86,7 +87,7 @@ def _paired(
         for model in pc.unique(first["model"]).to_pylist():
             a, b = (t.filter(pc.equal(t["model"], model)) for t in (first, other))
             if b.num_rows:
-                found = comparisons.compare(a, b, **settings, seed=summaries[0]["run"]["seed"])
+                found = comparisons.compare(a, b, resamples=resamples, seed=seed)
                 if found["topics"]:
                     out.append({"run": name, "model": model} | found)
     adjusted = holm({str(i): row["p"]["error_rate"] for i, row in enumerate(out)})

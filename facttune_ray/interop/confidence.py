@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from facttune_ray.errors import UserError
@@ -26,7 +26,6 @@ from facttune_ray.interop.tuning import (
     Rows,
     by_topic,
     file_name,
-    lacking,
     owner_of,
     position_of,
     read_json,
@@ -36,7 +35,6 @@ from facttune_ray.schema import digest
 from facttune_ray.tables import Folder
 
 QUESTIONS, ANSWERS = "atomic_qs", "atomic_qs_samples"
-Skip = Callable[[str], None] | None
 
 
 def samples_folder(parent: str, model: str, n: int) -> str:
@@ -157,7 +155,7 @@ def by_response(rows: Rows) -> dict[str, list[dict]]:
 
 
 def read_questions(
-    folder: str, responses: Rows, samples: str | None = None, skip: Skip = None
+    folder: str, responses: Rows, samples: str | None = None
 ) -> Iterator[tuple[list[dict], list[dict]]]:
     """(rows of `questions`, rows of `answers`) of each of the responses' topics.
 
@@ -165,15 +163,13 @@ def read_questions(
     are none yet. An entry belongs to the response at its place, if that has its text, else to the
     next one with this text; its samples stand at its own place in "samples". The reference samples
     a question once in every response: where the samples differ, so do the question_ids.
-    UserError for a missing file (with `skip`: left out and named), a wrong form, a question
-    without samples.
+    UserError for a missing file, a wrong form, a question without samples.
     """
     for topic, rows in by_topic(responses).items():
         file = Folder.of(folder) / QUESTIONS / file_name(topic, "_aqs.json")
         entries = read_json(file)
         if entries is None:
-            lacking(f'{file.path}: no such file: topic "{topic}" has no questions', skip)
-            continue
+            raise UserError(f'{file.path}: no such file: topic "{topic}" has no questions')
         if not isinstance(entries, list):
             raise UserError(f"{file.path}: expected a list, an entry a response")
         found = None
@@ -181,8 +177,7 @@ def read_questions(
             sampled_in = Folder.of(folder) / samples / file_name(topic, "_samples.json")
             found = read_json(sampled_in)
             if found is None:
-                lacking(f'{sampled_in.path}: no such file: topic "{topic}" has no answers', skip)
-                continue
+                raise UserError(f'{sampled_in.path}: no such file: topic "{topic}" has no answers')
             _check_samples(found, len(entries), sampled_in.path, file.path)
         yield _topic_rows(topic, rows, entries, found, file.path, sampled_in.path if found else "")
 

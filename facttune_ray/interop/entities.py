@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from facttune_ray.errors import UserError
-from facttune_ray.interop.confidence import Skip, by_response, check_values, usable, write_json
-from facttune_ray.interop.tuning import OWN, Rows, by_topic, file_name, lacking, read_json
+from facttune_ray.interop.confidence import by_response, check_values, usable, write_json
+from facttune_ray.interop.tuning import OWN, Rows, by_topic, file_name, read_json
 from facttune_ray.schema import TABLES, digest
 from facttune_ray.scoring.entities import before
 from facttune_ray.tables import Folder
@@ -52,9 +52,7 @@ def write_entities(folder: str, samples: str, responses: Rows, entities: Rows) -
     return len(topics)
 
 
-def read_entities(
-    folder: str, responses: Rows, samples: str, skip: Skip = None
-) -> Iterator[list[dict]]:
+def read_entities(folder: str, responses: Rows, samples: str) -> Iterator[list[dict]]:
     """Rows of `entities`, one list a topic of `responses`.
 
     A file of the reference tells an entity's text alone: it is looked for in the response from
@@ -65,8 +63,7 @@ def read_entities(
         file = Folder.of(folder) / samples / file_name(topic, "_ne_samples.json")
         found = read_json(file)
         if found is None:
-            lacking(f'{file.path}: no such file: topic "{topic}" has no entities', skip)
-            continue
+            raise UserError(f'{file.path}: no such file: topic "{topic}" has no entities')
         if not isinstance(found, dict):
             raise UserError(f"{file.path}: expected {{question: {{response: {{entity: [...]}}}}}}")
         own = found.pop(OWN, None)

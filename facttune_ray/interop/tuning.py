@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,24 +107,14 @@ def _prompt(topic: str, question: str, split: str) -> dict:
     return ids | {"split": SPLITS[split], "prompt": question}
 
 
-def responses(
-    topics: Iterable[Topic],
-    split: str,
-    folder: str,
-    model: str,
-    skip: Callable[[str], None] | None = None,
-) -> Iterator[dict]:
-    """Rows of `responses` from `{folder}/responses`.
-
-    What a file lacks, or a file that is not there, is a UserError; with `skip` it is left out and
-    `skip` is called with the line that names it.
-    """
+def responses(topics: Iterable[Topic], split: str, folder: str, model: str) -> Iterator[dict]:
+    """Rows of `responses` from `{folder}/responses`. UserError names what a file lacks, or a file
+    that is not there."""
     for topic in topics:
         file = Folder.of(folder) / "responses" / file_name(topic.topic, "_generations.json")
         found = read_json(file)
         if found is None:
-            lacking(f'{file.path}: no such file: topic "{topic.topic}" has no responses', skip)
-            continue
+            raise UserError(f'{file.path}: no such file: topic "{topic.topic}" has no responses')
         if not isinstance(found, dict):
             raise UserError(f'{file.path}: expected {{question: {{"responses": [...]}}}}')
         if unknown := found.keys() - set(topic.questions):
@@ -134,8 +124,7 @@ def responses(
             )
         for question in topic.questions:
             if question not in found:
-                lacking(f'{file.path}: no answers to "{question}"', skip)
-                continue
+                raise UserError(f'{file.path}: no answers to "{question}"')
             one = found[question]
             texts = one.get("responses") if isinstance(one, dict) else one
             if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
@@ -163,12 +152,6 @@ def _responses(prompt: dict, texts: list[str], own: list[dict] | None, model: st
         ids = {"response_id": digest(prompt["prompt_id"], about["model"], about["sample"])}
         rows.append(ids | prompt | {"text": next(rest) if one["text"] else None} | about)
     return rows
-
-
-def lacking(line: str, skip: Callable[[str], None] | None) -> None:
-    if skip is None:
-        raise UserError(line)
-    skip(line)
 
 
 def write_topics(folder: str, split: str, rows: Rows) -> int:

@@ -1,4 +1,4 @@
-"""Passages that fit a query best, by name: RETRIEVERS["bm25"], "dense", "fts".
+"""Passages that fit a query best, by BM25.
 
 BM25(["She was born in Lyon.", "She plays the cello."]).top("cello", 1)  ->  [1]
 """

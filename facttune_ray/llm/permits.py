@@ -327,7 +327,7 @@ def _tokens_left(headers: Mapping[str, str]) -> float:
 
 
 def local_renew(limits: Limits) -> Renew:
-    """A limiter of this process alone: tests, tools, and runs without a cluster."""
+    """A limiter of this process alone, for tests and benchmarks."""
     from facttune_ray.llm.limiter import Limiter
 
     limiter = Limiter(limits)

@@ -92,13 +92,9 @@ class _Clause:
         return Asked(asked, " ".join(self.rest[start + same : len(self.rest) - len(kept) + same]))
 
 
-def question(topic: str, fact: str) -> str:
-    """One question, on one line, that names the topic and does not contain the answer."""
-    return ask(topic, fact).question
-
-
 def ask(topic: str, fact: str) -> Asked:
-    """The question and what the fact answers to it; all of the fact where no rule fits."""
+    """The question, on one line, that names the topic and does not contain the answer, and what
+    the fact answers to it; all of the fact where no rule fits."""
     name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
     text = " ".join(fact.split()).rstrip(" .!;:")
     masked: list[str] = []

@@ -1,4 +1,4 @@
-"""How the stages that ask the LLM (facts, verdicts, questions) reach it."""
+"""How the stages that ask an LLM reach it."""
 
 from __future__ import annotations
 

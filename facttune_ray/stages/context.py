@@ -43,7 +43,6 @@ class Work:
     base_url: str = ""  # LLM endpoint; "" when the stage asks none
     meter: str = ""  # name of the run's meter actor
     knowledge: str = ""  # SQLite knowledge source
-    recipe: Mapping[str, object] = field(default_factory=dict)
 
 
 class Context:
