@@ -44,7 +44,7 @@ class StandIn:
     async def ask(
         self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
     ) -> T:
-        return await self.ask_whole(messages, lambda completion: parse(completion.text))
+        return await self.ask_whole(messages, lambda completion: parse(completion.answer))
 
     async def ask_whole(
         self,

@@ -66,11 +66,11 @@ class Client:
     async def ask(
         self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
     ) -> T:
-        """The parsed text of the answer. A refusal, or an answer that `parse` refuses, is asked
+        """The parsed answer. A refusal, or an answer that `parse` refuses, is asked
         again under a new sample index, `llm.reasks` times; then its RowError is raised.
         `to_its_end`: one that was cut at llm.max_tokens is an error, too, and not asked again."""
-        text = attrgetter("whole_text" if to_its_end else "text")
-        return await self.ask_whole(messages, lambda completion: parse(text(completion)))
+        answer = attrgetter("whole_answer" if to_its_end else "answer")
+        return await self.ask_whole(messages, lambda completion: parse(answer(completion)))
 
     async def ask_whole(
         self,

@@ -63,11 +63,16 @@ class Completion:
     top_logprobs: str | None = None  # JSON {token: log-probability} of the first token
 
     @property
-    def whole_text(self) -> str:
-        """The text; Cut when it ends at the most tokens that it could have."""
+    def answer(self) -> str:
+        """The text without a reasoning model's thoughts before it."""
+        return self.text.rpartition("</think>")[2].partition("<think>")[0]
+
+    @property
+    def whole_answer(self) -> str:
+        """`answer`; Cut when it ends at the most tokens that it could have."""
         if self.finish_reason == "length":
             raise Cut("the answer was cut at its most tokens: raise llm.max_tokens")
-        return self.text
+        return self.answer
 
 
 def request_key(model: str, prompt: list[dict] | str, params: dict[str, Any], sample: int) -> bytes:

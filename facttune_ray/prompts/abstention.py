@@ -29,7 +29,7 @@ def parse(answer: str) -> bool:
 
     A first word Yes or No decides, whatever follows it.
     """
-    words = re.findall(r"[a-z]+", answer.lower().rpartition("</think>")[2])
+    words = re.findall(r"[a-z]+", answer.lower())
     said = {"yes", "no"}.intersection(words[:1]) or {"yes", "no"}.intersection(words)
     if len(said) != 1:
         raise RowError(f"neither Yes nor No in the answer {answer[:80]!r}")

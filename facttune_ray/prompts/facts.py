@@ -75,7 +75,7 @@ def parse(answer: str) -> list[str]:
     Without any marks two lines or more count as a list when each of them is one full sentence. The
     first MAX_FACTS are taken. RowError for prose, and for a fact of more than MAX_CHARS.
     """
-    text = answer.rpartition("</think>")[2].strip()
+    text = answer.strip()
     items = _listed(text)
     if items is None:
         raise RowError(f"no list of facts in the answer {answer[:80]!r}")

@@ -30,7 +30,7 @@ def render(prompt: str, first: str, second: str) -> list[dict[str, str]]:
 def parse(answer: str) -> dict[str, str]:
     """ "A", "B" or "Tie" for each of QUALITIES; RowError when one is missing or said twice."""
     found: dict[str, str] = {}
-    for line in answer.rpartition("</think>")[2].splitlines():
+    for line in answer.splitlines():
         if match := _LINE.match(line):
             quality, said = match[1].lower(), match[2].title()
             if found.setdefault(quality, said) != said:

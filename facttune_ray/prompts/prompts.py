@@ -78,7 +78,7 @@ def _named(topic: str, domain: str, lower_case: str | None) -> str:
 def parse(answer: str, topic: str, lower_case: str | None = None) -> list[str]:
     """Questions of a list in its order. What is no question, or names neither the topic nor a word
     of it, is left out. RowError for prose, and when none is left."""
-    text = answer.rpartition("</think>")[2].strip()
+    text = answer.strip()
     single = text.endswith("?") and "\n" not in text and not text.startswith(("-", "*", "1", "["))
     listed = [text] if single else facts.parse(text)
     questions = (" ".join(item.split()) for item in listed)

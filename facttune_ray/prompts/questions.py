@@ -113,7 +113,7 @@ def parse(text: str, answer: bool = False, fact: str = "") -> Asked:
     of it. RowError for a text without a question, for a refusal, for a question that only repeats
     the `fact`, and for an answer that is missing or longer than ANSWER_CHARS.
     """
-    text = text.rpartition("</think>")[2].strip()
+    text = text.strip()
     found = _from_json(text)
     question, said = _from_lines(text) if found is None else found
     if not question or not re.search(r"\w", question):

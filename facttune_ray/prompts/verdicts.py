@@ -63,7 +63,7 @@ def parse(answer: str) -> bool:
     """The verdict. A first or last word True or False decides, else the only one of the two, else
     words of doubt mean False. "Not true" is False; RowError when the answer says neither or both,
     or denies in another way: "It is not false", "That it is true is wrong"."""
-    text = answer.rpartition("</think>")[2].lower().replace("\u2019", "'")
+    text = answer.lower().replace("\u2019", "'")
     text = _NOT_TRUE.sub("false", _EITHER.sub(" ", re.sub(r"[*_`\"]", "", text)))
     said: list[bool | None] = []  # of each True or False; None: denied
     for clause in _CLAUSE.split(text):

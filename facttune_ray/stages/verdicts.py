@@ -224,7 +224,7 @@ async def _ask_one(context: Context, topic: str, fact: str, found: Evidence, at:
     params = {"logprobs": True, "top_logprobs": 5} if cfg.logprobs else None
     try:
         said, score = await context.client.ask_whole(
-            messages, lambda c: (prompt.parse(c.text), prompt.probability(c.top_logprobs)), params
+            messages, lambda c: (prompt.parse(c.answer), prompt.probability(c.top_logprobs)), params
         )
     except RowError as e:
         return _UNKNOWN | {"error": str(e)}

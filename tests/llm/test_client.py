@@ -197,6 +197,27 @@ def test_an_answer_that_was_cut_fails_its_row_and_is_not_asked_again(tmp_path):
     assert taken == ["She sings.", "She was born in"] and one.usage.calls == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("<think>Is it False?\nNo.</think>\nTrue", "\nTrue"),
+        ("It may be.</think>True", "True"),  # of a template that opens the thoughts itself
+        ("<think>It is True, or", ""),
+        ("True", "True"),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(tmp_path, said, answer):
+    with says(chat(said)) as url, client(tmp_path, url) as one:
+
+        async def both():
+            found = await one.ask([{"role": "user", "content": "?"}], str)
+            whole = await one.ask([{"role": "user", "content": "?"}], str, to_its_end=True)
+            await one.close()
+            return found, whole
+
+        assert asyncio.run(both()) == (answer, answer)
+
+
 def test_two_endpoints_share_the_load_by_their_limits(tmp_path):
     limits = {"latency_min_ms": 5, "latency_max_ms": 20, "burst_s": 1.0}
     small = AnnotatorOptions(requests_per_minute=6_000, **limits)

@@ -33,7 +33,6 @@ TWO = ["Mara is old.", "Mara sings."]
         "```\n- Mara is old.\n- Mara sings.\n```",
         'Sure, here they are: ["Mara is old.", "Mara sings."] Anything else?',
         "Mara is old.\nMara sings.",
-        "<think>\n- Is Mara old?\n</think>\n- Mara is old.\n- Mara sings.",
         "- Mara is old.\n- Mara sings.\nTopic: Ada\nSentence: She wrote.\n- Ada wrote.",
     ],
 )

@@ -33,7 +33,6 @@ def test_conditions_stand_as_within_a_sentence():
         ('{"questions": ["What causes asthma?", "How is asthma treated?"]}', 2),
         ("Here they are:\n- What causes asthma?\n- Is it rare?\n- Asthma is common.", 1),
         ("What causes asthma?", 1),
-        ("<think>- Is asthma?</think>\nWhat causes asthma?\nHow is asthma treated?", 2),
         ("- What causes asthma? " + "x " * 200 + "?\n- How is asthma treated?", 1),
     ],
 )

@@ -111,7 +111,6 @@ def test_a_condition_within_a_sentence(condition, within):
         "Here is the question: Where was Ada born?",
         '```json\n{"question": "Where was Ada born?"}\n```',
         '{"question": "Where was Ada born?"}',
-        "<think>Which question?</think>Where was Ada born?",
     ],
 )
 def test_one_question_is_read(text):

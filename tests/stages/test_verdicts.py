@@ -35,7 +35,7 @@ class Asked:
         self.answers, self.logprobs, self.seen = answers, logprobs, []
 
     async def ask(self, messages, parse):
-        return await self.ask_whole(messages, lambda c: parse(c.text))
+        return await self.ask_whole(messages, lambda c: parse(c.answer))
 
     async def ask_whole(self, messages, parse, params=None):
         self.seen.append((messages[-1]["content"], params))
@@ -258,7 +258,6 @@ def test_only_what_changes_verdicts_is_in_the_recipe():
         ("The passages do not say so, so it is false.", False),
         ("The statement is true, as the passages do not deny it.", True),
         ("True as the passages do not deny it.", True),
-        ("<think>It may not be false.</think>True", True),
         ("True or False? The answer is: True", True),
         ("I cannot tell whether it is true or false.", False),
         ("true\n\nbecause [1] is not false, or so it says", True),
