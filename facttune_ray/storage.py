@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,6 +255,33 @@ def staged(folder: Folder) -> Iterator[Path]:
     yield here
     folder.upload(here)
     shutil.rmtree(here)
+
+
+def fetched(source: Folder, files: Mapping[str, pafs.FileInfo], cache: Path) -> Path:
+    """A folder of this host with these files of `source`, copied once: another one when a file's
+    size or time of change is another. It appears whole or not at all; of several processes one
+    fetches and the others wait. OSError when it cannot be written."""
+    import fcntl  # not on Windows, where local paths work
+
+    marks = sorted((name, info.size, info.mtime_ns) for name, info in files.items())
+    place = cache / digest(source.uri, marks)
+    copy, unfinished = place / Path(source.path).name, place / f"{Path(source.path).name}.tmp"
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # freed when its process ends, however it ends
+        if copy.exists():
+            return copy
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        try:
+            for name in files:
+                file = unfinished / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                (source / name).download(file)
+            os.replace(unfinished, copy)
+        except BaseException:  # a full disk, above all: give the space back
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+    return copy
 
 
 # -- what a user is told ---------------------------------------------------------------------

@@ -9,8 +9,6 @@ Safetensors only, and no code from the folder is run unless it is asked for.
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,18 +95,13 @@ def local_weights(path: str, cache: str | None = None) -> str:
     """What transformers and vLLM can open: a hub name or local folder as it is, a URI's copy.
 
     cache: folder of the copies (default: facttune-models in the system's folder for temporary
-    files). A copy is named by URI and the size and time of change of its files, and appears whole
-    or not at all; of several processes one fetches and the others wait. UserError when the
-    folder is missing, has no config.json, or the disk is full.
+    files). UserError when the folder is missing, has no config.json, or the disk is full.
     """
     if "://" not in path:
         return path
-    import fcntl  # not on Windows, where local paths work
-
     import pyarrow.fs as pafs
 
-    from facttune_ray.schema import digest
-    from facttune_ray.tables import Folder
+    from facttune_ray.storage import Folder, fetched
 
     root = Path(cache or Path(tempfile.gettempdir(), "facttune-models"))
     source = Folder.of(path)
@@ -124,29 +117,7 @@ def local_weights(path: str, cache: str | None = None) -> str:
                 f"No model at {path}: no config.json there. "
                 f"Give the folder that save_pretrained wrote, or a hub name."
             )
-        marks = sorted((name, info.size, info.mtime_ns) for name, info in files.items())
-        place = root / digest(path, marks)
-        copy = place / Path(source.path).name
-        place.mkdir(parents=True, exist_ok=True)
-        with open(place / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # freed when its process ends, however it ends
-            if not copy.exists():
-                _fetch(source, list(files), copy)
+        return str(fetched(source, files, root))
     except OSError as e:
         reason = " ".join((e.strerror or str(e)).split())
         raise UserError(f"The model {path} cannot be copied to {root}: {reason}") from None
-    return str(copy)
-
-
-def _fetch(source: Any, names: list[str], target: Path) -> None:
-    unfinished = target.with_name(target.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-    try:
-        for name in names:
-            file = unfinished / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            (source / name).download(file)
-        os.replace(unfinished, target)
-    except BaseException:  # a full disk, above all: give the space back
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

@@ -61,15 +61,16 @@ def test_a_missing_file_or_a_cache_that_cannot_be_written(remote, tmp_path):
 
 FETCH = """
 import sys
-from facttune_ray.knowledge import local
-fetch = local._fetch
+from facttune_ray.knowledge.local import local_copy
+from facttune_ray.storage import Folder
+download = Folder.download
 def counted(source, target):
     print("fetched", flush=True)
     sys.stdin.readline()  # until the test goes on
-    fetch(source, target)
-local._fetch = counted
+    download(source, target)
+Folder.download = counted
 print("ready", flush=True)
-print(local.local_copy(*sys.argv[1:]), flush=True)
+print(local_copy(*sys.argv[1:]), flush=True)
 """
 
 
