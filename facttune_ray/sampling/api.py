@@ -34,10 +34,6 @@ class ApiSampler:
         self, client: Client, *, form: Literal["chat", "completions"] = "chat", choices: int = 1
     ) -> None:
         """`choices`: most samples of one request (`n`). Not every server takes more than 1."""
-        if form not in FORMS:
-            raise UserError(f'sampling.form is "{form}"; it is one of {", ".join(FORMS)}.')
-        if choices < 1:
-            raise UserError(f"sampling.choices is {choices}: must be at least 1.")
         self.client, self.form, self.choices = client, form, choices
 
     async def sample(

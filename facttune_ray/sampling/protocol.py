@@ -80,8 +80,6 @@ class Sampler(Protocol):
 
 def uses_chat(tokenizer: Any, chat: Chat) -> bool:
     """Whether prompts go through the tokenizer's chat template."""
-    if chat not in ("auto", "never"):
-        raise UserError(f'chat is "{chat}"; it is either "auto" or "never".')
     return chat == "auto" and getattr(tokenizer, "chat_template", None) is not None
 
 

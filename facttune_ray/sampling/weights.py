@@ -41,8 +41,6 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if dtype not in DTYPES:
-        raise UserError(f'dtype is "{dtype}"; it is one of {", ".join(DTYPES)}.')
     more = quantization(quantize, dtype, device, key)
     folder = local_weights(path)
     try:
@@ -72,8 +70,6 @@ def quantization(
     """Arguments of `from_pretrained` for quantised weights; {} for "none"."""
     if quantize == "none":
         return {}
-    if quantize not in ("8bit", "4bit"):
-        raise UserError(f'{key} is "{quantize}"; it is none, 8bit or 4bit.')
     if not device.startswith("cuda"):
         raise UserError(f"{key}={quantize} needs a GPU: set {key.split('.')[0]}.gpus, or none.")
     missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]

@@ -366,8 +366,6 @@ def open_model(
     from the folder; UserError when it cannot be opened. `kind`: an AutoModelFor... class."""
     from transformers import AutoTokenizer
 
-    if dtype not in DTYPES:
-        raise UserError(f'dtype is "{dtype}"; it is one of {", ".join(DTYPES)}')
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = kind.from_pretrained(

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from facttune_ray.errors import RowError, UserError
+from facttune_ray.errors import RowError
 from facttune_ray.prompts import abstention, facts, template
 from facttune_ray.prompts.fence import fenced, numbered, unnumbered
 from facttune_ray.quickstart import rules
@@ -91,11 +91,6 @@ def test_worked_examples_parse_and_the_annotator_knows_every_template(domain, de
     messages = facts.render(TOPIC, "She sings.", domain, "Mara acts.", decontextualize)
     assert rules.task_of(messages) == "facts"
     assert facts.parse(rules.answer(messages)) == ["Mara Veldt sings."]
-
-
-def test_an_unknown_domain():
-    with pytest.raises(UserError, match="bio"):
-        facts.render(TOPIC, "She sings.", "biography")
 
 
 def test_context_is_fenced_bounded_and_used_only_when_asked_for():

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from facttune_ray.errors import RowError, UserError
+from facttune_ray.errors import RowError
 from facttune_ray.prompts import questions, template
 from facttune_ray.prompts.questions import Asked, parse, render
 
@@ -64,8 +64,6 @@ def test_the_forms_differ_by_their_templates_alone():
     assert names == {*questions.TEMPLATES, *questions.ANSWER_TEMPLATES} and len(names) == 6
     plain, both = render("Ada", "She sang."), render("Ada", "She sang.", answer=True)
     assert plain[0] != both[0] and plain[-1] == both[-1]
-    with pytest.raises(UserError, match='questions.domain: no domain "law"'):
-        render("Ada", "She sang.", domain="law")
 
 
 @pytest.mark.parametrize(

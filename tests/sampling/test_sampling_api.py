@@ -312,12 +312,6 @@ def test_completions_go_into_no_batch(tmp_path):
         draw(tmp_path, Scripted(text_reply), ["Who?"], n=1, client={"mode": "batch"})
 
 
-@pytest.mark.parametrize("bad", [{"form": "text"}, {"choices": 0}])
-def test_bad_settings(bad):
-    with pytest.raises(UserError, match="sampling"):
-        ApiSampler(None, **bad)  # type: ignore[arg-type]
-
-
 # -- end to end, at the annotator ----------------------------------------------------------------
 
 

@@ -186,8 +186,6 @@ def test_no_facts_and_bad_folders(folders, tmp_path):
     with pytest.raises(UserError, match="Cannot load a model from .*absent") as error:
         LocalLM(str(tmp_path / "absent"))
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="dtype"):
-        LocalLM(folders["llama"], dtype="int3")
     with pytest.raises(UserError, match="Cannot load"):  # weights that are not safetensors
         path = tmp_path / "pickled"
         lm.model.config.save_pretrained(path)
