@@ -26,7 +26,7 @@ def test_the_plan_is_the_loop(small_preset):
     asked = [f"{scope}/{stage}" for scope, stage, _ in plan.tables]
     assert asked[:3] == ["base/tune/responses", "base/tune/facts", "base/tune/verdicts"]
     assert "base/tune/questions" in asked and "facttune_fs/round_1/tune/facts" in asked
-    chosen = [f"facttune_mc/round_2/test/{n}" for n in ("facts", "verdicts", "judgements")]
+    chosen = [f"facttune_mc/round_1/test/{n}" for n in ("facts", "verdicts", "judgements")]
     assert set(chosen) <= set(asked) and asked[-1] == chosen[-1]
     assert not any("second_opinion" in name for name in asked)  # lexical asks nothing
     assert len(asked) == len(set(asked))

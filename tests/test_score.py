@@ -21,16 +21,27 @@ def topic_scores(folder: Path) -> dict[str, tuple[float | None, dict]]:
     return found
 
 
+ALL = 1_000_000
+
+
 @pytest.mark.parametrize(
-    "file", ["ChatGPT.jsonl", pytest.param("InstructGPT.jsonl", marks=pytest.mark.slow)]
+    ("file", "most"),
+    [
+        ("ChatGPT.jsonl", 24),
+        pytest.param("ChatGPT.jsonl", ALL, marks=pytest.mark.slow),
+        pytest.param("InstructGPT.jsonl", ALL, marks=pytest.mark.slow),
+    ],
 )
 def test_replay_gives_the_human_scores(
-    labelled_data, human_score, ray_cluster, tmp_path, capsys, file
+    labelled_data, human_score, ray_cluster, tmp_path, capsys, file, most
 ):
-    out, exported = tmp_path / "out", tmp_path / "exported"
-    human = {r.topic: human_score(r) for r in factscore.read(labelled_data / file)}
-    with running(AnnotatorOptions(replay=str(labelled_data / file))) as url:
-        words = ["score", f"data.folder={labelled_data}", f"data.files=[{file}]", *CLOSED]
+    out, exported, labelled = tmp_path / "out", tmp_path / "exported", tmp_path / file
+    lines = (labelled_data / file).read_text().splitlines(keepends=True)
+    labelled.write_text("".join(lines[:most]))
+    human = {r.topic: human_score(r) for r in factscore.read(labelled)}
+    with running(AnnotatorOptions(replay=str(labelled))) as url:
+        words = ["score", f"data.folder={tmp_path}", f"data.files=[{file}]", *CLOSED]
+        words += [f"data.knowledge={labelled_data / 'knowledge.jsonl'}"]
         words += [f"run.out={out}", f"llm.base_url={url}"]
         assert cli.main(["run", *words]) == 0
         assert cli.main(["export", *words, "--to", str(exported)]) == 0

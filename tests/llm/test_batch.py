@@ -263,11 +263,11 @@ def test_two_clients_wait_for_one_batch_of_a_killed_run(tmp_path):
         assert sent_once(url, batches=1, lines=20) and records(tmp_path) == []
 
 
-@pytest.mark.parametrize("wait_s", [2.0, 0.3])  # before the batch is done; just before
+@pytest.mark.parametrize("wait_s", [1.2, 0.3])  # before the batch is done; just before
 def test_requests_that_come_later_wait_for_the_adopted_batch_too(tmp_path, wait_s):
-    with running(AnnotatorOptions(batch_delay_s=3.5)) as url:
+    with running(AnnotatorOptions(batch_delay_s=2.5)) as url:
         asyncio.run(abandon(client(tmp_path, url), range(20), lambda: noted_id(tmp_path)))
-        done_s = time.monotonic() + 3.5
+        done_s = time.monotonic() + 2.5
 
         async def in_two_goes():
             one = client(tmp_path, url)
