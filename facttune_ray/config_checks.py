@@ -35,6 +35,11 @@ def check(cfg: Config) -> None:
         "data.sizes.dpoval": 0,
         "data.sizes.test": 0,
         "train.epochs": 1,
+        "train.lr": 0,
+        "train.sft.lr": 0,
+        "train.clip": 0,
+        "train.gpus": 0,
+        "train.label_smoothing": 0,
         "train.groups_per_step": 1,
         "train.pairs_per_step": 0,
         "train.pass_tokens": 1,
@@ -135,6 +140,8 @@ def check(cfg: Config) -> None:
     for name, tune in cfg.tune.items():
         if tune.rounds < 0:
             raise UserError(f"tune.{name}.rounds={tune.rounds}: must be at least 0")
+        if tune.lr is not None and tune.lr < 0:
+            raise UserError(f"tune.{name}.lr={tune.lr}: must be at least 0")
         if not name.isidentifier() or name in TAKEN:
             raise UserError(
                 f'tune.{name}: name a tuned model in letters, digits, "_", and not as a folder of '
@@ -233,6 +240,13 @@ def _training(cfg: Config) -> None:
     for key, (asked, other, there) in needs.items():
         if asked and not there:
             raise UserError(f"{key}: needs {other}, which is not set")
+    if train.label_smoothing >= 0.5:
+        raise UserError(
+            f"train.label_smoothing={train.label_smoothing}: must be below 0.5: as a share of "
+            f"flipped preferences it would turn them around"
+        )
+    if train.label_smoothing and train.loss != "cdpo":
+        raise UserError(f"train.label_smoothing: train.loss={train.loss} has none: set cdpo")
     if train.min_workers > train.workers:
         raise UserError(
             f"train.min_workers={train.min_workers}: must be at most train.workers={train.workers}"

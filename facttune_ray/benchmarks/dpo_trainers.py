@@ -96,7 +96,7 @@ def pairwise(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
     from torch.nn import functional as F
     from torch.nn.utils.rnn import pad_sequence
 
-    from facttune_ray.sampling.protocol import encode_prompt, encode_response
+    from facttune_ray.sampling.protocol import encode_prompt, encode_response, end_mark
     from facttune_ray.scoring.pairs import pairs
 
     warm_up()
@@ -119,10 +119,11 @@ def pairwise(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
             mask[b, : len(prompt) - 1] = 0
         return (found * mask).sum(1)
 
+    end = end_mark(tokenizer)
     encoded = [
         (
             encode_prompt(tokenizer, g["prompt"]),
-            [encode_response(tokenizer, r) for r in g["responses"]],
+            [encode_response(tokenizer, r, end) for r in g["responses"]],
             pairs(g["rewards"]),
         )
         for g in groups

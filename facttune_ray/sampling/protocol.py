@@ -8,7 +8,7 @@
 Training and sampling build the model's input here and nowhere else:
 
     plain model   <bos if the tokenizer adds one> prompt "\\n" | response <eos>
-    chat model    chat template of [{"role": "user", "content": prompt}] | response <eos>
+    chat model    chat template of [{"role": "user", "content": prompt}] | response <end of turn>
 
 Left of the bar is the prompt (`encode_prompt`), right of it the response (`encode_response`).
 The two sides are tokenised apart, so a response's tokens never depend on its prompt.
@@ -180,9 +180,27 @@ def adds_bos(tokenizer: Any) -> bool:
     return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
-def encode_response(tokenizer: Any, response: str) -> list[int]:
+def encode_response(tokenizer: Any, response: str, end: int) -> list[int]:
     """Token ids of a response and its end mark."""
+    return [*tokenizer(response, add_special_tokens=False)["input_ids"], end]
+
+
+def end_mark(tokenizer: Any, chat: Chat = "auto") -> int:
+    """The token that ends a response: eos, or what the chat template puts behind an answer, such
+    as Gemma's <end_of_turn>."""
     if tokenizer.eos_token_id is None:
         raise UserError("The tokenizer has no eos_token, which ends a response. Set one.")
-    ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id]
+    if not uses_chat(tokenizer, chat):
+        return tokenizer.eos_token_id
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+    _, answer, behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("Ada.")
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if answer else []
+    return next((i for i in ids if i in special), tokenizer.eos_token_id)
+
+
+def end_ids(tokenizer: Any, model: Any) -> set[int]:
+    """All tokens that may end a response of the model."""
+    configured = model.generation_config.eos_token_id
+    several = configured if isinstance(configured, list) else [configured]
+    return {i for i in [*several, tokenizer.eos_token_id, end_mark(tokenizer)] if i is not None}

@@ -28,6 +28,7 @@ from facttune_ray.sampling.protocol import (
     check_settings,
     encode_all,
     encode_raw,
+    end_ids,
     token_counts,
 )
 from facttune_ray.sampling.weights import Quantize, load
@@ -289,7 +290,7 @@ class TransformersSampler:
         ended_R: np.ndarray,
         asked: Asked,
     ) -> list[Sample]:
-        eos = self._eos_ids()
+        eos = end_ids(self.tokenizer, self.model)
         out = []
         cells = zip(rows, tokens_RT.tolist(), lengths_R.tolist(), ended_R.tolist(), strict=True)
         for row, tokens, length, ended in cells:
@@ -316,14 +317,9 @@ class TransformersSampler:
                 for i, piece in enumerate(pieces):
                     sure[i] = stop in piece
                     maybe[i] = not sure[i] and (stop[-1] in piece or "\ufffd" in piece)
-            sure[[i for i in self._eos_ids() if i < vocab]] = True
+            sure[[i for i in end_ids(self.tokenizer, self.model) if i < vocab]] = True
             self._endings[key] = (sure.to(self.device), maybe.to(self.device))
         return self._endings[key]
-
-    def _eos_ids(self) -> set[int]:
-        configured = self.model.generation_config.eos_token_id
-        several = configured if isinstance(configured, list) else [configured]
-        return {i for i in [*several, self.tokenizer.eos_token_id] if i is not None}
 
     def _text(self, ids: list[int], lead: list[int]) -> str:
         """Text of generated tokens behind `lead`: some tokenizers drop a leading space."""

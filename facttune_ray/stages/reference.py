@@ -24,7 +24,7 @@ from facttune_ray.config import Config
 from facttune_ray.errors import UserError
 from facttune_ray.stages.context import Context
 
-VERSION = 1
+VERSION = 2
 COPIED = ("prompt_id", "topic", "split", "response_ids", "rewards", "pairs")
 Masks = tuple[list[list[int]], list[list[int]]]  # of the responses: as winners, as losers
 
@@ -39,6 +39,7 @@ def recipe(cfg: Config) -> dict:
 
 async def run(context: Context, shard: int) -> list[dict]:
     from facttune_ray.training.batches import tokenize
+    from facttune_ray.training.model import positions
     from facttune_ray.training.reference import token_logps_of
 
     cfg = context.cfg
@@ -57,7 +58,16 @@ async def run(context: Context, shard: int) -> list[dict]:
             f"{context.work.model_path}: its tokenizer gives token {highest}, its model knows "
             f"{known:,} tokens: they do not belong together"
         )
-    logps = token_logps_of(model, groups, cfg.train.pass_tokens, cfg.train.share_prefix)
+    most = positions(model.lm)
+    for g in groups:
+        longest = len(g.prompt) + max(map(len, g.responses))
+        if most is not None and longest > most:
+            raise UserError(
+                f"{context.work.model_path}: it has places for {most} tokens, a prompt and its "
+                f"response have {longest}: lower train.max_length"
+            )
+    share = cfg.train.share_prefix and model.shares
+    logps = token_logps_of(model, groups, cfg.train.pass_tokens, share)
     judged = _Judged(context, shard) if "verdicts" in context.work.inputs else None
     made = []
     for r, g, found in zip(rows, groups, logps, strict=True):

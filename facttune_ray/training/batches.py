@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facttune_ray.errors import UserError
-from facttune_ray.sampling.protocol import Chat, encode_prompt, encode_response
+from facttune_ray.sampling.protocol import Chat, encode_prompt, encode_response, end_mark
 from facttune_ray.schema import seed_from
 from facttune_ray.scoring.pairs import pairs
 
@@ -68,7 +68,8 @@ def tokenize(
             f"prompt {prompt_id} has {len(kept)} tokens, train.max_length is {train.max_length}: "
             f"no room for a response: raise it, or set train.max_prompt_length"
         )
-    full = [encode_response(tokenizer, text) for text in responses]
+    end = end_mark(tokenizer, chat)
+    full = [encode_response(tokenizer, text, end) for text in responses]
     return Tokens(
         kept,
         [some[:room] for some in full],

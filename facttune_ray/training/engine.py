@@ -59,13 +59,27 @@ def deepspeed_config(train: TrainConfig) -> dict[str, Any]:
         raise UserError(
             f'{path}: must be a JSON object like {{"zero_optimization": {{"stage": 2}}}}'
         )
+    zero = found.get("zero_optimization", {})
+    if zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage={zero['stage']!r}: it is 0, 1, 2 or 3")
+    for part in OFFLOADS:
+        if not isinstance(zero.get(part) or {}, dict):
+            raise UserError(
+                f"{path}: zero_optimization.{part}={zero[part]!r}: must be an object like "
+                f'{{"device": "cpu"}}'
+            )
     for key in found:
         if key in DECIDED:
             raise UserError(f'{path}: leave out "{key}": {DECIDED[key]} decides it')
-    if train.dtype == "float16" and not found.get("zero_optimization", {}).get("stage"):
+    if train.dtype == "float16" and not zero.get("stage"):
         raise UserError(
             f"{path}: DeepSpeed does not scale the loss of ZeRO 0, so gradients of "
             f"train.dtype=float16 would vanish: set train.deepspeed=zero1, or another dtype"
+        )
+    if train.lora.quantize != "none" and zero.get("stage") == 3:
+        raise UserError(
+            f"{path}: ZeRO 3 cannot share out weights of train.lora.quantize="
+            f"{train.lora.quantize}: set train.deepspeed=zero2, or train.lora.quantize=none"
         )
     swapped = _offload(found, "offload_optimizer").get("device") == "nvme"
     if swapped and (train.save_every or train.best != "none"):

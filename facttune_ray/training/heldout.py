@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 
 from facttune_ray.errors import UserError
+from facttune_ray.sampling.protocol import end_ids
 from facttune_ray.schema import seed_from
 from facttune_ray.training.batches import TokenGroup
 from facttune_ray.training.losses import sft
-from facttune_ray.training.model import NAME
+from facttune_ray.training.model import ANY_LENGTH, NAME, positions
 from facttune_ray.training.passes import Part
 from facttune_ray.training.sft import response_weights
 from facttune_ray.training.step import FIGURES, Objective, Step, pair_weights
@@ -140,9 +141,9 @@ def draw(
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, (positions(lm) or ANY_LENGTH) - longest),
             pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=sorted(end_ids(tokenizer, lm)),
         )
     return tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)
 

@@ -28,6 +28,7 @@ from typing import Any
 from facttune_ray.config import GroupsConfig, SFTConfig, TrainConfig
 from facttune_ray.errors import UserError
 from facttune_ray.storage import Folder
+from facttune_ray.telemetry import say
 
 VERSION = 2  # raised when the code changes the trained weights
 
@@ -63,9 +64,15 @@ def train(job: TrainJob) -> int:
             f"to train on. Check the rewards table, lower groups.threshold, or sample more"
         )
     rows.check_budget(job.rows, cfg.pass_tokens)
+    prompts, responses = rows.cut(job.rows)
+    if prompts:
+        say(f"{prompts:,} prompts were cut to train.max_prompt_length={cfg.max_prompt_length}")
+    if responses:
+        say(f"{responses:,} responses lost their ends to train.max_length={cfg.max_length}")
     for tracker in cfg.log:
         trackers.check(tracker)
     least = min(cfg.min_workers or cfg.workers, cfg.workers)
+    _check_room(cfg, least)
     workers = cfg.workers if least == cfg.workers else (least, cfg.workers)
     # at each poll of its workers Ray Train takes one checkpoint, and sees that they are done
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -97,6 +104,22 @@ def train(job: TrainJob) -> int:
     if isinstance(outcome, str):
         raise UserError(outcome)
     return outcome
+
+
+def _check_room(cfg: TrainConfig, least: int) -> None:
+    """UserError where the workers can never run; on a cluster, which may grow, a line."""
+    import ray
+
+    there = ray.cluster_resources()
+    for kind, each in (("CPU", 1), ("GPU", cfg.gpus)):
+        if each * least > there.get(kind, 0):
+            lack = (
+                f"train.workers={cfg.workers}: {least} workers need {each * least:g} {kind}s, "
+                f"there are {there.get(kind, 0):g}"
+            )
+            if not os.environ.get("RAY_ADDRESS"):
+                raise UserError(f"{lack}: lower it, or name a cluster in RAY_ADDRESS")
+            say(f"{lack}: waiting for hosts")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from facttune_ray.errors import UserError
-from facttune_ray.sampling.protocol import encode_response
 
 Span = tuple[int, int]  # characters start..end-1
 Judged = tuple[int, int, bool | None]  # the same of a sentence, and whether it is right
@@ -78,18 +77,18 @@ def masks(sentences: Sequence[Judged], offsets: Sequence[Span]) -> tuple[list[in
 
 
 def offsets(tokenizer: Any, response: str) -> list[Span]:
-    """Characters of each token of `encode_response(tokenizer, response)`; the end mark's are none.
+    """Characters of each token of a response; the end mark's are none.
 
     Each token that holds a part of a character's bytes has that whole character. Fast tokenizers
     tell; of others the text of more and more tokens is decoded. UserError when that does not give
     the response back exactly, so that no token gets a place by guess.
     """
-    ids = encode_response(tokenizer, response)
     if getattr(tokenizer, "is_fast", False):
         told = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
         found = [(int(a), int(b)) for a, b in told["offset_mapping"]]
     else:
-        found = _by_decoding(tokenizer, ids[:-1], response)
+        ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+        found = _by_decoding(tokenizer, ids, response)
     return [*found, (len(response), len(response))]
 
 

@@ -12,7 +12,7 @@ the Parquet parts into one Arrow file, which all of them map into memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,35 +41,37 @@ class Rows:
 
 
 def write(parts: Sequence[str], file: Path) -> None:
-    """One Arrow file of all parts; it appears whole. UserError when a part lacks a column."""
+    """One Arrow file of all parts; it appears whole."""
     growing = file.with_suffix(".tmp")
     with pa.OSFile(str(growing), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as out:
         for part in parts:
-            found = pq.ParquetFile(_opened(part))
-            lacking = set(SCHEMA.names) - set(found.schema_arrow.names)
-            if lacking:
-                raise UserError(f"{part}: no column {min(lacking)}: make the table reference again")
-            for batch in found.iter_batches(columns=SCHEMA.names):
+            for batch in _batches(part, SCHEMA.names):
                 out.write_table(pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA))
     os.replace(growing, file)
 
 
 def usable_pairs(parts: Sequence[str]) -> int:
     """Pairs of all groups."""
-    total = 0
-    for part in parts:
-        found = pq.read_table(_opened(part), columns=["pairs"], partitioning=None)
-        total += int(np.sum(found["pairs"].to_numpy()))
-    return total
+    return sum(_sum(batch["pairs"]) for part in parts for batch in _batches(part, ["pairs"]))
+
+
+def cut(parts: Sequence[str]) -> tuple[int, int]:
+    """(prompts, responses) that lost tokens to train.max_prompt_length and train.max_length."""
+    columns = ["cut_prompt", "cut_responses"]
+    batches = [b for part in parts for b in _batches(part, columns)]
+    prompts, responses = (sum(_sum(b[name]) for b in batches) for name in columns)
+    return prompts, responses
+
+
+def _sum(column: pa.Array) -> int:
+    return pc.sum(column).as_py() or 0
 
 
 def check_budget(parts: Sequence[str], pass_tokens: int) -> None:
     """UserError when a response and its prompt do not fit into a pass. Workers would find it one
     by one, in the middle of a step that the others wait in."""
     for part in parts:
-        for batch in pq.ParquetFile(_opened(part)).iter_batches(
-            columns=["prompt_id", "prompt_tokens", "response_tokens"]
-        ):
+        for batch in _batches(part, ["prompt_id", "prompt_tokens", "response_tokens"]):
             responses = batch["response_tokens"]
             lengths = pc.list_value_length(pc.list_flatten(responses)).to_numpy()
             prompts = pc.list_value_length(batch["prompt_tokens"]).to_numpy()
@@ -82,6 +84,10 @@ def check_budget(parts: Sequence[str], pass_tokens: int) -> None:
                 )
 
 
-def _opened(part: str) -> Any:
+def _batches(part: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """UserError when the part lacks a column."""
     folder = Folder.of(part)
-    return folder.path if folder.local else pa.BufferReader(folder.read_bytes())
+    found = pq.ParquetFile(folder.path if folder.local else pa.BufferReader(folder.read_bytes()))
+    if lacking := set(columns) - set(found.schema_arrow.names):
+        raise UserError(f"{part}: no column {min(lacking)}: make the table reference again")
+    yield from found.iter_batches(columns=list(columns))

@@ -76,7 +76,7 @@ class Step:
     def apart(self) -> float:
         """The most that policy and reference differ in a response's log-probability a token. 0
         where the policy is the reference, but for rounding."""
-        return max([0.0, *(x.item() for x in self._apart)])
+        return torch.stack(self._apart).max().item() if self._apart else 0.0
 
     def _plan_cut(self) -> None:
         """Of a cut group's passes the largest needs no first round: it runs before the others, and

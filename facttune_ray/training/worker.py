@@ -75,7 +75,7 @@ class Training:
         self.here.mkdir(parents=True, exist_ok=True)
         device = ray.train.torch.get_device() if cfg.gpus else torch.device("cpu")
         if not cfg.gpus:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.world))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         self.rows = _rows(job, context.get_local_rank())
         topics = self.rows.table["topic"].to_pylist() if cfg.eval_topics else []
         kept, self.held = (
@@ -117,7 +117,7 @@ class Training:
             last = self.place.step == steps
             if cfg.eval_every and (self.place.step % cfg.eval_every == 0 or last):
                 due = self._measure() or due
-            if due or self.warned:
+            if due or self.warned and cfg.save_every:  # 0: what is on NVMe cannot be saved
                 self._save()
         done = self.place.step
         self._take_best()
@@ -195,7 +195,7 @@ class Training:
         rate, norm = self.engine.get_lr()[0], grad_norm(self.engine)
         self.engine.step()
         ran = step.tokens if mine else 0
-        far = not self.place.step and step.apart() > SAME[cfg.dtype]
+        far = not self.place.step and not step.apart() <= SAME[cfg.dtype]  # NaN is far, too
         look = not self.rank and time.monotonic() - self.looked_s > LOOK_S
         shared = [*step.figures().values(), ran, float(far), float(look)]
         *made, tokens, off, looks = sums(shared, self.device)
@@ -203,7 +203,12 @@ class Training:
         figures = dict(zip(FIGURES, made, strict=True))
         if self.job.sft:
             figures = {"loss": figures["loss"]}
-        elif not self.place.step:
+        if not math.isfinite(figures["loss"]) and cfg.dtype != "float16":  # which skips such steps
+            raise UserError(
+                f"step {self.place.step + 1}: the loss is {figures['loss']}: lower train.lr, or "
+                f"check that the weights of {self.job.model} are finite"
+            )
+        if not self.job.sft and not self.place.step:
             check_first(cfg, figures["loss"], bool(off))
         self._know(figures)
         self.place = replace(self.place, step=self.place.step + 1)
@@ -283,7 +288,7 @@ class Training:
         if cfg.best == "none" or not place.step:
             return False
         score = found[cfg.best] if cfg.best in HIGHER else -found[cfg.best]
-        if place.best is None or score > place.best:
+        if math.isfinite(score) and (place.best is None or score > place.best):
             self.place = replace(place, best=score, best_step=place.step, since=0)
             return True
         self.place = replace(place, since=place.since + 1)
@@ -361,7 +366,7 @@ def check_first(cfg: TrainConfig, loss: float, off: bool) -> None:
     """Before the first update policy and reference agree on every response, so DPO's loss is
     ln 2: errors of several responses could cancel out in it."""
     same = cfg.loss in ("dpo", "cdpo", "dpo_norm", "fact_masked") and not cfg.sft_weight
-    if off or same and abs(loss - math.log(2)) > 0.02:
+    if off or same and not abs(loss - math.log(2)) <= 0.02:
         expected = ", not ln 2 = 0.6931" if same else ""
         raise UserError(
             f"first loss is {loss:.4f}{expected}: the stored log-probabilities are not the "

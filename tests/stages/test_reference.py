@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from facttune_ray.config import GroupsConfig
 from facttune_ray.errors import UserError
@@ -71,6 +71,18 @@ def test_what_was_cut_is_counted(run_stage, trained):
     )
     assert (found["cut_prompt"], found["cut_responses"]) == (True, 1)
     assert len(found["prompt_tokens"]) == 3 and [len(x) for x in found["logps"]] == [6, 6]
+
+
+def test_more_tokens_than_the_model_has_places_for_are_one_clear_line(run_stage, trained):
+    tokenizer, _ = trained
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    model = GroupModel(GPT2LMHeadModel(config).eval())
+    with pytest.raises(UserError, match="places for 8 tokens, .* have [0-9]+: lower train.max_len"):
+        run_stage(
+            reference,
+            {"groups": [group("p", TEXTS)]},
+            resources={"trained": (tokenizer, model)},
+        )
 
 
 def test_a_tokenizer_of_another_model_is_one_clear_line(run_stage, trained):

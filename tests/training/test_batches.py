@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 from tokenizers.processors import TemplateProcessing
@@ -8,7 +9,13 @@ from tokenizers.processors import TemplateProcessing
 from facttune_ray.config import GroupsConfig, TrainConfig
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import train_tokenizer
-from facttune_ray.sampling.protocol import encode_prompt, encode_raw, encode_response
+from facttune_ray.sampling.protocol import (
+    encode_prompt,
+    encode_raw,
+    encode_response,
+    end_ids,
+    end_mark,
+)
 from facttune_ray.training.batches import epoch_order, group_of, steps_of, tokenize
 
 PROMPT = "Write a biography of Mara."
@@ -37,7 +44,9 @@ def test_a_group_is_prompt_newline_responses_end(tokenizer):
 def test_prompt_and_response_tokens_are_the_whole_documents_tokens(tokenizer):
     """Pre-training sees documents whole: the cut at the newline must not change the tokens."""
     whole = tokenizer(f"{PROMPT}\n{TEXTS[0]}")["input_ids"]
-    parts = encode_prompt(tokenizer, PROMPT) + encode_response(tokenizer, TEXTS[0])
+    parts = encode_prompt(tokenizer, PROMPT) + encode_response(
+        tokenizer, TEXTS[0], end_mark(tokenizer)
+    )
     assert parts == [*whole, tokenizer.eos_token_id]
 
 
@@ -47,8 +56,28 @@ def test_chat_template_is_used_unless_told_not_to(tokenizer):
     assert tokenizer.decode(encode_prompt(chat, "Hi")) == "[Hi]>"
     assert tokenizer.decode(encode_prompt(chat, "Hi", "never")) == "Hi\n"
     assert tokenizer.decode(encode_raw(chat, "Hi")) == "Hi"
-    with pytest.raises(UserError, match="auto"):
-        encode_prompt(chat, "Hi", "always")
+
+
+def test_a_response_ends_as_the_chat_template_ends_a_turn(tokenizer):
+    chat = copy.deepcopy(tokenizer)
+    chat.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
+    turn, eos = chat.convert_tokens_to_ids("<end_of_turn>"), chat.eos_token_id
+    assert end_mark(chat) == eos  # without a template
+    chat.chat_template = "{% for m in messages %}[{{ m['content'] }}<end_of_turn>]{% endfor %}"
+    assert (end_mark(chat), end_mark(chat, "never")) == (turn, eos)
+    found = tokenize("p", "Who?", ["Ada."], chat, TrainConfig())
+    assert found.responses[0][-1] == turn
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[eos, 7]))
+    assert end_ids(chat, model) == {turn, eos, 7}
+    chat.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}>"
+    assert end_mark(chat) == eos  # nothing special there
+
+
+def test_a_tokenizer_without_an_end_mark_is_refused(tokenizer):
+    without = copy.deepcopy(tokenizer)
+    without.eos_token = None
+    with pytest.raises(UserError, match="eos_token"):
+        tokens(without)
 
 
 def test_a_bos_token_goes_before_the_prompt_alone(tokenizer):
@@ -60,7 +89,7 @@ def test_a_bos_token_goes_before_the_prompt_alone(tokenizer):
         single="<s> $A", special_tokens=[("<s>", bos)]
     )
     assert encode_prompt(with_bos, "Hi")[0] == bos
-    assert bos not in encode_response(with_bos, "Hi")
+    assert bos not in encode_response(with_bos, "Hi", end_mark(with_bos))
 
 
 def test_what_is_too_long_is_cut_and_counted(tokenizer):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from facttune_ray.config import GroupsConfig, TrainConfig, conf_dir
+from facttune_ray.config_train import LoraConfig
 from facttune_ray.errors import UserError
 from facttune_ray.training import engine
 
@@ -73,6 +74,11 @@ def test_own_file_by_path(tmp_path):
         ('{"scheduler": {}}', 'leave out "scheduler": train.schedule decides it'),
         ('{"train_batch_size": 8}', 'leave out "train_batch_size": train.groups_per_step decides'),
         ('{"bf16": {"enabled": true}}', 'leave out "bf16": train.dtype decides it'),
+        ('{"zero_optimization": {"stage": "3"}}', "zero_optimization.stage='3': it is 0, 1, 2 or"),
+        (
+            '{"zero_optimization": {"offload_optimizer": "cpu"}}',
+            "zero_optimization.offload_optimizer='cpu': must be an object",
+        ),
     ],
 )
 def test_own_file_that_cannot_be_used(tmp_path, text, says):
@@ -92,6 +98,13 @@ def test_unknown_name_lists_the_names():
 def test_float16_needs_a_stage_that_scales_the_loss():
     with pytest.raises(UserError, match="zero0.json: .*float16 would vanish: .*deepspeed=zero1"):
         engine.deepspeed_config(TrainConfig(dtype="float16"))
+
+
+def test_quantized_weights_are_not_shared_out():
+    qlora = LoraConfig(rank=8, quantize="4bit")
+    with pytest.raises(UserError, match="zero3.json: ZeRO 3 cannot share out .*=4bit: .*zero2"):
+        engine.deepspeed_config(TrainConfig(deepspeed="zero3", lora=qlora))
+    engine.deepspeed_config(TrainConfig(deepspeed="zero2", lora=qlora))
 
 
 def test_states_on_nvme_are_not_checkpointed():
@@ -235,7 +248,7 @@ def seen(reference, tmp_path_factory):
     """Name of a job -> what two steps of it gave, or its error; in one process of one worker."""
     at = tmp_path_factory.mktemp("engine")
     wrong = at / "wrong.json"
-    wrong.write_text('{"zero_optimization": {"stage": 7}}')
+    wrong.write_text('{"zero_optimization": {"reduce_bucket_size": -1}}')
     jobs = {"plain": settings()}
     jobs |= {name: settings(**more) for name, more in (ALIKE | HALF).items()}
     jobs |= {name: settings(**(DECAYED | more)) for name, more in SAME_DECAY.items()}

@@ -53,6 +53,24 @@ def test_no_pair_is_one_clear_line(reference, run, tmp_path):
         run((str(tmp_path / "part-00000.parquet"), reference[1]), tmp_path / "out")
 
 
+def test_workers_without_room_are_one_clear_line(reference, run, tmp_path, ray_cluster):
+    with pytest.raises(UserError, match="train.workers=64: 64 workers need 64 CPUs, there are "):
+        run(reference, tmp_path / "out", workers=64)
+
+
+@pytest.mark.slow
+def test_a_model_of_nan_is_one_clear_line(reference, run, tmp_path, ray_cluster, monkeypatch):
+    from facttune_ray.sampling.weights import load
+
+    tokenizer, model = load(reference[1], "float32")
+    model.lm_head.weight.data[5] = math.nan
+    for part in (tokenizer, model):
+        part.save_pretrained(tmp_path / "nan")
+    with pytest.raises(UserError, match="step 1: the loss is nan: lower train.lr") as caught:
+        run((reference[0], str(tmp_path / "nan")), tmp_path / "out", loss="ipo")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out" / "model").exists()
+
+
 @pytest.mark.slow
 def test_a_model_that_is_not_there_is_one_clear_line(reference, run, tmp_path, ray_cluster):
     with pytest.raises(UserError, match="Cannot load a model from") as caught:
@@ -73,6 +91,8 @@ def test_the_first_loss_must_be_ln_2_and_every_response_agree():
     check_first(TrainConfig(loss="ipo"), 25.0, False)
     with pytest.raises(UserError, match="first loss is 0.7500, not ln 2"):
         check_first(TrainConfig(), 0.75, False)
+    with pytest.raises(UserError, match="first loss is nan, not ln 2"):
+        check_first(TrainConfig(), math.nan, False)
     for loss in ("dpo", "ipo"):  # errors that cancel out
         with pytest.raises(UserError, match="are not the starting model's"):
             check_first(TrainConfig(loss=loss), math.log(2), True)

@@ -9,7 +9,6 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import train_tokenizer
-from facttune_ray.sampling.protocol import encode_response
 from facttune_ray.training.masks import masks, offsets, sentences
 
 TEXT = "Mara Veldt was born in Ostrava. She plays the cello."
@@ -169,7 +168,7 @@ def words() -> PreTrainedTokenizerFast:
 def test_as_many_offsets_as_tokens_and_no_letter_is_in_none(make):
     tokenizer = make()
     found = offsets(tokenizer, TEXT)
-    assert len(found) == len(encode_response(tokenizer, TEXT))
+    assert len(found) == len(tokenizer(TEXT)["input_ids"]) + 1
     assert found[-1] == (len(TEXT), len(TEXT))
     assert found[:-1] == sorted(found[:-1])
     covered = {i for a, b in found for i in range(a, b)}
@@ -229,10 +228,3 @@ def test_the_refusal_is_one_line():
     with pytest.raises(UserError) as e:
         offsets(Lower(), "a\nB" + "c" * 100)
     assert "\n" not in str(e.value) and len(str(e.value)) < 300
-
-
-def test_a_tokenizer_without_an_end_mark_is_refused():
-    tokenizer = words()
-    tokenizer.eos_token = None
-    with pytest.raises(UserError, match="eos_token"):
-        offsets(tokenizer, TEXT)

@@ -37,11 +37,20 @@ def test_rows_of_all_parts_by_number(tmp_path):
     assert last["logps"] == [[-0.5, -1.0], [-0.25]] and last["topic"] is None
 
 
+def test_what_was_cut_is_summed_up(tmp_path):
+    folder = tables.Folder.of(str(tmp_path / "table"))
+    cut = [row(0) | {"cut_prompt": True, "cut_responses": 2}, row(1) | {"cut_responses": 1}, row(2)]
+    for shard, some in enumerate((cut[:1], [], cut[1:])):
+        tables.write_part(folder, "reference", shard, some, {})
+    assert rows.cut(sorted(map(str, (tmp_path / "table").glob("*.parquet")))) == (1, 3)
+
+
 def test_a_missing_column_is_one_clear_line(tmp_path):
     part = str(tmp_path / "part.parquet")
     pq.write_table(pa.table({"prompt_id": ["a"], "pairs": [1]}), part)
-    with pytest.raises(UserError, match="part.parquet: no column cut_prompt"):
-        rows.write([part], tmp_path / "rows.arrow")
+    for read in (lambda: rows.write([part], tmp_path / "rows.arrow"), lambda: rows.cut([part])):
+        with pytest.raises(UserError, match="part.parquet: no column cut_prompt"):
+            read()
 
 
 def test_a_response_longer_than_a_pass_is_one_clear_line(tmp_path):

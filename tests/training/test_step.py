@@ -215,7 +215,11 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+MAMBA = {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "mamba_n_heads": 4}
+MAMBA |= {"mamba_d_state": 8, "mamba_d_head": 8, "mamba_expand": 2, "num_local_experts": 0}
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 @pytest.mark.parametrize(
     ("kind", "settings", "shares"),
     [
@@ -225,6 +229,8 @@ TINY = {
         ("Gemma2", {"query_pre_attn_scalar": 4}, False),  # softcaps of logits and of attention
         ("Granite", {"logits_scaling": 8.0}, False),
         ("Cohere", {}, False),
+        ("Lfm2", {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}, False),
+        ("GraniteMoeHybrid", MAMBA, False),
     ],
 )
 def test_what_attention_or_head_does_beside_is_not_shared(kind, settings, shares, dtype):
@@ -259,4 +265,8 @@ def test_a_response_whose_stored_log_probabilities_are_off_shows(models):
         step.loss(GroupModel(model), 0)
         assert step.apart() == pytest.approx(expected, abs=1e-9)
         assert step.figures()["loss"] == pytest.approx(math.log(2), abs=1e-9)
+    moved[0][0][0] = math.nan
+    step = Step(some, moved, pair_weights(some, "pair"), Objective("dpo_norm", BETA))
+    step.loss(GroupModel(model), 0)
+    assert math.isnan(step.apart())
     model.set_attn_implementation("sdpa")
