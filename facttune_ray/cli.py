@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from facttune_ray import secrets
@@ -70,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="facttune",
         description="Tune language models for factuality: sample, score, prefer, train, measure.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"facttune_ray {version('facttune_ray')}"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -145,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("action", choices=("stats", "compact", "verify", "gc"), metavar="ACTION")
     p.add_argument("folder", metavar="FOLDER", help="such as runs/quickstart/ledger; any URI")
     p.add_argument("--days", type=float, help="gc: remove completions older than this")
-    p.add_argument("--model", help="gc: only those of this served model")
+    p.add_argument("--model", help="gc: of these only those of this served model")
     p.epilog = (
         "stats: by stage and model. compact: few segments, each key once. verify: read and check "
         "every row; exit code 2 when some are damaged. gc: torn segments, and what --days says."

@@ -18,6 +18,15 @@ from facttune_ray.errors import UserError, did_you_mean
 Open = Mapping[str, type | None]
 
 
+# parts of OmegaConf's errors, and what a user can do about them
+TOLD = {
+    "is not a ListConfig": "expected a list, such as [VALUE]",
+    "Incompatible value 'None'": "is empty: give a value",
+    "is not a subclass of": "is a section: set one of its keys, such as train.lr=3e-5",
+    "Interpolation key": "${...} names no setting: an environment variable is ${oc.env:NAME}",
+}
+
+
 def layered(merged: Any, overrides: Sequence[str], free: Open) -> Any:
     """`key=value` strings over what is there."""
     for item in overrides:
@@ -44,13 +53,14 @@ def merge(base: Any, layer: Any, source: str, free: Open) -> Any:
     """A layer over the base; `source` names it in errors."""
     if not OmegaConf.is_dict(layer):
         raise UserError(f"{source}: expected sections such as `run:`, got {layer!r:.60}")
-    if unknown := _unknown_key(base, layer, free):
-        raise UserError(f"{source}: {unknown}")
     try:
+        if unknown := _unknown_key(base, layer, free):
+            raise UserError(f"{source}: {unknown}")
         return OmegaConf.merge(base, layer)
     except OmegaConfBaseException as e:
         key = getattr(e, "full_key", "") or ""
-        raise UserError(f"{source}: {key + ': ' if key else ''}{one_line(e)}") from None
+        line = next((told for part, told in TOLD.items() if part in str(e)), one_line(e))
+        raise UserError(f"{source}: {key + ': ' if key else ''}{line}") from None
 
 
 def _unknown_key(base: Any, layer: Any, free: Open, prefix: str = "") -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow the other processes
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")  # of tests/object_store.py; workers need it, too
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -165,8 +166,8 @@ def _sorted(prefixes: np.ndarray) -> bool:
 
 
 def gc(folder: Folder, days: float | None = None, model: str | None = None) -> dict[str, int]:
-    """Remove torn segments and temporary files an hour old; also, when asked, completions older
-    than `days` (of this served model only, if named). They would be paid again if needed."""
+    """Remove torn segments and temporary files an hour old; with `days` completions older than
+    them, too (of this served model only, if named). They would be paid again if needed."""
     removed = {"files": 0, "rows": 0}
     _on(folder, lambda ledger: _gc(ledger, days, model, removed))
     return removed
@@ -180,9 +181,9 @@ def _gc(ledger: Ledger, days: float | None, model: str | None, done: dict[str, i
         if info.mtime is None or time.time() - info.mtime.timestamp() > 3600:
             (folder / name).delete_file()
             done["files"] += 1
-    if days is None and model is None:
+    if days is None:
         return
-    before_s = time.time() - (days or 0.0) * 86400
+    before_s = time.time() - days * 86400
     for name in list(ledger.segments):
         table = read_segment(ledger.folder / name)
         old = pc.less(table["created_s"], before_s)
@@ -198,7 +199,13 @@ def _gc(ledger: Ledger, days: float | None, model: str | None, done: dict[str, i
 
 
 def main(action: str, folder: Folder, days: float | None, model: str | None) -> int:
-    """Do it and print what came out."""
+    """Do it and print what came out. UserError for a limit that would remove all, or nothing."""
+    if action != "gc" and (days is not None or model):
+        raise UserError(f"ledger {action}: --days and --model are of gc")
+    if model and days is None:
+        raise UserError("--model: of completions older than --days, which is not given")
+    if days is not None and not 0 < days < math.inf:
+        raise UserError(f"--days {days:g}: must be above 0")
     if action == "stats":
         for r in stats(folder):
             latency = "" if r["latency_s"] is None else f"{r['latency_s']:.2f} s"

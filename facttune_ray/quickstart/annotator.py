@@ -317,9 +317,11 @@ async def _serve(options: AnnotatorOptions, lifeline: int | None) -> None:
     await runner.setup()
     try:
         await web.TCPSite(runner, options.host, options.port, backlog=1024).start()
-    except OSError as e:
+    except (OSError, OverflowError) as e:  # OverflowError: of a port beyond 65535
         await runner.cleanup()
         where = f"{options.host}:{options.port}"
+        if isinstance(e, OverflowError):
+            raise UserError(f"Port {where} is none: at most 65535, or 0 for a free one.") from e
         if e.errno == errno.EADDRINUSE:
             raise UserError(f"Port {where} is in use: choose another, or 0 for a free one.") from e
         raise UserError(f"The annotator cannot listen at {where}: {e.strerror or e}.") from e

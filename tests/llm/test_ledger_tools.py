@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from facttune_ray import cli
 from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
 from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
@@ -256,6 +257,20 @@ def test_on_another_file_system():
     assert ledger_tools.verify(folder)["damaged"] == []
     assert ledger_tools.gc(folder, days=0.0) == {"files": 0, "rows": 25}
     assert folder.names() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["gc", "--days", "-1"], "--days -1: must be above 0"),
+        (["gc", "--days", "nan"], "--days nan: must be above 0"),
+        (["gc", "--model", "m-1"], "--model: of completions older than --days"),
+        (["stats", "--days", "3"], "ledger stats: --days and --model are of gc"),
+    ],
+)
+def test_what_would_remove_everything_is_refused(tmp_path, capsys, words, says):
+    assert cli.main(["ledger", words[0], str(tmp_path), *words[1:]]) == 2
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("action", ["stats", "compact", "verify", "gc"])

@@ -298,6 +298,7 @@ def test_a_port_in_use_is_one_clear_line():
         AnnotatorOptions(error_share=0.7, hang_share=0.7),
         AnnotatorOptions(latency_min_ms=5),
         AnnotatorOptions(requests_per_minute=0),
+        AnnotatorOptions(port=99_999),
     ],
 )
 def test_bad_options(options):

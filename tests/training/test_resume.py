@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from facttune_ray import storage
+from facttune_ray.config_train import LoraConfig
 from facttune_ray.errors import UserError
 from facttune_ray.storage import Folder
 from facttune_ray.training import loop
@@ -79,15 +80,19 @@ def kept(before: list[str], log: Path) -> int:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_is_replaced(reference, run, calm, tmp_path, workers):
-    out, seen = tmp_path / "out", []
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_killed_worker_is_replaced(reference, run, calm, tmp_path, lora):
+    out, seen, settings = tmp_path / "out", [], {"workers": 2, "deepspeed": "zero2", **LONG}
+    if lora:
+        settings |= {"workers": 1, "lora": LoraConfig(rank=4)}
+        calm = [x["loss"] for x in run(reference, tmp_path / "calm", **settings)]
     killer = kill_a_worker(out / "train.jsonl", seen)
-    found = run(reference, out, workers=workers, deepspeed="zero2", **LONG)
+    found = run(reference, out, **settings)
     killer.join()
     assert [x["step"] for x in found] == list(range(1, 301))
     assert [x["loss"] for x in found] == pytest.approx(calm, abs=1e-5)
     assert kept(seen, out / "train.jsonl") in AFTER
+    assert (out / "adapter").exists() is lora
 
 
 @pytest.mark.chaos
@@ -120,14 +125,33 @@ def test_a_killed_worker_goes_on_from_an_object_store(reference, calm, object_st
     assert (out / "model" / "model.safetensors").exists() and not here.exists()
 
 
+SMALLER = """
+import runpy, sys
+from pathlib import Path
+import ray
+from facttune_ray.training import loop
+conftest = runpy.run_path(sys.argv[1])
+ray.init(num_cpus=1, include_dashboard=False)
+elastic = {"workers": 2, "min_workers": 1, "deepspeed": "zero1"}
+loop.train(conftest["job_of"](
+    tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=75, save_every=20, **elastic
+))
+"""
+
+
 @pytest.mark.chaos
-def test_two_workers_are_followed_by_one(reference, run, calm, tmp_path):
+def test_two_workers_are_followed_by_one(reference, run, calm, lines, tmp_path):
+    """The second cluster has room for one alone."""
     out, seen = tmp_path / "out", []
     killer = kill_a_worker(out / "train.jsonl", seen)
     with pytest.raises(Exception, match="(?s)worker|rank|died|killed"):
         run(reference, out, workers=2, deepspeed="zero3", max_failures=0, **LONG)
     killer.join()
-    found = run(reference, out, workers=1, deepspeed="zero1", **LONG)
+    conftest = str(Path(__file__).with_name("conftest.py"))
+    command = [sys.executable, "-c", SMALLER, conftest, *reference, str(out)]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-2000:]
+    found = lines(out)
     assert [x["loss"] for x in found] == pytest.approx(calm, abs=1e-5)
     assert kept(seen, out / "train.jsonl") in AFTER
 
