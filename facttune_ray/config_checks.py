@@ -24,6 +24,14 @@ def check(cfg: Config) -> None:
     at_least = {
         "run.shards": 0,
         "run.workers": 0,
+        "sampling.gpus": 0,
+        "verdicts.gpus": 0,
+        "data.world.train": 0,
+        "data.world.val": 0,
+        "data.world.test": 0,
+        "model.pretrain.hidden": 1,
+        "model.pretrain.layers": 1,
+        "model.pretrain.epochs": 0,
         "responses.samples": 1,
         "responses.max_tokens": 1,
         "answers.samples": 1,
@@ -87,6 +95,9 @@ def check(cfg: Config) -> None:
     of_llm = {
         "temperature": 0,
         "max_tokens": 1,
+        "max_wait_s": 0,
+        "usd_per_million_input": 0,
+        "usd_per_million_output": 0,
         "concurrency": 1,
         "max_attempts": 1,
         "requests_per_minute": 1,
@@ -113,6 +124,10 @@ def check(cfg: Config) -> None:
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value}: must be a finite number")
+    for key in ("llm.base_url", "sampling.llm.base_url"):
+        url = flat[key]
+        if url and url != "embedded" and not url.startswith(("http://", "https://")):
+            raise UserError(f"{key}={url}: an address begins with http:// or https://")
     if cfg.data.ready and cfg.data.source != "tuning":
         raise UserError("data.ready: only the files of data.source=tuning bring such tables")
     if "questions" in cfg.data.ready and "facts" not in cfg.data.ready:

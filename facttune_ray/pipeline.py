@@ -285,8 +285,13 @@ class Run:
             return llm.endpoints[0].base_url
         if llm.base_url != "embedded":
             return llm.base_url
+        from facttune_ray import preflight
+
+        preflight.check_embedded(llm)
         with self._lock:
             if not self._base_url:
+                if self.cfg.data.source != "world":
+                    say("llm.base_url=embedded: the quickstart's annotator judges, by simple rules")
                 from facttune_ray.quickstart import annotator
                 from facttune_ray.stages import worker
 

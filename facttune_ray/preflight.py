@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from facttune_ray.config import Config
+from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import source
 from facttune_ray.stages import stage
@@ -23,6 +23,8 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
         from facttune_ray.knowledge.articles import Articles
 
         Articles(knowledge).search("a", 1)
+    if "facts" not in cfg.data.ready and (cfg.facts.method == "llm" or "chat" in names):
+        check_embedded(cfg.llm)
     if not models:
         return
     judged = "facts" not in cfg.data.ready
@@ -38,10 +40,19 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
     }
     for key, (name, loaded) in used.items():
         if loaded:
-            _check_model(key, name)
+            check_model(key, name)
 
 
-def _check_model(key: str, name: str) -> None:
+def check_embedded(llm: LLMConfig) -> None:
+    """UserError where the embedded annotator would answer in the name of a model of others."""
+    if llm.base_url == "embedded" and not llm.endpoints and llm.model != "annotator":
+        raise UserError(
+            f"llm.model={llm.model}: name its endpoint in llm.base_url, such as "
+            f"https://api.openai.com/v1 (embedded is the quickstart's annotator, which is no LLM)"
+        )
+
+
+def check_model(key: str, name: str) -> None:
     """Looks for the model's config alone: a hub sends one small file."""
     why = "no config.json in this folder"
     if "://" in name:

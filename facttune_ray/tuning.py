@@ -186,13 +186,17 @@ def check_training(cfg: Config) -> None:
 def train_given(cfg: Config) -> tuple[list[str], list[str]]:
     """Train `model.path` on the preferences in the files of `data.groups`. -> (folders of the
     trained models, names made)"""
+    from facttune_ray import preflight
     from facttune_ray.interop import given
-    from facttune_ray.training import engine
+    from facttune_ray.training import engine, trackers
 
     files = given.files(cfg.data.groups)
-    engine.deepspeed_config(cfg.train)  # a wrong name, before the model is run
+    engine.deepspeed_config(cfg.train)  # what is wrong, before the model is run
+    for tracker in cfg.train.log:
+        trackers.check(tracker)
     if not cfg.model.path:
         raise UserError("model.path is empty: name the model that is trained on data.groups")
+    preflight.check_model("model.path", cfg.model.path)
     if cfg.train.loss == "fact_masked":
         raise UserError(
             "train.loss=fact_masked: needs the tables facts and verdicts, which data.groups has not"

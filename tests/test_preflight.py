@@ -31,6 +31,7 @@ def given(tmp_path) -> list[str]:
         ("verdicts.estimator=retrieval+llama verdicts.local_lm=no/such/model", "no such folder"),
         ("verdicts.estimator=npm verdicts.npm={}/empty", "/empty: no model there"),
         ("model.path=file://{}/none", "/none: no model there"),
+        ("llm.base_url=embedded llm.model=gpt-4o-mini", "name its endpoint in llm.base_url"),
         ("classes.method=nli classes.nli_model={}/empty", "classes.nli_model="),
     ],
 )

@@ -273,8 +273,7 @@ def test_supervised_tuning_on_a_file(words, tmp_path, ray_cluster, capsys, targe
     assert losses[-1] < losses[0]
 
 
-def test_train_on_the_runs_own_rewards(words, tmp_path, ray_cluster, capsys, monkeypatch):
-    """What is missing before rewards is named, not made."""
+def test_what_training_lacks_is_named_and_not_made(words, tmp_path, ray_cluster, capsys):
     more = ["tune.fs.reward=factscore", "data.source=world"]
     (tmp_path / "c.yaml").write_text("{}")
     assert cli.main(["train", str(tmp_path / "c.yaml"), *words, *more]) == 2
@@ -286,6 +285,8 @@ def test_train_on_the_runs_own_rewards(words, tmp_path, ray_cluster, capsys, mon
     [
         (["data.groups=gone.jsonl"], "gone.jsonl: no such file"),
         (["model.path=''"], "model.path is empty"),
+        (["model.path=./nomodel"], "model.path=./nomodel: no model there"),
+        (["train.log=[wandb]"], "train.log=wandb: pip install wandb"),
         (["train.loss=fact_masked"], "train.loss=fact_masked: needs the tables facts and verdicts"),
         (["groups.weights=margin"], "p.jsonl:1: groups.weights=margin is about rewards"),
         (["data.groups=[]"], "data.groups is empty"),
@@ -298,12 +299,6 @@ def test_bad_input_of_train_is_one_clear_line(words, tmp_path, capsys, more, say
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_a_model_that_is_not_there_is_one_clear_line(words, tmp_path, capsys, ray_cluster):
-    gone = f"model.path={tmp_path / 'gone'}"
-    assert cli.main(["train", given(tmp_path), *words, gone]) == 2
-    assert "Cannot load a model from" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.chaos
