@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from facttune_ray import cli, config
+from facttune_ray import cli, config, opinions
 from facttune_ray.evaluation import breakdowns, text
 from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.stages import verdicts
@@ -204,3 +204,15 @@ def test_auto_takes_another_estimator_that_costs_nothing():
 def test_only_the_models_of_a_scope_are_counted(folder):
     none = breakdowns.counts(Folder.of(str(folder)), Scope("base/test", "other"))
     assert none.num_rows == 0
+    assert name("verdicts.estimator=chat+lexical") is None  # a part of it
+    turned = ("verdicts.estimator=lexical+chat", "evaluation.estimator=chat+lexical")
+    assert name(*turned) is None
+def test_a_second_opinion_that_is_a_part_of_the_first_is_warned_of(capsys):
+    words = ["verdicts.estimator=chat", "evaluation.estimator=chat+lexical"]
+    opinions.check(config.load(["quickstart"], words))
+    said = capsys.readouterr()
+    assert "has chat in common with verdicts.estimator=chat" in said.out + said.err
+    opinions.check(config.load(["quickstart"]))
+    assert capsys.readouterr().err == ""
+
+
