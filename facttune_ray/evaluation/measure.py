@@ -125,8 +125,8 @@ def _summary(
     """The figures of models, alone and against the base model."""
     settings = {"resamples": cfg.evaluation.resamples, "seed": cfg.run.seed}
     ks = list(cfg.evaluation.k) or metrics.middle_and_most(list(found.values()))
-    tuned = {n: c for n, c in found.items() if "base" in found and n != "base"}
-    out: dict[str, Any] = {
+    tuned = {n: found[n] for n in breakdowns.against_base(scopes)}
+    return {
         "models": {
             name: metrics.summarise(c, ks=ks, **settings)
             | {"factscore": metrics.factscore(c, cfg.rewards.gamma, **settings)}
@@ -140,13 +140,11 @@ def _summary(
             n: comparisons.length_matched(found["base"], c, **settings) for n, c in tuned.items()
         },
         "second_opinion": breakdowns.second_opinion(root, scopes, found, **settings),
-        "judged": {n: breakdowns.judged(root, scopes[n], **settings) for n in tuned},
+        "judged": breakdowns.judged(root, {n: scopes[n] for n in tuned}),
         "groups": breakdowns.groups(found, group_of, **settings),
-        "kinds": breakdowns.kinds(root, scopes),
+        "kinds": breakdowns.kinds(root, scopes, found),
         "lengths": {name: breakdowns.lengths(c) for name, c in found.items()},
     }
-    out["judged"] = {n: j for n, j in out["judged"].items() if j}
-    return out
 
 
 def versions() -> dict[str, str]:
