@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray import config_layers, tables
-from facttune_ray.config import Config
+from facttune_ray.config import Config, GroupsConfig
 from facttune_ray.evaluation import breakdowns, browser, comparisons, files, metrics
 from facttune_ray.evaluation import rewards as rewards_of
 from facttune_ray.evaluation.agreement import human_agreement, of_facts
-from facttune_ray.evaluation.breakdowns import Scope, counts
+from facttune_ray.evaluation.breakdowns import Scope, counts, shards_of
 from facttune_ray.tables import Folder
 
 SELECT = {  # val figure that chooses the round: from `metrics.summarise`, higher is better
@@ -66,10 +66,12 @@ def write(
     """
     scopes = {name: Scope(scope) for name, scope in measured.items()}
     if imported:
-        scopes |= {model: Scope(imported, model) for model in _models(root, imported)}
-    every = breakdowns.shards_of(root, *scopes.values())
+        for model in _models(root, imported):
+            scopes[f"{model} (imported)" if model in measured else model] = Scope(imported, model)
+    every = shards_of(root, *scopes.values())
     scopes = breakdowns.limited(root, scopes, cfg.evaluation.most)
-    shards = breakdowns.shards_of(root, *scopes.values())
+    shards = shards_of(root, *scopes.values())
+    (rewarded,) = breakdowns.limited(root, {"": Scope(rewards)}, cfg.evaluation.most).values()
     group_of = _groups(root, knowledge, shards)
     found = {name: counts(root, scope) for name, scope in scopes.items()}
     summary = _summary(root, cfg, scopes, found, group_of)
@@ -90,12 +92,13 @@ def write(
     }
     summary |= {
         "human": _human(root, scopes) if imported else {},
-        "rewards": _rewards(root, rewards, cfg.groups.threshold),
-        "reward_agreement": rewards_of.agreement(root, rewards),
+        "rewards": _rewards(root, rewarded, cfg.groups),
+        "reward_agreement": rewards_of.agreement(root, rewarded),
         "selection": selection,
         "training": {n: _log(root, n, "train") for n in cfg.tune},
         "heldout": {n: _log(root, n, "heldout") for n in cfg.tune},
         "stages": [_stage(name, m) for name, m in manifests.items()],
+        "reward_parts": [len(shards_of(root, s)) for s in (rewarded, Scope(rewards))],
         "errors": _errors(root, manifests),
     }
     cards = browser.cards(
@@ -216,12 +219,12 @@ def _told(facts: pa.Table, verdicts: pa.Table) -> tuple[pa.Table, pa.Table]:
     return kept, verdicts.filter(pc.is_in(verdicts["fact_id"], value_set=ids))
 
 
-def _rewards(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
+def _rewards(root: Folder, scope: Scope, groups: GroupsConfig) -> dict[str, dict]:
     """Of each reward: its responses and pairs and, of a confidence, how it agrees with verdicts."""
     sure = rewards_of.confidence(root, scope)
     return {
         name: found | sure.get(name, {})
-        for name, found in rewards_of.columns(root, scope, threshold).items()
+        for name, found in rewards_of.columns(root, scope, groups).items()
     }
 
 
