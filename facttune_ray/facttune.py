@@ -347,7 +347,7 @@ class FactTune(Tuning):
         if self.only not in (None, "evaluate"):
             return {}
         recipe = {k: m["fingerprint"] for k, m in self.manifests.items()}
-        recipe["evaluation"] = tables.fingerprint(vars(self.cfg.evaluation))
+        recipe["evaluation"] = tables.fingerprint(measure.recipe(self.cfg))
         found = (self.root / "summary.json").read_json()
         if found and not again and found["run"]["fingerprint"] == tables.fingerprint(recipe):
             if (self.root / "report.html").exists():

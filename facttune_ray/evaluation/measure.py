@@ -26,6 +26,7 @@ from facttune_ray.evaluation.agreement import human_agreement, of_facts
 from facttune_ray.evaluation.breakdowns import Scope, counts, shards_of
 from facttune_ray.tables import Folder
 
+VERSION = 2  # of the figures, and of what the report is made of
 SELECT = {  # val figure that chooses the round: from `metrics.summarise`, higher is better
     "net": ("correct - incorrect", lambda m: m["correct"]["value"] - m["incorrect"]["value"]),
     "error_rate": ("-error rate", lambda m: -m["error_rate"]["value"]),
@@ -33,8 +34,14 @@ SELECT = {  # val figure that chooses the round: from `metrics.summarise`, highe
 }
 
 
+def recipe(cfg: Config) -> dict:
+    """What decides the summary, beside the tables."""
+    return {**vars(cfg.evaluation), "version": VERSION}
+
+
 def select(root: Folder, rounds: list[Any], by: str) -> dict:
-    """The round with the best val figure; the earlier one of equals. Test topics play no part."""
+    """The round with the best val figure; the earlier one of equals. The last one, with `metric`
+    null, where no val topic gave a figure. Test topics play no part."""
     label, figure = SELECT[by]
     candidates = []
     for snapshot in rounds:
@@ -43,8 +50,10 @@ def select(root: Folder, rounds: list[Any], by: str) -> dict:
         shown = {k: summary[k]["value"] for k in ("error_rate", "correct", "incorrect")}
         value = figure(summary) if shown["error_rate"] is not None else None
         candidates.append({"round": snapshot.name, "value": value} | shown)
-    best = max(candidates, key=lambda c: float("-inf") if c["value"] is None else c["value"])
-    return {"chosen": best["round"], "metric": f"val {label}", "candidates": candidates}
+    told = [c for c in candidates if c["value"] is not None]
+    best = max(told, key=lambda c: c["value"]) if told else candidates[-1]
+    metric = f"val {label}" if told else None
+    return {"chosen": best["round"], "metric": metric, "candidates": candidates}
 
 
 def write(
@@ -84,11 +93,12 @@ def write(
         "config": config_layers.to_dict(cfg),
         "versions": versions(),
         "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
-        "split": "all" if imported else "test",
+        "splits": {name: scope.split for name, scope in scopes.items()},
         "estimator": cfg.verdicts.estimator,
         "rewarded": [n for n, t in cfg.tune.items() if by_verdicts(cfg, t.reward)],
         "judge": cfg.llm.model,
         "parts": [len(shards), len(every)],  # measured, of all
+        "reward_parts": [len(shards_of(root, s)) for s in (rewarded, Scope(rewards))],
     }
     summary |= {
         "human": _human(root, scopes) if imported else {},
@@ -98,7 +108,6 @@ def write(
         "training": {n: _log(root, n, "train") for n in cfg.tune},
         "heldout": {n: _log(root, n, "heldout") for n in cfg.tune},
         "stages": [_stage(name, m) for name, m in manifests.items()],
-        "reward_parts": [len(shards_of(root, s)) for s in (rewarded, Scope(rewards))],
         "errors": _errors(root, manifests),
     }
     cards = browser.cards(
@@ -231,10 +240,10 @@ def _rewards(root: Folder, scope: Scope, groups: GroupsConfig) -> dict[str, dict
 def _log(root: Folder, name: str, kind: str) -> list[dict]:
     """Lines of train.jsonl or heldout.jsonl of every round."""
     out = []
-    for scope in sorted(n for n in (root / name).names() if n.startswith("round_")):
-        log = root / name / scope / "train" / f"{kind}.jsonl"
+    scopes = (n for n in (root / name).names() if n.startswith("round_"))
+    for number in sorted(int(n.removeprefix("round_")) for n in scopes):
+        log = root / name / f"round_{number}" / "train" / f"{kind}.jsonl"
         if log.exists():
-            number = int(scope.removeprefix("round_"))
             lines = log.read_bytes().decode().splitlines()
             out += [{"round": number} | json.loads(line) for line in lines]
     return out
