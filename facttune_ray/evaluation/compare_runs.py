@@ -196,7 +196,7 @@ def show(found: dict[str, Any]) -> str:
     parts = [text.aligned(table)]
     if found["paired"]:
         base = found["runs"][0]["run"]
-        head = [f"against {base}", "model", "topics", "errors cut by (95% interval)"]
+        head = [f"against {base}", "model", "topics", "error rate cut by (95% interval)"]
         head += ["correct", "incorrect", "topics won", "p (Holm)"]
         rows = [
             [
