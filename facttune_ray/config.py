@@ -245,8 +245,8 @@ class EvaluationConfig:
     judge_samples: int = 1  # responses a test prompt that an LLM compares with base; 0: none
     k: list[int] = field(default_factory=list)  # of f1@K, recall@K; []: median and most facts
     examples: int = 5000  # responses in the report at most
-    # measured responses of a model at most: of a larger set, whole shards up to so many. The
-    # figures' memory grows with them, by less than 1 KB each
+    # measured responses of a model at most, and of those with rewards: of a larger set, whole
+    # shards up to so many. The figures' memory grows with them, by less than 1 KB each
     most: int = 65_536
 
 

@@ -74,6 +74,7 @@ def check(cfg: Config) -> None:
         "rewards.gamma": 0,
         "evaluation.resamples": 0,
         "evaluation.examples": 0,
+        "evaluation.most": 1,
         "evaluation.judge_samples": 0,
         "responses.temperature": 0,
         "answers.temperature": 0,
@@ -139,6 +140,8 @@ def check(cfg: Config) -> None:
             f"data.val={cfg.data.val}, data.test={cfg.data.test}: shares of the topics, at least 0 "
             f"each and at most 1 together"
         )
+    if min(cfg.evaluation.k, default=1) < 1:
+        raise UserError(f"evaluation.k={list(cfg.evaluation.k)}: each must be at least 1")
     world = cfg.data.world
     if cfg.data.source == "world" and world.train + world.val + world.test > world.people:
         raise UserError(

@@ -17,19 +17,20 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from facttune_ray import gpu_hours, standin, tables
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
+from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.facttune import FactTune
 from facttune_ray.interop import topics as topics_files
 from facttune_ray.llm.cost import price_of
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.ledger_tools import stats
 from facttune_ray.pipeline import Run, full_name
-from facttune_ray.plan import SPLITS, Plan
+from facttune_ray.plan import SPLITS, Plan, judged_scope
 from facttune_ray.schema import seed_from
 from facttune_ray.stages import connect, prompts, stage
 from facttune_ray.stages.context import Work
@@ -65,25 +66,28 @@ def estimate(
     """
     plan = Plan(cfg)
     plan.loop()
-    asked = [(scope, name, splits) for scope, name, splits in plan.tables if _asks(cfg, name)]
-    judged = [scope for scope, name, _ in asked if name in ASKING]
-    if not judged:
+    asked = [t for t in plan.tables if _asks(t.cfg, t.stage)]
+    if not any(t.stage in ASKING for t in asked):
         return []
     with FactTune(cfg, "knowledge") as this:
         this.knowledge()
-    first = judged[0]
-    split_of = {(scope, name): splits for scope, name, splits in plan.tables}
-    sample = _sample(cfg, first, split_of.get((first, "responses"), SPLITS), topics)
-    tried = {name: splits for scope, name, splits in reversed(asked) if scope == first}
-    made, needs = _try(cfg, sample, tried)
+    first = plan.scored
+    sample = _sample(cfg, first, plan.sampled.get(first, SPLITS), topics)
+    tried = {t.stage: SPLITS for t in asked} | {
+        t.stage: t.splits for t in asked if t.scope == first
+    }
+    second = next((t.cfg for t in asked if t.scope != judged_scope(t.scope)), None)
+    made, needs = _try(cfg, sample, tried, second)
     needs |= sample.needs
     totals: dict[str, Counter[str]] = {}
-    for scope, name, splits in asked:
-        total = totals.setdefault(name, Counter())
+    for t in asked:
+        total = totals.setdefault(t.stage, Counter())
         total["tables"] += 1
-        if _finished(cfg, scope, name):
+        if _finished(cfg, t.scope, t.stage):
             total["finished"] += 1
             continue
+        scope = judged_scope(t.scope)
+        name = t.stage if scope == t.scope else SECOND
         need = needs.get(name, Need())
         if name == "prompts":
             scale = sum(_topics(cfg).values()) / sample.topics
@@ -92,13 +96,13 @@ def estimate(
             total["prompt_tokens"] += round(scale * need.prompt_tokens)
             total["completion_tokens"] += round(scale * need.completion_tokens)
             continue
-        responses = sum(r["split"] in tried[name] for r in sample.rows)
+        responses = sum(r["split"] in tried.get(name, SPLITS) for r in sample.rows)
         if not responses:
             continue
         if scope == first:
             scale, cached = sample.all_topics / sample.topics, need.cached
         else:  # other models, other responses: nothing of theirs is in the ledger
-            scale, cached = _responses(cfg, splits) / responses, 0
+            scale, cached = _responses(cfg, t.splits) / responses, 0
         fresh = max(1, need.requests - need.cached)
         share = (need.requests - cached) / fresh
         total["requests"] += round(scale * (need.requests - cached))
@@ -107,7 +111,7 @@ def estimate(
         total["completion_tokens"] += round(scale * share * need.completion_tokens)
     if parameters is None:
         parameters = _parameters(cfg)
-    fresh_tables = [t for t in plan.tables if not _finished(cfg, t[0], t[1])]
+    fresh_tables = [t[:3] for t in plan.tables if not _finished(cfg, t.scope, t.stage)]
     trained = [scope for scope in plan.trained if not _finished(cfg, scope, "train")]
     work = gpu_hours.gpu_rows(
         cfg, fresh_tables, trained, _counts(cfg, made), rates or gpu_hours.Rates(), parameters
@@ -218,23 +222,22 @@ Made = dict[str, list[dict]]
 
 
 def _try(
-    cfg: Config, sample: Sample, tried: dict[str, tuple[str, ...]]
+    cfg: Config, sample: Sample, tried: dict[str, tuple[str, ...]], second: Config | None
 ) -> tuple[Made, dict[str, Need]]:
-    """Run the asking stages on the sample's rows of these splits with stand-ins. -> (tables that
-    they made, stage: need)"""
+    """Run the asking stages on the sample's rows of these splits with stand-ins, and `verdicts` by
+    the settings `second`, too. -> (tables that they made, stage or SECOND: need)"""
     ledger = connect.open_ledger(cfg)
     measured = _measured(ledger)
-    knowledge = Run(cfg).knowledge_file()
     made: Made = {"responses": sample.rows, "prompts": sample.prompts}
     needs = {}
-    for name in ASKING:
-        if name not in tried and name != "facts":
-            continue
-        stand_in = StandIn(cfg, ledger, measured.get(name))
-        work = Work(name, name, {}, cfg, knowledge=knowledge)
-        work = replace(work, splits=tried.get(name, work.splits))
-        made[name] = asyncio.run(stage(name).run(Trial(work, made, stand_in), 0))
-        needs[name] = stand_in.need
+    trials = [(name, name, cfg) for name in ASKING if name in tried or name == "facts"]
+    trials += [(SECOND, "verdicts", second)] if second else []
+    for key, name, own in trials:
+        stand_in = StandIn(own, ledger, measured.get(name))
+        splits, knowledge = tried.get(key, SPLITS), Run(cfg).knowledge_file()
+        work = Work(name, name, {}, own, splits=splits, knowledge=knowledge)
+        made[key] = asyncio.run(stage(name).run(Trial(work, made, stand_in), 0))
+        needs[key] = stand_in.need
     return made, needs
 
 

@@ -299,17 +299,15 @@ class FactTune(Tuning):
         again = not first.path and asks_model(cfg, needed(cfg, made))
         self.rewards(self.base() if again else first, source, made)
         rounds = self._tune_all(tuned, first, source)
-        measured = {"base": "base/test"} if first.path else {}
-        selection = {}
-        if measured:
-            self._test(first)
+        measured, selection = {}, {}
         last = {name: snapshots[-1] for name, snapshots in rounds.items()}
-        if cfg.evaluation.tuned:
-            for name, snapshots in rounds.items():
-                selection[name] = self.select(snapshots)
-                chosen = next(s for s in snapshots if s.name == selection[name]["chosen"])
-                self._test(chosen)
-                measured[name], last[name] = f"{chosen.name}/test", chosen
+        compared = rounds if cfg.evaluation.tuned else {}
+        if first.path or compared:  # what a tuned model is compared with
+            measured["base"] = self._test(first if first.path else self.base())
+        for name, snapshots in compared.items():
+            selection[name] = self.select(snapshots)
+            last[name] = next(s for s in snapshots if s.name == selection[name]["chosen"])
+            measured[name] = self._test(last[name])
         for one in contenders(cfg):
             measured[one.name] = contend(self, one, last)
         self.measured, self.selection, self.scored = measured, selection, source
@@ -334,10 +332,13 @@ class FactTune(Tuning):
 
         return measure.select(self.root, rounds, self.cfg.evaluation.select)
 
-    def _test(self, model: Snapshot) -> None:
+    def _test(self, model: Snapshot) -> str:
+        """Its responses to the test topics, judged. -> their scope"""
+        scope = f"{model.name}/test"
         with self.streaming():
-            self.respond(model, f"{model.name}/test", ("test",))
-            self.judge(f"{model.name}/test", ("test",))
+            self.respond(model, scope, ("test",))
+            self.judge(scope, ("test",))
+        return scope
 
     def evaluate(self, again: bool = False) -> dict:
         """summary.json and report.html, written when a table they come from has changed."""
@@ -346,7 +347,7 @@ class FactTune(Tuning):
         if self.only not in (None, "evaluate"):
             return {}
         recipe = {k: m["fingerprint"] for k, m in self.manifests.items()}
-        recipe["evaluation"] = tables.fingerprint(vars(self.cfg.evaluation))
+        recipe["evaluation"] = tables.fingerprint(measure.recipe(self.cfg))
         found = (self.root / "summary.json").read_json()
         if found and not again and found["run"]["fingerprint"] == tables.fingerprint(recipe):
             if (self.root / "report.html").exists():

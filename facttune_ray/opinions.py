@@ -29,8 +29,16 @@ def opinions(run: Run, scopes: Mapping[str, str]) -> None:
 
 def check(cfg: Config) -> None:
     """UserError for an estimator that is none. Says when tuned models are measured by nothing but
-    the estimator that rewards them."""
-    other = stage("verdicts").second_opinion(cfg)
+    the estimator that rewards them, and when the second opinion is a part of the first."""
+    verdicts = stage("verdicts")
+    other = verdicts.second_opinion(cfg)
+    first = set(verdicts.estimators(cfg.verdicts))
+    if other and (shared := first & set(verdicts.estimators(other.verdicts))):
+        say(
+            f"warning: evaluation.estimator={cfg.evaluation.estimator} has "
+            f"{', '.join(sorted(shared))} in common with verdicts.estimator="
+            f"{cfg.verdicts.estimator}: it is no opinion of its own"
+        )
     rewarded = [n for n, t in cfg.tune.items() if t.rounds and by_verdicts(cfg, t.reward)]
     if rewarded and cfg.evaluation.tuned and not other:
         say(

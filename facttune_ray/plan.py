@@ -2,14 +2,14 @@
 
 plan = Plan(cfg)
 plan.loop()
-plan.tables    [("base/tune", "responses", ("train", "val")), ("base/tune", "facts", ...), ...]
+plan.tables    [("base/tune", "responses", ("train", "val"), cfg), ("base/tune", "facts", ...), ...]
 plan.trained   ["facttune_fs/sft", "facttune_fs/round_1", ...]
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from facttune_ray.config import Config
 from facttune_ray.evaluation.breakdowns import SECOND
@@ -20,6 +20,20 @@ from facttune_ray.stages import stage
 SPLITS = ("train", "val", "test")
 
 
+class Planned(NamedTuple):
+    """A table that a run will have."""
+
+    scope: str
+    stage: str
+    splits: tuple[str, ...]  # of its rows
+    cfg: Config  # the run's, or that of a contender or a second opinion
+
+
+def judged_scope(scope: str) -> str:
+    """The scope whose responses a second opinion is about; another scope is itself."""
+    return scope.removesuffix(f"/{SECOND}")
+
+
 class Plan(FactTune):
     """The loop with nothing made: which tables a run will have, in order."""
 
@@ -27,7 +41,7 @@ class Plan(FactTune):
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
-        self.tables: list[tuple[str, str, tuple[str, ...]]] = []  # scope, stage, splits
+        self.tables: list[Planned] = []
         self.sampled: dict[str, tuple[str, ...]] = {}  # scope -> splits of its responses
         self.trained: list[str] = []  # scopes with a model to train
 
@@ -36,13 +50,14 @@ class Plan(FactTune):
     ) -> str:
         if full_name(scope, name) in self.taken:
             return f"{scope}/{name}"
-        if scope.endswith(SECOND) and "llm.model" not in stage(name).recipe(cfg or self.cfg):
+        cfg = cfg or self.cfg
+        if scope.endswith(SECOND) and "llm.model" not in stage(name).recipe(cfg):
             return full_name(scope, name)  # another estimator's verdicts, which ask nothing
         splits = tuple(work.get("splits", SPLITS))
         if name == "responses":
             self.sampled[scope] = splits
-        there = self.sampled.get(scope, splits)
-        self.tables.append((scope, name, tuple(s for s in splits if s in there)))
+        there = self.sampled.get(judged_scope(scope), splits)
+        self.tables.append(Planned(scope, name, tuple(s for s in splits if s in there), cfg))
         return full_name(scope, name)
 
     def driver_table(self, name: str, *args: Any) -> str:

@@ -1,7 +1,8 @@
 """What would stop a run only after its LLM was paid, looked at before its first table.
 
 check(cfg, "enwiki.db", models=True)   UserError for an estimator that does not exist, a search in
-a database without an index, a model that no folder, store or hub has
+a database without an index, a model that no folder, store or hub has: the run's, the second
+opinion's and the contenders'
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from facttune_ray.config import Config, LLMConfig
+from facttune_ray.contenders import contenders
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import source
 from facttune_ray.stages import stage
@@ -17,29 +19,41 @@ from facttune_ray.stages import stage
 
 def check(cfg: Config, knowledge: str, models: bool) -> None:
     """`knowledge`: the database that verdicts read. `models`: whether the run may load some."""
-    v, names = cfg.verdicts, stage("verdicts").estimators(cfg.verdicts)
-    searched = v.retrieval == "fts" or (v.no_article == "search" and v.retrieval != "none")
+    verdicts = stage("verdicts")
+    first, other = cfg.verdicts, verdicts.second_opinion(cfg)
+    names = verdicts.estimators(first)
+    if "facts" not in cfg.data.ready and (cfg.facts.method == "llm" or "chat" in names):
+        check_embedded(cfg.llm)
+    searched = first.retrieval == "fts" or (
+        first.no_article == "search" and first.retrieval != "none"
+    )
     if searched and source.is_database(cfg.data.knowledge) and Path(knowledge).is_file():
         from facttune_ray.knowledge.articles import Articles
 
         Articles(knowledge).search("a", 1)
-    if "facts" not in cfg.data.ready and (cfg.facts.method == "llm" or "chat" in names):
-        check_embedded(cfg.llm)
     if not models:
         return
-    judged = "facts" not in cfg.data.ready
-    dense = judged and v.retrieval == "dense" and names != ("lexical",)
-    if dense and find_spec("sentence_transformers") is None:
-        raise UserError("verdicts.retrieval=dense needs: pip install sentence-transformers")
-    used = {
-        "model.path": (cfg.model.path, bool(cfg.model.path)),
-        "verdicts.local_lm": (v.local_lm, judged and "local_lm" in names),
-        "verdicts.npm": (v.npm, judged and "npm" in names),
-        "verdicts.dense": (v.dense, dense),
-        "classes.nli_model": (cfg.classes.nli_model, cfg.classes.method == "nli"),
-    }
-    for key, (name, loaded) in used.items():
-        if loaded:
+    used = {cfg.model.path: "model.path"}  # model -> the setting that names it
+    for one in contenders(cfg):
+        if one.cfg.sampling.engine != "api":
+            used.setdefault(one.cfg.model.path, f"contenders.{one.name}.model.path")
+    judges = [first] * ("facts" not in cfg.data.ready) + ([other.verdicts] if other else [])
+    for v in judges:
+        names = verdicts.estimators(v)
+        dense = v.retrieval == "dense" and names != ("lexical",)
+        if dense and find_spec("sentence_transformers") is None:
+            raise UserError("verdicts.retrieval=dense needs: pip install sentence-transformers")
+        for key, loaded in (
+            ("local_lm", "local_lm" in names),
+            ("npm", "npm" in names),
+            ("dense", dense),
+        ):
+            if loaded:
+                used.setdefault(getattr(v, key), f"verdicts.{key}")
+    if cfg.classes.method == "nli":
+        used.setdefault(cfg.classes.nli_model, "classes.nli_model")
+    for name, key in used.items():
+        if name:
             check_model(key, name)
 
 

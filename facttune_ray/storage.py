@@ -90,6 +90,9 @@ class Folder:
     def exists(self) -> bool:
         return self.fs.get_file_info(self.path).type != pafs.FileType.NotFound
 
+    def is_file(self) -> bool:
+        return self.fs.get_file_info(self.path).is_file
+
     def names(self) -> list[str]:
         """Names directly inside, sorted; [] when the folder is absent."""
         return sorted(info.base_name for info in self._inside())

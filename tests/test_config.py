@@ -62,6 +62,8 @@ def test_config_is_frozen():
         ("sampling.llm.timeout_s=0", "sampling.llm.timeout_s=0.0: must be above 0"),
         ("answers.temperature=-1", "answers.temperature=-1.0: must be at least 0"),
         ("groups.threshold=-1", "groups.threshold=-1.0: must be at least 0"),
+        ("evaluation.k=[5,0]", "evaluation.k=[5, 0]: each must be at least 1"),
+        ("evaluation.most=0", "evaluation.most=0: must be at least 1"),
         ("train.beta=0", "train.beta=0.0: must be above 0"),
         ("data.files=ChatGPT.jsonl", "data.files: expected a list, such as [VALUE]"),
         ("run.out=", "run.out: is empty: give a value"),

@@ -10,6 +10,7 @@ from facttune_ray import cli
 from facttune_ray.config import load
 from facttune_ray.estimate import Plan, estimate
 from facttune_ray.llm import ledger_tools
+from facttune_ray.quickstart import world
 from facttune_ray.tables import Folder
 
 UNTUNED = ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0"]
@@ -23,13 +24,61 @@ def paid(folder) -> dict[str, dict]:
 def test_the_plan_is_the_loop(small_preset):
     plan = Plan(load(["quickstart", small_preset]))
     plan.loop()
-    asked = [f"{scope}/{stage}" for scope, stage, _ in plan.tables]
+    asked = [f"{t.scope}/{t.stage}" for t in plan.tables]
     assert asked[:3] == ["base/tune/responses", "base/tune/facts", "base/tune/verdicts"]
     assert "base/tune/questions" in asked and "facttune_fs/round_1/tune/facts" in asked
     chosen = [f"facttune_mc/round_1/test/{n}" for n in ("facts", "verdicts", "judgements")]
     assert set(chosen) <= set(asked) and asked[-1] == chosen[-1]
     assert not any("second_opinion" in name for name in asked)  # lexical asks nothing
     assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_base_answers_test_topics_beside_ready_made_responses_where_a_model_is_tuned(
+    tmp_path, tuned
+):
+    (tmp_path / "m.jsonl").write_text('{"topic": "Ada", "input": "Who?", "output": "Ada sings."}\n')
+    (tmp_path / "knowledge.jsonl").write_text('{"title": "Ada", "text": "Ada sings."}\n')
+    words = [f"data.folder={tmp_path}", "data.files=[m.jsonl]", f"run.out={tmp_path / 'out'}"]
+    words += ["tune.facttune_fs.rounds=1", f"evaluation.tuned={tuned}", "facts.method=rules"]
+    plan = Plan(load(["factscore"], words))
+    plan.loop()
+    measured = {"base": "base/test", "facttune_fs": "facttune_fs/round_1/test"}
+    assert plan.measured == (measured if tuned else {})
+    asked = {t.scope: t.splits for t in plan.tables if t.stage == "responses"}
+    assert ("base/test" in asked) == tuned and asked.get("base/test", ("test",)) == ("test",)
+
+
+def test_a_second_opinion_that_asks_is_planned_by_its_own_settings(small_preset):
+    words = ["verdicts.estimator=lexical", "evaluation.estimator=chat"]
+    plan = Plan(load(["quickstart", small_preset], words))
+    plan.loop()
+    second = [t for t in plan.tables if t.scope.endswith("second_opinion")]
+    assert [t.scope.split("/")[0] for t in second] == ["base", "facttune_fs", "facttune_mc"]
+    assert {t.splits for t in second} == {("test",)}
+    assert {t.cfg.verdicts.estimator for t in second} == {"chat"}
+
+
+def test_a_second_opinion_that_asks_is_counted(tmp_path):
+    """Of the same facts it asks what a first estimator would: of the test topics alone."""
+    people = world.make(0, 30, train=0, val=0, test=0, documents_per_person=5, least_documents=3)
+    (tmp_path / "k.jsonl").write_text("".join(json.dumps(a) + "\n" for a in people.articles))
+    (tmp_path / "people.txt").write_text("".join(f"{p.name}\n" for p in people.people))
+    words = ["data.source=topics", f"data.folder={tmp_path}", "data.topics=people.txt"]
+    words += ["data.knowledge=k.jsonl", "facts.method=rules", "llm.model=gpt-4o-mini"]
+    words += ["data.sizes.train=12", "data.sizes.val=4", "data.sizes.test=6"]
+
+    def asked(first, second):
+        more = [f"verdicts.estimator={first}", f"evaluation.estimator={second}"]
+        cfg = load([], [*words, f"run.out={tmp_path / first}", *more])
+        return {r["stage"]: r for r in estimate(cfg)}["verdicts"]
+
+    every, test = asked("chat", "none"), asked("lexical", "chat")
+    assert (every["tables"], test["tables"]) == (2, 1)
+    assert test["requests"] == pytest.approx(every["requests"] * 6 / 22, abs=1)
+    assert asked("chat", "chat+lexical")["requests"] == pytest.approx(
+        every["requests"] * (1 + 6 / 22), abs=2
+    )
 
 
 def test_estimate_then_budget_then_run(tmp_path, small_preset, ray_cluster, capsys):

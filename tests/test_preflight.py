@@ -33,6 +33,8 @@ def given(tmp_path) -> list[str]:
         ("model.path=file://{}/none", "/none: no model there"),
         ("llm.base_url=embedded llm.model=gpt-4o-mini", "name its endpoint in llm.base_url"),
         ("classes.method=nli classes.nli_model={}/empty", "classes.nli_model="),
+        ("evaluation.estimator=npm verdicts.npm={}/empty", "/empty: no model there"),
+        ("contenders.other.model.path={}/empty", "contenders.other.model.path="),
     ],
 )
 def test_nothing_is_made_before_it_is_said(given, tmp_path, capsys, words, says):

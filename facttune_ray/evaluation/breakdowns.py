@@ -1,9 +1,10 @@
 """Finished tables -> where models differ: by kind of topic, by kind of fact, by another judge.
 
 groups(counts, {"Mara Veldt": "very rare"})   ->  [{"group": "very rare", "models": {...}}]
-kinds(root, {"base": Scope("base/test")})     ->  [{"kind": "born in", "models": {...}}]
+kinds(root, {"base": Scope("base/test")}, counts)  ->  [{"kind": "born in", "models": {...}}]
 second_opinion(root, scopes)                  ->  {"estimator": "lexical", "models": {...}, ...}
-judged(root, Scope("facttune_fs/round_2/test")) ->  {"fluency": {"wins": 31, "ties": 60, ...}}
+judged(root, {"facttune_fs": Scope("facttune_fs/round_2/test")})
+    ->  {"facttune_fs": {"fluency": {"wins": 31, "ties": 60, ...}, ...}}
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import pyarrow.compute as pc
 from facttune_ray import tables
 from facttune_ray.evaluation import metrics
 from facttune_ray.evaluation.agreement import kappa, of_facts
-from facttune_ray.evaluation.comparisons import compare, tally
+from facttune_ray.evaluation.comparisons import compare, corrected, tally
+from facttune_ray.evaluation.resampling import holm
 from facttune_ray.scoring.kinds import kind_of
 from facttune_ray.tables import Folder
 
@@ -37,6 +39,11 @@ class Scope:
     name: str  # folder: "facttune_fs/round_2/test"
     model: str | None = None  # of several in it: the one that `responses` names so
     shards: int | None = None  # so many of its shards, where that is not all
+
+    @property
+    def split(self) -> str:
+        """The topics that its responses are to."""
+        return "all" if self.model else "test"
 
 
 def limited(root: Folder, scopes: Mapping[str, Scope], most: int) -> dict[str, Scope]:
@@ -80,6 +87,12 @@ def counts(
     )
 
 
+def against_base(scopes: Mapping[str, Scope]) -> list[str]:
+    """The models that are compared with base: those whose responses are to the same topics."""
+    base = scopes.get("base")
+    return [n for n, s in scopes.items() if base and n != "base" and s.split == base.split]
+
+
 def groups(
     found: Mapping[str, pa.Table], group_of: Mapping[str, str], **settings: Any
 ) -> list[dict[str, Any]]:
@@ -90,8 +103,8 @@ def groups(
     for group in names:
         models = {}
         for model, c in found.items():
-            inside = pa.array([group_of.get(t) == group for t in c["topic"].to_pylist()])
-            figures = metrics.summarise(c.filter(inside), **settings)
+            inside = [group_of.get(t) == group for t in c["topic"].to_pylist()]
+            figures = metrics.summarise(c.filter(pa.array(inside, pa.bool_())), **settings)
             models[model] = {k: figures[k] for k in ("error_rate", "correct", "incorrect")}
             models[model]["topics"] = figures["topics"]
         out.append({"group": group, "models": models})
@@ -103,24 +116,27 @@ def _topics(c: pa.Table) -> list[str]:
     return pc.unique(c["topic"]).to_pylist()
 
 
-def kinds(root: Folder, scopes: Mapping[str, Scope]) -> list[dict[str, Any]]:
+def kinds(
+    root: Folder, scopes: Mapping[str, Scope], found: Mapping[str, pa.Table]
+) -> list[dict[str, Any]]:
     """What the distinct facts are about (`scoring.kinds`), correct and incorrect ones a response of
-    each model: the most changed kinds first, where there is a base model, else the most frequent.
+    each model, so that all kinds add up to its figures: the most changed kinds first, where models
+    are compared with base, else the most frequent. `found`: the models' `counts`.
     """
     tallies: dict[str, Counter[tuple[str, bool]]] = {}
-    responses: Counter[str] = Counter()
     for model, scope in scopes.items():
         tallies[model] = Counter()
-        for rows, facts, verdicts in parts(root, scope):
-            responses[model] += rows.num_rows
+        for _, facts, verdicts in parts(root, scope):
             supported = of_facts(facts, verdicts, "supported").to_pylist()
             columns = (facts[k].to_pylist() for k in ("topic", "fact", "repeated"))
             for topic, fact, repeated, value in zip(*columns, supported, strict=True):
                 if fact and not repeated and value is not None:
                     tallies[model][kind_of(topic, fact), value] += 1
 
+    responses = {model: pc.sum(metrics.known(c)).as_py() for model, c in found.items()}
+
     def share(model: str, kind: str) -> dict[str, float]:
-        n = max(1, responses[model])
+        n = responses[model] or 1
         named = (("correct", True), ("incorrect", False))
         return {name: tallies[model][kind, value] / n for name, value in named}
 
@@ -129,12 +145,13 @@ def kinds(root: Folder, scopes: Mapping[str, Scope]) -> list[dict[str, Any]]:
         for kind in sorted({kind for t in tallies.values() for kind, _ in t})
     ]
 
+    tuned = against_base(scopes)
+
     def weight(row: dict[str, Any]) -> float:
         models = row["models"]
-        if "base" not in models:
+        if not tuned:
             return sum(sum(m.values()) for m in models.values())
-        change = [abs(m[k] - models["base"][k]) for m in models.values() for k in m]
-        return max(change)
+        return max(abs(v - models["base"][k]) for n in tuned for k, v in models[n].items())
 
     return sorted(out, key=weight, reverse=True)[:KINDS]
 
@@ -143,28 +160,30 @@ def second_opinion(
     root: Folder, scopes: Mapping[str, Scope], first: Mapping[str, pa.Table], **settings: Any
 ) -> dict[str, Any]:
     """The same facts by another estimator: its figures, comparisons, and how far it agrees with
-    the first a fact (share, Cohen's kappa). {} where no scope has it."""
-    there = {n: s for n, s in scopes.items() if _has(root, s.name)}
+    the first a fact (share, Cohen's kappa). shared: estimators that the two have in common, where
+    they are made of several. {} where no scope has it."""
+    there = {n: s for n, s in scopes.items() if _finished(root / s.name / SECOND / "verdicts")}
     if not there:
         return {}
     found = {n: counts(root, s, f"{SECOND}/verdicts") for n, s in there.items()}
     one = next(iter(there.values()))
-    recipe = tables.manifest(root / one.name / SECOND / "verdicts")["recipe"]
-    out: dict[str, Any] = {"estimator": recipe["verdicts.estimator"], "models": {}}
+    made = (
+        tables.manifest(root / name / "verdicts") for name in (one.name, f"{one.name}/{SECOND}")
+    )
+    names = [m["recipe"].get("verdicts.estimator", "") for m in made]
+    shared = sorted(set(names[0].split("+")) & set(names[1].split("+")))
+    out: dict[str, Any] = {"estimator": names[1], "shared": shared, "models": {}}
     for name, c in found.items():
         figures = metrics.summarise(c, **settings)
         kept = ("correct", "incorrect", "error_rate", "unknown")
         out["models"][name] = {k: figures[k] for k in kept} | _agreement(root, there[name])
-    out["comparisons"] = {
-        name: compare(found["base"], c, **settings)
-        for name, c in found.items()
-        if "base" in found and name != "base"
-    }
+    tuned = against_base(there)
+    out["comparisons"] = corrected({n: compare(found["base"], found[n], **settings) for n in tuned})
     return out
 
 
-def _has(root: Folder, scope: str) -> bool:
-    return (root / scope / SECOND / "verdicts" / tables.MANIFEST).exists()
+def _finished(folder: Folder) -> bool:
+    return (folder / tables.MANIFEST).exists()
 
 
 def _agreement(root: Folder, scope: Scope) -> dict[str, Any]:
@@ -186,20 +205,27 @@ def _agreement(root: Folder, scope: Scope) -> dict[str, Any]:
     }
 
 
-def judged(root: Folder, scope: Scope, resamples: int, seed: int) -> dict[str, Any]:
-    """Fluency and helpfulness of a model against base, as an LLM judged pairs in both orders.
+def judged(root: Folder, scopes: Mapping[str, Scope]) -> dict[str, dict[str, Any]]:
+    """Fluency and helpfulness of models against base, as an LLM judged pairs in both orders.
 
     Of each quality: pairs, wins, losses, ties (among them `by_order`: each order preferred
-    another), failed; win_rate over topics, ties half, with p of the sign test over topics. {} where
-    nothing was judged.
+    another), failed; win_rate over topics, ties half, with p of the sign test over topics and
+    p_holm, corrected for the number of models. Models of which nothing was judged are left out.
     """
-    folder = root / scope.name / "judgements"
-    if not (folder / tables.MANIFEST).exists():
-        return {}
+    there = {n: s for n, s in scopes.items() if _finished(root / s.name / "judgements")}
+    out = {name: _judged(root, scope) for name, scope in there.items()}
+    for quality in QUALITIES:
+        adjusted = holm({name: found[quality]["p"] for name, found in out.items()})
+        for name, p in adjusted.items():
+            out[name][quality]["p_holm"] = p
+    return out
+
+
+def _judged(root: Folder, scope: Scope) -> dict[str, Any]:
     points: dict[str, dict[str, list[float]]] = {q: defaultdict(list) for q in QUALITIES}
     seen: dict[str, Counter[str]] = {q: Counter() for q in QUALITIES}
     for shard in shards_of(root, scope):
-        for r in tables.rows(folder, shard):
+        for r in tables.rows(root / scope.name / "judgements", shard):
             quality, preferred = r["quality"], r["preferred"]
             if preferred is None:
                 seen[quality]["failed"] += 1
@@ -210,8 +236,7 @@ def judged(root: Folder, scope: Scope, resamples: int, seed: int) -> dict[str, A
     out = {}
     for quality in QUALITIES:
         n = seen[quality]
-        better = np.sign([np.mean(p) for p in points[quality].values()])
-        over_topics = tally(better, resamples, seed)
+        over_topics = tally(np.sign([np.mean(p) for p in points[quality].values()]))
         out[quality] = {
             "pairs": n["tuned"] + n["base"] + n["tie"],
             "wins": n["tuned"],

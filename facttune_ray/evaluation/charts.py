@@ -43,7 +43,7 @@ def scatter(summary: Summary) -> str:
         look, start = looks(summary), shown.get("base")
         for name, (x, y) in shown.items():
             at, (paint, mark) = (x["value"], y["value"]), look[name]
-            if start and name != "base":
+            if start and name in summary["comparisons"]:
                 axes.annotate(
                     "",
                     xy=at,

@@ -87,8 +87,11 @@ def _curve(summary: Summary, logs: dict[str, list[dict]], key: str) -> str:
 
 
 def rounds(summary: Summary) -> str:
-    """The val figure of each round, the chosen one ringed; "" with one round a model."""
-    found = {n: s for n, s in summary["selection"].items() if len(s["candidates"]) > 1}
+    """The val figure of each round, the chosen one ringed; "" with one round a model, or none that
+    has such a figure."""
+    found = {
+        n: s for n, s in summary["selection"].items() if len(s["candidates"]) > 1 and s["metric"]
+    }
     if not found:
         return ""
     with style():

@@ -15,14 +15,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from facttune_ray.config_layers import flatten
+from facttune_ray.config_layers import flatten, one_line
 from facttune_ray.errors import UserError
-from facttune_ray.evaluation import comparisons, text
+from facttune_ray.evaluation import comparisons, metrics, text
 from facttune_ray.evaluation.resampling import holm
 from facttune_ray.tables import Folder
 
 FIGURES = ("correct", "incorrect", "error_rate", "length", "no_facts")
 OWN = ("run.name", "run.out", "run.workers", "run.shards")  # settings that change no figure
+# what is read of a summary: keys, and types of the values
+_INTERVAL = dict.fromkeys(("value", "low", "high"), float | int | None)
+_MODEL = dict.fromkeys(FIGURES, _INTERVAL) | {"factscore": {"factscore_lp": _INTERVAL}}
+_SUMMARY = {
+    "models": dict,
+    "second_opinion": dict,
+    "run": {
+        "config": {"evaluation": {"resamples": int}},
+        "seed": int,
+        "estimator": str,
+        "fingerprints": dict,
+    },
+}
+COLUMNS = (  # of csv/responses.csv
+    dict.fromkeys(("model", "response_id", "topic"), pa.string())
+    | dict.fromkeys((*metrics.COUNTS, "supported", "judged", "words"), pa.int64())
+    | dict.fromkeys(("no_facts", "abstained", "failed"), pa.bool_())
+)
 
 
 def compare(runs: Sequence[str]) -> dict[str, Any]:
@@ -51,12 +69,41 @@ def compare(runs: Sequence[str]) -> dict[str, Any]:
 
 
 def _summary(run: str) -> dict[str, Any]:
-    found = (Folder.of(run) / "summary.json").read_json()
+    folder = Folder.of(run)
+    if folder.is_file():
+        raise UserError(f"{run} is a file: name the folder of a run")
+    try:
+        found = (folder / "summary.json").read_json()
+    except ValueError as e:
+        raise UserError(f"{run}/summary.json is not JSON: {one_line(e)}: {AGAIN}") from None
     if found is None:
         raise UserError(f"{run}: no summary.json: run `facttune run` or `facttune report` first")
-    if "second_opinion" not in found:
-        raise UserError(f"{run}/summary.json is of an older version: run `facttune report` again")
+    if odd := _odd(found, _SUMMARY, "summary") or _odd_model(found):
+        raise UserError(f"{run}/summary.json: {odd} is not as this version writes it: {AGAIN}")
     return found
+
+
+AGAIN = "run `facttune report` again"
+
+
+def _odd(found: Any, needed: Any, where: str) -> str:
+    """Which value is absent or of another type than `needed`; "" when none is."""
+    if not isinstance(needed, dict):
+        return "" if isinstance(found, needed) else where
+    if not isinstance(found, dict):
+        return where
+    inside = (_odd(found.get(k, ...), inner, f"{where}.{k}") for k, inner in needed.items())
+    return next(filter(None, inside), "")
+
+
+def _odd_model(summary: dict[str, Any]) -> str:
+    for name, m in summary["models"].items():
+        more = {k: _INTERVAL for k in m if k.startswith("f1@")} if isinstance(m, dict) else {}
+        if odd := _odd(m, _MODEL | more, f"models.{name}"):
+            return odd
+    second = summary["second_opinion"].get("models", {})
+    every = dict.fromkeys(second, {"error_rate": _INTERVAL}) if isinstance(second, dict) else {}
+    return _odd(second, every, "second_opinion.models")
 
 
 def _names(runs: Sequence[str]) -> list[str]:
@@ -66,12 +113,18 @@ def _names(runs: Sequence[str]) -> list[str]:
 
 
 def _counts(run: str) -> pa.Table | None:
+    """csv/responses.csv; None where there is none, or nothing was measured."""
     file = Folder.of(run) / "csv/responses.csv"
-    if not file.exists():
+    if not file.exists() or not (data := file.read_bytes()):
         return None
-    strings = {k: pa.string() for k in ("model", "response_id", "topic")}
-    options = pacsv.ConvertOptions(column_types=strings, strings_can_be_null=False)
-    return pacsv.read_csv(io.BytesIO(file.read_bytes()), convert_options=options)
+    options = pacsv.ConvertOptions(
+        column_types=COLUMNS, include_columns=list(COLUMNS), null_values=[]
+    )
+    try:
+        return pacsv.read_csv(io.BytesIO(data), convert_options=options)
+    except pa.ArrowException as e:
+        why = f"cannot be read: {one_line(e)}: {AGAIN}"
+        raise UserError(f"{run}/csv/responses.csv {why}") from None
 
 
 def _paired(
@@ -110,7 +163,7 @@ def _warnings(names: Sequence[str], summaries: Sequence[dict]) -> list[str]:
                 f"{name} is judged by {run['estimator']}, {names[0]} by {first['estimator']}: "
                 f"their figures are not of the same kind"
             )
-        prints = [r.get("fingerprints", {}).get("prompts") for r in (first, run)]
+        prints = [r["fingerprints"].get("prompts") for r in (first, run)]
         if prints[0] != prints[1]:
             out.append(f"{name} and {names[0]} have other prompts or splits")
     return out
@@ -143,7 +196,7 @@ def show(found: dict[str, Any]) -> str:
     parts = [text.aligned(table)]
     if found["paired"]:
         base = found["runs"][0]["run"]
-        head = [f"against {base}", "model", "topics", "errors cut by (95% interval)"]
+        head = [f"against {base}", "model", "topics", "error rate cut by (95% interval)"]
         head += ["correct", "incorrect", "topics won", "p (Holm)"]
         rows = [
             [

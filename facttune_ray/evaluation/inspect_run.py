@@ -51,7 +51,7 @@ def responses(
     """Every response about a topic with its facts: verdict, human label, second opinion, the
     passage that decided. `model`: part of a scope's or model's name; `sample`: its number."""
     topic = _topic(run, wanted)
-    width = min(100, shutil.get_terminal_size().columns)
+    width = max(20, min(100, shutil.get_terminal_size().columns))  # a passage is indented
     parts: list[str] = []
     for label, rows in _by_scope(run, topic):
         verdicts = {v["fact_id"]: v for v in rows["verdicts"]}
@@ -115,6 +115,8 @@ def _by_scope(run: str, topic: str | None = None) -> Iterator[tuple[str, dict[st
     root = Folder.of(run)
     if not root.exists():
         raise UserError(f"{run} does not exist: nothing has been run there")
+    if root.is_file():
+        raise UserError(f"{run} is a file: name the folder of a run")
     found = [s for s in scopes(root) if _finished(root / s / "facts")]
     if not found:
         raise UserError(f"{run}: no finished facts: run `facttune run` first")

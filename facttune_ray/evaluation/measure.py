@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray import config_layers, tables
-from facttune_ray.config import Config
+from facttune_ray.config import Config, GroupsConfig
 from facttune_ray.evaluation import breakdowns, browser, comparisons, files, metrics
 from facttune_ray.evaluation import rewards as rewards_of
 from facttune_ray.evaluation.agreement import human_agreement, of_facts
-from facttune_ray.evaluation.breakdowns import Scope, counts
+from facttune_ray.evaluation.breakdowns import Scope, counts, shards_of
 from facttune_ray.tables import Folder
 
+VERSION = 2  # of the figures, and of what the report is made of
 SELECT = {  # val figure that chooses the round: from `metrics.summarise`, higher is better
     "net": ("correct - incorrect", lambda m: m["correct"]["value"] - m["incorrect"]["value"]),
     "error_rate": ("-error rate", lambda m: -m["error_rate"]["value"]),
@@ -33,8 +34,14 @@ SELECT = {  # val figure that chooses the round: from `metrics.summarise`, highe
 }
 
 
+def recipe(cfg: Config) -> dict:
+    """What decides the summary, beside the tables."""
+    return {**vars(cfg.evaluation), "version": VERSION}
+
+
 def select(root: Folder, rounds: list[Any], by: str) -> dict:
-    """The round with the best val figure; the earlier one of equals. Test topics play no part."""
+    """The round with the best val figure; the earlier one of equals. The last one, with `metric`
+    null, where no val topic gave a figure. Test topics play no part."""
     label, figure = SELECT[by]
     candidates = []
     for snapshot in rounds:
@@ -43,8 +50,10 @@ def select(root: Folder, rounds: list[Any], by: str) -> dict:
         shown = {k: summary[k]["value"] for k in ("error_rate", "correct", "incorrect")}
         value = figure(summary) if shown["error_rate"] is not None else None
         candidates.append({"round": snapshot.name, "value": value} | shown)
-    best = max(candidates, key=lambda c: float("-inf") if c["value"] is None else c["value"])
-    return {"chosen": best["round"], "metric": f"val {label}", "candidates": candidates}
+    told = [c for c in candidates if c["value"] is not None]
+    best = max(told, key=lambda c: c["value"]) if told else candidates[-1]
+    metric = f"val {label}" if told else None
+    return {"chosen": best["round"], "metric": metric, "candidates": candidates}
 
 
 def write(
@@ -66,10 +75,12 @@ def write(
     """
     scopes = {name: Scope(scope) for name, scope in measured.items()}
     if imported:
-        scopes |= {model: Scope(imported, model) for model in _models(root, imported)}
-    every = breakdowns.shards_of(root, *scopes.values())
+        for model in _models(root, imported):
+            scopes[f"{model} (imported)" if model in measured else model] = Scope(imported, model)
+    every = shards_of(root, *scopes.values())
     scopes = breakdowns.limited(root, scopes, cfg.evaluation.most)
-    shards = breakdowns.shards_of(root, *scopes.values())
+    shards = shards_of(root, *scopes.values())
+    (rewarded,) = breakdowns.limited(root, {"": Scope(rewards)}, cfg.evaluation.most).values()
     group_of = _groups(root, knowledge, shards)
     found = {name: counts(root, scope) for name, scope in scopes.items()}
     summary = _summary(root, cfg, scopes, found, group_of)
@@ -82,16 +93,17 @@ def write(
         "config": config_layers.to_dict(cfg),
         "versions": versions(),
         "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
-        "split": "all" if imported else "test",
+        "splits": {name: scope.split for name, scope in scopes.items()},
         "estimator": cfg.verdicts.estimator,
         "rewarded": [n for n, t in cfg.tune.items() if by_verdicts(cfg, t.reward)],
         "judge": cfg.llm.model,
         "parts": [len(shards), len(every)],  # measured, of all
+        "reward_parts": [len(shards_of(root, s)) for s in (rewarded, Scope(rewards))],
     }
     summary |= {
         "human": _human(root, scopes) if imported else {},
-        "rewards": _rewards(root, rewards, cfg.groups.threshold),
-        "reward_agreement": rewards_of.agreement(root, rewards),
+        "rewards": _rewards(root, rewarded, cfg.groups),
+        "reward_agreement": rewards_of.agreement(root, rewarded),
         "selection": selection,
         "training": {n: _log(root, n, "train") for n in cfg.tune},
         "heldout": {n: _log(root, n, "heldout") for n in cfg.tune},
@@ -125,8 +137,8 @@ def _summary(
     """The figures of models, alone and against the base model."""
     settings = {"resamples": cfg.evaluation.resamples, "seed": cfg.run.seed}
     ks = list(cfg.evaluation.k) or metrics.middle_and_most(list(found.values()))
-    tuned = {n: c for n, c in found.items() if "base" in found and n != "base"}
-    out: dict[str, Any] = {
+    tuned = {n: found[n] for n in breakdowns.against_base(scopes)}
+    return {
         "models": {
             name: metrics.summarise(c, ks=ks, **settings)
             | {"factscore": metrics.factscore(c, cfg.rewards.gamma, **settings)}
@@ -140,13 +152,11 @@ def _summary(
             n: comparisons.length_matched(found["base"], c, **settings) for n, c in tuned.items()
         },
         "second_opinion": breakdowns.second_opinion(root, scopes, found, **settings),
-        "judged": {n: breakdowns.judged(root, scopes[n], **settings) for n in tuned},
+        "judged": breakdowns.judged(root, {n: scopes[n] for n in tuned}),
         "groups": breakdowns.groups(found, group_of, **settings),
-        "kinds": breakdowns.kinds(root, scopes),
+        "kinds": breakdowns.kinds(root, scopes, found),
         "lengths": {name: breakdowns.lengths(c) for name, c in found.items()},
     }
-    out["judged"] = {n: j for n, j in out["judged"].items() if j}
-    return out
 
 
 def versions() -> dict[str, str]:
@@ -218,22 +228,22 @@ def _told(facts: pa.Table, verdicts: pa.Table) -> tuple[pa.Table, pa.Table]:
     return kept, verdicts.filter(pc.is_in(verdicts["fact_id"], value_set=ids))
 
 
-def _rewards(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
+def _rewards(root: Folder, scope: Scope, groups: GroupsConfig) -> dict[str, dict]:
     """Of each reward: its responses and pairs and, of a confidence, how it agrees with verdicts."""
     sure = rewards_of.confidence(root, scope)
     return {
         name: found | sure.get(name, {})
-        for name, found in rewards_of.columns(root, scope, threshold).items()
+        for name, found in rewards_of.columns(root, scope, groups).items()
     }
 
 
 def _log(root: Folder, name: str, kind: str) -> list[dict]:
     """Lines of train.jsonl or heldout.jsonl of every round."""
     out = []
-    for scope in sorted(n for n in (root / name).names() if n.startswith("round_")):
-        log = root / name / scope / "train" / f"{kind}.jsonl"
+    scopes = (n for n in (root / name).names() if n.startswith("round_"))
+    for number in sorted(int(n.removeprefix("round_")) for n in scopes):
+        log = root / name / f"round_{number}" / "train" / f"{kind}.jsonl"
         if log.exists():
-            number = int(scope.removeprefix("round_"))
             lines = log.read_bytes().decode().splitlines()
             out += [{"round": number} | json.loads(line) for line in lines]
     return out

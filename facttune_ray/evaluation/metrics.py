@@ -5,13 +5,15 @@
 
 A fact repeated in its response counts once in every figure but FActScore's; `repeated` reports how
 many were. Facts without a verdict are `unknown`, neither correct nor incorrect. With S correct and
-N incorrect distinct facts of a response, means over responses where not said otherwise:
+N incorrect distinct facts of a response, means over responses where not said otherwise; those with
+a * over responses that have a judged fact or state none (`known`), for where nothing that was said
+could be judged S is unknown, not 0:
 
-    correct, incorrect   S, N                       FactTune (Tian et al., ICLR 2024, section 4)
+    correct, incorrect*  S, N                       FactTune (Tian et al., ICLR 2024, section 4)
     error_rate           sum N / sum (S + N)        1 - the paper's "% correct"
     precision            sum S / sum (S + N)        the paper's "% correct"
-    recall@K             min(S / K, 1)              SAFE (Wei et al. 2024, section 5)
-    f1@K                 2 P R / (P + R), P = S / (S + N), R = recall@K; 0 when S = 0 (the same)
+    recall@K*            min(S / K, 1)              SAFE (Wei et al. 2024, section 5)
+    f1@K*                2 P R / (P + R), P = S / (S + N), R = recall@K; 0 when S = 0 (the same)
     factscore            supported / judged facts   FActScore (Min et al., EMNLP 2023)
     factscore_lp         that times exp(1 - gamma / facts) when facts <= gamma (the same)
     respond_ratio        share of responses that state facts (the same)
@@ -33,8 +35,8 @@ from facttune_ray.evaluation.resampling import interval, resampled
 
 COUNTS = ("correct", "incorrect", "unknown", "facts", "repeated", "total_facts")
 RATIOS = {  # figure -> (numerator, denominator), each summed over all responses
-    "correct": ("correct", "responses"),  # distinct correct facts a response
-    "incorrect": ("incorrect", "responses"),
+    "correct": ("correct", "known"),  # distinct correct facts a response
+    "incorrect": ("incorrect", "known"),
     "facts": ("facts", "responses"),  # distinct, judged or not
     "error_rate": ("incorrect", "distinct_judged"),
     "precision": ("correct", "distinct_judged"),
@@ -53,8 +55,8 @@ FACTSCORE = {
 
 
 def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) -> pa.Table:
-    """One row a response: response_id, topic, the COUNTS, supported, judged, no_facts, abstained,
-    no_article, words, failed.
+    """One row a response: response_id, prompt_id, topic, the COUNTS, supported, judged, no_facts,
+    abstained, no_article, words, failed.
 
     correct, incorrect, unknown: distinct facts judged supported, unsupported, not at all;
     facts: their sum; repeated: facts that say an earlier one again; total_facts: both;
@@ -62,8 +64,8 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
     the text; failed: the response or each of its sentences failed. Tables as in schema.py; facts
     of responses that are not given raise ValueError.
 
-        {"response_id": "r1", "topic": "Ada", "correct": 2, "incorrect": 1, "unknown": 0,
-         "facts": 3, "repeated": 1, "total_facts": 4, "supported": 3, "judged": 4,
+        {"response_id": "r1", "prompt_id": "p1", "topic": "Ada", "correct": 2, "incorrect": 1,
+         "unknown": 0, "facts": 3, "repeated": 1, "total_facts": 4, "supported": 3, "judged": 4,
          "no_facts": False, "abstained": False, "no_article": False, "words": 21, "failed": False}
     """
     place = pc.index_in(facts["response_id"], value_set=responses["response_id"].combine_chunks())
@@ -98,8 +100,7 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
     words = pc.count_substring_regex(pc.fill_null(responses["text"], ""), r"\S+")
     return pa.table(
         {
-            "response_id": responses["response_id"],
-            "topic": responses["topic"],
+            **{k: responses[k] for k in ("response_id", "prompt_id", "topic")},
             **{name: pa.array(v) for name, v in n.items()},
             "no_facts": pa.array(none),
             "abstained": pa.array(abstained),
@@ -110,8 +111,15 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
     )
 
 
+def known(counts: pa.Table) -> pa.ChunkedArray:
+    """Whether a response's correct and incorrect facts are known: it did not fail, and one of its
+    facts is judged or it states none."""
+    judged = pc.greater(pc.add(counts["correct"], counts["incorrect"]), 0)
+    return pc.and_not(pc.or_(judged, pc.equal(counts["facts"], 0)), counts["failed"])
+
+
 def summarise(
-    counts: pa.Table, *, resamples: int = 2000, seed: int = 0, ks: Sequence[float] = ()
+    counts: pa.Table, *, resamples: int = 2000, seed: int = 0, ks: Sequence[int] = ()
 ) -> dict[str, Any]:
     """Each of RATIOS, and `f1@K` and `recall@K` for each of `ks`, as {value, low, high}; and the
     plain counts topics, responses, failed, no_article (topics whose facts could not be judged for
@@ -165,7 +173,7 @@ class Sums:
     """Sums over each topic's responses that did not fail, and ratios of them."""
 
     def __init__(
-        self, counts: pa.Table, *, ks: Sequence[float] = (), gamma: float | None = None
+        self, counts: pa.Table, *, ks: Sequence[int] = (), gamma: float | None = None
     ) -> None:
         kept = counts.filter(pc.invert(counts["failed"]))
         columns = _columns(kept, ks, gamma)
@@ -177,7 +185,7 @@ class Sums:
         summed = [np.bincount(at_N, c, len(self.topics)) for c in columns.values()]
         self.sums_TK = np.stack(summed, axis=1)
         self.responses = kept.num_rows
-        self.ratios = RATIOS | {f"{m}@{k:g}": (f"{m}@{k:g}", "responses") for k in ks for m in AT_K}
+        self.ratios = RATIOS | {f"{m}@{k}": (f"{m}@{k}", "known") for k in ks for m in AT_K}
 
     def ratio(self, sums_RK: np.ndarray, pair: tuple[str, str]) -> np.ndarray:
         """[R]: a ratio of two of the K sums; 0 / 0 is NaN."""
@@ -185,12 +193,19 @@ class Sums:
         with np.errstate(divide="ignore", invalid="ignore"):
             return sums_RK[:, self.at[top]] / sums_RK[:, self.at[bottom]]
 
+    def topics_of(self, sums_TK: np.ndarray, pair: tuple[str, str]) -> int:
+        """Topics that bring something to a ratio."""
+        return int(np.count_nonzero(sums_TK[:, self.at[pair[1]]]))
+
     def intervals(self, ratios: dict[str, tuple[str, str]], resamples: int, seed: int) -> dict:
         total_1K = self.sums_TK.sum(0, keepdims=True)
         drawn_RK = resampled(self.sums_TK, resamples, seed)
-        topics = len(self.topics)
         return {
-            name: interval(self.ratio(total_1K, r)[0], self.ratio(drawn_RK, r), topics)
+            name: interval(
+                self.ratio(total_1K, r)[0],
+                self.ratio(drawn_RK, r),
+                self.topics_of(self.sums_TK, r),
+            )
             for name, r in ratios.items()
         }
 
@@ -198,11 +213,12 @@ class Sums:
 AT_K = ("f1", "recall")
 
 
-def _columns(kept: pa.Table, ks: Sequence[float], gamma: float | None) -> dict[str, np.ndarray]:
+def _columns(kept: pa.Table, ks: Sequence[int], gamma: float | None) -> dict[str, np.ndarray]:
     """One array [N] a sum."""
     names = (*COUNTS, "no_facts", "abstained", "words", "supported", "judged")
     out = {k: kept[k].to_numpy().astype(float) for k in names}
     out["responses"] = np.ones(kept.num_rows)
+    out["known"] = known(kept).to_numpy().astype(float)
     out["distinct_judged"] = out["correct"] + out["incorrect"]
     right, judged = out["correct"], out["distinct_judged"]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -210,8 +226,8 @@ def _columns(kept: pa.Table, ks: Sequence[float], gamma: float | None) -> dict[s
         for k in ks:
             recall = np.minimum(right / k, 1)
             f1 = 2 * precision * recall / (precision + recall)
-            out[f"recall@{k:g}"] = recall
-            out[f"f1@{k:g}"] = np.where(right > 0, f1, 0.0)
+            out[f"recall@{k}"] = recall
+            out[f"f1@{k}"] = np.where(right > 0, f1, 0.0)
         if gamma is not None:
             scored = out["judged"] > 0
             score = np.where(scored, out["supported"] / out["judged"], 0.0)

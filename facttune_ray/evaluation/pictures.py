@@ -11,7 +11,7 @@ from typing import Any
 
 from facttune_ray.evaluation.charts_rewards import reliability_figure
 from facttune_ray.evaluation.drawing import CORRECT, INCORRECT, new, style
-from facttune_ray.evaluation.text import display_name
+from facttune_ray.evaluation.text import display_name, topics_of
 
 Summary = dict[str, Any]
 
@@ -35,14 +35,16 @@ def headline(summary: Summary) -> bytes:
             rate = m["error_rate"]["value"]
             wrong = "  nothing judged" if rate is None else f"  {100 * rate:.1f}% wrong"
             axes.text(good + bad, row, wrong, va="center", weight="bold")
-        axes.set_yticks(range(len(models)), [display_name(n) for n in models])
+        named = [f"{display_name(n)}\n{topics_of(summary, n)}".rstrip() for n in models]
+        axes.set_yticks(range(len(models)), named)
         axes.invert_yaxis()
         axes.margins(x=0.2)
         axes.grid(visible=False)
         axes.tick_params(left=False)
         axes.spines["left"].set_visible(False)
-        where = "all topics" if summary["run"]["split"] == "all" else "held-out topics"
-        axes.set_xlabel(f"distinct facts a response, {where}")
+        where = {("all",): ", all topics", ("test",): ", held-out topics"}
+        splits = tuple(set(summary["run"]["splits"].values()))
+        axes.set_xlabel(f"distinct facts a response{where.get(splits, '')}")
         bars = [axes.barh(0, 0, color=c, label=n) for c, n in _KEY]
         figure.legend(handles=bars, loc="outside upper left", ncols=2)
         return _png(figure, 200)

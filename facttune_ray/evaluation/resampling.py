@@ -18,6 +18,7 @@ import numpy as np
 
 CELLS = 1 << 19  # of a resampling matrix held at once: 4 MB, twice
 SWAPS = 9999  # random relabellings of a test, where not all of them are tried
+LEAST = 6  # topics of an interval: of 3, 4 and 5 it holds the truth 80, 88 and 91 times in 100
 Interval = dict[str, float | None]
 
 
@@ -42,25 +43,23 @@ def interval(value: float, drawn_R: np.ndarray, topics: int) -> Interval:
     Percentiles of resampled sums are too narrow by the factor sqrt((T - 1) / T) and know no
     t distribution; the expanded interval takes the percentiles Phi(-+ sqrt(T / (T - 1)) t), t being
     the 97.5% point with T - 1 degrees of freedom: 2.5 and 97.5 for many topics, 2.1 and 97.9 for
-    30. Null where nothing could be measured; of one topic, low and high are null.
+    30. Draws without a figure (NaN) are left out, infinite ones count: an end among them is null.
+    Both ends are null below LEAST topics, all where nothing could be measured.
     """
-    known = drawn_R[np.isfinite(drawn_R)]
+    known = drawn_R[~np.isnan(drawn_R)]
     low, high = np.nan, np.nan
-    if len(known) and topics > 1:
+    if len(known) and topics >= LEAST:
         wide = math.sqrt(topics / (topics - 1)) * t_quantile(topics - 1)
         tail = 100 * NormalDist().cdf(-wide)
-        low, high = np.percentile(known, [tail, 100 - tail])
+        with np.errstate(invalid="ignore"):  # between an infinite draw and a finite one
+            low, high = np.percentile(known, [tail, 100 - tail])
     found = {"value": value, "low": low, "high": high}
     return {k: float(v) if np.isfinite(v) else None for k, v in found.items()}
 
 
 def t_quantile(freedom: int) -> float:
-    """97.5% point of Student's t: closed for 1 and 2 degrees of freedom, else Cornish and Fisher's
-    series (Abramowitz & Stegun 26.7.5), to 0.02 from 3 on."""
-    if freedom == 1:
-        return math.tan(math.pi * 0.475)
-    if freedom == 2:
-        return 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    """97.5% point of Student's t by Cornish and Fisher's series (Abramowitz & Stegun 26.7.5), to
+    0.001 from 5 degrees of freedom on."""
     z = NormalDist().inv_cdf(0.975)
     terms = (
         (z**3 + z) / 4,
@@ -69,6 +68,18 @@ def t_quantile(freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + sum(term / freedom**k for k, term in enumerate(terms, 1))
+
+
+def wilson(share: float, trials: int) -> Interval:
+    """{value, low, high}: Wilson's 95% interval (1927) of a share of trials; a bootstrap's would be
+    a point where all of them agree. All null without trials."""
+    if not trials:
+        return {"value": None, "low": None, "high": None}
+    z = NormalDist().inv_cdf(0.975)
+    middle = share + z * z / (2 * trials)
+    wide = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    low, high = ((middle + side) / (1 + z * z / trials) for side in (-wide, wide))
+    return {"value": share, "low": max(0.0, low), "high": min(1.0, high)}
 
 
 def swap_test(

@@ -1,11 +1,12 @@
 """Finished tables -> what the rewards are worth: pairs, agreement, confidence against verdicts.
 
     moments(root / "base/tune/rewards", ["factscore"])   ->  {"factscore": (0.57, 0.31)}
-    columns(root, "base/tune", 0.0)     ->  {"max_conf": {"responses": 1500, "mean": 0.61,
+    scope = Scope("base/tune")          the shards that it names, or all of them
+    columns(root, scope, cfg.groups)    ->  {"max_conf": {"responses": 1500, "mean": 0.61,
                                              "sd": 0.12, "pairs": 6690}, ...}
-    confidence(root, "base/tune")       ->  {"max_conf": {"facts": 4100, "auroc": 0.87, "ece": 0.09,
+    confidence(root, scope)             ->  {"max_conf": {"facts": 4100, "auroc": 0.87, "ece": 0.09,
                                              "prr": 0.7, "bins": [{"low": 0.0, ...}, ...]}, ...}
-    agreement(root, "base/tune")        ->  {"names": [...], "spearman": [[...]], "order": [[...]]}
+    agreement(root, scope)              ->  {"names": [...], "spearman": [[...]], "order": [[...]]}
 
 Tables are read shard by shard; of each only numbers are held.
 """
@@ -20,13 +21,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from facttune_ray import tables
+from facttune_ray.config import GroupsConfig
 from facttune_ray.evaluation.agreement import auroc, reliability, reward_agreement, risk_coverage
+from facttune_ray.evaluation.breakdowns import Scope, shards_of
 from facttune_ray.schema import REWARD_COLUMNS
 from facttune_ray.scoring.pairs import count_pairs
 from facttune_ray.scoring.units import UNIT_COLUMNS, by_id, of_question
 from facttune_ray.tables import Folder
 
-MOST = 64  # shards that these figures come from: 16,384 topics
 PROBABILITIES = ("max_conf", "samp_conf", "p_true")  # read as chances that a fact is true
 
 
@@ -53,19 +55,20 @@ def _moments(n: float, total: float, squares: float) -> tuple[float, float]:
     return mean, math.sqrt(variance) if variance > rounding else 0.0
 
 
-def columns(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
-    """Of each reward, mixes included: train responses that have it, mean, sd, and its pairs (equal
-    responses of a prompt are one, as in `groups`)."""
+def columns(root: Folder, scope: Scope, groups: GroupsConfig) -> dict[str, dict]:
+    """Of each reward, mixes included: train responses that have it, mean, sd, and the pairs that
+    the stage `groups` makes of it (equal responses of a prompt are one)."""
     values: dict[str, list[float]] = defaultdict(list)
     pairs: Counter[str] = Counter()
-    for texts, found in _values(root / scope):
+    for texts, found in _values(root, scope):
         prompts: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
         for name, row, value in found:
             values[name].append(value)
             if text := texts[row["response_id"]]:
                 prompts[name, row["prompt_id"]].setdefault(text, value)
         for (name, _), unique in prompts.items():
-            pairs[name] += count_pairs(list(unique.values()), threshold)
+            values_N = list(unique.values())
+            pairs[name] += count_pairs(values_N, groups.threshold, groups.max_pairs)
     return {
         name: {
             "responses": len(every),
@@ -77,22 +80,24 @@ def columns(root: Folder, scope: str, threshold: float) -> dict[str, dict]:
     }
 
 
-def _values(scope: Folder) -> Iterator[tuple[dict[str, str], list[tuple[str, dict, float]]]]:
+def _values(
+    root: Folder, scope: Scope
+) -> Iterator[tuple[dict[str, str], list[tuple[str, dict, float]]]]:
     """Shard by shard: texts by response_id, and every known (reward, row, value) of train."""
-    for rows in _shards(scope, ("responses", "rewards", "mixes")):
+    for rows in _shards(root, scope, ("responses", "rewards", "mixes")):
         texts = {r["response_id"]: r["text"] for r in rows["responses"]}
         found = [(n, r, r[n]) for r in rows["rewards"] for n in REWARD_COLUMNS]
         found += [(r["name"], r, r["value"]) for r in rows["mixes"]]
         yield texts, [(n, r, v) for n, r, v in found if r["split"] == "train" and v is not None]
 
 
-def agreement(root: Folder, scope: str) -> dict:
+def agreement(root: Folder, scope: Scope) -> dict:
     """`reward_agreement` of the rewards that train responses have; {} with fewer than two."""
     known: dict[str, dict[int, float]] = defaultdict(dict)
     place: dict[str, int] = {}  # response_id -> its row
     prompts: list[int] = []
     prompt_ids: dict[str, int] = {}
-    for _, found in _values(root / scope):
+    for _, found in _values(root, scope):
         for name, row, value in found:
             at = place.setdefault(row["response_id"], len(prompts))
             if at == len(prompts):
@@ -106,13 +111,13 @@ def agreement(root: Folder, scope: str) -> dict:
     return reward_agreement(columns, np.array(prompts))
 
 
-def confidence(root: Folder, scope: str) -> dict[str, dict]:
+def confidence(root: Folder, scope: Scope) -> dict[str, dict]:
     """Of each confidence, per fact with a verdict that its response states once: AUROC against the
     verdict, risk-coverage and, where it is a probability, its reliability."""
     scores: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, list[bool]] = defaultdict(list)
     needed = ("facts", "verdicts", "questions", "classes", "p_true")
-    for rows in _shards(root / scope, needed):
+    for rows in _shards(root, scope, needed):
         verdicts = {v["fact_id"]: v["supported"] for v in rows["verdicts"]}
         units = by_id(rows["classes"])
         asked = {q["fact_id"]: q for q in rows["questions"]}
@@ -140,10 +145,10 @@ def _of_verdicts(name: str, labels_F: np.ndarray, scores_F: np.ndarray) -> dict:
     return found | reliability(labels_F, scores_F)
 
 
-def _shards(scope: Folder, names: tuple[str, ...]) -> Iterator[dict[str, list[dict]]]:
-    """Rows of these tables, shard by shard; of a table that is not finished, none. Of a large run
-    MOST shards: topics fall into them by digest, so some are a fair sample of all."""
-    there = {n: (scope / n / tables.MANIFEST).read_json() for n in names}
-    shards = max((m["shards"] for m in there.values() if m), default=0)
-    for shard in range(min(shards, MOST)):
-        yield {n: list(tables.rows(scope / n, shard)) if there[n] else [] for n in names}
+def _shards(root: Folder, scope: Scope, names: tuple[str, ...]) -> Iterator[dict[str, list[dict]]]:
+    """Rows of these tables, shard by shard; of a table that is not finished, none."""
+    there = {n: (root / scope.name / n / tables.MANIFEST).exists() for n in names}
+    for shard in shards_of(root, scope):
+        yield {
+            n: list(tables.rows(root / scope.name / n, shard)) if there[n] else [] for n in names
+        }

@@ -1,6 +1,6 @@
 """A run's summary in words: the headline, its caveats, the closing table, summary.md.
 
-headline(summary)  ->  ["FactTune-FS makes 79% fewer errors ..."]
+headline(summary)  ->  ["FactTune-FS's error rate is 79% lower than the base model's ..."]
 table(summary)     ->  the table that `facttune run` ends with
 """
 
@@ -20,6 +20,18 @@ def display_name(model: str) -> str:
     return "FactTune-" + (name.upper() if len(name) <= 3 else name)
 
 
+def topics_of(summary: Summary, model: str) -> str:
+    """ "test topics" or "all topics": what a model's figures are over; "" where it is the same."""
+    splits = summary["run"]["splits"]
+    return f"{splits[model]} topics" if len(set(splits.values())) > 1 else ""
+
+
+def _label(summary: Summary, model: str) -> str:
+    """Its name in a table."""
+    topics = topics_of(summary, model)
+    return display_name(model) + (f", {topics}" if topics else "")
+
+
 def headline(summary: Summary) -> list[str]:
     """What happened, in one to three sentences a tuned model or labelled file."""
     lines, models = [], summary["models"]
@@ -31,16 +43,15 @@ def headline(summary: Summary) -> list[str]:
             lines.append(f"{label} {why}.")
             continue
         wrong = f"{percent(after)} of its facts are wrong, against {percent(before)}"
-        known = cut["low"] is not None
-        if known and cut["low"] <= 0 <= cut["high"]:
+        moved, inside = _moved(cut)
+        if moved:
+            line = f"{label}'s error rate is {moved} than the base model's"
+            line += f" (95% interval {inside}): {wrong}."
+        elif inside:
             line = f"{label} shows no clear change: {wrong} for the base model"
-            line += f" (95% interval of the cut: {span(cut, 'percent')})."
+            line += f" (95% interval of the cut: {inside})."
         else:
-            less = cut["value"] > 0
-            size, ends = abs(cut["value"]), sorted(abs(cut[k] or 0) for k in ("low", "high"))
-            line = f"{label} makes {100 * size:.0f}% {'fewer' if less else 'more'} errors"
-            line += f" (95% interval {percent(ends[0])} to {percent(ends[1])})" if known else ""
-            line += f" than the base model: {wrong}."
+            line = f"{label}: {_no_interval(summary)}: {wrong} for the base model."
         change = found["correct_change"]["value"]
         if change is not None:
             line += f" Correct facts a response: {number(models[name]['correct']['value'])}"
@@ -55,17 +66,34 @@ def headline(summary: Summary) -> list[str]:
     return lines
 
 
+def _moved(cut: dict[str, Any]) -> tuple[str, str]:
+    """("63% lower", "58.0% to 68.0%"); ("", "-2.0% to 8.0%") where the interval holds 0; ("", "")
+    where it is not known."""
+    inside = span(cut, "percent")
+    if not inside or cut["low"] <= 0 <= cut["high"]:
+        return "", inside
+    ends = sorted(abs(cut[k]) for k in ("low", "high"))
+    size = f"{100 * abs(cut['value']):.0f}% {'lower' if cut['value'] > 0 else 'higher'}"
+    return size, f"{percent(ends[0])} to {percent(ends[1])}"
+
+
+def _no_interval(summary: Summary) -> str:
+    asked = summary["run"]["config"]["evaluation"]["resamples"]
+    return "too few topics or errors for an interval" if asked else "evaluation.resamples=0"
+
+
 def _other_judge(summary: Summary, name: str) -> str:
     second = summary["second_opinion"]
     other = second.get("comparisons", {}).get(name, {}).get("error_rate_reduction", {})
     if other.get("value") is None:
         return ""
-    said = f" By the second estimator, {second['estimator']}, its errors are "
-    size = f"{100 * abs(other['value']):.0f}% {'fewer' if other['value'] > 0 else 'more'}"
-    inside = span(other, "percent")
-    if inside and other["high"] < 0:  # as in the headline: how many more
-        inside = f"{percent(-other['high'])} to {percent(-other['low'])}"
-    return said + size + (f" ({inside})." if inside else ".")
+    moved, inside = _moved(other)
+    said = f" By the second estimator, {second['estimator']}"
+    if moved:
+        return f"{said}, it is {moved} ({inside})."
+    if inside:
+        return f"{said}, there is no clear change (95% interval of the cut: {inside})."
+    return f"{said}: {_no_interval(summary)}."
 
 
 def notes(summary: Summary) -> list[str]:
@@ -78,6 +106,18 @@ def notes(summary: Summary) -> list[str]:
             f"Measured are {some:,} of {every:,} parts of the responses, a fair sample, for there "
             f"are more than evaluation.most={run['config']['evaluation']['most']:,} of them."
         )
+    some, every = run.get("reward_parts", (0, 0))
+    if some < every:
+        lines.append(
+            f"The figures of rewards come from {some:,} of {every:,} parts of the responses that "
+            f"have them, a fair sample (evaluation.most)."
+        )
+    for name, found in summary["selection"].items():
+        if found["metric"] is None and len(found["candidates"]) > 1:
+            lines.append(
+                f"{display_name(name)}: no val topic gave a figure to choose a round by, so the "
+                f"last one is measured."
+            )
     for name, m in summary["models"].items():
         label = display_name(name)
         share = {k: m[k]["value"] or 0.0 for k in ("repeated", "unknown", "no_facts", "length")}
@@ -92,7 +132,8 @@ def notes(summary: Summary) -> list[str]:
         if m["no_article"]:
             lines.append(
                 f"{label}: {m['no_article']} of {m['topics']} topics have no article in the "
-                f"knowledge source; their facts have no verdict."
+                f"knowledge source; their facts have no verdict, and count as neither correct nor "
+                f"incorrect."
             )
         if share["unknown"] > 0.05:
             lines.append(
@@ -105,6 +146,11 @@ def notes(summary: Summary) -> list[str]:
             lines.append(
                 f"{label} is measured by the estimator that rewarded it ({run['estimator']}), "
                 f"which flatters it: name another in evaluation.estimator."
+            )
+        if name in run.get("rewarded", ()) and second.get("shared"):
+            lines.append(
+                f"{label} was rewarded by {run['estimator']}, with which the second estimator, "
+                f"{second['estimator']}, shares {', '.join(second['shared'])}: it may flatter, too."
             )
         if share["no_facts"] > (base["no_facts"]["value"] or 0.0) + 0.05:
             lines.append(f"{label} states no fact in {percent(share['no_facts'])} of responses.")
@@ -122,11 +168,11 @@ def notes(summary: Summary) -> list[str]:
                 f"{length:.0f}: {like}."
             )
         for quality, found in summary["judged"].get(name, {}).items():
-            rate = found["win_rate"]
-            if rate["high"] is not None and rate["high"] < 0.5:
+            rate, p = found["win_rate"]["value"], found["p_holm"]
+            if p is not None and p < 0.05 and rate < 0.5:
                 lines.append(
                     f"{label} loses in {quality}: the judge prefers it to base in "
-                    f"{percent(rate['value'])} of topics ({span(rate, 'percent')}; ties half)."
+                    f"{percent(rate)} of topics (ties half; p {p_value(p)})."
                 )
     return lines
 
@@ -165,9 +211,9 @@ def duration(seconds: float) -> str:
 
 
 def span(interval: dict[str, float | None], style: str = "number") -> str:
-    """ "43.1% to 47.9%" or "2.40 to 2.62"; "" when it is unknown."""
+    """ "43.1% to 47.9%" or "2.40 to 2.62"; "" when an end is unknown."""
     show = percent if style == "percent" else number
-    if interval["low"] is None:
+    if None in (interval["low"], interval["high"]):
         return ""
     return f"{show(interval['low'])} to {show(interval['high'])}"
 
@@ -191,7 +237,7 @@ def tables(summary: Summary) -> list[Rows]:
         cut = summary["comparisons"].get(name, {}).get("error_rate_reduction", {}).get("value")
         rows.append(
             [
-                display_name(name),
+                _label(summary, name),
                 number(m["correct"]["value"]),
                 number(m["incorrect"]["value"]),
                 band(m["error_rate"]),
@@ -206,7 +252,7 @@ def tables(summary: Summary) -> list[Rows]:
     scores = {n: m["factscore"] for n, m in summary["models"].items()}
     rows = [
         [
-            display_name(name),
+            _label(summary, name),
             *(percent(f[k]["value"]) for k in ("factscore_lp", "factscore", "respond_ratio")),
             number(f["facts_per_response"]["value"]),
         ]
@@ -221,7 +267,7 @@ def tables(summary: Summary) -> list[Rows]:
             cut = found.get("error_rate_reduction", {}).get("value")
             rows.append(
                 [
-                    display_name(name),
+                    _label(summary, name),
                     number(m["correct"]["value"]),
                     number(m["incorrect"]["value"]),
                     band(m["error_rate"]),

@@ -78,9 +78,14 @@ def read(path: str | Path) -> Iterator[Record]:
 
 
 def read_all(folder: str | Path, files: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    """(model, record) of several files; the model is the file's name without its ending."""
+    """(model, record) of several files; the model is the file's name without its ending. UserError
+    when two have the same."""
     if not files:
         raise UserError("data.files is empty: name at least one labelled JSONL file")
+    named: dict[str, str] = {}
+    for file in files:
+        if (other := named.setdefault(Path(file).stem, file)) != file:
+            raise UserError(f"{other} and {file}: both are model {Path(file).stem}: rename one")
     for file in files:
         for record in read(join(str(folder), file)):
             yield Path(file).stem, record

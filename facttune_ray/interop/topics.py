@@ -77,8 +77,7 @@ def topics(cfg: Config) -> Iterator[Row]:
     for where, row in _rows(path, data):
         split = cut.split(row["topic"]) if cut else _own_split(where, row)
         if split is not None:
-            about = {k: row.get(k) or None for k in ("pronoun", "lower_case")}
-            yield {"topic": row["topic"], "split": split} | about
+            yield {"topic": row["topic"], "split": split} | _about(where, row)
 
 
 def recipe(cfg: Config) -> dict:
@@ -112,15 +111,24 @@ def responses(cfg: Config) -> Iterator[Row]:
     if "split" not in next(_rows(files[0], data))[1]:
         found = (row["topic"] for f in files for _, row in _rows(f, data))
         cut = _cut(np.unique(_places(found, cfg.run.seed)), cfg, ", ".join(files))
+    named: dict[str, str] = {}  # a file's name, as the model of its rows -> the file
     for file in files:
         for where, row in _rows(file, data):
             split = cut.split(row["topic"]) if cut else _own_split(where, row)
             if split is None:
                 continue
-            yield from _responses(where, row, split, Path(file).stem)
+            model = _text_of(where, row, "model")
+            if model is None:
+                model = Path(file).stem
+                if (other := named.setdefault(model, file)) != file:
+                    raise UserError(
+                        f"{other} and {file}: rows without a model are of their file's name, and "
+                        f"both are {model}: rename one, or give the rows a model"
+                    )
+            yield from _responses(where, row, split, model)
 
 
-def _responses(where: str, row: Row, split: str, file: str) -> Iterator[Row]:
+def _responses(where: str, row: Row, split: str, model: str) -> Iterator[Row]:
     prompt = _first(where, row, PROMPTS)
     texts = _first(where, row, RESPONSES)
     texts = texts if isinstance(texts, list) else [texts]
@@ -128,7 +136,7 @@ def _responses(where: str, row: Row, split: str, file: str) -> Iterator[Row]:
         raise UserError(f'{where}: "prompt" is empty or no text')
     if not all(isinstance(t, str) for t in texts):
         raise UserError(f'{where}: "response" must be a text')
-    about = {k: row.get(k) or None for k in ("pronoun", "lower_case")}
+    about = _about(where, row)
     for text in texts:
         yield about | {
             "prompt_id": digest(row["topic"], prompt),
@@ -136,7 +144,7 @@ def _responses(where: str, row: Row, split: str, file: str) -> Iterator[Row]:
             "split": split,
             "prompt": prompt,
             "response_id": None,
-            "model": row.get("model") or file,
+            "model": model,
             "sample": None,
             "text": text,
             "tokens": None,
@@ -144,6 +152,18 @@ def _responses(where: str, row: Row, split: str, file: str) -> Iterator[Row]:
             "error": None,
             "where": where,
         }
+
+
+def _about(where: str, row: Row) -> Row:
+    return {k: _text_of(where, row, k) for k in ("pronoun", "lower_case")}
+
+
+def _text_of(where: str, row: Row, name: str) -> str | None:
+    """Of an optional column."""
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f'{where}: "{name}" must be a text, not {value!r:.40}')
+    return value or None
 
 
 def _first(where: str, row: Row, names: tuple[str, ...]) -> Any:
@@ -208,7 +228,7 @@ def _places(topics: Iterable[str], seed: int) -> np.ndarray:
 
 def _own_split(where: str, row: Row) -> str:
     name = row.get("split")
-    if name not in SPLITS:
+    if not isinstance(name, str) or name not in SPLITS:
         raise UserError(f'{where}: split "{name}" is none of {", ".join(SPLITS)}')
     return SPLITS[name]
 

@@ -6,8 +6,9 @@ out  judgements {"response_id": "9a01", "base_id": "52ee", "quality": "fluency",
                  "shown_first": "tuned", "shown_second": "tuned", "preferred": "tuned", ...}
 
 Each pair is asked about in both orders; a judge that goes by the order alone gives a tie (Zheng et
-al. 2023, section 3.4). Equal texts tie unasked. It tells whether fewer errors were bought by odd
-or empty answers; of truth it says nothing.
+al. 2023, section 3.4). Equal texts tie unasked, and an empty answer is less helpful than one that
+says something; of its fluency there is nothing to judge. It tells whether fewer errors were bought
+by odd or empty answers; of truth it says nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from facttune_ray.prompts import template
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 
-VERSION = 1
+VERSION = 2
 _FIRST = {"A": "tuned", "B": "base", "Tie": "tie"}  # who is meant where the tuned one is A
 _SECOND = {"A": "base", "B": "tuned", "Tie": "tie"}
 
@@ -56,26 +57,30 @@ async def run(context: Context, shard: int) -> list[dict]:
     ]
 
 
-Found = tuple[dict[str, str], dict[str, str]] | str | None  # both orders; an error; not asked
+Found = tuple[dict[str, str], dict[str, str]] | str | None  # both orders; an error; not judged
 
 
 async def _judge(context: Context, tuned: dict, base: dict) -> Found:
-    if not tuned["text"] or not base["text"]:  # a response that failed, or said nothing
+    if tuned["text"] is None or base["text"] is None:  # a response that failed
         return None
-    if tuned["text"] == base["text"]:
+    said, other = tuned["text"].strip(), base["text"].strip()
+    if said == other:
         tie = dict.fromkeys(prompt.QUALITIES, "Tie")
         return tie, tie
+    if not said or not other:
+        first, second = ("A", "B") if said else ("B", "A")
+        return {"helpfulness": first}, {"helpfulness": second}
     asked = [
         prompt.render(tuned["prompt"], tuned["text"], base["text"]),
         prompt.render(tuned["prompt"], base["text"], tuned["text"]),
     ]
     try:
-        first, second = await asyncio.gather(
+        in_both = await asyncio.gather(
             *(context.client.ask(messages, prompt.parse) for messages in asked)
         )
     except RowError as e:
         return str(e)
-    return first, second
+    return in_both[0], in_both[1]
 
 
 def _preferred(quality: str, found: Found) -> dict:
@@ -83,6 +88,8 @@ def _preferred(quality: str, found: Found) -> dict:
     nothing = {"shown_first": None, "shown_second": None, "preferred": None, "error": None}
     if found is None or isinstance(found, str):
         return nothing | {"error": found}
+    if quality not in found[0]:
+        return nothing
     first, second = _FIRST[found[0][quality]], _SECOND[found[1][quality]]
     preferred = first if first == second else "tie"
     return {"shown_first": first, "shown_second": second, "preferred": preferred, "error": None}

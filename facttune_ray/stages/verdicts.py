@@ -73,7 +73,7 @@ def estimators(cfg: VerdictsConfig) -> tuple[str, ...]:
 
 def second_opinion(cfg: Config) -> Config | None:
     """The settings of `evaluation.estimator`; None where there is no second opinion: none is
-    wanted, it is the same as the first, or it could see no passage."""
+    wanted, it is the same as the first, or, for auto, a part of it or without articles."""
     asked, first = cfg.evaluation.estimator, estimators(cfg.verdicts)
     if asked == "none" or (asked == "auto" and not knows(cfg)):
         return None
@@ -81,10 +81,11 @@ def second_opinion(cfg: Config) -> Config | None:
     shown = "bm25" if cfg.verdicts.retrieval == "none" else cfg.verdicts.retrieval
     other = replace(cfg.verdicts, estimator=name, retrieval=shown, threshold=None)
     try:
-        if estimators(other) == first:
-            return None
+        names = set(estimators(other))
     except UserError as e:
         raise UserError(str(e).replace("verdicts.estimator", "evaluation.estimator")) from None
+    if names == set(first) or (asked == "auto" and names & set(first)):
+        return None
     return replace(cfg, verdicts=other)
 
 

@@ -1,5 +1,6 @@
 import itertools
 import random
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -7,22 +8,32 @@ import pytest
 
 @pytest.fixture(scope="session")
 def counts_of():
-    """counts_of({topic: [(correct, incorrect) or (correct, incorrect, words), ...]})"""
+    """counts_of({topic: [(correct, incorrect) or (correct, incorrect, words, prompt), ...]});
+    `unknown`: facts of each response that have no verdict"""
 
-    def make(topics):
+    def make(topics, unknown=0):
         rows = [(t, c, i, *w) for t, some in topics.items() for c, i, *w in some]
         judged = [r[1] + r[2] for r in rows]
+        said = [n + unknown for n in judged]
         no, zeros = [False] * len(rows), [0] * len(rows)
+        whole = {
+            "correct": [r[1] for r in rows],
+            "incorrect": [r[2] for r in rows],
+            "supported": [r[1] for r in rows],
+            "words": [r[3] if len(r) > 3 else 0 for r in rows],
+            "judged": judged,
+            "unknown": [unknown] * len(rows),
+            "repeated": zeros,
+            **dict.fromkeys(("facts", "total_facts"), said),
+        }
         return pa.table(
             {
-                "topic": [r[0] for r in rows],
-                "correct": [r[1] for r in rows],
-                "incorrect": [r[2] for r in rows],
-                "supported": [r[1] for r in rows],
-                "words": [r[3] if len(r) > 3 else 0 for r in rows],
-                **dict.fromkeys(("facts", "total_facts", "judged"), judged),
-                **dict.fromkeys(("unknown", "repeated"), zeros),
-                **dict.fromkeys(("no_facts", "no_article", "failed", "abstained"), no),
+                "topic": pa.array([r[0] for r in rows], pa.string()),
+                "prompt_id": pa.array([r[4] if len(r) > 4 else r[0] for r in rows], pa.string()),
+                **{k: pa.array(v, pa.int64()) for k, v in whole.items()},
+                **dict.fromkeys(
+                    ("no_facts", "no_article", "failed", "abstained"), pa.array(no, pa.bool_())
+                ),
             }
         )
 
@@ -135,3 +146,165 @@ def measured_run(tmp_path_factory):
         return out
 
     return make
+
+
+def interval(value, spread=0.1):
+    return {"value": value, "low": value - spread, "high": value + spread}
+
+
+def model(correct, incorrect, words=18.0):
+    return {
+        "correct": interval(correct),
+        "incorrect": interval(incorrect),
+        "error_rate": interval(incorrect / (correct + incorrect), 0.02),
+        **{k: interval(0.0, 0) for k in ("no_facts", "repeated", "unknown", "abstained")},
+        "f1@12": interval(0.5),
+        "recall@12": interval(0.4),
+        "length": interval(words),
+        "topics": 100,
+        "responses": 1000,
+        "failed": 0,
+        "no_article": 0,
+        "factscore": {
+            "factscore": interval(0.6),
+            "factscore_lp": interval(0.512),
+            "respond_ratio": interval(0.9),
+            "facts_per_response": interval(12.3),
+            "abstained": 100,
+            "gamma": 10.0,
+        },
+    }
+
+
+def comparison(reduction, spread, correct_change):
+    return {
+        "error_rate_reduction": interval(reduction, spread),
+        "correct_change": interval(correct_change),
+        "incorrect_change": interval(-0.9),
+        "p": {"error_rate": 0.004},
+        "p_holm": {"error_rate": 0.0002},
+        "wins": {"error_rate": {"win_rate": interval(0.8)}},
+    }
+
+
+def training_log(rounds, steps):
+    return [
+        {
+            "round": r,
+            "step": s,
+            "loss": 0.6931 - 0.003 * s,
+            "reward_accuracy": 0.0 if s == 1 else 0.8,
+            "margin": 0.01 * (s - 1),
+        }
+        for r in range(1, rounds + 1)
+        for s in range(1, steps + 1)
+    ]
+
+
+def candidate(name, value, error_rate):
+    figures = {"error_rate": error_rate, "correct": 2.5, "incorrect": 0.5}
+    return {"round": name, "value": value} | figures
+
+
+@pytest.fixture(scope="session")
+def made():
+    """What a summary is made of, as functions."""
+    return SimpleNamespace(
+        interval=interval,
+        model=model,
+        comparison=comparison,
+        training_log=training_log,
+        candidate=candidate,
+    )
+
+
+@pytest.fixture
+def summary():
+    stage = {"rows": 1000, "errors": 0, "wall_s": 61.5, "calls": 900, "cached": 100}
+    return {
+        "run": {
+            "name": "quickstart",
+            "seed": 0,
+            "created": "2026-01-01T00:00:00+00:00",
+            "fingerprint": "abc",
+            "config": {
+                "run": {"seed": 0, "note": "</pre><script>"},
+                "evaluation": {"k": [], "resamples": 2000, "most": 65536},
+                "groups": {"max_pairs": 0},
+            },
+            "versions": {"ray": "2.60.0"},
+            "wall_s": 300.0,
+            "splits": dict.fromkeys(("base", "facttune_fs", "facttune_mc"), "test"),
+            "estimator": "chat",
+            "rewarded": ["facttune_fs"],
+            "judge": "gpt",
+            "fingerprints": {"base/test/facts": "f00"},
+        },
+        "k": [12],
+        "second_opinion": {
+            "estimator": "lexical",
+            "models": {
+                n: model(1.2, e) | {"facts": 90, "agree": 0.9, "kappa": 0.8}
+                for n, e in (("base", 1.1), ("facttune_fs", 0.5))
+            },
+            "comparisons": {"facttune_fs": comparison(0.51, 0.04, 0.5)},
+        },
+        "judged": {},
+        "length_matched": {},
+        "groups": [],
+        "kinds": [],
+        "lengths": {},
+        "human": {},
+        "rewards": {},
+        "reward_agreement": {},
+        "heldout": {},
+        "errors": [],
+        "models": {
+            "base": model(1.63, 1.37),
+            "facttune_fs": model(2.51, 0.46),
+            "facttune_mc": model(1.9, 1.5),
+        },
+        "comparisons": {
+            "facttune_fs": comparison(0.63, 0.05, 0.88),
+            "facttune_mc": comparison(0.03, 0.05, 0.27),
+        },
+        "selection": {
+            "facttune_fs": {
+                "chosen": "facttune_fs/round_2",
+                "metric": "val correct - incorrect",
+                "candidates": [
+                    candidate("facttune_fs/round_1", 1.2, 0.25),
+                    candidate("facttune_fs/round_2", 2.0, 0.15),
+                    candidate("facttune_fs/round_3", None, None),
+                ],
+            }
+        },
+        "training": {"facttune_fs": training_log(3, 80), "facttune_mc": training_log(1, 6)},
+        "stages": [
+            {"table": "base/test/facts", "tokens": 5, "cost_usd": 0.25} | stage,
+            {"table": "base/test/verdicts", "tokens": 7, "cost_usd": 1.0} | stage | {"errors": 3},
+        ],
+    }
+
+
+@pytest.fixture
+def human():
+    """Agreement with human labels, as a summary has it."""
+    return {
+        "ChatGPT": {
+            "auroc": 0.834,
+            "accuracy": 0.75,
+            "kappa": 0.5,
+            "ece": 0.07,
+            "prr": 0.6,
+            "human_supported": 0.65,
+            "estimated_supported": 0.6,
+            "pearson_score": 0.867,
+            "pearson_supported": None,
+            "facts": 4877,
+            "responses": 157,
+            "no_verdict": 9,
+            "no_article": 2,
+            "abstained": 26,
+        }
+    }

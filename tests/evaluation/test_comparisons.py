@@ -1,20 +1,22 @@
 """Two models on the same topics, by hand."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from facttune_ray.evaluation import comparisons, metrics
 
 
 def test_comparison_is_paired_by_topic(counts_of):
-    base = counts_of({"A": [(1, 3)], "B": [(3, 1)], "only here": [(9, 9)]})
-    tuned = counts_of({"A": [(4, 0)], "B": [(3, 1)]})
+    names = "abcABC"
+    base = counts_of({t: [(1, 3) if t.islower() else (3, 1)] for t in names} | {"here": [(9, 9)]})
+    tuned = counts_of({t: [(4, 0) if t.islower() else (3, 1)] for t in names})
     found = comparisons.compare(base, tuned)
-    # common topics: 4 of 8 wrong before, 1 of 8 after
+    # common topics: 12 of 24 wrong before, 3 of 24 after
     assert found["error_rate_reduction"]["value"] == pytest.approx(0.75)
     assert found["correct_change"]["value"] == pytest.approx(1.5)
     assert found["incorrect_change"]["value"] == pytest.approx(-1.5)
-    # drawn topics: A A (3 wrong to 0), B B (1 to 1), or both
+    # drawn topics: all of a to c (3 wrong to 0), all of A to C (1 to 1), or some of both
     assert found["error_rate_reduction"]["low"] == pytest.approx(0.0)
     assert found["error_rate_reduction"]["high"] == pytest.approx(1.0)
 
@@ -90,3 +92,65 @@ def test_a_response_is_matched_once_the_nearest_first(counts_of):
     found = comparisons.length_matched(base, tuned)
     assert found["pairs"] == 2  # 120 with 119 or 121, 100 with 104
     assert found["correct_change"]["value"] == pytest.approx(0.5)
+
+
+def test_pairs_are_of_one_prompt(counts_of):
+    base = counts_of({"A": [(0, 1, 100, "p1"), (0, 1, 50, "p2"), (2, 0, 70, "p3")]})
+    tuned = counts_of({"A": [(1, 0, 50, "p1"), (1, 0, 100, "p2"), (2, 0, 80, "p3")]})
+    found = comparisons.length_matched(base, tuned)
+    assert found["pairs"] == 1 and found["correct_change"]["value"] == 0.0  # the answers to p3
+
+
+def test_nothing_of_like_length_is_null(counts_of):
+    base, none = counts_of({"A": [(1, 1, 100)]}), counts_of({})
+    failed = base.set_column(base.column_names.index("failed"), "failed", [[True]])
+    for tuned, share in ((counts_of({"A": [(1, 1, 10)]}), 0.0), (none, None), (failed, None)):
+        found = comparisons.length_matched(base, tuned)
+        assert (found["pairs"], found["share"]) == (0, share)
+        assert found["error_rate_reduction"]["value"] is None and found["topics"] == 0
+
+
+def test_few_topics_have_no_interval(counts_of):
+    base = counts_of({f"t{i}": [(5, 5)] for i in range(8)})
+    tuned = counts_of({f"t{i}": [(8, 2)] if i < 5 else [(0, 0)] for i in range(8)})
+    found = comparisons.compare(base, tuned)
+    # of eight topics five tell an error rate of both
+    assert found["error_rate_reduction"] == {"value": pytest.approx(0.6), "low": None, "high": None}
+    assert found["correct_change"]["low"] is not None
+
+
+def test_a_base_with_few_errors_has_no_lower_end(counts_of):
+    """Some draws meet none of its errors: the cut is minus infinity there."""
+    base = counts_of({f"t{i}": [(9, int(i == 0))] for i in range(8)})
+    tuned = counts_of({f"t{i}": [(9, 1)] for i in range(8)})
+    cut = comparisons.compare(base, tuned)["error_rate_reduction"]
+    assert cut["value"] < 0 and cut["low"] is None and cut["high"] is not None
+
+
+def test_a_rate_of_wins_is_never_certain(counts_of):
+    base = counts_of({f"t{i}": [(5, 5)] for i in range(10)})
+    tuned = counts_of({f"t{i}": [(8, 2)] for i in range(10)})
+    rate = comparisons.compare(base, tuned)["wins"]["net"]["win_rate"]
+    assert (rate["value"], rate["high"]) == (1.0, 1.0)
+    assert rate["low"] == pytest.approx(10 / (10 + 1.96**2), abs=1e-3)
+
+
+def test_p_with_other_numbers_of_responses(counts_of):
+    """Ten responses a topic against one: topics differ much, and all of them gain a little."""
+    rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    base = counts_of({f"t{r}": [(100 - 100 * r, 100 * r)] * 10 for r in rates})
+    tuned = counts_of({f"t{r}": [(105 - 100 * r, 100 * r - 5)] for r in rates})
+    found = comparisons.compare(base, tuned)
+    assert found["p"]["error_rate"] == found["p"]["correct"] == pytest.approx(2 / 2**9)
+
+
+def test_what_could_not_be_judged_is_in_no_mean(counts_of):
+    """Of a topic without an article nothing is known, in either model."""
+    known = {f"t{i}": [(3, 1, 10)] for i in range(6)}
+    both = [pa.concat_tables([counts_of(known), counts_of({"dark": [(0, 0, 10)]}, unknown=5)])] * 2
+    found = comparisons.compare(*both)
+    assert found["wins"]["net"]["ties"] == 6 and found["topics"] == 7
+    assert comparisons.length_matched(*both)["pairs"] == 6
+    gained = pa.concat_tables([counts_of(known), counts_of({"dark": [(9, 0, 10)]})])
+    found = comparisons.compare(both[0], gained)
+    assert found["correct_change"]["value"] == pytest.approx((6 * 3 + 9) / 7 - 3)

@@ -106,6 +106,19 @@ def test_f1_at_k_by_hand(counts_of):
     assert more["recall@6"]["value"] == pytest.approx((0.5 + 0 + 1 + 0) / 4)
 
 
+def test_a_response_of_which_nothing_is_judged_is_in_no_mean(counts_of):
+    judged, dark = counts_of({"A": [(3, 1), (0, 0)]}), counts_of({"B": [(0, 0)] * 2}, unknown=4)
+    found = metrics.summarise(pa.concat_tables([judged, dark]), ks=(4,))
+    assert found["correct"]["value"] == 3 / 2 and found["incorrect"]["value"] == 1 / 2
+    assert found["f1@4"]["value"] == found["recall@4"]["value"] == 0.75 / 2
+    assert (found["facts"]["value"], found["no_facts"]["value"]) == (3.0, 0.0)
+    assert metrics.summarise(dark, ks=(4,))["correct"]["value"] is None
+
+
+def test_a_large_k_keeps_its_name(counts_of):
+    assert "f1@1000000" in metrics.summarise(counts_of({"A": [(3, 1)]}), ks=(1_000_000,))
+
+
 def test_k_is_the_median_and_the_most_facts(counts_of):
     some = [counts_of({"A": [(3, 1), (0, 0)]}), counts_of({"A": [(5, 1), (9, 0)]})]
     assert metrics.middle_and_most(some) == [6, 9]
@@ -137,6 +150,7 @@ def random_tables(responses, facts, seed=0):
     table_of_responses = pa.table(
         {
             "response_id": [f"r{i}" for i in range(responses)],
+            "prompt_id": [f"p{i % 14}" for i in range(responses)],
             "topic": [f"t{i % 7}" for i in range(responses)],
             "text": pa.array(["some  words\nhere "] * responses),
             "error": pa.array(["broken" if i % 11 == 0 else None for i in range(responses)]),
@@ -158,8 +172,7 @@ def test_counts_equal_those_counted_one_by_one():
         stated = [f for f in mine if f["fact"] is not None]
         distinct = [judged.get(f["fact_id"]) for f in stated if not f["repeated"]]
         expected = {
-            "response_id": response["response_id"],
-            "topic": response["topic"],
+            **{k: response[k] for k in ("response_id", "prompt_id", "topic")},
             "correct": distinct.count(True),
             "incorrect": distinct.count(False),
             "unknown": distinct.count(None),
@@ -216,7 +229,7 @@ def test_nothing_judged_is_null_not_zero():
     none = VERDICTS_6.slice(0, 0)
     found = metrics.summarise(metrics.response_counts(RESPONSES_3, FACTS_7, none))
     assert found["error_rate"] == {"value": None, "low": None, "high": None}
-    assert found["correct"]["value"] == 0
+    assert found["correct"]["value"] == 0  # of the one that states nothing
 
 
 def test_only_failed_responses_leave_nothing():

@@ -3,7 +3,9 @@
 import pytest
 
 from facttune_ray import tables
+from facttune_ray.config import GroupsConfig
 from facttune_ray.evaluation import rewards
+from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.tables import Folder
 
 
@@ -13,6 +15,7 @@ def scope(tmp_path):
 
     def write(**made):
         root = Folder.of(str(tmp_path))
+        made.setdefault("responses", [[]])
         for name, shards in made.items():
             for shard, rows in enumerate(shards):
                 tables.write_part(root / "base" / name, name, shard, rows, {})
@@ -61,7 +64,7 @@ def test_pairs_of_every_reward_and_mix(scope):
         for r, v in (("a", 0.5), ("b", None))
     ]
     made = {"responses": RESPONSES, "rewards": ROWS, "mixes": mixes}
-    found = rewards.columns(scope(**made), "base", threshold=0.0)
+    found = rewards.columns(scope(**made), Scope("base"), GroupsConfig())
     assert {k: (v["responses"], v["pairs"]) for k, v in found.items()} == {
         "factscore": (4, 2),
         "max_conf": (3, 0),  # a tie, and one alone
@@ -72,8 +75,23 @@ def test_pairs_of_every_reward_and_mix(scope):
 
 def test_equal_responses_are_in_pairs_once(scope):
     twice = [ROWS[0], [*ROWS[1], reward("e", "q", factscore=2.0)]]
-    found = rewards.columns(scope(responses=RESPONSES, rewards=twice), "base", threshold=0.0)
+    root = scope(responses=RESPONSES, rewards=twice)
+    found = rewards.columns(root, Scope("base"), GroupsConfig())
     assert (found["factscore"]["responses"], found["factscore"]["pairs"]) == (5, 2)
+
+
+def test_pairs_are_those_that_groups_makes_in_the_shards_that_count(scope):
+    one = [reward(r, "p", factscore=v) for r, v in (("a", 0.0), ("b", 1.0), ("v", 3.0))]
+    root = scope(responses=RESPONSES, rewards=[one, ROWS[1]])
+
+    def pairs(scope, **settings):
+        found = rewards.columns(root, scope, GroupsConfig(**settings))["factscore"]
+        return found["responses"], found["pairs"]
+
+    assert pairs(Scope("base")) == (5, 4)
+    assert pairs(Scope("base"), max_pairs=2) == (5, 3)
+    assert pairs(Scope("base"), threshold=1.5) == (5, 2)
+    assert pairs(Scope("base", shards=1)) == (3, 3)
 
 
 def test_confidence_against_verdicts_with_bins_by_hand(scope):
@@ -96,7 +114,7 @@ def test_confidence_against_verdicts_with_bins_by_hand(scope):
             ]
         ],
     )
-    found = rewards.confidence(root, "base")
+    found = rewards.confidence(root, Scope("base"))
     best = found["max_conf"]  # f5 was not asked, f6 has no verdict, f7 repeats another
     assert (best["facts"], best["auroc"]) == (4, 1.0)
     assert [(b["low"], b["confidence"], b["supported"]) for b in best["bins"]] == [
@@ -113,4 +131,5 @@ def test_confidence_against_verdicts_with_bins_by_hand(scope):
 
 def test_without_tables_there_is_nothing_to_say(scope):
     root = scope(facts=[[]])
-    assert rewards.columns(root, "base", 0.0) == {} == rewards.confidence(root, "base")
+    assert rewards.columns(root, Scope("base"), GroupsConfig()) == {}
+    assert rewards.confidence(root, Scope("base")) == {}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from facttune_ray import cli, config
+from facttune_ray import cli, config, opinions
 from facttune_ray.evaluation import breakdowns, text
 from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.stages import verdicts
@@ -161,6 +161,8 @@ def test_compare_two_runs(folder, measured_run, capsys):
     [
         (["compare", "{run}"], "at least two runs"),
         (["compare", "{run}", "nowhere"], "nowhere: no summary.json"),
+        (["compare", "{run}", "{run}/summary.json"], "summary.json is a file: name the folder"),
+        (["inspect", "{run}/summary.json"], "summary.json is a file: name the folder"),
         (["inspect", "nowhere"], "nowhere does not exist"),
         (["inspect", "{run}", "Tpic 0003"], "did you mean Topic 0003"),
         (["inspect", "{run}", "Topic 0003", "--model", "x"], "matches --model"),
@@ -170,6 +172,44 @@ def test_bad_input_is_one_line(folder, capsys, words, line):
     assert cli.main([w.format(run=folder) for w in words]) == 2
     said = capsys.readouterr().err
     assert line in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("summary", "line"),
+    [
+        ("{", "/summary.json is not JSON: "),
+        ("[]", "/summary.json: summary is not as this version writes it"),
+        ('{"models": {}, "run": {}}', "summary.second_opinion is not as"),
+        ({"run": {"config": {}}}, "summary.run.config.evaluation is not as"),
+        ({"models": {"base": {"f1@4": 3}}}, "models.base.correct is not as"),
+        ({"second_opinion": {"models": {"base": []}}}, "second_opinion.models.base is not as"),
+    ],
+)
+def test_a_summary_that_is_odd_is_one_line(folder, summary, tmp_path, capsys, line):
+    if isinstance(summary, dict):
+        summary = json.dumps(json.loads((folder / "summary.json").read_text()) | summary)
+    (tmp_path / "summary.json").write_text(summary)
+    assert cli.main(["compare", str(folder), str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert line in said and "facttune report" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ['"model","topic"\n', "half", "\xff"])
+def test_a_damaged_csv_is_one_line(folder, damage, tmp_path, capsys):
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "summary.json").write_bytes((folder / "summary.json").read_bytes())
+    whole = (folder / "csv/responses.csv").read_text()
+    text = whole[: len(whole) // 2 + 3].rstrip("\n") if damage == "half" else damage
+    (tmp_path / "csv/responses.csv").write_text(text, encoding="latin-1")
+    assert cli.main(["compare", str(folder), str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "csv/responses.csv cannot be read: " in said and said.count("\n") == 1
+
+
+def test_inspect_in_a_narrow_terminal(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "5")
+    assert cli.main(["inspect", str(folder), "topic 0003"]) == 0
+    assert "passage" in capsys.readouterr().out
 
 
 def test_inspect(folder, capsys):
@@ -196,9 +236,21 @@ def test_auto_takes_another_estimator_that_costs_nothing():
     assert name("verdicts.retrieval=none") == "lexical"
     assert name("evaluation.estimator=none") is None
     assert name("verdicts.estimator=lexical") is None  # the same: a note in the report says so
+    assert name("verdicts.estimator=chat+lexical") is None  # a part of it
+    turned = ("verdicts.estimator=lexical+chat", "evaluation.estimator=chat+lexical")
+    assert name(*turned) is None
     assert name("verdicts.estimator=lexical", "evaluation.estimator=chat") == "chat"
     with pytest.raises(Exception, match='evaluation.estimator: no "lexcal"'):
         name("evaluation.estimator=lexcal")
+
+
+def test_a_second_opinion_that_is_a_part_of_the_first_is_warned_of(capsys):
+    words = ["verdicts.estimator=chat", "evaluation.estimator=chat+lexical"]
+    opinions.check(config.load(["quickstart"], words))
+    said = capsys.readouterr()
+    assert "has chat in common with verdicts.estimator=chat" in said.out + said.err
+    opinions.check(config.load(["quickstart"]))
+    assert capsys.readouterr().err == ""
 
 
 def test_only_the_models_of_a_scope_are_counted(folder):

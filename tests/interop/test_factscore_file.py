@@ -40,6 +40,11 @@ def test_malformed_line_names_file_and_line(tmp_path, line, says):
     assert "\n" not in str(caught.value)
 
 
+def test_two_files_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match="a/m.jsonl and b/m.jsonl: both are model m: rename one"):
+        list(factscore.read_all(tmp_path, ["a/m.jsonl", "b/m.jsonl"]))
+
+
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(UserError, match="check data.folder"):
         list(factscore.read(tmp_path / "gone.jsonl"))

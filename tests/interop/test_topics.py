@@ -84,6 +84,12 @@ def test_spaces_and_accents_have_one_form(tmp_path):
         ("t.csv", b"name,born\nAda,1815\n", 'no column "topic": it has name, born: name it in'),
         ("t.csv", b"topic,born\n,1815\n", "t.csv: row 1: the topic is empty"),
         ("t.csv", b"topic,split\nAda,dev\n", 'split "dev" is none of train, dpoval, val, test'),
+        (
+            "t.jsonl",
+            b'{"topic": "A", "split": "test", "pronoun": 5}',
+            '"pronoun" must be a text, not 5',
+        ),
+        ("t.jsonl", b'{"topic": "A", "split": ["test"]}\n', "none of train, dpoval, val, test"),
         ("t.xlsx", b"PK", "t.xlsx: not a .jsonl"),
         ("gone.txt", None, "gone.txt: no such file: check data.topics"),
     ],
@@ -155,6 +161,10 @@ def test_lists_of_responses_and_the_files_name(tmp_path):
         ([{"topic": "A", "prompt": "p", "response": 5}], '"response" must be a text'),
         ([{"topic": "A", "prompt": " ", "response": "x"}], '"prompt" is empty'),
         (
+            [{"topic": "A", "prompt": "p", "response": "x", "model": 7}],
+            '"model" must be a text, not 7',
+        ),
+        (
             [{"topic": "A", "prompt": "p", "response": "x", "split": s} for s in ("train", "test")],
             'r.jsonl:2: topic "A" is in split train already',
         ),
@@ -165,3 +175,14 @@ def test_responses_that_are_wrong(tmp_path, rows, says):
     with pytest.raises(UserError) as e:
         responses(tmp_path, "r.jsonl")
     assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_two_files_of_one_name_are_no_one_model(tmp_path):
+    row = {"topic": "Ada", "prompt": "Who?", "response": "x", "split": "test"}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match="a/m.jsonl and .*b/m.jsonl: rows without a model"):
+        responses(tmp_path, "a/m.jsonl", "b/m.jsonl")
+    (tmp_path / "b" / "m.jsonl").write_text(json.dumps(row | {"model": "n"}) + "\n")
+    assert [r["model"] for r in responses(tmp_path, "a/m.jsonl", "b/m.jsonl")] == ["m", "n"]

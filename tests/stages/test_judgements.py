@@ -75,6 +75,17 @@ def test_equal_and_missing_texts_are_not_asked(run_stage):
     assert found["fluency"]["preferred"] is None and judge.asked == []
 
 
+@pytest.mark.parametrize(
+    ("tuned", "base", "better"), [("", "x", "base"), ("x", " \n", "tuned"), ("", " ", "tie")]
+)
+def test_an_empty_answer_is_less_helpful_unasked(run_stage, tuned, base, better):
+    found, judge = judged(run_stage, [response("b", base)], [response("t", tuned)], by_text)
+    helpful = found["helpfulness"]
+    assert judge.asked == []
+    assert helpful["shown_first"] == helpful["shown_second"] == helpful["preferred"] == better
+    assert found["fluency"]["preferred"] == ("tie" if better == "tie" else None)
+
+
 def test_an_unreadable_answer_is_the_rows_error(run_stage):
     found, _ = judged(
         run_stage, [response("b", "x")], [response("t", "y")], lambda text: "Both are fine."
