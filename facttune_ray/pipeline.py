@@ -352,6 +352,8 @@ def status(cfg: Config) -> list[tuple[str, dict | None]]:
     if not root.exists():
         raise UserError(f"{cfg.run.out} does not exist: nothing has been run there")
     found = {f.rsplit("/", 1)[0] for f in root.files() if f.endswith(marks)}
+    if not found:
+        raise UserError(f"{cfg.run.out}: no table there: name a run's folder in run.out")
     return [(name, (root / name / tables.MANIFEST).read_json()) for name in sorted(found)]
 
 

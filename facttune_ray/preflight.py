@@ -18,12 +18,10 @@ from facttune_ray.stages import stage
 
 
 def check(cfg: Config, knowledge: str, models: bool) -> None:
-    """`knowledge`: the database that verdicts read. `models`: whether the run may load some."""
+    """`knowledge`: the database that verdicts read. `models`: whether the run may run some."""
     verdicts = stage("verdicts")
     first, other = cfg.verdicts, verdicts.second_opinion(cfg)
     names = verdicts.estimators(first)
-    if "facts" not in cfg.data.ready and (cfg.facts.method == "llm" or "chat" in names):
-        check_embedded(cfg.llm)
     searched = first.retrieval == "fts" or (
         first.no_article == "search" and first.retrieval != "none"
     )
@@ -33,6 +31,8 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
         Articles(knowledge).search("a", 1)
     if not models:
         return
+    if "facts" not in cfg.data.ready and (cfg.facts.method == "llm" or "chat" in names):
+        check_embedded(cfg.llm)
     used = {cfg.model.path: "model.path"}  # model -> the setting that names it
     for one in contenders(cfg):
         if one.cfg.sampling.engine != "api":

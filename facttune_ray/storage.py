@@ -17,6 +17,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -135,11 +136,16 @@ class Folder:
         return retrying(read)
 
     def read_json(self) -> Any | None:
-        """The file's JSON, or None when it is absent."""
+        """The file's JSON, or None when it is absent. UserError when it is damaged."""
         try:
             return json.loads(self.read_bytes())
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise UserError(
+                f"{self.path}: damaged, it is no JSON: delete the folder that holds it, then run "
+                f"the same command again"
+            ) from None
 
     def download(self, here: Path) -> None:
         """Copy this file to a local path."""
@@ -293,10 +299,11 @@ FULL = "no space left: free some, then run the same command again"
 HINTS = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: "disk quota reached: free some, then run the same command again",
-    errno.EACCES: "permission denied: choose another run.out",
-    errno.EROFS: "the file system is read-only: choose another run.out",
-    errno.ENOTDIR: "a part of this path is a file, not a folder: choose another run.out",
-    errno.EEXIST: "a file is in the way: choose another run.out",
+    errno.EACCES: "permission denied: choose another folder",
+    errno.EPERM: "not permitted there: choose another folder",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: choose another one",
+    errno.EEXIST: "a file is in the way: choose another folder",
 }
 REFUSALS = {  # in what object stores say
     "NO_SUCH_BUCKET": "no such bucket: make it first, or check its name",
@@ -329,8 +336,12 @@ def explain(error: BaseException) -> str | None:
 
 
 def outage(error: OSError) -> str | None:
-    """`explain` of what may happen anywhere, to a reader too: a store that is away, a full disk."""
-    return explain(error) if error.errno in (None, errno.ENOSPC, errno.EDQUOT) else None
+    """`explain` of what may happen anywhere, to a reader too: a store that is away, a full disk, a
+    path that cannot be."""
+    if error.errno not in (None, *HINTS.keys() - {errno.EEXIST}):
+        return None
+    named, line = re.search(r"'(/[^']+)'", str(error)), explain(error)
+    return f"{named[1]}: {line}" if named and line and error.errno else line
 
 
 def passing(error: BaseException) -> bool:

@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from facttune_ray import tables
+from facttune_ray import cli, tables
 from facttune_ray.errors import RecipeMismatch, UserError
 from facttune_ray.schema import digest, seed_from
 from facttune_ray.tables import Folder
@@ -58,7 +58,7 @@ def test_errors_are_counted_without_reading_rows(tmp_path):
 
 def test_a_path_through_a_file_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another run.out") as caught:
+    with pytest.raises(UserError, match="choose another folder") as caught:
         (Folder.of(str(tmp_path / "file")) / "a" / "b").write_json({})
     assert "\n" not in str(caught.value)
 
@@ -87,3 +87,23 @@ def test_ids_are_the_same_in_every_process():
     assert digest("Mara Veldt", "Write.") == "0db45f0affcc45c988d3"
     assert digest("a", "b") != digest("ab", "")
     assert 0 <= seed_from(0, "x") < 2**63
+
+
+@pytest.mark.parametrize("words", [["quickstart", "--out"], ["ledger", "stats"]])
+def test_a_file_in_place_of_a_folder_is_one_line(tmp_path, capsys, words):
+    (tmp_path / "people.txt").write_text("Ada\n")
+    assert cli.main([*words, str(tmp_path / "people.txt")]) == 2
+    error = capsys.readouterr().err
+    assert "people.txt" in error and "is a file, not a folder" in error and error.count("\n") == 1
+
+
+def test_a_damaged_manifest_is_one_line(tmp_path, capsys):
+    manifest = tmp_path / "prompts" / "_MANIFEST.json"
+    manifest.parent.mkdir()
+    manifest.write_text('{"rows": 1')
+    assert cli.main(["status", "quickstart", f"run.out={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{manifest}: damaged, it is no JSON: delete the folder" in error
+    manifest.unlink()
+    assert cli.main(["status", "quickstart", f"run.out={tmp_path}"]) == 2
+    assert "no table there: name a run's folder" in capsys.readouterr().err

@@ -199,7 +199,8 @@ def _text(path: str, key: str) -> Iterator[tuple[str, Row]]:
     number = 0
     try:
         for number, line in enumerate(records.lines(path, key), 1):
-            yield f"{path}:{number}", {"topic": line}
+            if line.strip():
+                yield f"{path}:{number}", {"topic": line}
     except UnicodeDecodeError:
         raise UserError(f"{path}:{number + 1}: not UTF-8: save the file as UTF-8") from None
     if not number:

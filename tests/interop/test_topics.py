@@ -75,7 +75,6 @@ def test_spaces_and_accents_have_one_form(tmp_path):
     ("name", "content", "says"),
     [
         ("t.txt", b"Ada\nBo\nAda\n", 't.txt:3: topic "Ada" stands at '),
-        ("t.txt", b"Ada\n\nBo\n", "t.txt:2: the topic is empty: remove the line"),
         ("t.txt", b"Ada\nB\xff\nCy\n", "t.txt:2: not UTF-8: save the file as UTF-8"),
         ("t.txt", b"", "t.txt: the file is empty"),
         ("t.jsonl", b'{"topic": "Ada"}\n{"name": "Bo"}\n', 't.jsonl:2: no column "topic"'),
