@@ -58,7 +58,7 @@ def test_errors_are_counted_without_reading_rows(tmp_path):
 
 def test_a_path_through_a_file_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another folder") as caught:
+    with pytest.raises(UserError, match="choose another one") as caught:
         (Folder.of(str(tmp_path / "file")) / "a" / "b").write_json({})
     assert "\n" not in str(caught.value)
 
