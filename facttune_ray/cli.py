@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from facttune_ray import secrets
 from facttune_ray.errors import UserError, did_you_mean
+from facttune_ray.stages import STEPS
 
 if TYPE_CHECKING:
     from facttune_ray.config import Config
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     takes_config(p)
     takes_config(add("run", _run, "make every missing table, train, evaluate, report"))
     p = add("stage", _stage, "make the missing tables of one stage")
-    p.add_argument("name", metavar="NAME", help="such as facts, verdicts, train")
+    p.add_argument("name", metavar="NAME", help=", ".join(STEPS))
     takes_config(p)
     p = add("train", _train, "train on the run's rewards, or on preferences in files of your own")
     takes_config(p)

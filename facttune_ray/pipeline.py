@@ -27,14 +27,12 @@ from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
 from facttune_ray.sampling import engines
 from facttune_ray.spread import shards_of, spread
-from facttune_ray.stages import STAGES, stage
+from facttune_ray.stages import STAGES, STEPS, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.stages.placement import place
 from facttune_ray.streams import Streams
 from facttune_ray.tables import Folder, Recipe
 from facttune_ray.telemetry import say
-
-STEPS = ("knowledge", "topics", "pretrain", *STAGES, "train", "evaluate")
 
 
 class Missing(UserError):

@@ -30,6 +30,8 @@ STAGES = (
     "judgements",
 )
 
+STEPS = ("knowledge", "topics", "pretrain", *STAGES, "train", "evaluate")  # with what is no stage
+
 
 def stage(name: str) -> ModuleType:
     """The stage's module, imported when first used."""
