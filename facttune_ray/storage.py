@@ -242,7 +242,7 @@ def _endpoint() -> tuple[str | None, str]:
 def join(folder: str, name: str) -> str:
     """`name` inside `folder`, either of which may be a URI; an absolute name is itself."""
     if "://" in name or "://" not in folder:
-        return name if "://" in name else str(Path(folder) / name)
+        return name if "://" in name else str(Path(folder).expanduser() / name)
     return name if name.startswith("/") else (Folder.of(folder) / name).uri
 
 

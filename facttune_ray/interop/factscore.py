@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from facttune_ray.config_layers import one_line
 from facttune_ray.errors import UserError
-from facttune_ray.interop.records import loads
+from facttune_ray.interop.records import in_line, loads
 from facttune_ray.scoring.factscore import Summary, summarise
 from facttune_ray.storage import Folder, explain, join
 
@@ -66,11 +66,11 @@ def read(path: str | Path) -> Iterator[Record]:
                 continue
             found += 1
             try:
-                yield _record(loads(line))
+                yield _record(loads(line.rstrip()))
             except UnicodeDecodeError:
                 raise UserError(f"{path}:{number}: not UTF-8") from None
             except (ValueError, RecursionError) as e:
-                raise UserError(f"{path}:{number}: not JSON: {e}") from None
+                raise UserError(f"{path}:{number}: not JSON: {in_line(e)}") from None
             except (KeyError, TypeError) as e:
                 raise UserError(f"{path}:{number}: {e.args[0]}") from None
     if not found:

@@ -100,9 +100,16 @@ def loads(text: str) -> Any:
 
 def _json(where: str, text: str) -> Any:
     try:
-        return loads(text)
+        return loads(text.rstrip())
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{where}: not JSON: {e}") from None
+        raise UserError(f"{where}: not JSON: {in_line(e)}") from None
+
+
+def in_line(error: Exception) -> str:
+    """What is wrong with a line of JSON, and where in it."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return one_line(error)
 
 
 def _whole_json(path: str, key: str) -> Iterator[tuple[str, Any]]:
