@@ -27,9 +27,9 @@ from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
 from facttune_ray.sampling import engines
 from facttune_ray.spread import shards_of, spread
-from facttune_ray.stages import STAGES, stage
+from facttune_ray.stages import STAGES, stage, worker
 from facttune_ray.stages.context import Work
-from facttune_ray.stages.placement import place
+from facttune_ray.stages.placement import SAMPLING, gpus_of, place
 from facttune_ray.streams import Streams
 from facttune_ray.tables import Folder, Recipe
 from facttune_ray.telemetry import say
@@ -203,8 +203,6 @@ class Run:
         return self.ensure(output, name, recipe, make)
 
     def _run_stage(self, work: Work, recipe: Recipe) -> None:
-        from facttune_ray.stages import worker
-
         cfg, folder = self.cfg, self.root / work.output
         started = time.monotonic()
         tables.begin(folder, recipe)
@@ -216,7 +214,7 @@ class Run:
             worker.start_ray()
             import ray
 
-            gpus, kind = _gpus(work)
+            gpus, kind = gpus_of(work)
             if not (room := place(ray.nodes(), gpus, kind)):
                 say(f"{work.output}: waits for a host with a GPU {kind}")
             workers = cfg.run.workers or max(1, room)
@@ -233,7 +231,6 @@ class Run:
         """A stage of LLM requests: metered, watched, and stopped by its budget in one line."""
         from facttune_ray import progress
         from facttune_ray.llm import cost
-        from facttune_ray.stages import worker
 
         section = "sampling.llm" if work.stage in SAMPLING else "llm"
         cost.price_of(work.cfg.llm, section)  # a budget without a price is refused here
@@ -288,7 +285,6 @@ class Run:
         with self._lock:
             if not self._base_url:
                 from facttune_ray.quickstart import annotator
-                from facttune_ray.stages import worker
 
                 folder = self.root / "annotator"
                 here = Path(folder.path) if folder.local else storage.scratch(folder.uri)
@@ -316,29 +312,9 @@ def full_name(scope: str, name: str) -> str:
     return f"{scope}/{name}" if scope else name
 
 
-SAMPLING = ("responses", "answers", "entities")  # stages that draw from `sampling.engine`
-
-
 def _asks(recipe: Recipe) -> bool:
     """Whether the stage asks an endpoint."""
     return "llm.model" in recipe or recipe.get("sampling.engine") == "api"
-
-
-def _gpus(work: Work) -> tuple[float, str]:
-    """(GPUs of each of the stage's workers, their kind)"""
-    cfg, name = work.cfg, work.stage
-    sampling, train = cfg.sampling, cfg.train
-    if name in (*SAMPLING, "p_true"):
-        if work.base_url:
-            return 0.0, ""
-        several = sampling.tensor_parallel if sampling.engine == "vllm" and name != "p_true" else 0
-        return max(sampling.gpus, several), sampling.accelerator
-    if name == "reference":
-        return train.gpus, train.accelerator
-    if name not in ("verdicts", "classes"):
-        return 0.0, ""
-    own = cfg.verdicts if name == "verdicts" else cfg.classes
-    return own.gpus, own.accelerator
 
 
 def status(cfg: Config) -> list[tuple[str, dict | None]]:

@@ -1,5 +1,6 @@
 """Where a stage's workers stand on a cluster.
 
+    gpus_of(work)                              ->  (1.0, "L4")      of each worker of a stage
     place(nodes, gpus=1.0, accelerator="L4")   ->  8      workers that there is room for
     options(gpus=1.0, accelerator="L4")        ->  {"num_gpus": 1.0, "num_cpus": 0,
                                                     "accelerator_type": "L4"}
@@ -14,7 +15,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from facttune_ray.stages.context import Work
+
+SAMPLING = ("responses", "answers", "entities")  # stages that draw from `sampling.engine`
+# stage -> the section of the config that gives it GPUs; others take none
+SECTIONS = {
+    **dict.fromkeys((*SAMPLING, "p_true"), "sampling"),
+    "reference": "train",
+    "verdicts": "verdicts",
+    "classes": "classes",
+}
 Node = Mapping[str, Any]  # of ray.nodes(): Alive, Resources {"CPU": 8.0, "accelerator_type:L4": 1}
+
+
+def gpus_of(work: Work) -> tuple[float, str]:
+    """(GPUs of each of the stage's workers, their kind)"""
+    section = SECTIONS.get(work.stage)
+    if section is None or (section == "sampling" and work.base_url):  # others' GPUs
+        return 0.0, ""
+    own = getattr(work.cfg, section)
+    several = 0
+    if work.stage in SAMPLING and own.engine == "vllm":
+        several = own.tensor_parallel
+    return max(own.gpus, several), own.accelerator
 
 
 def place(nodes: Iterable[Node], gpus: float, accelerator: str) -> int:
