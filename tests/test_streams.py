@@ -6,9 +6,10 @@ import threading
 
 import pytest
 
-from facttune_ray import config, facttune, tables
+from facttune_ray import config, facttune, pipeline, tables
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
+from facttune_ray.stages import worker
 from facttune_ray.streams import Stopped, Streams
 from facttune_ray.tables import Folder
 
@@ -51,6 +52,30 @@ def test_the_first_error_is_raised_and_what_was_made_of_a_removed_table_goes(tmp
         streams.finish()
     assert isinstance(streams.errors["facts"], Stopped)
     assert not (root / "facts").exists()
+
+
+@pytest.fixture
+def streaming_run(tmp_path, monkeypatch) -> pipeline.Run:
+    """A run whose tables are made side by side, on a cluster that is not there."""
+    monkeypatch.setattr(worker, "start_ray", lambda: None)
+    words = ["data.source=world", f"run.out={tmp_path}", "run.shards=1", "sampling.gpus=1"]
+    run = pipeline.Run(config.load([], words))
+    monkeypatch.setattr(run, "_make", lambda name, make: make())
+    return run
+
+
+def test_a_stream_finds_ray_started(streaming_run, monkeypatch):
+    """By the main thread: Ray's processes end with the thread that starts them."""
+    run, steps = streaming_run, []
+    monkeypatch.setattr(worker, "start_ray", lambda: steps.append(threading.current_thread()))
+
+    def make() -> None:
+        steps.append("table")
+        tables.finish(run.root / "facts", "facts", {}, 0, 0.0)
+
+    with run.streaming():
+        run.ensure("facts", "facts", {}, make)
+    assert steps == [threading.main_thread(), "table"]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -185,8 +186,17 @@ def run(
         raise stopped
 
 
+_starting = threading.Lock()
+
+
 def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job), or start a local one."""
+    """Join the cluster that RAY_ADDRESS names (a submitted job), or start a local one. Of threads
+    that come together one does it: Ray itself lets all of them begin, and breaks."""
+    with _starting:
+        _start_ray()
+
+
+def _start_ray() -> None:
     import logging
     import os
 
