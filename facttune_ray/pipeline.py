@@ -87,6 +87,8 @@ class Run:
                     f"run `facttune stage {step}` with the same config first"
                 )
             if self._streams is not None and step in STAGES:
+                # before its thread runs: who reads it must not take parts of another recipe for its
+                tables.begin(folder, recipe)
                 worker.start_ray()  # Ray's processes end with the thread that starts them
                 self._streams.start(name, lambda: self._make(name, make))
                 found = {"fingerprint": tables.fingerprint(recipe), "table": step}

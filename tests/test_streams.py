@@ -78,6 +78,22 @@ def test_a_stream_finds_ray_started(streaming_run, monkeypatch):
     assert steps == [threading.main_thread(), "table"]
 
 
+def test_parts_of_another_recipe_are_gone_before_a_table_is_read(streaming_run):
+    run, go = streaming_run, threading.Event()
+    tables.begin(run.root / "responses", {"temperature": 1.0})
+    put(run.root, "responses", 0)  # of a run that was killed
+
+    def make() -> None:
+        go.wait()
+        tables.finish(run.root / "responses", "responses", {}, 0, 0.0)
+
+    with run.streaming():
+        run.ensure("responses", "responses", {"temperature": 0.5}, make)
+        there = tables.present(run.root / "responses", 1)
+        go.set()
+    assert there == set()
+
+
 @pytest.mark.slow
 def test_facts_are_asked_for_while_responses_are_sampled_elsewhere(
     tmp_path, small_preset, ray_cluster
