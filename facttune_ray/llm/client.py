@@ -162,7 +162,7 @@ class Client:
         work = sum(min(2 * r, 8 * self.cfg.concurrency) for r in rates)
         return len(self._running) < max(2 * self.cfg.concurrency, work)
 
-    async def drain(self, why: UserError) -> None:
+    async def drain(self, why: Exception) -> None:
         """Send nothing more; return when what is in flight is answered and kept."""
         self._funds.stop(why)
         for endpoint in self.endpoints:

@@ -85,8 +85,10 @@ class ShardWorker:
                     running = await _some_done(running, 0.05)
             while running:
                 running = await _some_done(running, None)
-        except UserError as e:
-            await client.drain(e)
+        except Exception as e:  # also a bug, or a store that is away: what is under way is paid
+            # those who wait get an error that none of them takes for its row's own
+            why = e if isinstance(e, UserError) else UserError(f"{self.work.output} has stopped")
+            await client.drain(why)
             await asyncio.gather(*running, return_exceptions=True)
             raise
         finally:
@@ -144,14 +146,21 @@ _kept: dict[str, ShardWorker] = {}  # this process's worker, by table: at most o
 def run_shards(batch: Batch, work: Work) -> Batch:
     """`ShardWorker` as a task: made once a process and table."""
     if work.output not in _kept or _kept[work.output].work != work:
-        while _kept:
-            _kept.popitem()[1].close()
+        _let_go()
         give_back()
         _kept[work.output] = ShardWorker(work)
-    made = _kept[work.output](batch)
-    if made["kind"][0]:  # a client that was stopped does not start again
-        _kept.pop(work.output).close()
+    made = None
+    try:
+        made = _kept[work.output](batch)
+    finally:
+        if made is None or made["kind"][0]:  # a client that was stopped does not start again
+            _let_go()
     return made
+
+
+def _let_go() -> None:
+    while _kept:
+        _kept.popitem()[1].close()
 
 
 def run(

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
+import pytest
 
 from facttune_ray import config, tables
+from facttune_ray.errors import RowError, UserError
+from facttune_ray.llm.client import Client
+from facttune_ray.llm.endpoint import Endpoint
+from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.limiter import Limits
+from facttune_ray.llm.permits import Gate, local_renew
+from facttune_ray.quickstart.annotator import AnnotatorOptions, running
+from facttune_ray.stages import worker
 from facttune_ray.stages.context import Work
 from facttune_ray.stages.worker import ShardWorker
 from facttune_ray.tables import Folder
@@ -28,6 +39,50 @@ def test_a_task_that_is_tried_again_makes_what_is_missing(tmp_path):
     assert [r["prompt"] for r in tables.rows(root / "prompts", 0)] == ["first"]
     (row,) = tables.rows(root / "prompts", 1)
     assert row["topic"] == "Bo" and "Bo" in row["prompt"]
+
+
+def asking(tmp_path, monkeypatch, url: str, run) -> tuple[Work, ShardWorker]:
+    """The kept worker of a stage that asks `url`, without a cluster; `run`: its row function."""
+    words = [f"run.out={tmp_path}", "run.shards=2", f"llm.base_url={url}"]
+    work = Work("facts", "facts", {}, config.load(["quickstart"], words), base_url=url)
+    made, gate = ShardWorker(work), Gate(local_renew(Limits()), 32, "w")
+    ledger = Ledger(Folder.of(str(tmp_path / "ledger")), flush_s=0.01)
+    endpoint = Endpoint(url, "NO_KEY", 60, gate)
+    made.context.__dict__["client"] = Client(work.cfg.llm, ledger, [endpoint])
+    monkeypatch.setattr(worker, "stage", lambda name: types.SimpleNamespace(run=run))
+    monkeypatch.setitem(worker._kept, "facts", made)
+    return work, made
+
+
+def kept(tmp_path) -> int:
+    """Completions in the ledger."""
+    segments = Ledger(Folder.of(str(tmp_path / "ledger"))).segments
+    return sum(len(s.prefixes) for s in segments.values())
+
+
+@pytest.mark.parametrize("error", [UserError("x"), OSError("x"), KeyError("x"), RowError("x")])
+def test_what_is_under_way_is_kept_whatever_stops_a_shard(tmp_path, monkeypatch, error):
+    ended = []
+
+    async def run(context, shard: int) -> list[dict]:
+        if shard == 1:
+            while context.client.endpoints[0].gate.in_flight < 32:
+                await asyncio.sleep(0.01)
+            raise error
+        messages = [[{"role": "user", "content": f"hello {i}"}] for i in range(40)]
+        asked = (context.client.complete(m) for m in messages)
+        ended.extend(await asyncio.gather(*asked, return_exceptions=True))
+        return []
+
+    with running(AnnotatorOptions(latency_min_ms=600, latency_max_ms=700)) as url:
+        work, _ = asking(tmp_path, monkeypatch, url, run)
+        try:
+            line = worker.run_shards({"shards": np.array(["0,1"])}, work)["stopped"][0]
+        except Exception as e:
+            line = str(e)
+    assert "x" in line and not worker._kept
+    assert kept(tmp_path) == 32  # all that were sent; the others wait for a permit
+    assert sum(isinstance(e, UserError) for e in ended) == 8
 
 
 def test_threads_that_come_together_start_one_ray():
