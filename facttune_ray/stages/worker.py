@@ -10,6 +10,7 @@ GPU stages run as an actor pool.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sys
 import threading
@@ -123,8 +124,10 @@ class ShardWorker:
             say(f"part {shard}", event="part", rows=len(rows), errors=failed, **what)
 
     def close(self) -> None:
+        """What could not be written was raised when it was tried first, and is tried once more."""
         if "client" in self.context.__dict__:
-            self.loop.run_until_complete(self.context.client.close())
+            with contextlib.suppress(UserError, OSError):
+                self.loop.run_until_complete(self.context.client.close())
         self.loop.close()
 
 

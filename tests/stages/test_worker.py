@@ -85,6 +85,26 @@ def test_what_is_under_way_is_kept_whatever_stops_a_shard(tmp_path, monkeypatch,
     assert sum(isinstance(e, UserError) for e in ended) == 8
 
 
+@pytest.mark.parametrize("error", [UserError("cannot write: full"), OSError(28, "full")])
+def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, error):
+    """Also when the worker is let go, which tries it once more."""
+    tried = []
+
+    def full(self, rows: list[dict]) -> None:
+        tried.append(len(rows))
+        raise error
+
+    async def run(context, shard: int) -> list[dict]:
+        return [await context.client.complete([{"role": "user", "content": "hello"}])]
+
+    with running(AnnotatorOptions()) as url:
+        work, _ = asking(tmp_path, monkeypatch, url, run)
+        monkeypatch.setattr(Ledger, "write", full)
+        made = worker.run_shards({"shards": np.array(["0"])}, work)
+    assert made["kind"][0] == "UserError" and len(tried) > 1
+    assert "\n" not in made["stopped"][0] and not worker._kept
+
+
 def test_threads_that_come_together_start_one_ray():
     """In a process where it has not been started yet, as that of a run whose stages stream."""
     code = """
