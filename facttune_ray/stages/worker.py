@@ -193,9 +193,14 @@ def run(
     stopped: UserError | None = None
     for row in done.iter_rows():  # the others drain, too: what they paid for is kept
         if row["stopped"] and stopped is None:
-            stopped = getattr(errors, row["kind"])(row["stopped"])
+            stopped = told(row)
     if stopped is not None:
         raise stopped
+
+
+def told(row: dict[str, str]) -> UserError:
+    """The error that a worker returned; of a kind that only another module knows, a plain one."""
+    return getattr(errors, row["kind"], UserError)(row["stopped"])
 
 
 _starting = threading.Lock()

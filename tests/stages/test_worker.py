@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from facttune_ray import config, tables
-from facttune_ray.errors import RowError, UserError
+from facttune_ray.errors import BudgetReached, RowError, UserError
 from facttune_ray.llm.client import Client
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
@@ -103,6 +103,12 @@ def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, erro
         made = worker.run_shards({"shards": np.array(["0"])}, work)
     assert made["kind"][0] == "UserError" and len(tried) > 1
     assert "\n" not in made["stopped"][0] and not worker._kept
+
+
+def test_a_workers_error_is_raised_as_what_it_was():
+    assert isinstance(worker.told({"kind": "BudgetReached", "stopped": "x"}), BudgetReached)
+    other = worker.told({"kind": "OfAnotherModule", "stopped": "one line"})
+    assert type(other) is UserError and str(other) == "one line"
 
 
 def test_threads_that_come_together_start_one_ray():
