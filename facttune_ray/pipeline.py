@@ -121,11 +121,11 @@ class Run:
         if not other or self.only is not None or self._streams is not None:
             yield
             return
-        streams = self._streams = Streams()
+        streams = self._streams = Streams(self._end)
         try:
             yield
         except BaseException:
-            streams.stopped.set()
+            streams.stop()
             raise
         finally:
             try:
@@ -221,10 +221,13 @@ class Run:
             if not (room := place(ray.nodes(), gpus, kind)):
                 say(f"{work.output}: waits for a host with a GPU {kind}")
             workers = cfg.run.workers or max(1, room)
-            run = self._ask if work.base_url else worker.run
             while left:
                 now = streams.ready(self.root, work.inputs.values(), left) if streams else left
-                run(work, now, workers, gpus, kind)
+                if work.base_url:
+                    self._ask(work, now, workers, gpus, kind)
+                else:
+                    ended = streams.stopped if streams else None
+                    worker.run(work, now, workers, gpus, kind, ended)
                 left = left - now
         self._check_errors(work, folder, streams)
         wall_s = time.monotonic() - started
@@ -263,7 +266,14 @@ class Run:
                 budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
                 handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))
                 self._meter = (name, handle)
+                if self._streams is not None and self._streams.stopped.is_set():
+                    self._end()
             return self._meter
+
+    def _end(self) -> None:
+        """Let stages that ask an endpoint end: their workers hear of it from the meter."""
+        if self._meter is not None:
+            self._meter[1].stop.remote()
 
     def _check_errors(self, work: Work, folder: Folder, streams: Streams | None) -> None:
         stats = [tables.part_stats(folder, s) for s in range(self.cfg.run.shards)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
+import urllib.request
 
 import pytest
 
 from facttune_ray import config, facttune, pipeline, tables
-from facttune_ray.errors import UserError
+from facttune_ray.errors import Stopped, UserError
+from facttune_ray.llm.ledger import Ledger
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.stages import worker
-from facttune_ray.streams import Stopped, Streams
+from facttune_ray.streams import Streams
 from facttune_ray.tables import Folder
 
 SHARDS = 4
@@ -54,6 +58,27 @@ def test_the_first_error_is_raised_and_what_was_made_of_a_removed_table_goes(tmp
     assert not (root / "facts").exists()
 
 
+def test_an_error_is_told_when_it_happens_and_the_others_end(tmp_path, capsys):
+    root, ended, said = Folder.of(str(tmp_path)), threading.Event(), []
+    streams = Streams(ended.set)
+
+    def responses() -> None:
+        ended.wait(30)
+        said.append(capsys.readouterr().err)
+        put(root, "prompts", 0)
+        streams.ready(root, ["prompts"], {0})  # there, and yet nothing more is begun
+
+    def facts() -> None:
+        raise UserError("no such model")
+
+    streams.start("responses", responses)
+    streams.start("facts", facts)
+    with pytest.raises(UserError, match="no such model"):
+        streams.finish()
+    assert said == ["facts: no such model; the tables beside it end, too\n"]
+    assert isinstance(streams.errors["responses"], Stopped)
+
+
 @pytest.fixture
 def streaming_run(tmp_path, monkeypatch) -> pipeline.Run:
     """A run whose tables are made side by side, on a cluster that is not there."""
@@ -92,6 +117,37 @@ def test_parts_of_another_recipe_are_gone_before_a_table_is_read(streaming_run):
         there = tables.present(run.root / "responses", 1)
         go.set()
     assert there == set()
+
+
+def test_when_a_table_fails_paid_requests_of_another_are_kept_and_no_more_are_sent(
+    tmp_path, ray_cluster
+):
+    words = ["sampling.engine=api", "sampling.llm.model=m", "sampling.llm.base_url=http://a/v1"]
+    words += [f"run.out={tmp_path}", "run.shards=1", "llm.concurrency=8"]
+    words += ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0"]
+    with running(AnnotatorOptions(latency_min_ms=400, latency_max_ms=500)) as url:
+        run = pipeline.Run(config.load(["quickstart"], [*words, f"llm.base_url={url}"]))
+        row = {"topic": "Mara Veldt", "split": "train", "prompt": "Who is she?", "prompt_id": "p"}
+        texts = [f"Mara Veldt was born in {1000 + i}." for i in range(300)]
+        rows = [row | {"text": t, "response_id": t, "model": "base", "sample": 0} for t in texts]
+        tables.write_part(run.root / "responses", "responses", 0, rows, {})
+        found = tables.finish(run.root / "responses", "responses", {}, 1, 0.0)
+        run.manifests["responses"] = found
+
+        def answered() -> int:
+            with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
+                return json.load(reply)["answered"]
+
+        def fails() -> None:
+            while not answered():
+                time.sleep(0.05)
+            raise UserError("no such model")
+
+        with pytest.raises(UserError, match="no such model"), run.streaming():
+            run.table("", "facts", ["responses"])
+            run.ensure("verdicts", "verdicts", {}, fails)
+        segments = Ledger(run.root / "ledger").segments
+        assert sum(len(s.prefixes) for s in segments.values()) == answered() < 300
 
 
 @pytest.mark.slow

@@ -82,6 +82,10 @@ class MeterActor:
     def report(self, ask: Ask) -> Allowance:
         return self.meter.report(ask)
 
+    def stop(self) -> None:
+        """Let every worker end: what is under way is kept, and nothing more is asked."""
+        self.meter.stopped = True
+
     def snapshot(self) -> dict:
         return self.meter.snapshot()
 

@@ -167,9 +167,15 @@ def _let_go() -> None:
 
 
 def run(
-    work: Work, shards: set[int], workers: int, gpus: float = 0.0, accelerator: str = ""
+    work: Work,
+    shards: set[int],
+    workers: int,
+    gpus: float = 0.0,
+    accelerator: str = "",
+    ended: threading.Event | None = None,
 ) -> None:
-    """Make these shards on the cluster; UserError when a worker stopped on bad input."""
+    """Make these shards on the cluster; UserError when a worker stopped on bad input. Stopped when
+    `ended` is set meanwhile: after the next shards, and without those that are being made."""
     import ray.data
 
     from facttune_ray.stages.placement import options
@@ -194,6 +200,9 @@ def run(
     for row in done.iter_rows():  # the others drain, too: what they paid for is kept
         if row["stopped"] and stopped is None:
             stopped = told(row)
+        if ended is not None and ended.is_set():
+            stopped = stopped or errors.Stopped("another table has failed")
+            break
     if stopped is not None:
         raise stopped
 

@@ -6,13 +6,14 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
 import pytest
 
 from facttune_ray import config, tables
-from facttune_ray.errors import BudgetReached, RowError, UserError
+from facttune_ray.errors import BudgetReached, RowError, Stopped, UserError
 from facttune_ray.llm.client import Client
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
@@ -109,6 +110,22 @@ def test_a_workers_error_is_raised_as_what_it_was():
     assert isinstance(worker.told({"kind": "BudgetReached", "stopped": "x"}), BudgetReached)
     other = worker.told({"kind": "OfAnotherModule", "stopped": "one line"})
     assert type(other) is UserError and str(other) == "one line"
+
+
+def test_the_driver_leaves_what_is_not_made_yet_when_the_run_ends(tmp_path, ray_cluster):
+    words = ["data.source=topics", "prompts.domain=bio", "data.topics=t", f"run.out={tmp_path}"]
+    cfg, root = config.load([], [*words, "run.shards=128"]), Folder.of(str(tmp_path))
+    for shard in range(128):
+        row = {"topic": f"Ada {shard}", "split": "train"}
+        tables.write_part(root / "topics", "topics", shard, [row], {})
+    work, ended = Work("prompts", "prompts", {"topics": "topics"}, cfg), threading.Event()
+    ended.set()
+    with pytest.raises(Stopped):
+        worker.run(work, set(range(128)), 1, ended=ended)
+    assert 0 < len(tables.present(root / "prompts", 128)) < 128
+    left = set(range(128)) - tables.present(root / "prompts", 128)
+    worker.run(work, left, 1)
+    assert tables.present(root / "prompts", 128) == set(range(128))
 
 
 def test_threads_that_come_together_start_one_ray():
