@@ -5,9 +5,10 @@
     options(gpus=1.0, accelerator="L4")        ->  {"num_gpus": 1.0, "num_cpus": 0,
                                                     "accelerator_type": "L4"}
 
-Stages without a GPU take one CPU a worker, and count the hosts that have no GPU where there are
-such: Ray's scheduler fills those first. A head that was started with --num-cpus=0 gets nothing but
-the limiter and the meter, which take no CPU.
+Stages without a GPU have a worker a CPU, and count the hosts that have no GPU where there are such:
+Ray's scheduler fills those first. A worker that asks an endpoint, and mostly waits, takes half a
+CPU, so that two such stages find room side by side. A head that was started with --num-cpus=0 gets
+nothing but the limiter and the meter, which take no CPU.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SECTIONS = {
     "verdicts": "verdicts",
     "classes": "classes",
 }
+ASKS = 0.5  # CPUs of a worker that asks an endpoint: not less, for each holds some 450 MB
 Node = Mapping[str, Any]  # of ray.nodes(): Alive, Resources {"CPU": 8.0, "accelerator_type:L4": 1}
 
 
@@ -50,9 +52,9 @@ def place(nodes: Iterable[Node], gpus: float, accelerator: str) -> int:
     return max(1, int(sum(h.get("CPU", 0) for h in plain or hosts)))
 
 
-def options(gpus: float, accelerator: str) -> dict[str, Any]:
-    """Ray's options of each worker."""
+def options(gpus: float, accelerator: str, asks: bool) -> dict[str, Any]:
+    """Ray's options of each worker. `asks`: its work is done by an endpoint."""
     if not gpus:
-        return {"num_cpus": 1}
+        return {"num_cpus": ASKS if asks else 1}
     kind = {"accelerator_type": accelerator} if accelerator else {}
     return {"num_gpus": gpus, "num_cpus": 0, **kind}

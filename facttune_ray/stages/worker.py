@@ -187,7 +187,7 @@ def run(
         override_num_blocks=lanes,
     )
     size: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy"}
-    size |= options(gpus, accelerator)
+    size |= options(gpus, accelerator, asks=bool(work.base_url))
     if gpus:
         pool: Any = ray.data.ActorPoolStrategy(size=workers)
         done = data.map_batches(ShardWorker, compute=pool, fn_constructor_args=(work,), **size)

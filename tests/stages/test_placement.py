@@ -27,9 +27,17 @@ def test_gpu_stages_count_the_gpus_of_their_kind():
 
 
 def test_options_name_the_kind():
-    assert options(0.0, "L4") == {"num_cpus": 1}
-    assert options(0.5, "") == {"num_gpus": 0.5, "num_cpus": 0}
-    assert options(1.0, "L4") == {"num_gpus": 1.0, "num_cpus": 0, "accelerator_type": "L4"}
+    assert options(0.0, "L4", False) == {"num_cpus": 1}
+    assert options(0.5, "", False) == {"num_gpus": 0.5, "num_cpus": 0}
+    assert options(1.0, "L4", False) == {"num_gpus": 1.0, "num_cpus": 0, "accelerator_type": "L4"}
+
+
+@pytest.mark.parametrize("hosts", [[CPUS], CLUSTER, [{"Alive": True, "Resources": {"CPU": 1.0}}]])
+def test_a_stage_that_asks_leaves_room_for_another(hosts):
+    """With as many workers as `place` gives it: what it samples is judged while it samples."""
+    each = options(0.0, "", True)["num_cpus"]
+    cpus = sum(h["Resources"].get("CPU", 0) for h in hosts if h["Alive"])
+    assert place(hosts, 0.0, "") * each <= cpus - each
 
 
 def gpus(stage, *overrides, base_url=""):
