@@ -15,6 +15,7 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
@@ -23,7 +24,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
 from facttune_ray.llm.endpoint import read_reply
 from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
-from facttune_ray.llm.segments import ROWS, Segment
+from facttune_ray.llm.segments import ROWS, SCHEMA, Segment
 from facttune_ray.tables import Folder
 
 
@@ -456,6 +457,24 @@ def test_a_segment_of_several_record_batches_is_read_where_the_key_stands(folder
         assert isinstance(one.prefixes, np.memmap) and len(one.prefixes) == MERGE * rows
     assert found_by(ledger, MERGE * rows + 5) == MERGE * rows
     assert found_by(Ledger(folder), MERGE * rows + 5) == MERGE * rows
+
+
+def test_many_large_segments_are_few_open_files(folder):
+    def named(segment: int, row: int) -> bytes:
+        return hashlib.sha256(f"{segment} {row}".encode()).digest()
+
+    writer, before = Ledger(folder), psutil.Process().num_fds()
+    for i in range(40):
+        keys = sorted(named(i, row) for row in range(ROWS))
+        columns = {"key": keys, "text": [str(i)] * ROWS, "created_s": [0.0] * ROWS}
+        nothing = {f.name: pa.nulls(ROWS, f.type) for f in SCHEMA if f.name not in columns}
+        writer.add(pa.table(columns | nothing, schema=SCHEMA))
+    reader = Ledger(folder)
+    assert psutil.Process().num_fds() - before < 20
+    for ledger in (writer, reader):
+        assert all(isinstance(s.prefixes, np.memmap) for s in ledger.segments.values())
+        found = ledger.find(named(i, 7) for i in range(40))
+        assert [found[named(i, 7)].text for i in range(40)] == [str(i) for i in range(40)]
 
 
 def test_nothing_is_found_in_nothing(folder):
