@@ -9,6 +9,7 @@ One look-up is a binary search and a read of the record batches that it hits.
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 from collections.abc import Iterator
 from typing import IO
@@ -118,6 +119,19 @@ def prefixes_of(keys: pa.Array) -> np.ndarray:
         return np.empty(0, np.uint64)
     data = np.frombuffer(keys.buffers()[1], np.dtype(">u8"), len(keys) * 4, keys.offset * 32)
     return data[::4].astype(np.uint64)
+
+
+def key_ranges(rows: int, most: int) -> Iterator[tuple[int, int]]:
+    """Ranges low <= prefix < high of about `most` of so many rows each: keys are hashes, so equal
+    ranges of them hold about equally many."""
+    parts = max(1, -(-rows // most))
+    yield from itertools.pairwise(i * 2**64 // parts for i in range(parts + 1))
+
+
+def rows_in(prefixes: np.ndarray, low: int, high: int) -> slice:
+    """Where a range lies in sorted prefixes."""
+    first = np.searchsorted(prefixes, np.uint64(low), side="left")
+    return slice(int(first), int(np.searchsorted(prefixes, np.uint64(high - 1), side="right")))
 
 
 class Index:
