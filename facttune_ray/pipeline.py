@@ -12,6 +12,7 @@ prompts' hashes and its inputs' fingerprints, so a change upstream shows downstr
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +30,7 @@ from facttune_ray.sampling import engines
 from facttune_ray.spread import shards_of, spread
 from facttune_ray.stages import STAGES, stage, worker
 from facttune_ray.stages.context import Work
-from facttune_ray.stages.placement import SAMPLING, gpus_of, place
+from facttune_ray.stages.placement import SAMPLING, SECTIONS, gpus_of, place
 from facttune_ray.streams import Streams
 from facttune_ray.tables import Folder, Recipe
 from facttune_ray.telemetry import say
@@ -219,6 +220,12 @@ class Run:
 
             gpus, kind = gpus_of(work)
             if not (room := place(ray.nodes(), gpus, kind)):
+                if not os.environ.get("RAY_ADDRESS"):  # nobody adds a host
+                    key, wanted = f"{SECTIONS[work.stage]}.gpus", f"{gpus:g} {kind}".strip()
+                    raise UserError(
+                        f"{work.output}: {key}: this machine has not the {wanted} GPU(s) of a "
+                        f"worker: set it to 0, or RAY_ADDRESS to a cluster that has them"
+                    )
                 say(f"{work.output}: waits for a host with a GPU {kind}")
             workers = cfg.run.workers or max(1, room)
             while left:

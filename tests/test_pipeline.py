@@ -1,7 +1,21 @@
 """Whom a stage asks, and what a model is told by."""
 
+import pytest
+
 from facttune_ray import config, pipeline
+from facttune_ray.errors import UserError
 from facttune_ray.sampling import engines
+from facttune_ray.stages.context import Work
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting"), [("answers", "sampling"), ("reference", "train"), ("classes", "classes")]
+)
+def test_a_machine_without_the_gpus_is_not_waited_for(tmp_path, ray_cluster, stage, setting):
+    words = [f"{setting}.gpus=1", f"{setting}.accelerator=NONE-SUCH", f"run.out={tmp_path}"]
+    run = pipeline.Run(config.load([], words))
+    with pytest.raises(UserError, match=f"x: {setting}.gpus: .* the 1 NONE-SUCH GPU"):
+        run._run_stage(Work(stage, "x", {}, run.cfg), {})
 
 
 def test_a_stage_asks_an_endpoint_by_its_recipe():

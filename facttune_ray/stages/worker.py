@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import socket
 import sys
 import threading
 import traceback
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from facttune_ray import errors, tables, telemetry
+from facttune_ray.config_layers import one_line
 from facttune_ray.errors import UserError
 from facttune_ray.memory import give_back
 from facttune_ray.schema import digest
@@ -31,6 +33,7 @@ from facttune_ray.telemetry import say
 
 Batch = dict[str, np.ndarray]
 OPEN_SHARDS = 64  # of one worker, at once: their rows are in memory
+REACH_S = 5.0  # until a cluster that does not answer is taken for gone
 TASKS = 32  # of one worker, each some shards: the driver's work does not grow with them
 
 
@@ -216,8 +219,9 @@ _starting = threading.Lock()
 
 
 def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job), or start a local one. Of threads
-    that come together one does it: Ray itself lets all of them begin, and breaks."""
+    """Join the cluster that RAY_ADDRESS names (a submitted job), or start a local one. UserError
+    when nothing answers there. Of threads that come together one does it: Ray itself lets all of
+    them begin, and breaks."""
     with _starting:
         _start_ray()
 
@@ -237,8 +241,15 @@ def _start_ray() -> None:
 
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            _reach(address)
+            ray.init(logging_level=logging.WARNING)
+        except (OSError, ValueError, OverflowError) as e:
+            raise UserError(
+                f"RAY_ADDRESS={address}: no cluster answers there ({one_line(e)}): start it, or "
+                f"unset RAY_ADDRESS to run on this machine alone"
+            ) from None
     else:
         ray.init(
             address="local",
@@ -253,6 +264,14 @@ def _start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
+
+
+def _reach(address: str) -> None:
+    """OSError when nothing listens there: Ray would try for minutes, and end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # "auto" and the like: Ray looks it up
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
 
 
 def own_address() -> str:

@@ -128,6 +128,23 @@ def test_the_driver_leaves_what_is_not_made_yet_when_the_run_ends(tmp_path, ray_
     assert tables.present(root / "prompts", 128) == set(range(128))
 
 
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:9", "ray://127.0.0.1:9", "192.0.2.2:6379", "h:99999", "auto"]
+)
+def test_a_cluster_that_is_gone_is_one_line(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(worker, "REACH_S", 0.5)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+    def init(**options) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nStart one.")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no cluster answers") as error:
+        worker.start_ray()
+    assert "\n" not in str(error.value)
+
+
 def test_threads_that_come_together_start_one_ray():
     """In a process where it has not been started yet, as that of a run whose stages stream."""
     code = """
