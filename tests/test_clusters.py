@@ -189,6 +189,29 @@ def test_every_dependency_is_pinned_to_a_version_that_the_project_takes():
         assert wanted.specifier.contains(pin, prereleases=True), wanted
 
 
+def test_the_image_holds_what_it_is_installed_from_and_nothing_else():
+    """BuildKit reads the file of this name beside the Dockerfile. Of its rules the last wins."""
+    rules = (KUBERNETES / "Dockerfile.dockerignore").read_text().splitlines()
+    rules = [r for r in rules if r and not r.startswith("#")]
+
+    def taken(path: str) -> bool:
+        kept = True
+        for rule in rules:
+            name = rule.removeprefix("!")
+            inside = name.startswith("**/") and name[3:] in path.split("/")
+            if name == "*" or inside or path == name or path.startswith(name + "/"):
+                kept = rule.startswith("!")
+        return kept
+
+    left = (".venv/bin/python", ".git/config", "runs/a/ledger/x.arrow", "openai_api_key", "k.db")
+    assert not any(map(taken, (*left, "facttune_ray/__pycache__/cli.pyc", "tests/conftest.py")))
+    assert taken("facttune_ray/cli.py") and taken("jobs/pipeline.py") and taken("conf/bio.yaml")
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())
+    built = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = [project["project"]["readme"], *project["project"]["license-files"]]
+    assert all(map(taken, [*needed, *built["packages"], *built["force-include"], "pyproject.toml"]))
+
+
 def test_no_secret_stands_in_what_is_shipped():
     shapes = r"sk-[A-Za-z0-9]{8}|AKIA[0-9A-Z]{12}|hf_[A-Za-z0-9]{8}|-----BEGIN|ghp_[A-Za-z0-9]{8}"
     for path in [*LAUNCHED, *(p for p in KUBERNETES.iterdir()), *(REPO / "jobs").glob("*.*")]:
