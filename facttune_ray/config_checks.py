@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -16,6 +17,11 @@ from facttune_ray.schema import REWARD_COLUMNS
 
 # folders that a run has anyway
 TAKEN = ("base", "imported", "world", "topics", "prompts", "knowledge", "ledger", "annotator")
+# settings that name files and models, which may be called "hf_models" or "sk-wiki.db"
+PLACES = frozenset(
+    "out folder topics files knowledge samples entity_samples groups path local_lm npm dense "
+    "nli_model spacy_model ledger checkpoints deepspeed custom_generate".split()
+)
 ABOVE_0 = ("timeout_s", "max_elapsed_s", "flush_s", "batch_poll_s", "budget_usd")
 
 
@@ -214,11 +220,18 @@ def _contenders(cfg: Config) -> None:
 
 def _secrets(settings: dict) -> None:
     """No key in a setting: settings stand in tables and reports."""
+    found = list(_texts("", settings))
+    for name, text in found:
+        if name.endswith("api_key_env") and text:
+            if not re.fullmatch(r"[A-Za-z_]\w*", text):
+                raise UserError(f"{name}: give the name of an environment variable, not a key")
+            with contextlib.suppress(UserError):  # a file that cannot be read: whoever asks says so
+                secrets.key(text)  # known from here on
     hidden = secrets.known()
-    for name, text in _texts("", settings):
-        if name.endswith("api_key_env") and not re.fullmatch(r"[A-Za-z_]\w*|", text):
-            raise UserError(f"{name}: give the name of an environment variable, not a key")
-        if any(s in text for s in hidden) or re.search(r"://[^/@]*:[^/@]*@", text):
+    for name, text in found:
+        place = name.rpartition(".")[2].partition("[")[0] in PLACES and "params" not in name
+        shown = re.search(r"://[^/@]*:[^/@]*@", text) or (not place and secrets.SHAPES.search(text))
+        if shown or any(s in text for s in hidden):
             raise UserError(
                 f"{name}: holds a key, which would stand in every report: give it by environment: "
                 f"llm.api_key_env names the variable"

@@ -4,7 +4,8 @@
     ├── UserError        bad input: one line on stderr, exit code 2, tables intact
     │   ├── RecipeMismatch   a table exists, made by another recipe
     │   ├── EndpointError    the LLM endpoint is down or refuses us
-    │   └── BudgetReached    llm.budget_usd is spent: exit code 3
+    │   ├── BudgetReached    llm.budget_usd is spent: exit code 3
+    │   └── Stopped          another table has failed: that one's error is told
     └── RowError         one row failed: becomes that row's `error` column, the stage goes on
         └── Cut              an answer did not fit: to ask again would not help
 
@@ -39,6 +40,10 @@ class BudgetReached(UserError):
     """The run has paid `llm.budget_usd`. What is paid is kept; a higher budget goes on."""
 
     exit_code = 3
+
+
+class Stopped(UserError):
+    """Another table, made side by side with this one, has failed."""
 
 
 class RowError(FacttuneError):

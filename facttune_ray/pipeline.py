@@ -12,6 +12,7 @@ prompts' hashes and its inputs' fingerprints, so a change upstream shows downstr
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,9 +28,9 @@ from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
 from facttune_ray.sampling import engines
 from facttune_ray.spread import shards_of, spread
-from facttune_ray.stages import STAGES, STEPS, stage
+from facttune_ray.stages import STAGES, STEPS, stage, worker
 from facttune_ray.stages.context import Work
-from facttune_ray.stages.placement import place
+from facttune_ray.stages.placement import SAMPLING, SECTIONS, gpus_of, place
 from facttune_ray.streams import Streams
 from facttune_ray.tables import Folder, Recipe
 from facttune_ray.telemetry import say
@@ -85,6 +86,9 @@ class Run:
                     f"run `facttune stage {step}` with the same config first"
                 )
             if self._streams is not None and step in STAGES:
+                # before its thread runs: who reads it must not take parts of another recipe for its
+                tables.begin(folder, recipe)
+                worker.start_ray()  # Ray's processes end with the thread that starts them
                 self._streams.start(name, lambda: self._make(name, make))
                 found = {"fingerprint": tables.fingerprint(recipe), "table": step}
             else:
@@ -116,11 +120,11 @@ class Run:
         if not other or self.only is not None or self._streams is not None:
             yield
             return
-        streams = self._streams = Streams()
+        streams = self._streams = Streams(self._end)
         try:
             yield
         except BaseException:
-            streams.stopped.set()
+            streams.stop()
             raise
         finally:
             try:
@@ -201,8 +205,6 @@ class Run:
         return self.ensure(output, name, recipe, make)
 
     def _run_stage(self, work: Work, recipe: Recipe) -> None:
-        from facttune_ray.stages import worker
-
         cfg, folder = self.cfg, self.root / work.output
         started = time.monotonic()
         tables.begin(folder, recipe)
@@ -214,14 +216,23 @@ class Run:
             worker.start_ray()
             import ray
 
-            gpus, kind = _gpus(work)
+            gpus, kind = gpus_of(work)
             if not (room := place(ray.nodes(), gpus, kind)):
+                if not os.environ.get("RAY_ADDRESS"):  # nobody adds a host
+                    key, wanted = f"{SECTIONS[work.stage]}.gpus", f"{gpus:g} {kind}".strip()
+                    raise UserError(
+                        f"{work.output}: {key}: this machine has not the {wanted} GPU(s) of a "
+                        f"worker: set it to 0, or RAY_ADDRESS to a cluster that has them"
+                    )
                 say(f"{work.output}: waits for a host with a GPU {kind}")
             workers = cfg.run.workers or max(1, room)
-            run = self._ask if work.base_url else worker.run
             while left:
                 now = streams.ready(self.root, work.inputs.values(), left) if streams else left
-                run(work, now, workers, gpus, kind)
+                if work.base_url:
+                    self._ask(work, now, workers, gpus, kind)
+                else:
+                    ended = streams.stopped if streams else None
+                    worker.run(work, now, workers, gpus, kind, ended)
                 left = left - now
         self._check_errors(work, folder, streams)
         wall_s = time.monotonic() - started
@@ -231,7 +242,6 @@ class Run:
         """A stage of LLM requests: metered, watched, and stopped by its budget in one line."""
         from facttune_ray import progress
         from facttune_ray.llm import cost
-        from facttune_ray.stages import worker
 
         section = "sampling.llm" if work.stage in SAMPLING else "llm"
         cost.price_of(work.cfg.llm, section)  # a budget without a price is refused here
@@ -261,7 +271,14 @@ class Run:
                 budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
                 handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))
                 self._meter = (name, handle)
+                if self._streams is not None and self._streams.stopped.is_set():
+                    self._end()
             return self._meter
+
+    def _end(self) -> None:
+        """Let stages that ask an endpoint end: their workers hear of it from the meter."""
+        if self._meter is not None:
+            self._meter[1].stop.remote()
 
     def _check_errors(self, work: Work, folder: Folder, streams: Streams | None) -> None:
         stats = [tables.part_stats(folder, s) for s in range(self.cfg.run.shards)]
@@ -291,7 +308,6 @@ class Run:
                 if self.cfg.data.source != "world":
                     say("llm.base_url=embedded: the quickstart's annotator judges, by simple rules")
                 from facttune_ray.quickstart import annotator
-                from facttune_ray.stages import worker
 
                 folder = self.root / "annotator"
                 here = Path(folder.path) if folder.local else storage.scratch(folder.uri)
@@ -319,29 +335,9 @@ def full_name(scope: str, name: str) -> str:
     return f"{scope}/{name}" if scope else name
 
 
-SAMPLING = ("responses", "answers", "entities")  # stages that draw from `sampling.engine`
-
-
 def _asks(recipe: Recipe) -> bool:
     """Whether the stage asks an endpoint."""
     return "llm.model" in recipe or recipe.get("sampling.engine") == "api"
-
-
-def _gpus(work: Work) -> tuple[float, str]:
-    """(GPUs of each of the stage's workers, their kind)"""
-    cfg, name = work.cfg, work.stage
-    sampling, train = cfg.sampling, cfg.train
-    if name in (*SAMPLING, "p_true"):
-        if work.base_url:
-            return 0.0, ""
-        several = sampling.tensor_parallel if sampling.engine == "vllm" and name != "p_true" else 0
-        return max(sampling.gpus, several), sampling.accelerator
-    if name == "reference":
-        return train.gpus, train.accelerator
-    if name not in ("verdicts", "classes"):
-        return 0.0, ""
-    own = cfg.verdicts if name == "verdicts" else cfg.classes
-    return own.gpus, own.accelerator
 
 
 def status(cfg: Config) -> list[tuple[str, dict | None]]:

@@ -17,7 +17,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+
 from facttune_ray.config import Config
+from facttune_ray.config_layers import one_line
+from facttune_ray.errors import UserError
+from facttune_ray.interop import records
 from facttune_ray.schema import seed_from
 from facttune_ray.storage import Folder, join
 
@@ -59,12 +64,12 @@ def _taken_up(scratch: Path, shard: int) -> Iterator[dict]:
 
 def shards_of(cfg: Config) -> int:
     """`run.shards`, or as many as keep a shard's rows few: by the topics of a world, else by the
-    lines of the files."""
+    rows of the files."""
     if cfg.run.shards:
         return cfg.run.shards
     world, data = cfg.data.world, cfg.data
     names = [*data.files, data.topics]
-    rows = sum(_lines(Folder.of(join(data.folder, name))) for name in names if name)
+    rows = sum(_rows(join(data.folder, name)) for name in names if name)
     if data.source == "world":
         rows = world.train + world.val + world.test
     elif data.source == "tuning":
@@ -72,13 +77,20 @@ def shards_of(cfg: Config) -> int:
     return max(LEAST, math.ceil(rows / TOPICS))
 
 
-def _lines(file: Folder) -> int:
-    """Of a text; of a Parquet file, rows; 0 of one that is not there: its reader will say so."""
+def _rows(path: str) -> int:
+    """Of a file, unpacked: its lines, but for Parquet and JSON; 0 of one that is not there: its
+    reader will say so. UserError when it cannot be read."""
     import pyarrow.parquet as pq
 
+    file, kind = Folder.of(path), records.kind_of(path)
     if not file.fs.get_file_info(file.path).is_file:
         return 0
-    if file.path.endswith(".parquet"):
-        return pq.read_metadata(file.path, filesystem=file.fs).num_rows
-    with file.fs.open_input_stream(file.path, compression=None) as f:
-        return sum(part.count(b"\n") for part in iter(lambda: f.read(2**20), b""))
+    if kind == ".json":
+        return sum(1 for _ in records.read(path))
+    try:
+        if kind == ".parquet":
+            return pq.read_metadata(file.path, filesystem=file.fs).num_rows
+        with file.fs.open_input_stream(file.path) as f:
+            return sum(part.count(b"\n") for part in iter(lambda: f.read(2**20), b""))
+    except (OSError, pa.ArrowException) as e:
+        raise UserError(f"{path}: cannot be read: {one_line(e)}") from None

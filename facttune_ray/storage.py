@@ -38,9 +38,18 @@ from facttune_ray.schema import digest
 
 T = TypeVar("T")
 OBJECT_STORES = ("s3", "gcs", "abfs")  # what is put there appears at once
-ATTEMPTS = int(os.environ.get("FACTTUNE_STORAGE_ATTEMPTS", "8"))  # of one request
 CHUNK = 2**24  # bytes
 CONNECT_S, REQUEST_S = 10.0, 60.0
+
+
+def attempts(given: str) -> int:
+    """UserError unless it is a whole number of at least 1."""
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"FACTTUNE_STORAGE_ATTEMPTS={given}: must be a whole number of at least 1")
+    return int(given)
+
+
+ATTEMPTS = attempts(os.environ.get("FACTTUNE_STORAGE_ATTEMPTS") or "8")  # of one request
 
 
 @dataclass(frozen=True)

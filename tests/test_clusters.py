@@ -121,6 +121,55 @@ def test_kubernetes_schema_takes_the_rest():
         validate(part, "1.30", strict=True)
 
 
+def test_the_pod_that_submits_is_one_of_kubernetes():
+    validate = pytest.importorskip("kubernetes_validate").validate
+    spec = load(KUBERNETES / "rayjob.yaml")["spec"]["submitterPodTemplate"]["spec"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+    validate(pod, "1.30", strict=True)
+    head = ray_cluster_of("rayjob.yaml")["headGroupSpec"]["template"]["spec"]["containers"][0]
+    (container,) = spec["containers"]
+    assert container["image"] == head["image"] and "command" not in container  # the operator's
+
+
+@pytest.mark.parametrize(
+    ("labels", "port", "admitted"),
+    [
+        ({"app.kubernetes.io/name": "kuberay-operator"}, 8265, True),  # its Helm chart
+        ({"app.kubernetes.io/component": "kuberay-operator"}, 8265, True),  # its manifests
+        ({"app.kubernetes.io/name": "prometheus"}, 8080, True),
+        ({"app.kubernetes.io/name": "prometheus"}, 8265, False),
+        ({"ray.io/originated-from-crd": "RayJob"}, 8265, False),
+        ({}, 8080, False),
+    ],
+)
+def test_who_may_reach_the_pods(labels, port, admitted):
+    assert reaches(labels, port) is admitted
+
+
+def test_every_pod_of_ours_may_reach_the_others():
+    templates = [load(KUBERNETES / "rayjob.yaml")["spec"]["submitterPodTemplate"]]
+    for name in ("raycluster.yaml", "rayjob.yaml"):
+        cluster = ray_cluster_of(name)
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        templates += [g["template"] for g in groups]
+    assert all(reaches(t["metadata"]["labels"], 8265) for t in templates)
+
+
+def reaches(labels: dict[str, str], port: int) -> bool:
+    """Whether the NetworkPolicy lets a pod with these labels in at this port."""
+    (policy,) = (
+        p
+        for p in yaml.safe_load_all((KUBERNETES / "storage.yaml").read_text())
+        if p["kind"] == "NetworkPolicy"
+    )
+    return any(
+        source["podSelector"]["matchLabels"].items() <= labels.items()
+        for rule in policy["spec"]["ingress"]
+        for source in rule["from"]
+        if port in [p["port"] for p in rule.get("ports", [{"port": port}])]
+    )
+
+
 def test_only_a_jobs_own_cluster_shows_its_dashboard_to_the_operator():
     shown = {
         name: ray_cluster_of(name)["headGroupSpec"]["rayStartParams"]["dashboard-host"]
@@ -138,6 +187,29 @@ def test_every_dependency_is_pinned_to_a_version_that_the_project_takes():
         wanted = Requirement(line)
         pin = {k.lower(): v for k, v in pins.items()}[wanted.name.lower()]
         assert wanted.specifier.contains(pin, prereleases=True), wanted
+
+
+def test_the_image_holds_what_it_is_installed_from_and_nothing_else():
+    """BuildKit reads the file of this name beside the Dockerfile. Of its rules the last wins."""
+    rules = (KUBERNETES / "Dockerfile.dockerignore").read_text().splitlines()
+    rules = [r for r in rules if r and not r.startswith("#")]
+
+    def taken(path: str) -> bool:
+        kept = True
+        for rule in rules:
+            name = rule.removeprefix("!")
+            inside = name.startswith("**/") and name[3:] in path.split("/")
+            if name == "*" or inside or path == name or path.startswith(name + "/"):
+                kept = rule.startswith("!")
+        return kept
+
+    left = (".venv/bin/python", ".git/config", "runs/a/ledger/x.arrow", "openai_api_key", "k.db")
+    assert not any(map(taken, (*left, "facttune_ray/__pycache__/cli.pyc", "tests/conftest.py")))
+    assert taken("facttune_ray/cli.py") and taken("jobs/pipeline.py") and taken("conf/bio.yaml")
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())
+    built = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = [project["project"]["readme"], *project["project"]["license-files"]]
+    assert all(map(taken, [*needed, *built["packages"], *built["force-include"], "pyproject.toml"]))
 
 
 def test_no_secret_stands_in_what_is_shipped():

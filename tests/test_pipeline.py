@@ -1,30 +1,21 @@
-"""Where a stage runs, whom it asks, and what a model is told by."""
+"""Whom a stage asks, and what a model is told by."""
 
 import pytest
 
 from facttune_ray import config, pipeline
+from facttune_ray.errors import UserError
 from facttune_ray.sampling import engines
 from facttune_ray.stages.context import Work
 
 
-def gpus(stage, *overrides, base_url=""):
-    cfg = config.load([], list(overrides))
-    return pipeline._gpus(Work(stage, stage, {}, cfg, base_url=base_url))[0]
-
-
-@pytest.mark.parametrize("stage", ["responses", "answers", "entities", "p_true"])
-def test_sampling_stages_take_the_engines_gpus(stage):
-    assert gpus(stage) == 0
-    assert gpus(stage, "sampling.gpus=0.5") == 0.5
-    assert gpus(stage, "sampling.gpus=1", base_url="http://host/v1") == 0  # others' GPUs
-
-
-def test_vllm_takes_as_many_gpus_as_hold_the_model():
-    vllm = ["sampling.engine=vllm", "sampling.gpus=1", "sampling.tensor_parallel=4"]
-    assert gpus("answers", *vllm) == 4
-    assert gpus("p_true", *vllm) == 1
-    assert gpus("questions", *vllm) == 0
-    assert gpus("classes", "classes.gpus=1", *vllm) == 1
+@pytest.mark.parametrize(
+    ("stage", "setting"), [("answers", "sampling"), ("reference", "train"), ("classes", "classes")]
+)
+def test_a_machine_without_the_gpus_is_not_waited_for(tmp_path, ray_cluster, stage, setting):
+    words = [f"{setting}.gpus=1", f"{setting}.accelerator=NONE-SUCH", f"run.out={tmp_path}"]
+    run = pipeline.Run(config.load([], words))
+    with pytest.raises(UserError, match=f"x: {setting}.gpus: .* the 1 NONE-SUCH GPU"):
+        run._run_stage(Work(stage, "x", {}, run.cfg), {})
 
 
 def test_a_stage_asks_an_endpoint_by_its_recipe():
@@ -69,10 +60,3 @@ def test_a_model_on_a_file_system_is_told_by_its_files(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     assert pipeline.model_digest(uri) != before[0]
     assert pipeline.model_digest(str(tmp_path)) != before[1]
-
-
-def test_kinds_of_gpus_are_named_where_gpus_are():
-    cfg = config.load([], ["train.gpus=1", "train.accelerator=H100", "sampling.accelerator=L4"])
-    assert pipeline._gpus(Work("reference", "reference", {}, cfg)) == (1.0, "H100")
-    assert pipeline._gpus(Work("answers", "answers", {}, cfg)) == (0.0, "L4")
-    assert pipeline._gpus(Work("facts", "facts", {}, cfg)) == (0.0, "")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from facttune_ray import cli, secrets
+from facttune_ray import cli, config, secrets
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 
@@ -129,14 +129,32 @@ def test_redaction_knows_the_environment_and_usual_shapes(monkeypatch, text, sho
         "llm.params.user=hidden-value",
         "data.folder=s3://me:hidden@bucket/x",
         "llm.endpoints=[{base_url: 'https://a.org/v1', api_key_env: sk-another-key}]",
+        "llm.params.user=from-a-hidden-file",
+        "llm.params.user=in-hidden-variable",
+        "llm.params.extra={who: 'Bearer sk-another-key'}",
+        "sampling.llm.params.user=sk-another-key",
     ],
 )
 def test_a_setting_that_holds_a_key_is_refused(monkeypatch, capsys, tmp_path, setting):
     monkeypatch.setenv("SOME_TOKEN", "hidden-value")
-    assert cli.main(["status", "quickstart", f"run.out={tmp_path}", setting]) == 2
+    (tmp_path / "key").write_text("from-a-hidden-file\n")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("OTHER", "in-hidden-variable")
+    monkeypatch.setattr(secrets, "_read", set())
+    words = ["status", "quickstart", f"run.out={tmp_path}", "sampling.llm.api_key_env=OTHER"]
+    assert cli.main([*words, setting]) == 2
     said = capsys.readouterr().err
     assert "key" in said and said.count("\n") == 1
     assert not any(k in said for k in (KEY, "pass-word", "hidden", "sk-another"))
+
+
+@pytest.mark.parametrize(
+    "setting", ["data.folder=/data/hf_models", "model.path=hf_llama-7b", "data.files=[sk-wiki.db]"]
+)
+def test_a_file_may_be_called_as_a_key_begins(monkeypatch, setting):
+    monkeypatch.setenv("OPENAI_API_KEY_FILE", "/no/such/file")  # whoever asks for it says so
+    config.load([], [setting])
 
 
 def test_a_traceback_shows_no_key():

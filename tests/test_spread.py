@@ -1,6 +1,11 @@
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pytest
+
 from facttune_ray import config, spread
+from facttune_ray.errors import UserError
 
 ROWS = [{"topic": f"t{i % 7}", "n": i, "text": "\ud800é", "score": None} for i in range(50)]
 
@@ -20,3 +25,22 @@ def test_shards_follow_the_number_of_topics(tmp_path: Path):
     assert spread.shards_of(config.load([], words)) == 20  # 5,000 / 256
     assert spread.shards_of(config.load([], [*words, "run.shards=3"])) == 3
     assert spread.shards_of(config.load([], ["data.world.train=150"])) == 8
+
+
+@pytest.mark.parametrize("name", ["t.jsonl.gz", "t.jsonl.bz2", "t.txt.zst", "t.json", "t.json.gz"])
+def test_rows_are_counted_in_packed_files_and_in_json(tmp_path: Path, name: str):
+    rows = [{"topic": f"Person {i}"} for i in range(5000)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with pa.output_stream(str(tmp_path / name)) as f:  # packed as its name says
+        f.write((json.dumps(rows) if ".json" in name and ".jsonl" not in name else text).encode())
+    words = ["data.source=topics", f"data.folder={tmp_path}", f"data.topics={name}"]
+    assert spread.shards_of(config.load([], [*words, "prompts.domain=bio"])) == 20
+
+
+@pytest.mark.parametrize("name", ["t.jsonl.gz", "t.json", "t.parquet"])
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(b"{neither packed nor JSON nor Parquet")
+    words = ["data.source=topics", f"data.folder={tmp_path}", f"data.topics={name}"]
+    with pytest.raises(UserError, match=f"{name}: (cannot be read|not JSON)") as error:
+        spread.shards_of(config.load([], [*words, "prompts.domain=bio"]))
+    assert "\n" not in str(error.value)

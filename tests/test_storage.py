@@ -95,6 +95,14 @@ def test_a_store_that_stays_away_is_one_line(object_store):
         object_store.refuses = lambda number, method, path: False
 
 
+@pytest.mark.parametrize("given", ["many", "0", "-1"])
+def test_a_wrong_number_of_attempts_is_one_line(tmp_path, given):
+    words = ["status", "quickstart", f"run.out={tmp_path}"]
+    done = facttune(*words, FACTTUNE_STORAGE_ATTEMPTS=given)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"FACTTUNE_STORAGE_ATTEMPTS={given}: must be a whole number" in done.stderr
+
+
 def test_a_missing_bucket_and_a_key_in_the_uri(object_store):
     uri = object_store.uri("x").replace("s3://tests", "s3://nobody")
     with pytest.raises(UserError, match="cannot write s3://nobody/x: no such bucket"):

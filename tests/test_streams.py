@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
+import urllib.request
 
 import pytest
 
-from facttune_ray import config, facttune, tables
-from facttune_ray.errors import UserError
+from facttune_ray import config, facttune, pipeline, tables
+from facttune_ray.errors import Stopped, UserError
+from facttune_ray.llm.ledger import Ledger
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.streams import Stopped, Streams
+from facttune_ray.stages import worker
+from facttune_ray.streams import Streams
 from facttune_ray.tables import Folder
 
 SHARDS = 4
@@ -53,6 +58,134 @@ def test_the_first_error_is_raised_and_what_was_made_of_a_removed_table_goes(tmp
     assert not (root / "facts").exists()
 
 
+def test_an_error_is_told_when_it_happens_and_the_others_end(tmp_path, capsys):
+    root, ended, said = Folder.of(str(tmp_path)), threading.Event(), []
+    streams = Streams(ended.set)
+
+    def responses() -> None:
+        ended.wait(30)
+        said.append(capsys.readouterr().err)
+        put(root, "prompts", 0)
+        streams.ready(root, ["prompts"], {0})  # there, and yet nothing more is begun
+
+    def facts() -> None:
+        raise UserError("no such model")
+
+    streams.start("responses", responses)
+    streams.start("facts", facts)
+    with pytest.raises(UserError, match="no such model"):
+        streams.finish()
+    assert said == ["facts: no such model; the tables beside it end, too\n"]
+    assert isinstance(streams.errors["responses"], Stopped)
+
+
+@pytest.fixture
+def streaming_run(tmp_path, monkeypatch) -> pipeline.Run:
+    """A run whose tables are made side by side, on a cluster that is not there."""
+    monkeypatch.setattr(worker, "start_ray", lambda: None)
+    words = ["data.source=world", f"run.out={tmp_path}", "run.shards=1", "sampling.gpus=1"]
+    run = pipeline.Run(config.load([], words))
+    monkeypatch.setattr(run, "_make", lambda name, make: make())
+    return run
+
+
+def test_a_stream_finds_ray_started(streaming_run, monkeypatch):
+    """By the main thread: Ray's processes end with the thread that starts them."""
+    run, steps = streaming_run, []
+    monkeypatch.setattr(worker, "start_ray", lambda: steps.append(threading.current_thread()))
+
+    def make() -> None:
+        steps.append("table")
+        tables.finish(run.root / "facts", "facts", {}, 0, 0.0)
+
+    with run.streaming():
+        run.ensure("facts", "facts", {}, make)
+    assert steps == [threading.main_thread(), "table"]
+
+
+def test_parts_of_another_recipe_are_gone_before_a_table_is_read(streaming_run):
+    run, go = streaming_run, threading.Event()
+    tables.begin(run.root / "responses", {"temperature": 1.0})
+    put(run.root, "responses", 0)  # of a run that was killed
+
+    def make() -> None:
+        go.wait()
+        tables.finish(run.root / "responses", "responses", {}, 0, 0.0)
+
+    with run.streaming():
+        run.ensure("responses", "responses", {"temperature": 0.5}, make)
+        there = tables.present(run.root / "responses", 1)
+        go.set()
+    assert there == set()
+
+
+def two_endpoints(out, url: str, *words: str) -> config.Config:
+    """A run whose tables stream: what is judged at `url` is sampled elsewhere."""
+    words += ("sampling.engine=api", "sampling.llm.model=m", "sampling.llm.base_url=http://a/v1")
+    words += ("tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0")
+    return config.load(["quickstart"], [*words, f"llm.base_url={url}", f"run.out={out}"])
+
+
+def stats(url: str) -> dict:
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
+        return json.load(reply)
+
+
+def respond(run: pipeline.Run, name: str, each: int) -> None:
+    """So many responses of one sentence in each shard."""
+    row = {"topic": "Mara Veldt", "split": "train", "prompt": "Who is she?", "prompt_id": "p"}
+    for shard in range(run.cfg.run.shards):
+        years = range(1000 + shard * each, 1000 + (shard + 1) * each)
+        texts = [f"Mara Veldt was born in {year}." for year in years]
+        rows = [row | {"text": t, "response_id": t, "model": "base", "sample": 0} for t in texts]
+        tables.write_part(run.root / name, "responses", shard, rows, {})
+    shards = run.cfg.run.shards
+    run.manifests[name] = tables.finish(run.root / name, "responses", {}, shards, 0.0)
+
+
+def test_when_a_table_fails_paid_requests_of_another_are_kept_and_no_more_are_sent(
+    tmp_path, ray_cluster
+):
+    with running(AnnotatorOptions(latency_min_ms=400, latency_max_ms=500)) as url:
+        run = pipeline.Run(two_endpoints(tmp_path, url, "run.shards=1", "llm.concurrency=8"))
+        respond(run, "responses", 300)
+
+        def fails() -> None:
+            while not stats(url)["answered"]:
+                time.sleep(0.05)
+            raise UserError("no such model")
+
+        with pytest.raises(UserError, match="no such model"), run.streaming():
+            run.table("", "facts", ["responses"])
+            run.ensure("verdicts", "verdicts", {}, fails)
+        segments = Ledger(run.root / "ledger").segments
+        assert sum(len(s.prefixes) for s in segments.values()) == stats(url)["answered"] < 300
+
+
+@pytest.mark.slow
+def test_two_tables_that_are_asked_for_are_made_at_once_by_a_worker_a_cpu(tmp_path, ray_cluster):
+    """The first has a worker on every CPU, each with a request that takes 20 s."""
+    import ray
+
+    shards = f"run.shards={ray.cluster_resources()['CPU']:.0f}"
+    slow = AnnotatorOptions(latency_min_ms=20_000, latency_max_ms=20_000)
+    with running(slow) as slow_url, running(AnnotatorOptions()) as url:
+        run = pipeline.Run(two_endpoints(tmp_path, slow_url, shards))
+        respond(run, "a/responses", 1)
+        respond(run, "b/responses", 1)
+        with run.streaming():
+            run.table("a", "facts", ["a/responses"])
+            while stats(slow_url)["received"] < run.cfg.run.shards:
+                time.sleep(0.1)
+            run.table("b", "facts", ["b/responses"], cfg=two_endpoints(tmp_path, url, shards))
+
+    def written(name: str) -> list[float]:
+        parts = (tmp_path / name / tables.part(s) for s in range(run.cfg.run.shards))
+        return [part.stat().st_mtime for part in parts]
+
+    assert min(written("b/facts")) < min(written("a/facts"))
+
+
 @pytest.mark.slow
 def test_facts_are_asked_for_while_responses_are_sampled_elsewhere(
     tmp_path, small_preset, ray_cluster
@@ -64,13 +197,14 @@ def test_facts_are_asked_for_while_responses_are_sampled_elsewhere(
             f"sampling.llm.base_url={sampled_at}",
         ]
         words += [f"llm.base_url={url}", f"run.out={tmp_path / out}", f"run.shards={SHARDS}"]
-        words += ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0", "run.workers=1"]
-        words += ["rewards.columns=[factscore, max_conf]", "sampling.llm.concurrency=32"]
+        words += ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0"]
+        words += ["rewards.columns=[factscore, max_conf]", "answers.samples=2"]
+        words += ["sampling.llm.concurrency=2"]
         cfg = config.load(["quickstart", small_preset], words)
         facttune.run(cfg)
         return Folder.of(cfg.run.out)
 
-    slow = AnnotatorOptions(latency_min_ms=50, latency_max_ms=50)
+    slow = AnnotatorOptions(latency_min_ms=300, latency_max_ms=300)
     with running(slow) as sampled_at, running(AnnotatorOptions()) as url:
         apart = run("apart", sampled_at, url)
         after = run("after", url, url)  # one endpoint: nothing to gain
@@ -78,9 +212,12 @@ def test_facts_are_asked_for_while_responses_are_sampled_elsewhere(
     def written(out: str, file: str) -> float:
         return (tmp_path / out / "base/tune" / file).stat().st_mtime
 
-    facts, responses = f"facts/{tables.RECIPE}", f"responses/{tables.MANIFEST}"
-    assert written("apart", facts) < written("apart", responses)
-    assert written("after", facts) > written("after", responses)
+    def first(out: str) -> float:
+        return min(written(out, f"facts/{tables.part(shard)}") for shard in range(SHARDS))
+
+    responses = f"responses/{tables.MANIFEST}"
+    assert first("apart") < written("apart", responses)  # with a worker a CPU each
+    assert first("after") > written("after", responses)
     for name in ("responses", "facts", "verdicts", "questions", "answers", "rewards"):
         folder = f"base/tune/{name}"
         assert tables.read(apart / folder) == tables.read(after / folder), name

@@ -18,12 +18,14 @@ from typing import Any
 import ray
 
 from facttune_ray import telemetry
+from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Report
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import TERM_S, Lease, Limiter, Limits
 from facttune_ray.llm.limiter import Report as Seen
 from facttune_ray.llm.permits import LimiterLost, Renew
 from facttune_ray.schema import digest
+from facttune_ray.secrets import redact
 from facttune_ray.tables import Folder
 
 NAMESPACE = "facttune"
@@ -80,17 +82,32 @@ class MeterActor:
     def report(self, ask: Ask) -> Allowance:
         return self.meter.report(ask)
 
+    def stop(self) -> None:
+        """Let every worker end: what is under way is kept, and nothing more is asked."""
+        self.meter.stopped = True
+
     def snapshot(self) -> dict:
         return self.meter.snapshot()
 
 
 def start_meter(name: str, budget_usd: float | None, ledger: Folder, run: str) -> Any:
-    """The run's meter; it ends with the driver that starts it."""
+    """The run's meter; it ends with the driver that starts it. UserError when it cannot tell from
+    the ledger what was paid before: requests would wait for ever for what is left of the budget."""
     actor: Any = ray.remote(MeterActor)
     made = actor.options(
         name=name, namespace=NAMESPACE, max_restarts=-1, num_cpus=0, resources=_ON_HEAD
     )
-    return made.remote(budget_usd, ledger, run)
+    handle = made.remote(budget_usd, ledger, run)
+    if budget_usd is not None:
+        try:
+            ray.get(handle.snapshot.remote())
+        except ray.exceptions.RayActorError as e:
+            why = str(e).strip().splitlines()[-1]
+            raise UserError(
+                f"llm.budget_usd: what was paid before cannot be read from the ledger {ledger}: "
+                f"{redact(why)}: `facttune ledger verify` tells which of its files are damaged"
+            ) from None
+    return handle
 
 
 def limiter_of(base_url: str, model: str, api_key_env: str, limits: Limits) -> Any:

@@ -84,8 +84,16 @@ class Batches:
         return task
 
     def _failed(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.stop(self._stop_line(str(error)) if isinstance(error, Transient) else error)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, Transient):
+            error = self._stop_line(str(error))
+        elif isinstance(error, Unknown):
+            error = EndpointError(
+                f"LLM endpoint {self.endpoint.shown}, batch: {error}: if it has no Files and "
+                f"Batches API, set llm.mode=online"
+            )
+        self.stop(error)
 
     def stop(self, error: BaseException) -> None:
         """Wait for nothing more. Batches that were sent stay on record for the next run."""

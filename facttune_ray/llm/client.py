@@ -55,7 +55,9 @@ class Client:
             records = ledger.folder / "batches"
             self._batches = Batches(cfg, records, endpoints[0], self._keep, self._find_again)
         self._running: dict[bytes, asyncio.Future[Completion]] = {}
-        self._funds = Funds(cfg, self.usage, report, worker, ledger.stage, self._busy)
+        self._funds = Funds(
+            cfg, self.usage, report, worker, ledger.stage, lambda: bool(self._running), self.stop
+        )
         self._tasks: set[asyncio.Task[None]] = set()  # that end those
         self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []
         self._reading: asyncio.Task[None] | None = None
@@ -92,10 +94,7 @@ class Client:
         raise refused
 
     async def complete(
-        self,
-        messages: list[dict[str, str]],
-        sample: int = 0,
-        params: dict[str, Any] | None = None,
+        self, messages: list[dict[str, str]], sample: int = 0, params: dict[str, Any] | None = None
     ) -> Completion:
         """One completion, from the ledger or paid for now."""
         return await asyncio.shield(self._start(messages, {sample: params or {}}, 1)[0])
@@ -150,9 +149,6 @@ class Client:
     def _over(self, key: bytes, _: object) -> None:
         del self._running[key]
 
-    def _busy(self) -> bool:
-        return bool(self._running)
-
     def hungry(self) -> bool:
         """Whether more requests are needed to keep the endpoints busy."""
         if self._batches is not None:
@@ -162,13 +158,17 @@ class Client:
         work = sum(min(2 * r, 8 * self.cfg.concurrency) for r in rates)
         return len(self._running) < max(2 * self.cfg.concurrency, work)
 
-    async def drain(self, why: UserError) -> None:
-        """Send nothing more; return when what is in flight is answered and kept."""
+    def stop(self, why: Exception) -> None:
+        """Send nothing more: whoever waits to be sent gets this error."""
         self._funds.stop(why)
         for endpoint in self.endpoints:
             endpoint.gate.shut(why)
         if self._batches is not None:
             self._batches.stop(why)
+
+    async def drain(self, why: Exception) -> None:
+        """`stop`, and return when what is in flight is answered and kept."""
+        self.stop(why)
         while self._running:
             await asyncio.wait(list(self._running.values()))
 

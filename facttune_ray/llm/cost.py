@@ -126,6 +126,7 @@ class Ask:
 class Allowance:
     usd: float  # may be sent, in place of what was allowed before
     reached: bool = False  # the budget is spent: nothing more will be allowed
+    stopped: bool = False  # the run ends: send nothing more
 
 
 class MeterLost(Exception):
@@ -151,6 +152,7 @@ class Meter:
     totals: dict[str, Usage] = field(default_factory=dict)  # stage -> usage
     told: dict[tuple[str, str], Usage] = field(default_factory=dict)  # worker, stage -> all it used
     workers: dict[str, _Reserved] = field(default_factory=dict)
+    stopped: bool = False  # every worker is told
 
     def report(self, ask: Ask, now_s: float | None = None) -> Allowance:
         now_s = time.monotonic() if now_s is None else now_s
@@ -161,6 +163,8 @@ class Meter:
         self.told[who] = total
         self.totals[ask.stage] = self.totals.get(ask.stage, Usage()) + used
         self.spent_usd += used.cost_usd
+        if self.stopped:
+            return Allowance(0.0, stopped=True)
         if self.budget_usd is None:
             return Allowance(float("inf"))
         for name in [n for n, w in self.workers.items() if now_s - w.at_s > GONE_S]:

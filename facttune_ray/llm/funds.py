@@ -1,6 +1,6 @@
 """A worker's side of the run's budget: a request waits here until the meter has funds for it.
 
-    funds = Funds(cfg.llm, usage, report, worker="a", stage="facts", busy=lambda: True)
+    funds = Funds(cfg.llm, usage, report, "a", "facts", busy=lambda: True, end=client.stop)
     await funds.take(0.003)
     ... send the request, count what it cost in `usage` ...
     funds.done(0.003)
@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import BudgetReached
+from facttune_ray.errors import BudgetReached, Stopped
 from facttune_ray.llm.cost import Ask, MeterLost, Report, Usage
 
 REPORT_S = 0.5  # between two reports to the run's meter
@@ -33,8 +33,10 @@ class Funds:
         worker: str,
         stage: str,
         busy: Callable[[], bool],
+        end: Callable[[Exception], None],  # called when the run is stopped
     ) -> None:
-        self.cfg, self.usage, self.worker, self.stage, self.busy = cfg, usage, worker, stage, busy
+        self.cfg, self.usage, self.worker, self.stage = cfg, usage, worker, stage
+        self.busy, self.end = busy, end
         self._report, self._reported = report, Usage()
         self._reporting: asyncio.Task[None] | None = None
         self._allowed_usd = float("inf") if cfg.budget_usd is None or report is None else 0.0
@@ -108,6 +110,9 @@ class Funds:
         except MeterLost:
             return
         self._reported += used
+        if allowance.stopped:
+            self.end(Stopped("another table has failed"))
+            return
         if self.cfg.budget_usd is None:
             return
         if allowance.reached:

@@ -35,8 +35,10 @@ from facttune_ray.llm.segments import (
     SCHEMA,
     Index,
     Segment,
+    key_ranges,
     prefixes_of,
     read_segment,
+    rows_in,
     segment_bytes,
 )
 from facttune_ray.storage import Folder, writing
@@ -44,6 +46,7 @@ from facttune_ray.storage import Folder, writing
 # a writer merges so many small segments, up to so many rows: as many as fit well into memory, some
 # times over
 MERGE, MERGED_ROWS = 16, 2**14
+SUMMED_ROWS = 2**18  # rows whose dollars are summed at a time
 
 
 @dataclass(frozen=True)
@@ -234,17 +237,22 @@ class Ledger:
                 self.refresh()
 
     def _spent_usd(self, run: str) -> float:
-        seen = []
+        # a segment is read once; 16 bytes a row are kept, in a file, and looked at range by range
+        index, paid = Index(), []
         for name in list(self.segments):
             table = read_segment(self.folder / name, ["key", "run", "cost_usd"])
             table = table.filter(pc.equal(table["run"], run)).combine_chunks()
             if table.num_rows:
                 prefixes = np.concatenate([prefixes_of(c) for c in table["key"].chunks])
-                seen.append((prefixes, table["cost_usd"].to_numpy()))
-        if not seen:
-            return 0.0
-        _, first = np.unique(np.concatenate([k for k, _ in seen]), return_index=True)
-        return float(np.concatenate([usd for _, usd in seen])[first].sum())
+                usd = index.keep(table["cost_usd"].to_numpy().view(np.uint64)).view(np.float64)
+                paid.append((index.keep(prefixes), usd))
+        spent_usd = 0.0
+        for low, high in key_ranges(sum(len(usd) for _, usd in paid), SUMMED_ROWS) if paid else ():
+            spans = [rows_in(prefixes, low, high) for prefixes, _ in paid]
+            found = [(p[rows], usd[rows]) for (p, usd), rows in zip(paid, spans, strict=True)]
+            _, first = np.unique(np.concatenate([p for p, _ in found]), return_index=True)
+            spent_usd += float(np.concatenate([usd for _, usd in found])[first].sum())
+        return spent_usd
 
 
 def _completion(row: dict) -> Completion:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from facttune_ray.errors import UserError
 from facttune_ray.llm.ledger import Ledger, crc
-from facttune_ray.llm.segments import Segment, read_segment
+from facttune_ray.llm.segments import Segment, key_ranges, read_segment, rows_in
 from facttune_ray.tables import Folder, writing
 
 T = TypeVar("T")
@@ -109,25 +109,15 @@ def _compact(ledger: Ledger) -> dict[str, int]:
 def _ranges(segments: dict[str, Segment]) -> Iterator[pa.Table]:
     """Sorted rows without repeated keys, one key range after the other."""
     total = sum(len(s.prefixes) for s in segments.values())
-    parts = max(1, -(-total // COMPACTED_ROWS))
-    # keys are hashes: equal ranges of them hold about equally many rows
-    edges = [int(i * 2**64 / parts) for i in range(parts)] + [2**64]
-    for low, high in zip(edges, edges[1:], strict=False):
-        tables = [t for s in segments.values() if (t := _slice(s, low, high)).num_rows]
+    for low, high in key_ranges(total, COMPACTED_ROWS):
+        spans = [(s, rows_in(s.prefixes, low, high)) for s in segments.values()]
+        tables = [t for s, rows in spans if (t := s.read(rows.start, rows.stop)).num_rows]
         if tables:
             rows = pa.concat_tables(tables)
             rows = rows.sort_by([("key", "ascending"), ("created_s", "ascending")])
             keys = rows["key"].combine_chunks()
             new = [True, *pc.not_equal(keys[1:], keys[:-1]).to_pylist()]
             yield rows.filter(pa.array(new))
-
-
-def _slice(segment: Segment, low: int, high: int) -> pa.Table:
-    first = int(np.searchsorted(segment.prefixes, np.uint64(low), side="left"))
-    last = len(segment.prefixes)
-    if high < 2**64:
-        last = int(np.searchsorted(segment.prefixes, np.uint64(high), side="left"))
-    return segment.read(first, last)
 
 
 def verify(folder: Folder) -> dict[str, int | list[str]]:

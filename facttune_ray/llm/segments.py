@@ -9,7 +9,7 @@ One look-up is a binary search and a read of the record batches that it hits.
 from __future__ import annotations
 
 import functools
-import os
+import itertools
 import tempfile
 from collections.abc import Iterator
 from typing import IO
@@ -121,9 +121,27 @@ def prefixes_of(keys: pa.Array) -> np.ndarray:
     return data[::4].astype(np.uint64)
 
 
+def key_ranges(rows: int, most: int) -> Iterator[tuple[int, int]]:
+    """Ranges low <= prefix < high of about `most` of so many rows each: keys are hashes, so equal
+    ranges of them hold about equally many."""
+    parts = max(1, -(-rows // most))
+    yield from itertools.pairwise(i * 2**64 // parts for i in range(parts + 1))
+
+
+def rows_in(prefixes: np.ndarray, low: int, high: int) -> slice:
+    """Where a range lies in sorted prefixes."""
+    first = np.searchsorted(prefixes, np.uint64(low), side="left")
+    return slice(int(first), int(np.searchsorted(prefixes, np.uint64(high - 1), side="right")))
+
+
 class Index:
     """Prefixes in a file of this host, mapped into memory: the system takes the pages back when it
-    needs them, so a worker does not grow with the ledger."""
+    needs them, so a worker does not grow with the ledger. A map is an open file, so all share one;
+    a file that has outgrown its map gets another, twice as large."""
+
+    def __init__(self) -> None:
+        self._map = np.empty(0, np.uint64)
+        self._used = 0
 
     @functools.cached_property
     def _file(self) -> IO[bytes]:
@@ -133,13 +151,18 @@ class Index:
         """The same numbers; small arrays stay where they are, as do all on a disk that is full."""
         if len(prefixes) < ROWS:
             return prefixes
+        start, end = self._used, self._used + len(prefixes)
         try:
-            start = self._file.seek(0, os.SEEK_END)
+            self._file.seek(8 * start)
             self._file.write(prefixes.tobytes())
             self._file.flush()
+            if end > len(self._map):
+                self._file.truncate(16 * end)  # what is not written takes no space
+                self._map = np.memmap(self._file, np.uint64, "r", shape=(2 * end,))
         except OSError:
             return prefixes
-        return np.memmap(self._file, np.uint64, "r", start, prefixes.shape)
+        self._used = end
+        return self._map[start:end]
 
 
 def segment_bytes(table: pa.Table) -> bytes:

@@ -1,12 +1,14 @@
 """Where a stage's workers stand on a cluster.
 
+    gpus_of(work)                              ->  (1.0, "L4")      of each worker of a stage
     place(nodes, gpus=1.0, accelerator="L4")   ->  8      workers that there is room for
     options(gpus=1.0, accelerator="L4")        ->  {"num_gpus": 1.0, "num_cpus": 0,
                                                     "accelerator_type": "L4"}
 
-Stages without a GPU take one CPU a worker, and count the hosts that have no GPU where there are
-such: Ray's scheduler fills those first. A head that was started with --num-cpus=0 gets nothing but
-the limiter and the meter, which take no CPU.
+Stages without a GPU have a worker a CPU, and count the hosts that have no GPU where there are such:
+Ray's scheduler fills those first. A worker that asks an endpoint, and mostly waits, takes half a
+CPU, so that two such stages find room side by side. A head that was started with --num-cpus=0 gets
+nothing but the limiter and the meter, which take no CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +16,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from facttune_ray.stages.context import Work
+
+SAMPLING = ("responses", "answers", "entities")  # stages that draw from `sampling.engine`
+# stage -> the section of the config that gives it GPUs; others take none
+SECTIONS = {
+    **dict.fromkeys((*SAMPLING, "p_true"), "sampling"),
+    "reference": "train",
+    "verdicts": "verdicts",
+    "classes": "classes",
+}
+ASKS = 0.5  # CPUs of a worker that asks an endpoint: not less, for each holds some 450 MB
 Node = Mapping[str, Any]  # of ray.nodes(): Alive, Resources {"CPU": 8.0, "accelerator_type:L4": 1}
+
+
+def gpus_of(work: Work) -> tuple[float, str]:
+    """(GPUs of each of the stage's workers, their kind)"""
+    section = SECTIONS.get(work.stage)
+    if section is None or (section == "sampling" and work.base_url):  # others' GPUs
+        return 0.0, ""
+    own = getattr(work.cfg, section)
+    several = 0
+    if work.stage in SAMPLING and own.engine == "vllm":
+        several = own.tensor_parallel
+    return max(own.gpus, several), own.accelerator
 
 
 def place(nodes: Iterable[Node], gpus: float, accelerator: str) -> int:
@@ -27,9 +52,9 @@ def place(nodes: Iterable[Node], gpus: float, accelerator: str) -> int:
     return max(1, int(sum(h.get("CPU", 0) for h in plain or hosts)))
 
 
-def options(gpus: float, accelerator: str) -> dict[str, Any]:
-    """Ray's options of each worker."""
+def options(gpus: float, accelerator: str, asks: bool) -> dict[str, Any]:
+    """Ray's options of each worker. `asks`: its work is done by an endpoint."""
     if not gpus:
-        return {"num_cpus": 1}
+        return {"num_cpus": ASKS if asks else 1}
     kind = {"accelerator_type": accelerator} if accelerator else {}
     return {"num_gpus": gpus, "num_cpus": 0, **kind}

@@ -10,14 +10,18 @@ GPU stages run as an actor pool.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import socket
 import sys
+import threading
 import traceback
 from typing import Any
 
 import numpy as np
 
 from facttune_ray import errors, tables, telemetry
+from facttune_ray.config_layers import one_line
 from facttune_ray.errors import UserError
 from facttune_ray.memory import give_back
 from facttune_ray.schema import digest
@@ -29,6 +33,7 @@ from facttune_ray.telemetry import say
 
 Batch = dict[str, np.ndarray]
 OPEN_SHARDS = 64  # of one worker, at once: their rows are in memory
+REACH_S = 5.0  # until a cluster that does not answer is taken for gone
 TASKS = 32  # of one worker, each some shards: the driver's work does not grow with them
 
 
@@ -84,8 +89,10 @@ class ShardWorker:
                     running = await _some_done(running, 0.05)
             while running:
                 running = await _some_done(running, None)
-        except UserError as e:
-            await client.drain(e)
+        except Exception as e:  # also a bug, or a store that is away: what is under way is paid
+            # those who wait get an error that none of them takes for its row's own
+            why = e if isinstance(e, UserError) else UserError(f"{self.work.output} has stopped")
+            await client.drain(why)
             await asyncio.gather(*running, return_exceptions=True)
             raise
         finally:
@@ -120,8 +127,10 @@ class ShardWorker:
             say(f"part {shard}", event="part", rows=len(rows), errors=failed, **what)
 
     def close(self) -> None:
+        """What could not be written was raised when it was tried first, and is tried once more."""
         if "client" in self.context.__dict__:
-            self.loop.run_until_complete(self.context.client.close())
+            with contextlib.suppress(UserError, OSError):
+                self.loop.run_until_complete(self.context.client.close())
         self.loop.close()
 
 
@@ -143,20 +152,33 @@ _kept: dict[str, ShardWorker] = {}  # this process's worker, by table: at most o
 def run_shards(batch: Batch, work: Work) -> Batch:
     """`ShardWorker` as a task: made once a process and table."""
     if work.output not in _kept or _kept[work.output].work != work:
-        while _kept:
-            _kept.popitem()[1].close()
+        _let_go()
         give_back()
         _kept[work.output] = ShardWorker(work)
-    made = _kept[work.output](batch)
-    if made["kind"][0]:  # a client that was stopped does not start again
-        _kept.pop(work.output).close()
+    made = None
+    try:
+        made = _kept[work.output](batch)
+    finally:
+        if made is None or made["kind"][0]:  # a client that was stopped does not start again
+            _let_go()
     return made
 
 
+def _let_go() -> None:
+    while _kept:
+        _kept.popitem()[1].close()
+
+
 def run(
-    work: Work, shards: set[int], workers: int, gpus: float = 0.0, accelerator: str = ""
+    work: Work,
+    shards: set[int],
+    workers: int,
+    gpus: float = 0.0,
+    accelerator: str = "",
+    ended: threading.Event | None = None,
 ) -> None:
-    """Make these shards on the cluster; UserError when a worker stopped on bad input."""
+    """Make these shards on the cluster; UserError when a worker stopped on bad input. Stopped when
+    `ended` is set meanwhile: after the next shards, and without those that are being made."""
     import ray.data
 
     from facttune_ray.stages.placement import options
@@ -168,7 +190,7 @@ def run(
         override_num_blocks=lanes,
     )
     size: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy"}
-    size |= options(gpus, accelerator)
+    size |= options(gpus, accelerator, asks=bool(work.base_url))
     if gpus:
         pool: Any = ray.data.ActorPoolStrategy(size=workers)
         done = data.map_batches(ShardWorker, compute=pool, fn_constructor_args=(work,), **size)
@@ -180,13 +202,31 @@ def run(
     stopped: UserError | None = None
     for row in done.iter_rows():  # the others drain, too: what they paid for is kept
         if row["stopped"] and stopped is None:
-            stopped = getattr(errors, row["kind"])(row["stopped"])
+            stopped = told(row)
+        if ended is not None and ended.is_set():
+            stopped = stopped or errors.Stopped("another table has failed")
+            break
     if stopped is not None:
         raise stopped
 
 
+def told(row: dict[str, str]) -> UserError:
+    """The error that a worker returned; of a kind that only another module knows, a plain one."""
+    return getattr(errors, row["kind"], UserError)(row["stopped"])
+
+
+_starting = threading.Lock()
+
+
 def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job), or start a local one."""
+    """Join the cluster that RAY_ADDRESS names (a submitted job), or start a local one. UserError
+    when nothing answers there. Of threads that come together one does it: Ray itself lets all of
+    them begin, and breaks."""
+    with _starting:
+        _start_ray()
+
+
+def _start_ray() -> None:
     import logging
     import os
 
@@ -201,8 +241,15 @@ def start_ray() -> None:
 
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            _reach(address)
+            ray.init(logging_level=logging.WARNING)
+        except (OSError, ValueError, OverflowError) as e:
+            raise UserError(
+                f"RAY_ADDRESS={address}: no cluster answers there ({one_line(e)}): start it, or "
+                f"unset RAY_ADDRESS to run on this machine alone"
+            ) from None
     else:
         ray.init(
             address="local",
@@ -217,6 +264,14 @@ def start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
+
+
+def _reach(address: str) -> None:
+    """OSError when nothing listens there: Ray would try for minutes, and end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # "auto" and the like: Ray looks it up
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
 
 
 def own_address() -> str:

@@ -9,6 +9,7 @@ import urllib.request
 
 import pytest
 
+from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import Ask, MeterLost, Usage
 from facttune_ray.llm.ledger import Completion, Ledger
 from facttune_ray.llm.limiter import TERM_S, Limits, Report
@@ -119,6 +120,16 @@ def test_a_meter_that_never_was_is_named_lost(ray_cluster):
 
     with pytest.raises(MeterLost):
         asyncio.run(actors.report_to("no-such-meter", "m")(Ask("a", "facts", Usage())))
+
+
+def test_a_meter_that_cannot_read_the_ledger_is_one_line(tmp_path, ray_cluster):
+    from facttune_ray.llm import actors
+
+    (tmp_path / "ledger").write_text("a file where a folder should be")
+    folder = Folder.of(str(tmp_path / "ledger"))
+    with pytest.raises(UserError, match="llm.budget_usd: .*/ledger: .*Not a directory") as error:
+        actors.start_meter("test-no-ledger", 1.0, folder, "r")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow  # Ray exports its metrics every few seconds

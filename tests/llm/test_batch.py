@@ -317,6 +317,14 @@ def test_a_rejected_batch_stops_the_run_with_one_line(tmp_path, options, says):
     assert says in str(found[0]) and "\n" not in str(found[0])
 
 
+def test_an_endpoint_without_batches_stops_the_run_and_says_what_to_do(tmp_path):
+    with running(AnnotatorOptions()) as url:
+        nowhere = url.removesuffix("/v1") + "/v9"
+        (error,) = run(client(tmp_path, nowhere), range(1))
+    assert type(error) is EndpointError and "\n" not in str(error)
+    assert f"LLM endpoint {nowhere}, batch: " in str(error) and "llm.mode=online" in str(error)
+
+
 def test_a_stopped_client_waits_for_nothing(tmp_path):
     async def work():
         one = client(tmp_path, "http://127.0.0.1:9/v1")

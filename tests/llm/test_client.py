@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import BudgetReached, EndpointError, RowError
+from facttune_ray.errors import BudgetReached, EndpointError, RowError, Stopped
 from facttune_ray.llm.client import Client, parameters
 from facttune_ray.llm.cost import Allowance, Meter
 from facttune_ray.llm.endpoint import Endpoint
@@ -263,6 +263,19 @@ def test_the_budget_stops_at_its_cap_and_goes_on_from_there(tmp_path):
         assert not [f for f in found if isinstance(f, Exception)]
         assert one.usage.cached + one.usage.calls == 400
         assert stats(url)["answered"] == 400
+
+
+def test_a_run_that_ends_sends_nothing_more_and_keeps_what_is_under_way(tmp_path):
+    meter = Meter()
+    with running(AnnotatorOptions(latency_min_ms=700, latency_max_ms=900)) as url:
+        with client(tmp_path, url, meter, concurrency=8) as one:
+            threading.Timer(0.2, lambda: setattr(meter, "stopped", True)).start()
+            found = ask(one, range(300))
+        answered = stats(url)["answered"]
+    stopped = [f for f in found if isinstance(f, Stopped)]
+    assert 0 < answered < 300 == len(stopped) + answered
+    segments = Ledger(Folder.of(str(tmp_path / "ledger"))).segments
+    assert sum(len(s.prefixes) for s in segments.values()) == answered == one.usage.calls
 
 
 def test_what_waits_is_bounded_by_the_permits_however_high_the_limit(tmp_path):

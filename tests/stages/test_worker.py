@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import types
+
 import numpy as np
+import pytest
 
 from facttune_ray import config, tables
+from facttune_ray.errors import BudgetReached, RowError, Stopped, UserError
+from facttune_ray.llm.client import Client
+from facttune_ray.llm.endpoint import Endpoint
+from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.limiter import Limits
+from facttune_ray.llm.permits import Gate, local_renew
+from facttune_ray.quickstart.annotator import AnnotatorOptions, running
+from facttune_ray.stages import worker
 from facttune_ray.stages.context import Work
 from facttune_ray.stages.worker import ShardWorker
 from facttune_ray.tables import Folder
@@ -24,3 +40,125 @@ def test_a_task_that_is_tried_again_makes_what_is_missing(tmp_path):
     assert [r["prompt"] for r in tables.rows(root / "prompts", 0)] == ["first"]
     (row,) = tables.rows(root / "prompts", 1)
     assert row["topic"] == "Bo" and "Bo" in row["prompt"]
+
+
+def asking(tmp_path, monkeypatch, url: str, run) -> tuple[Work, ShardWorker]:
+    """The kept worker of a stage that asks `url`, without a cluster; `run`: its row function."""
+    words = [f"run.out={tmp_path}", "run.shards=2", f"llm.base_url={url}"]
+    work = Work("facts", "facts", {}, config.load(["quickstart"], words), base_url=url)
+    made, gate = ShardWorker(work), Gate(local_renew(Limits()), 32, "w")
+    ledger = Ledger(Folder.of(str(tmp_path / "ledger")), flush_s=0.01)
+    endpoint = Endpoint(url, "NO_KEY", 60, gate)
+    made.context.__dict__["client"] = Client(work.cfg.llm, ledger, [endpoint])
+    monkeypatch.setattr(worker, "stage", lambda name: types.SimpleNamespace(run=run))
+    monkeypatch.setitem(worker._kept, "facts", made)
+    return work, made
+
+
+def kept(tmp_path) -> int:
+    """Completions in the ledger."""
+    segments = Ledger(Folder.of(str(tmp_path / "ledger"))).segments
+    return sum(len(s.prefixes) for s in segments.values())
+
+
+@pytest.mark.parametrize("error", [UserError("x"), OSError("x"), KeyError("x"), RowError("x")])
+def test_what_is_under_way_is_kept_whatever_stops_a_shard(tmp_path, monkeypatch, error):
+    ended = []
+
+    async def run(context, shard: int) -> list[dict]:
+        if shard == 1:
+            while context.client.endpoints[0].gate.in_flight < 32:
+                await asyncio.sleep(0.01)
+            raise error
+        messages = [[{"role": "user", "content": f"hello {i}"}] for i in range(40)]
+        asked = (context.client.complete(m) for m in messages)
+        ended.extend(await asyncio.gather(*asked, return_exceptions=True))
+        return []
+
+    with running(AnnotatorOptions(latency_min_ms=600, latency_max_ms=700)) as url:
+        work, _ = asking(tmp_path, monkeypatch, url, run)
+        try:
+            line = worker.run_shards({"shards": np.array(["0,1"])}, work)["stopped"][0]
+        except Exception as e:
+            line = str(e)
+    assert "x" in line and not worker._kept
+    assert kept(tmp_path) == 32  # all that were sent; the others wait for a permit
+    assert sum(isinstance(e, UserError) for e in ended) == 8
+
+
+@pytest.mark.parametrize("error", [UserError("cannot write: full"), OSError(28, "full")])
+def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, error):
+    """Also when the worker is let go, which tries it once more."""
+    tried = []
+
+    def full(self, rows: list[dict]) -> None:
+        tried.append(len(rows))
+        raise error
+
+    async def run(context, shard: int) -> list[dict]:
+        return [await context.client.complete([{"role": "user", "content": "hello"}])]
+
+    with running(AnnotatorOptions()) as url:
+        work, _ = asking(tmp_path, monkeypatch, url, run)
+        monkeypatch.setattr(Ledger, "write", full)
+        made = worker.run_shards({"shards": np.array(["0"])}, work)
+    assert made["kind"][0] == "UserError" and len(tried) > 1
+    assert "\n" not in made["stopped"][0] and not worker._kept
+
+
+def test_a_workers_error_is_raised_as_what_it_was():
+    assert isinstance(worker.told({"kind": "BudgetReached", "stopped": "x"}), BudgetReached)
+    other = worker.told({"kind": "OfAnotherModule", "stopped": "one line"})
+    assert type(other) is UserError and str(other) == "one line"
+
+
+def test_the_driver_leaves_what_is_not_made_yet_when_the_run_ends(tmp_path, ray_cluster):
+    words = ["data.source=topics", "prompts.domain=bio", "data.topics=t", f"run.out={tmp_path}"]
+    cfg, root = config.load([], [*words, "run.shards=128"]), Folder.of(str(tmp_path))
+    for shard in range(128):
+        row = {"topic": f"Ada {shard}", "split": "train"}
+        tables.write_part(root / "topics", "topics", shard, [row], {})
+    work, ended = Work("prompts", "prompts", {"topics": "topics"}, cfg), threading.Event()
+    ended.set()
+    with pytest.raises(Stopped):
+        worker.run(work, set(range(128)), 1, ended=ended)
+    assert 0 < len(tables.present(root / "prompts", 128)) < 128
+    left = set(range(128)) - tables.present(root / "prompts", 128)
+    worker.run(work, left, 1)
+    assert tables.present(root / "prompts", 128) == set(range(128))
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:9", "ray://127.0.0.1:9", "192.0.2.2:6379", "h:99999", "auto"]
+)
+def test_a_cluster_that_is_gone_is_one_line(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(worker, "REACH_S", 0.5)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+    def init(**options) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nStart one.")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no cluster answers") as error:
+        worker.start_ray()
+    assert "\n" not in str(error.value)
+
+
+def test_threads_that_come_together_start_one_ray():
+    """In a process where it has not been started yet, as that of a run whose stages stream."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from facttune_ray.stages import worker
+with ThreadPoolExecutor(3) as threads:
+    for started in [threads.submit(worker.start_ray) for _ in range(3)]:
+        started.result()
+    import ray
+    print("hosts:", len(ray.nodes()))
+    ray.shutdown()
+"""
+    alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "hosts: 1" in done.stdout
