@@ -174,15 +174,17 @@ class Client:
 
     async def pause(self) -> None:
         """Report and write out everything: this loop may now stand still."""
-        await self.ledger.close()
-        await self._funds.pause()
-        for endpoint in self.endpoints:
-            await endpoint.gate.pause()
+        try:
+            await self.ledger.close()
+        finally:  # also where it cannot be written
+            await self._funds.pause()
+            await asyncio.gather(*(e.gate.pause() for e in self.endpoints))
 
     async def close(self) -> None:
-        await self.pause()
-        for endpoint in self.endpoints:
-            await endpoint.close()
+        try:
+            await self.pause()
+        finally:
+            await asyncio.gather(*(e.close() for e in self.endpoints))
 
     # -- one request -----------------------------------------------------------------------
 

@@ -13,10 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
@@ -25,7 +23,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
 from facttune_ray.llm.endpoint import read_reply
 from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
-from facttune_ray.llm.segments import ROWS, SCHEMA, Segment
+from facttune_ray.llm.segments import ROWS, Segment
 from facttune_ray.tables import Folder
 
 
@@ -458,51 +456,6 @@ def test_a_segment_of_several_record_batches_is_read_where_the_key_stands(folder
         assert isinstance(one.prefixes, np.memmap) and len(one.prefixes) == MERGE * rows
     assert found_by(ledger, MERGE * rows + 5) == MERGE * rows
     assert found_by(Ledger(folder), MERGE * rows + 5) == MERGE * rows
-
-
-def test_what_was_paid_is_summed_in_memory_that_does_not_grow_with_the_ledger(folder, monkeypatch):
-    rows, peaks = 2**14, []
-
-    def add(number: int) -> None:
-        keys = np.random.default_rng(number).integers(0, 2**64, (rows, 4), np.uint64)
-        keys = keys[np.argsort(keys[:, 0])].astype(">u8")
-        columns = {f.name: pa.nulls(rows, f.type) for f in SCHEMA}
-        columns["key"] = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(32), rows, [None, pa.py_buffer(keys.tobytes())]
-        )
-        columns["run"], columns["cost_usd"] = pa.array(["r"] * rows), pa.array(np.full(rows, 0.5))
-        ledger.add(pa.table(columns, schema=SCHEMA))
-
-    monkeypatch.setattr("facttune_ray.llm.ledger.SUMMED_ROWS", 2**14)
-    for numbers in (range(8), range(8, 32)):
-        ledger = Ledger(folder)
-        for number in numbers:
-            add(number)
-        add(0)  # a copy that counts once
-        meter = Ledger(folder)
-        tracemalloc.start()
-        assert meter.spent_usd("r") == 0.5 * rows * (numbers.stop)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.2 * peaks[0]
-
-
-def test_many_large_segments_are_few_open_files(folder):
-    def named(segment: int, row: int) -> bytes:
-        return hashlib.sha256(f"{segment} {row}".encode()).digest()
-
-    writer, before = Ledger(folder), psutil.Process().num_fds()
-    for i in range(40):
-        keys = sorted(named(i, row) for row in range(ROWS))
-        columns = {"key": keys, "text": [str(i)] * ROWS, "created_s": [0.0] * ROWS}
-        nothing = {f.name: pa.nulls(ROWS, f.type) for f in SCHEMA if f.name not in columns}
-        writer.add(pa.table(columns | nothing, schema=SCHEMA))
-    reader = Ledger(folder)
-    assert psutil.Process().num_fds() - before < 20
-    for ledger in (writer, reader):
-        assert all(isinstance(s.prefixes, np.memmap) for s in ledger.segments.values())
-        found = ledger.find(named(i, 7) for i in range(40))
-        assert [found[named(i, 7)].text for i in range(40)] == [str(i) for i in range(40)]
 
 
 def test_nothing_is_found_in_nothing(folder):

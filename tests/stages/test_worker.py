@@ -99,9 +99,10 @@ def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, erro
         return [await context.client.complete([{"role": "user", "content": "hello"}])]
 
     with running(AnnotatorOptions()) as url:
-        work, _ = asking(tmp_path, monkeypatch, url, run)
+        work, one = asking(tmp_path, monkeypatch, url, run)
         monkeypatch.setattr(Ledger, "write", full)
         made = worker.run_shards({"shards": np.array(["0"])}, work)
+    assert one.context.client.endpoints[0].openai.is_closed()
     assert made["kind"][0] == "UserError" and len(tried) > 1
     assert "\n" not in made["stopped"][0] and not worker._kept
 
