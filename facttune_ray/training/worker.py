@@ -321,7 +321,9 @@ class Training:
         from facttune_ray.training import checkpoint
 
         together(self._copy_logs, f"{self.job.out}: cannot be written")  # of all its steps
-        folder = tempfile.mkdtemp(prefix="facttune-checkpoint-")
+        here = _local(self.job)
+        here.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix="checkpoint-", dir=here)
         checkpoint.save(self.engine, folder, vars(self.place))
         figures: dict[str, float] = {"step": self.place.step}
         if self.place.best is not None and self.place.best_step == self.place.step:
@@ -344,11 +346,17 @@ class Training:
         self._load(next(r.checkpoint for r in reported if r.metrics["step"] == place.best_step))
 
 
+def _local(job: TrainJob) -> Path:
+    """This host's folder of a training: its rows, and checkpoints until they are uploaded."""
+    return scratch(f"{job.out}/{job.name}")
+
+
 def _rows(job: TrainJob, local_rank: int) -> Any:
-    """The table, from a file that the host's first worker writes and removes when all have it."""
+    """The table, from a file that the host's first worker writes and removes when all have it,
+    with what a training that was killed left there."""
     from facttune_ray.training import rows
 
-    file = scratch(f"{job.out}/{job.name}") / "rows.arrow"
+    file = _local(job) / "rows.arrow"
 
     def write() -> None:
         if local_rank == 0:

@@ -93,6 +93,8 @@ def test_a_killed_worker_is_replaced(reference, run, calm, tmp_path, lora):
     assert [x["loss"] for x in found] == pytest.approx(calm, abs=1e-5)
     assert kept(seen, out / "train.jsonl") in AFTER
     assert (out / "adapter").exists() is lora
+    here = storage.scratch(f"{out}/train")  # of checkpoints on their way
+    assert not here.exists() or not list(here.iterdir())
 
 
 @pytest.mark.chaos
