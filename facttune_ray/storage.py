@@ -152,8 +152,7 @@ class Folder:
             return None
         except ValueError:
             raise UserError(
-                f"{self.path}: damaged, it is no JSON: delete the folder that holds it, then run "
-                f"the same command again"
+                f"{self.path}: damaged, it is no JSON: remove it, then run the same command again"
             ) from None
 
     def download(self, here: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_damaged_manifest_is_one_line(tmp_path, capsys):
     manifest.write_text('{"rows": 1')
     assert cli.main(["status", "quickstart", f"run.out={tmp_path}"]) == 2
     error = capsys.readouterr().err
-    assert f"{manifest}: damaged, it is no JSON: delete the folder" in error
+    assert f"{manifest}: damaged, it is no JSON: remove it" in error
     manifest.unlink()
     assert cli.main(["status", "quickstart", f"run.out={tmp_path}"]) == 2
     assert "no table there: name a run's folder" in capsys.readouterr().err

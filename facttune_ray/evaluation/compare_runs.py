@@ -72,10 +72,7 @@ def _summary(run: str) -> dict[str, Any]:
     folder = Folder.of(run)
     if folder.is_file():
         raise UserError(f"{run} is a file: name the folder of a run")
-    try:
-        found = (folder / "summary.json").read_json()
-    except ValueError as e:
-        raise UserError(f"{run}/summary.json is not JSON: {one_line(e)}: {AGAIN}") from None
+    found = (folder / "summary.json").read_json()
     if found is None:
         raise UserError(f"{run}: no summary.json: run `facttune run` or `facttune report` first")
     if odd := _odd(found, _SUMMARY, "summary") or _odd_model(found):

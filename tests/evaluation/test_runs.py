@@ -177,7 +177,6 @@ def test_bad_input_is_one_line(folder, capsys, words, line):
 @pytest.mark.parametrize(
     ("summary", "line"),
     [
-        ("{", "/summary.json is not JSON: "),
         ("[]", "/summary.json: summary is not as this version writes it"),
         ('{"models": {}, "run": {}}', "summary.second_opinion is not as"),
         ({"run": {"config": {}}}, "summary.run.config.evaluation is not as"),
@@ -192,6 +191,9 @@ def test_a_summary_that_is_odd_is_one_line(folder, summary, tmp_path, capsys, li
     assert cli.main(["compare", str(folder), str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert line in said and "facttune report" in said and said.count("\n") == 1
+    (tmp_path / "summary.json").write_text("{")
+    assert cli.main(["compare", str(folder), str(tmp_path)]) == 2
+    assert "/summary.json: damaged, it is no JSON: remove it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ['"model","topic"\n', "half", "\xff"])
