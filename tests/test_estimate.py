@@ -10,7 +10,7 @@ from facttune_ray import cli
 from facttune_ray.config import load
 from facttune_ray.estimate import Plan, estimate
 from facttune_ray.llm import ledger_tools
-from facttune_ray.quickstart import world
+from facttune_ray.quickstart import annotator, world
 from facttune_ray.tables import Folder
 
 UNTUNED = ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0"]
@@ -141,9 +141,9 @@ def test_a_config_without_an_llm_costs_nothing(labelled_data, tmp_path, capsys):
 def test_estimate_is_within_a_tenth_on_real_text(labelled_data, tmp_path, ray_cluster):
     words = [f"data.folder={labelled_data}", f"run.out={tmp_path}", "facts.method=llm"]
     words += ["verdicts.estimator=chat", "llm.model=gpt-4o-mini"]
-    words += ["llm.base_url=embedded"]
     guessed = {r["stage"]: r for r in estimate(load(["factscore"], words))}
-    assert cli.main(["run", "factscore", *words]) == 0
+    with annotator.running(annotator.AnnotatorOptions()) as url:
+        assert cli.main(["run", "factscore", *words, f"llm.base_url={url}"]) == 0
     found = paid(tmp_path / "ledger")
     for key in ("prompt_tokens", "completion_tokens", "cost_usd"):
         total = sum(r[key] for r in found.values())
