@@ -81,8 +81,7 @@ def deepspeed_config(train: TrainConfig) -> dict[str, Any]:
             f"{path}: ZeRO 3 cannot share out weights of train.lora.quantize="
             f"{train.lora.quantize}: set train.deepspeed=zero2, or train.lora.quantize=none"
         )
-    swapped = _offload(found, "offload_optimizer").get("device") == "nvme"
-    if swapped and (train.save_every or train.best != "none"):
+    if states_on_nvme(found) and (train.save_every or train.best != "none"):
         raise UserError(
             f"{path}: optimizer states on NVMe cannot be checkpointed: set their device to "
             f'"cpu", or train.save_every=0 and train.best=none'
@@ -267,6 +266,11 @@ def _check_settings(job: TrainJob) -> None:
                 f"train.deepspeed={name}: offload to NVMe needs DeepSpeed's async_io: install "
                 f"libaio with its headers (libaio-dev) and a C++ compiler, or offload to the CPU"
             )
+
+
+def states_on_nvme(settings: dict[str, Any]) -> bool:
+    """Whether the optimizer's states lie where no checkpoint can take them from."""
+    return _offload(settings, "offload_optimizer").get("device") == "nvme"
 
 
 def _offload(settings: dict[str, Any], part: str) -> dict[str, Any]:

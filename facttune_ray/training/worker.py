@@ -104,6 +104,7 @@ class Training:
 
     def run(self) -> int:
         """Train from where the last checkpoint ends, and write the model. -> steps done"""
+        from facttune_ray.training.engine import states_on_nvme
         from facttune_ray.training.export import export
 
         cfg, steps, out = self.job.train, len(self.todo), self.job.out
@@ -117,7 +118,7 @@ class Training:
             last = self.place.step == steps
             if cfg.eval_every and (self.place.step % cfg.eval_every == 0 or last):
                 due = self._measure() or due
-            if due or self.warned and cfg.save_every:  # 0: what is on NVMe cannot be saved
+            if due or (self.warned and not states_on_nvme(self.job.deepspeed)):
                 self._save()
         done = self.place.step
         self._take_best()
