@@ -203,9 +203,9 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
         )
     with Tuning(cfg) as this:
         recipe = (
-            given.recipe(files)
+            given.recipe(files, cfg.data.reward)
             | stage("groups").recipe(cfg)
-            | {"run.shards": this.cfg.run.shards, "data.reward": cfg.data.reward}
+            | {"run.shards": this.cfg.run.shards}
         )
 
         def rows() -> list[dict]:

@@ -62,9 +62,12 @@ def files(given: Any) -> list[str]:
     return listed
 
 
-def recipe(files: Sequence[str]) -> dict[str, str]:
-    """Hashes of the files, which count by content and not by path."""
-    return {f"data.groups[{i}]": records.content_digest(file) for i, file in enumerate(files)}
+def recipe(files: Sequence[str], reward: str = REWARDS) -> dict[str, str]:
+    """Hashes of the files, which count by content and not by path; what holds their rewards."""
+    named = {"data.reward": reward} if reward != REWARDS else {}
+    return named | {
+        f"data.groups[{i}]": records.content_digest(file) for i, file in enumerate(files)
+    }
 
 
 def read(files: Iterable[str], cfg: GroupsConfig, reward: str = REWARDS) -> Found:

@@ -92,6 +92,7 @@ class TransformersSampler:
         self.shares = shared.can_share(model)
         self.dola = Dola(model, dola_layers) if dola_layers else None
         self._most_rows: int | None = None  # that did not run out of memory
+        self._eos = end_ids(self.tokenizer, self.model)
         self._endings: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._prefixes: dict[tuple[int, ...], Any] = {}  # the last one
 
@@ -290,13 +291,12 @@ class TransformersSampler:
         ended_R: np.ndarray,
         asked: Asked,
     ) -> list[Sample]:
-        eos = end_ids(self.tokenizer, self.model)
         out = []
         cells = zip(rows, tokens_RT.tolist(), lengths_R.tolist(), ended_R.tolist(), strict=True)
         for row, tokens, length, ended in cells:
             got = tokens[:length]
             text = self._text(
-                got[:-1] if got[-1] in eos and ended else got, asked.leads[row.prompt]
+                got[:-1] if got[-1] in self._eos and ended else got, asked.leads[row.prompt]
             )
             if ended and asked.stop:
                 text = text.split(asked.stop, 1)[0]
@@ -317,7 +317,7 @@ class TransformersSampler:
                 for i, piece in enumerate(pieces):
                     sure[i] = stop in piece
                     maybe[i] = not sure[i] and (stop[-1] in piece or "\ufffd" in piece)
-            sure[[i for i in end_ids(self.tokenizer, self.model) if i < vocab]] = True
+            sure[[i for i in self._eos if i < vocab]] = True
             self._endings[key] = (sure.to(self.device), maybe.to(self.device))
         return self._endings[key]
 

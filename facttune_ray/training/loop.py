@@ -58,17 +58,20 @@ def train(job: TrainJob) -> int:
     from facttune_ray.training.worker import worker
 
     cfg = job.train
-    if not job.sft and not rows.usable_pairs(job.rows):
+    found = rows.survey(job.rows, cfg.pass_tokens)
+    if not job.sft and not found.pairs:
         raise UserError(
             f"{job.rows[0].rsplit('/', 1)[0]}: no pair of responses whose rewards differ: nothing "
             f"to train on. Check the rewards table, lower groups.threshold, or sample more"
         )
-    rows.check_budget(job.rows, cfg.pass_tokens)
-    prompts, responses = rows.cut(job.rows)
-    if prompts:
-        say(f"{prompts:,} prompts were cut to train.max_prompt_length={cfg.max_prompt_length}")
-    if responses:
-        say(f"{responses:,} responses lost their ends to train.max_length={cfg.max_length}")
+    if found.cut_prompts:
+        say(
+            f"{found.cut_prompts:,} prompts were cut to train.max_prompt_length={cfg.max_prompt_length}"
+        )
+    if found.cut_responses:
+        say(
+            f"{found.cut_responses:,} responses lost their ends to train.max_length={cfg.max_length}"
+        )
     for tracker in cfg.log:
         trackers.check(tracker)
     least = min(cfg.min_workers or cfg.workers, cfg.workers)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -50,38 +50,39 @@ def write(parts: Sequence[str], file: Path) -> None:
     os.replace(growing, file)
 
 
-def usable_pairs(parts: Sequence[str]) -> int:
-    """Pairs of all groups."""
-    return sum(_sum(batch["pairs"]) for part in parts for batch in _batches(part, ["pairs"]))
+class Survey(NamedTuple):
+    """Of all groups."""
+
+    pairs: int
+    cut_prompts: int  # lost tokens to train.max_prompt_length
+    cut_responses: int  # lost their ends to train.max_length
 
 
-def cut(parts: Sequence[str]) -> tuple[int, int]:
-    """(prompts, responses) that lost tokens to train.max_prompt_length and train.max_length."""
-    columns = ["cut_prompt", "cut_responses"]
-    batches = [b for part in parts for b in _batches(part, columns)]
-    prompts, responses = (sum(_sum(b[name]) for b in batches) for name in columns)
-    return prompts, responses
-
-
-def _sum(column: pa.Array) -> int:
-    return pc.sum(column).as_py() or 0
-
-
-def check_budget(parts: Sequence[str], pass_tokens: int) -> None:
-    """UserError when a response and its prompt do not fit into a pass. Workers would find it one
-    by one, in the middle of a step that the others wait in."""
+def survey(parts: Sequence[str], pass_tokens: int) -> Survey:
+    """What training is told before it begins, in one reading. UserError when a response and its
+    prompt do not fit into a pass: workers would find it one by one, in the middle of a step that
+    the others wait in."""
+    counted = ("pairs", "cut_prompt", "cut_responses")
+    totals = dict.fromkeys(counted, 0)
     for part in parts:
-        for batch in _batches(part, ["prompt_id", "prompt_tokens", "response_tokens"]):
-            responses = batch["response_tokens"]
-            lengths = pc.list_value_length(pc.list_flatten(responses)).to_numpy()
-            prompts = pc.list_value_length(batch["prompt_tokens"]).to_numpy()
-            of = pc.list_parent_indices(responses).to_numpy()
-            for i in np.flatnonzero(lengths + prompts[of] > pass_tokens):
-                raise UserError(
-                    f"train.pass_tokens={pass_tokens}: prompt {batch['prompt_id'][int(of[i])]} has "
-                    f"{prompts[of[i]]} tokens and a response {lengths[i]}, which do not fit: "
-                    f"raise it, or lower train.max_length"
-                )
+        for batch in _batches(part, [*counted, "prompt_id", "prompt_tokens", "response_tokens"]):
+            for name in counted:
+                totals[name] += pc.sum(batch[name]).as_py() or 0
+            _check_budget(batch, pass_tokens)
+    return Survey(*totals.values())
+
+
+def _check_budget(batch: pa.RecordBatch, pass_tokens: int) -> None:
+    responses = batch["response_tokens"]
+    lengths = pc.list_value_length(pc.list_flatten(responses)).to_numpy()
+    prompts = pc.list_value_length(batch["prompt_tokens"]).to_numpy(zero_copy_only=False)
+    of = pc.list_parent_indices(responses).to_numpy()
+    for i in np.flatnonzero(lengths + prompts[of] > pass_tokens):
+        raise UserError(
+            f"train.pass_tokens={pass_tokens}: prompt {batch['prompt_id'][int(of[i])]} has "
+            f"{prompts[of[i]]} tokens and a response {lengths[i]}, which do not fit: "
+            f"raise it, or lower train.max_length"
+        )
 
 
 def _batches(part: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -28,7 +28,7 @@ def test_rows_of_all_parts_by_number(tmp_path):
     tables.write_part(folder, "reference", 1, [], {})
     tables.write_part(folder, "reference", 2, [row(2)], {})
     parts = sorted(str(p) for p in (tmp_path / "table").glob("*.parquet"))
-    assert rows.usable_pairs(parts) == 3
+    assert rows.survey(parts, 99).pairs == 3
     rows.write(parts, tmp_path / "rows.arrow")
     found = rows.Rows(tmp_path / "rows.arrow")
     assert len(found) == 3 and found.pairs_G.tolist() == [0, 1, 2]
@@ -42,13 +42,17 @@ def test_what_was_cut_is_summed_up(tmp_path):
     cut = [row(0) | {"cut_prompt": True, "cut_responses": 2}, row(1) | {"cut_responses": 1}, row(2)]
     for shard, some in enumerate((cut[:1], [], cut[1:])):
         tables.write_part(folder, "reference", shard, some, {})
-    assert rows.cut(sorted(map(str, (tmp_path / "table").glob("*.parquet")))) == (1, 3)
+    parts = sorted(map(str, (tmp_path / "table").glob("*.parquet")))
+    assert rows.survey(parts, 99) == rows.Survey(3, 1, 3)
 
 
 def test_a_missing_column_is_one_clear_line(tmp_path):
     part = str(tmp_path / "part.parquet")
     pq.write_table(pa.table({"prompt_id": ["a"], "pairs": [1]}), part)
-    for read in (lambda: rows.write([part], tmp_path / "rows.arrow"), lambda: rows.cut([part])):
+    for read in (
+        lambda: rows.write([part], tmp_path / "rows.arrow"),
+        lambda: rows.survey([part], 99),
+    ):
         with pytest.raises(UserError, match="part.parquet: no column cut_prompt"):
             read()
 
@@ -57,6 +61,6 @@ def test_a_response_longer_than_a_pass_is_one_clear_line(tmp_path):
     folder = tables.Folder.of(str(tmp_path / "table"))
     tables.write_part(folder, "reference", 0, [row(1), row(2)], {})
     part = str(tmp_path / "table" / "part-00000.parquet")
-    rows.check_budget([part], 3)
+    rows.survey([part], 3)
     with pytest.raises(UserError, match="pass_tokens=2: prompt 1 has 1 tokens and a response 2"):
-        rows.check_budget([part], 2)
+        rows.survey([part], 2)
