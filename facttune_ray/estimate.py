@@ -232,10 +232,10 @@ def _try(
     needs = {}
     trials = [(name, name, cfg) for name in ASKING if name in tried or name == "facts"]
     trials += [(SECOND, "verdicts", second)] if second else []
+    knowledge = Run(cfg).knowledge_file()
     for key, name, own in trials:
         stand_in = StandIn(own, ledger, measured.get(name))
-        splits, knowledge = tried.get(key, SPLITS), Run(cfg).knowledge_file()
-        work = Work(name, name, {}, own, splits=splits, knowledge=knowledge)
+        work = Work(name, name, {}, own, splits=tried.get(key, SPLITS), knowledge=knowledge)
         made[key] = asyncio.run(stage(name).run(Trial(work, made, stand_in), 0))
         needs[key] = stand_in.need
     return made, needs

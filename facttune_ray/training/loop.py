@@ -65,13 +65,11 @@ def train(job: TrainJob) -> int:
             f"to train on. Check the rewards table, lower groups.threshold, or sample more"
         )
     if found.cut_prompts:
-        say(
-            f"{found.cut_prompts:,} prompts were cut to train.max_prompt_length={cfg.max_prompt_length}"
-        )
+        most = cfg.max_prompt_length
+        say(f"{found.cut_prompts:,} prompts were cut to train.max_prompt_length={most}")
     if found.cut_responses:
-        say(
-            f"{found.cut_responses:,} responses lost their ends to train.max_length={cfg.max_length}"
-        )
+        most = cfg.max_length
+        say(f"{found.cut_responses:,} responses lost their ends to train.max_length={most}")
     for tracker in cfg.log:
         trackers.check(tracker)
     least = min(cfg.min_workers or cfg.workers, cfg.workers)
