@@ -35,6 +35,7 @@ from facttune_ray.schema import seed_from
 from facttune_ray.stages import connect, prompts, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.stages.rewards import needed, wanted
+from facttune_ray.tables import Folder
 from facttune_ray.trial import Need, StandIn, Trial, words_to_tokens
 
 ASKING = ("facts", "verdicts", "questions")  # of responses
@@ -152,7 +153,7 @@ def _asks(cfg: Config, name: str) -> bool:
 
 
 def _finished(cfg: Config, scope: str, name: str) -> bool:
-    return (Run(cfg).root / full_name(scope, name) / tables.MANIFEST).exists()
+    return tables.is_finished(Folder.of(cfg.run.out) / full_name(scope, name))
 
 
 def _responses(cfg: Config, splits: tuple[str, ...]) -> int:

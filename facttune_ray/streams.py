@@ -62,7 +62,7 @@ class Streams:
         while not self.stopped.is_set():
             found = set(left)
             for name in growing:
-                if not (root / name / tables.MANIFEST).exists():
+                if not tables.is_finished(root / name):
                     found &= tables.present(root / name, max(left) + 1)
             if found:
                 return found
@@ -76,7 +76,7 @@ class Streams:
         later = list(self.threads)[list(self.threads).index(name) + 1 :]
         for other in later:
             self.threads[other].join()
-            if not (root / other / tables.MANIFEST).exists():
+            if not tables.is_finished(root / other):
                 (root / other).delete()
 
     def finish(self) -> None:

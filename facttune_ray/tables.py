@@ -92,6 +92,10 @@ def manifest(folder: Folder) -> dict:
     return found
 
 
+def is_finished(folder: Folder) -> bool:
+    return (folder / MANIFEST).exists()
+
+
 def finished(folder: Folder, recipe: Recipe) -> dict | None:
     """The manifest when the table is there and made by this recipe, None when there is none.
 

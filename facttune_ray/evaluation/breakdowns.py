@@ -162,7 +162,9 @@ def second_opinion(
     """The same facts by another estimator: its figures, comparisons, and how far it agrees with
     the first a fact (share, Cohen's kappa). shared: estimators that the two have in common, where
     they are made of several. {} where no scope has it."""
-    there = {n: s for n, s in scopes.items() if _finished(root / s.name / SECOND / "verdicts")}
+    there = {
+        n: s for n, s in scopes.items() if tables.is_finished(root / s.name / SECOND / "verdicts")
+    }
     if not there:
         return {}
     found = {n: counts(root, s, f"{SECOND}/verdicts") for n, s in there.items()}
@@ -180,10 +182,6 @@ def second_opinion(
     tuned = against_base(there)
     out["comparisons"] = corrected({n: compare(found["base"], found[n], **settings) for n in tuned})
     return out
-
-
-def _finished(folder: Folder) -> bool:
-    return (folder / tables.MANIFEST).exists()
 
 
 def _agreement(root: Folder, scope: Scope) -> dict[str, Any]:
@@ -212,7 +210,7 @@ def judged(root: Folder, scopes: Mapping[str, Scope]) -> dict[str, dict[str, Any
     another), failed; win_rate over topics, ties half, with p of the sign test over topics and
     p_holm, corrected for the number of models. Models of which nothing was judged are left out.
     """
-    there = {n: s for n, s in scopes.items() if _finished(root / s.name / "judgements")}
+    there = {n: s for n, s in scopes.items() if tables.is_finished(root / s.name / "judgements")}
     out = {name: _judged(root, scope) for name, scope in there.items()}
     for quality in QUALITIES:
         adjusted = holm({name: found[quality]["p"] for name, found in out.items()})

@@ -181,7 +181,7 @@ def _groups(root: Folder, knowledge: str, shards: range) -> dict[str, str]:
     article."""
     said: dict[str, str] = {}
     topics: dict[str, None] = {}
-    if not (root / "prompts" / tables.MANIFEST).exists():
+    if not tables.is_finished(root / "prompts"):
         return {}
     for shard in shards:
         for row in tables.rows(root / "prompts", shard):

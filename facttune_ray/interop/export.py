@@ -36,7 +36,7 @@ class Scope:
     model: str
 
     def has(self, *names: str) -> bool:
-        return all(_finished(self.folder, name) for name in names)
+        return all(tables.is_finished(self.folder / name) for name in names)
 
     @property
     def shards(self) -> range:
@@ -68,14 +68,12 @@ class Scope:
         return confidence.samples_folder(parent, recipe.get("snapshot", self.model), number)
 
 
-def _finished(folder: Folder, name: str) -> bool:
-    return (folder / name / tables.MANIFEST).exists()
-
-
 def scopes(root: Folder, within: str = "") -> Iterator[str]:
     """Folders of a run with finished responses and what scores them: "imported/all"."""
     here = root / within if within else root
-    if _finished(here, "responses") and any(_finished(here, name) for name in SCORED):
+    if tables.is_finished(here / "responses") and any(
+        tables.is_finished(here / name) for name in SCORED
+    ):
         yield within
         return
     for name in _folders(here):
@@ -91,7 +89,7 @@ def _folders(folder: Folder) -> list[str]:
 def preferred(root: Folder, within: str = "") -> Iterator[str]:
     """Folders of a run with finished groups: "facttune_fs/round_1"."""
     here = root / within if within else root
-    if _finished(here, "groups"):
+    if tables.is_finished(here / "groups"):
         yield within
     for name in _folders(here):
         yield from preferred(root, f"{within}/{name}" if within else name)
