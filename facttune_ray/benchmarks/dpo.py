@@ -55,7 +55,7 @@ ON_GPU = {
     "steps": 1,
     "compile": True,
     "pass_tokens": 16384,
-    "tries": [15, 45],
+    "tries": [15, 40],
 }
 
 

@@ -5,11 +5,16 @@ BM25(["She was born in Lyon.", "She plays the cello."]).top("cello", 1)  ->  [1]
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-import bm25s
-
 from facttune_ray.scoring.verify_lexical import stems
+
+# bm25s runs JAX where it finds it, which fails in workers without the GPU that it was installed
+# for, and takes most of the memory of a GPU that it sees
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import bm25s  # noqa: E402
 
 
 class BM25:

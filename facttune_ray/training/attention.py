@@ -74,7 +74,8 @@ def _in_segments(
     scaling: float | None,
 ) -> torch.Tensor:
     q_NHD, k_NHD, v_NHD = (x[0].transpose(0, 1) for x in (query, key, value))
-    k_KHD, v_KHD = (x.index_select(0, groups.look_K) for x in (k_NHD, v_NHD))
+    where = (groups.look_K, groups.key_N, groups.shared_T, groups.keys_TJ)
+    k_KHD, v_KHD = (Look.apply(x, *where) for x in (k_NHD, v_NHD))
     found = varlen_attn(
         q_NHD,
         k_KHD,
@@ -89,6 +90,28 @@ def _in_segments(
     )
     assert isinstance(found, torch.Tensor)  # without auxiliary outputs
     return found
+
+
+class Look(torch.autograd.Function):
+    """Tokens [N, H, D] -> keys [K, H, D] of all segments, or values.
+
+    A shared token's gradient is the sum of its keys', in float32 and always in the same order:
+    indexing's own adds them up in half precision as they come.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_NHD: Any, look_K: Any, key_N: Any, shared_T: Any, keys_TJ: Any) -> Any:
+        ctx.save_for_backward(key_N, shared_T, keys_TJ)
+        return x_NHD.index_select(0, look_K)
+
+    @staticmethod
+    def backward(ctx: Any, grad_KHD: Any) -> Any:  # type: ignore[override]
+        key_N, shared_T, keys_TJ = ctx.saved_tensors
+        wide = torch.promote_types(grad_KHD.dtype, torch.float32)
+        of_keys_TJHD = grad_KHD[keys_TJ.clamp(min=0)] * (keys_TJ >= 0)[..., None, None]
+        sums_THD = of_keys_TJHD.sum(1, dtype=wide).to(grad_KHD.dtype)
+        grad_NHD = grad_KHD.index_select(0, key_N).index_copy(0, shared_T, sums_THD)
+        return grad_NHD, None, None, None, None
 
 
 def _in_blocks(

@@ -59,7 +59,7 @@ def token_logps(
     `states_NC`: each token's predecessor's last hidden state; `head`: the output layer, states ->
     logits [., V]; `token_N`: int64. With `chunk` the logits of so many states are in memory at a
     time and are computed again for the gradient, so memory does not grow with N * V; 0: all at
-    once. Half-precision logits become float32 before the softmax; float64 stays.
+    once. The softmax of half-precision logits is float32's; float64 stays.
     """
     if not chunk or len(token_N) <= chunk:
         return _token_logps(states_NC, head, token_N)
@@ -71,37 +71,36 @@ def token_logps(
 
 
 def _token_logps(states_NC: torch.Tensor, head: Any, token_N: torch.Tensor) -> torch.Tensor:
-    logits_NV = head(states_NC)
-    if logits_NV.dtype in (torch.bfloat16, torch.float16):
-        logits_NV = logits_NV.float()
-    return Pick.apply(logits_NV, token_N)
+    return Pick.apply(head(states_NC), token_N)
 
 
 class Pick(torch.autograd.Function):
-    """log softmax(logits)[token] of N rows, [N].
+    """log softmax(logits)[token] of N rows, [N], float32 or wider.
 
-    The gradient is written over the logits, so of the N * V numbers one copy is in memory and not
-    three. The logits must be nobody else's; a second backward through them raises.
+    The gradient is written over the logits, in their own precision, so of the N * V numbers one
+    copy is in memory and not three. The logits must be nobody else's; a second backward through
+    them raises.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
         run = _fused(_sums) if logits_NV.is_cuda else _sums
         sums_N = torch.cat([run(x) for x in logits_NV.split(_rows(logits_NV))])
-        ctx.save_for_backward(logits_NV, token_N, sums_N)
-        return logits_NV.gather(1, token_N[:, None])[:, 0] - sums_N
+        logps_N = logits_NV.gather(1, token_N[:, None])[:, 0] - sums_N
+        ctx.save_for_backward(logits_NV, token_N, sums_N, logps_N)
+        return logps_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_N: torch.Tensor) -> Any:  # type: ignore[override]
-        logits_NV, token_N, sums_N = ctx.saved_tensors
+        logits_NV, token_N, sums_N, logps_N = ctx.saved_tensors
         out_NV = logits_NV.detach()
         run = _fused(_slopes) if out_NV.is_cuda else _slopes
         parts = (x.split(_rows(out_NV)) for x in (out_NV, sums_N[:, None], grad_N[:, None]))
         for logits, sums, grad in zip(*parts, strict=True):
             run(logits, sums, grad)
-        out_NV[torch.arange(len(token_N), device=out_NV.device), token_N] += grad_N
-        return out_NV, None
+        own_N = (-grad_N * logps_N.expm1()).to(out_NV.dtype)
+        return out_NV.scatter_(1, token_N[:, None], own_N[:, None]), None
 
 
 def _rows(logits_NV: torch.Tensor) -> int:
@@ -109,13 +108,20 @@ def _rows(logits_NV: torch.Tensor) -> int:
     return max(1, count if logits_NV.is_cuda else SOFTMAX // vocab)
 
 
+def _wide(logits_NV: torch.Tensor) -> torch.Tensor:
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+
+
 def _sums(logits_NV: torch.Tensor) -> torch.Tensor:
-    return logits_NV.logsumexp(-1)
+    return _wide(logits_NV).logsumexp(-1)
 
 
 def _slopes(logits_NV: torch.Tensor, sums_N1: torch.Tensor, grad_N1: torch.Tensor) -> None:
     """Derivatives by the logits, but for the token's own: in their place."""
-    logits_NV.sub_(sums_N1).exp_().mul_(-grad_N1)
+    wide_NV = _wide(logits_NV)  # the logits themselves where they are wide
+    wide_NV.sub_(sums_N1).exp_().mul_(-grad_N1)
+    if wide_NV is not logits_NV:
+        logits_NV.copy_(wide_NV)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ prompt's states are computed once a group, and value and gradient are those of t
 one by one: nothing in a prompt depends on what follows it.
 
 Only the states that predict a response token meet the output layer, and where the vocabulary is
-long, so many at a time that LOGITS numbers are in memory.
+long, so many at a time that their logits take LOGITS bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from facttune_ray.training.attention import NAME, what_is_seen
 from facttune_ray.training.losses import token_logps
 from facttune_ray.training.passes import Pass, lay_out
 
-LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}  # 256 MiB, 1 GiB of float32
+LOGITS = {"cpu": 1 << 28, "cuda": 1 << 30}  # bytes
 ANY_LENGTH = 1 << 40
 
 
@@ -41,8 +41,8 @@ class GroupModel(nn.Module):
         super().__init__()
         self.lm, self.plain_head = lm, has_plain_head(lm)
         self.shares = self.plain_head and can_share(lm, longest)
-        numbers = LOGITS.get(lm.device.type, LOGITS["cpu"])
-        self.chunk = max(256, numbers // lm.config.get_text_config(decoder=True).vocab_size)
+        row = lm.config.get_text_config(decoder=True).vocab_size * lm.dtype.itemsize
+        self.chunk = max(256, LOGITS.get(lm.device.type, LOGITS["cpu"]) // row)
         if self.shares:
             lm.set_attn_implementation(NAME)
 
@@ -85,7 +85,7 @@ def compile_layers(lm: Any) -> None:
     """Run the layers as fused kernels, which torch makes at the first passes. In place."""
     for layer in lm.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = torch.compile(layer.forward)
+            layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def positions(lm: Any) -> int | None:

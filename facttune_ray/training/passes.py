@@ -95,6 +95,9 @@ class Pass:
     queries_S: torch.Tensor  # [S + 1] int32: first token of each, and N
     keys_S: torch.Tensor  # [S + 1] int32: first key of each, and K
     look_K: torch.Tensor  # the token of each key: of a branch, its root's, then its own
+    key_N: torch.Tensor  # a key of each token
+    shared_T: torch.Tensor  # the tokens with several keys: those of roots with branches
+    keys_TJ: torch.Tensor  # all their keys; padding is -1
     place_N: torch.Tensor  # of each token's output among A * L + R * T
     at_M: torch.Tensor  # the token whose state predicts
     token_M: torch.Tensor
@@ -165,8 +168,10 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
     root_of_R = np.array([root for *_, root in branches], np.int64)
     root_length_R = np.array([roots[root][1] for root in root_of_R], np.int64)
     keys_S = [len(look) for look in looks]
+    look_K = np.concatenate(looks)
+    key_N, shared_T, keys_TJ = _keys(look_K)
     return Pass(
-        ids_N=torch.tensor(ids),
+        ids_N=torch.from_numpy(np.array(ids)),  # faster than torch.tensor
         position_N=torch.from_numpy(np.concatenate(positions)),
         root_AL=torch.from_numpy(root_AL),
         branch_RT=torch.from_numpy(branch_RT),
@@ -174,10 +179,13 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
         root_length_R=torch.from_numpy(root_length_R),
         queries_S=torch.tensor([0, *accumulate(lengths_S)], dtype=torch.int32),
         keys_S=torch.tensor([0, *accumulate(keys_S)], dtype=torch.int32),
-        look_K=torch.from_numpy(np.concatenate(looks)),
+        look_K=torch.from_numpy(look_K),
+        key_N=torch.from_numpy(key_N),
+        shared_T=torch.from_numpy(shared_T),
+        keys_TJ=torch.from_numpy(keys_TJ),
         place_N=torch.from_numpy(place_N),
         at_M=torch.from_numpy(np.concatenate(at)),
-        token_M=torch.tensor(token),
+        token_M=torch.from_numpy(np.array(token)),
         owner_M=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
         sequences=tuple(sequences),
         prompts=tuple(prompts),
@@ -197,3 +205,15 @@ def _block(segments: Sequence[tuple[int, int]], place_N: np.ndarray, offset: int
     cells_SW = offset + np.arange(block_SW.size).reshape(block_SW.shape)
     place_N[block_SW[inside_SW]] = cells_SW[inside_SW]
     return block_SW
+
+
+def _keys(look_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """key_N, shared_T and keys_TJ of a Pass."""
+    by_token_K = np.argsort(look_K, kind="stable")
+    count_N = np.bincount(look_K)
+    first_N = np.cumsum(count_N) - count_N
+    shared_T = np.flatnonzero(count_N > 1)
+    nth_J = np.arange(count_N.max())
+    inside_TJ = nth_J < count_N[shared_T, None]
+    at_TJ = np.where(inside_TJ, first_N[shared_T, None] + nth_J, 0)
+    return by_token_K[first_N], shared_T, np.where(inside_TJ, by_token_K[at_TJ], -1)

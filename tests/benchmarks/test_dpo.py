@@ -64,6 +64,15 @@ def test_a_step_has_all_pairs_and_the_prompts_take_turns():
     assert len(dpo_trl.trl_rows(rows)) == 3 * 45
 
 
+@pytest.mark.parametrize("device", ("cpu", "cuda"))
+@pytest.mark.parametrize("tokens", (64, 400))
+def test_pairs_a_forward_divide_a_step_whole_and_with_fewer_responses(device, tokens):
+    cfg = dpo.settings(quick=False, prompt_tokens=tokens, device=device)
+    tried = (cfg["responses"], cfg["try_responses"]) if len(cfg["tries"]) > 1 else (10,)
+    pairs = [cfg["groups_a_step"] * n * (n - 1) // 2 for n in tried]
+    assert all(count % batch == 0 for count in pairs for batch in cfg["tries"])
+
+
 def test_a_meter_counts_tokens_with_and_without_padding_and_leaves_out_the_first_step():
     meter = dpo_meter.Meter()
     model = meter.count(dpo_meter.tiny())

@@ -1,5 +1,8 @@
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -69,6 +72,24 @@ def test_missing_or_foreign_database(tmp_path):
     (tmp_path / "x.db").write_text("not a database at all, but long enough to look at")
     with pytest.raises(UserError, match="not a database with documents"):
         Articles(tmp_path / "x.db")
+
+
+def test_bm25_leaves_gpus_alone_where_jax_is_installed(tmp_path):
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("")
+    (tmp_path / "jax" / "lax.py").write_text(
+        "import os\n"
+        "def top_k(scores, k):\n"
+        "    if os.environ.get('JAX_PLATFORMS') != 'cpu':\n"
+        "        raise RuntimeError('Unable to initialize backend cuda')\n"
+    )
+    code = "from facttune_ray.knowledge.retrieval import BM25; print(BM25(['a']).top('a', 1))"
+    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    path = f"{tmp_path}:{env.get('PYTHONPATH', '')}"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=env | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert found.stdout == "[0]\n", found.stderr
 
 
 def test_bm25_prefers_the_rare_word_and_breaks_ties_by_order():
