@@ -23,6 +23,7 @@ from typing import Any, Self
 from pyarrow.fs import FileSelector
 
 from facttune_ray import schema, storage, tables, telemetry
+from facttune_ray.claim import claimed
 from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
 from facttune_ray.knowledge import source
@@ -61,6 +62,7 @@ class Run:
         self.manifests: dict[str, dict] = {}  # in the order of the graph
         self.made: list[str] = []
         self._services = contextlib.ExitStack()
+        self._claimed = False
         self._base_url = ""
         self._meter: tuple[str, Any] | None = None
         self._streams: Streams | None = None  # while tables are made side by side
@@ -85,6 +87,10 @@ class Run:
                     f"stage {self.only} needs {name}, which is missing: "
                     f"run `facttune stage {step}` with the same config first"
                 )
+            if not self._claimed:  # which may wait while another driver makes this very table
+                self._services.enter_context(claimed(self.root))
+                self._claimed = True
+                return Run.ensure(self, name, step, recipe, make)
             if self._streams is not None and step in STAGES:
                 # before its thread runs: who reads it must not take parts of another recipe for its
                 tables.begin(folder, recipe)
@@ -354,25 +360,23 @@ def status(cfg: Config) -> list[tuple[str, dict | None]]:
 def model_digest(path: str) -> str:
     """A local model by its files' names, sizes and ends (not its path); one on an object store by
     names, sizes and times; a hub id by its name."""
-    from facttune_ray.schema import digest
-
     if "://" in path:
         source = Folder.of(path)
         files = source.fs.get_file_info(FileSelector(source.path, allow_not_found=True))
-        return digest(*sorted((f.base_name, f.size, f.mtime_ns) for f in files if f.is_file))
+        return schema.digest(*sorted((f.base_name, f.size, f.mtime_ns) for f in files if f.is_file))
     folder = Path(path)
     if not folder.is_dir():
-        return digest("hub", path)
+        return schema.digest("hub", path)
     parts: list[object] = []
     for file in sorted(folder.iterdir()):
         if file.suffix in {".safetensors", ".json", ".bin", ".model"}:
             with file.open("rb") as f:
                 head = f.read(2**20)
                 f.seek(max(0, file.stat().st_size - 2**20))
-                parts += [file.name, file.stat().st_size, digest(head, f.read())]
+                parts += [file.name, file.stat().st_size, schema.digest(head, f.read())]
     if not parts:
         raise UserError(f"model.path={path}: no model files in this folder")
-    return digest(*parts)
+    return schema.digest(*parts)
 
 
 def describe(name: str, manifest: dict) -> str:

@@ -31,7 +31,7 @@ from facttune_ray.tables import Folder
 NAMESPACE = "facttune"
 IDLE_S = 600.0
 ANSWER_S = 10.0  # an actor that takes longer is taken for lost
-_ON_HEAD = {"node:__internal_head__": 0.001}
+ON_HEAD = {"node:__internal_head__": 0.001}
 
 
 class LimiterActor:
@@ -95,7 +95,7 @@ def start_meter(name: str, budget_usd: float | None, ledger: Folder, run: str) -
     the ledger what was paid before: requests would wait for ever for what is left of the budget."""
     actor: Any = ray.remote(MeterActor)
     made = actor.options(
-        name=name, namespace=NAMESPACE, max_restarts=-1, num_cpus=0, resources=_ON_HEAD
+        name=name, namespace=NAMESPACE, max_restarts=-1, num_cpus=0, resources=ON_HEAD
     )
     handle = made.remote(budget_usd, ledger, run)
     if budget_usd is not None:
@@ -121,7 +121,7 @@ def limiter_of(base_url: str, model: str, api_key_env: str, limits: Limits) -> A
         get_if_exists=True,
         max_restarts=-1,
         num_cpus=0,
-        resources=_ON_HEAD,
+        resources=ON_HEAD,
     )
     handle = made.remote(limits)
     handle.configure.remote(limits)
