@@ -42,6 +42,7 @@ def claimed(root: Folder) -> Iterator[None]:
 
 
 def _lock(root: Folder, held: contextlib.ExitStack) -> bool:
+    new = not os.path.isdir(root.path)
     with writing(root):
         os.makedirs(root.path, exist_ok=True)
         folder = os.open(root.path, os.O_RDONLY)
@@ -53,7 +54,15 @@ def _lock(root: Folder, held: contextlib.ExitStack) -> bool:
     except OSError:  # a file system that locks no folders, as some over the network
         pass
     held.callback(os.close, folder)
+    if new:
+        held.callback(_remove_empty, root.path)
     return True
+
+
+def _remove_empty(path: str) -> None:
+    """A run that was refused before its first table leaves nothing."""
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 def _name(root: Folder, held: contextlib.ExitStack) -> bool:
