@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from facttune_ray import gpu_hours, standin, tables
@@ -35,6 +35,7 @@ from facttune_ray.schema import seed_from
 from facttune_ray.stages import connect, prompts, stage
 from facttune_ray.stages.context import Work
 from facttune_ray.stages.rewards import needed, wanted
+from facttune_ray.stages.verdicts import estimators
 from facttune_ray.tables import Folder
 from facttune_ray.trial import Need, StandIn, Trial, words_to_tokens
 
@@ -73,7 +74,8 @@ def estimate(
     with FactTune(cfg, "knowledge") as this:
         this.knowledge()
     first = plan.scored
-    sample = _sample(cfg, first, plan.sampled.get(first, SPLITS), topics)
+    drawn = plan.sampled.get(first)
+    sample = _sample(cfg, first, drawn.splits if drawn else SPLITS, topics)
     tried = {t.stage: SPLITS for t in asked} | {
         t.stage: t.splits for t in asked if t.scope == first
     }
@@ -103,7 +105,8 @@ def estimate(
         if scope == first:
             scale, cached = sample.all_topics / sample.topics, need.cached
         else:  # other models, other responses: nothing of theirs is in the ledger
-            scale, cached = _responses(cfg, t.splits) / responses, 0
+            drawn = plan.sampled.get(scope)  # a contender's by its own settings
+            scale, cached = _responses(drawn.cfg if drawn else cfg, t.splits) / responses, 0
         fresh = max(1, need.requests - need.cached)
         share = (need.requests - cached) / fresh
         total["requests"] += round(scale * (need.requests - cached))
@@ -112,7 +115,7 @@ def estimate(
         total["completion_tokens"] += round(scale * share * need.completion_tokens)
     if parameters is None:
         parameters = _parameters(cfg)
-    fresh_tables = [t[:3] for t in plan.tables if not _finished(cfg, t.scope, t.stage)]
+    fresh_tables = [t for t in plan.tables if not _finished(cfg, t.scope, t.stage)]
     trained = [scope for scope in plan.trained if not _finished(cfg, scope, "train")]
     work = gpu_hours.gpu_rows(
         cfg, fresh_tables, trained, _counts(cfg, made), rates or gpu_hours.Rates(), parameters
@@ -143,8 +146,6 @@ def _counts(cfg: Config, made: dict[str, list[dict]]) -> gpu_hours.Counts:
         response_tokens=sum(lengths) / max(1, len(lengths)),
         questions=len(distinct) / max(1, len(train)),
         question_tokens=sum(words_to_tokens(q) for _, q in distinct) / max(1, len(distinct)),
-        samples={"train": cfg.responses.samples}
-        | {s: cfg.evaluation.samples for s in ("val", "test")},
     )
 
 
@@ -158,9 +159,8 @@ def _finished(cfg: Config, scope: str, name: str) -> bool:
 
 def _responses(cfg: Config, splits: tuple[str, ...]) -> int:
     """Responses that a model gives to the prompts of these splits."""
-    per = {"train": cfg.responses.samples}
     found = _prompts(cfg)
-    return sum(found[s] * per.get(s, cfg.evaluation.samples) for s in splits)
+    return sum(found[s] * gpu_hours.samples(cfg, s) for s in splits)
 
 
 def _topics(cfg: Config) -> Counter[str]:
@@ -235,11 +235,20 @@ def _try(
     trials += [(SECOND, "verdicts", second)] if second else []
     knowledge = Run(cfg).knowledge_file()
     for key, name, own in trials:
+        own = _asking_alone(own)
         stand_in = StandIn(own, ledger, measured.get(name))
         work = Work(name, name, {}, own, splits=tried.get(key, SPLITS), knowledge=knowledge)
         made[key] = asyncio.run(stage(name).run(Trial(work, made, stand_in), 0))
         needs[key] = stand_in.need
     return made, needs
+
+
+def _asking_alone(cfg: Config) -> Config:
+    """Without estimators that load a model and ask nothing: the LLM judges all facts, whatever they
+    find."""
+    if "chat" not in estimators(cfg.verdicts):
+        return cfg
+    return replace(cfg, verdicts=replace(cfg.verdicts, estimator="chat"))
 
 
 def _measured(ledger: Ledger) -> dict[str, dict[str, float]]:

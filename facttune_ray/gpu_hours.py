@@ -16,12 +16,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facttune_ray.config import Config
 
+if TYPE_CHECKING:
+    from facttune_ray.plan import Planned
+
 COLUMNS = ("sampled_tokens", "read_tokens", "trained_tokens")
-Tables = list[tuple[str, str, tuple[str, ...]]]  # scope, stage, splits
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,11 @@ class Counts:
     response_tokens: float
     questions: float  # distinct ones a train prompt
     question_tokens: float  # with nothing before it: worked questions are read once
-    samples: dict[str, int]  # responses a prompt
+
+
+def samples(cfg: Config, split: str) -> int:
+    """Responses to a prompt of this split."""
+    return cfg.responses.samples if split == "train" else cfg.evaluation.samples
 
 
 def parameters(path: str) -> float | None:
@@ -66,7 +72,7 @@ def parameters(path: str) -> float | None:
 
 def gpu_rows(
     cfg: Config,
-    tables: Tables,
+    tables: list[Planned],
     trained: list[str],
     counts: Counts,
     rates: Rates,
@@ -75,16 +81,16 @@ def gpu_rows(
     """One row a stage that samples or trains. `tables`: those that are not there yet; `trained`:
     scopes with a round to train. `gpu_hours` is None where the parameters are not known."""
     stages: dict[str, Counter[str]] = {}
-    for scope, name, splits in tables:
+    for _, name, splits, own in tables:
         if name not in ("responses", "answers", "reference"):
             continue
-        if name == "responses" and _by_api(cfg, scope):
+        if name == "responses" and own.sampling.engine == "api":
             continue
         found = stages.setdefault(name, Counter())
         found["tables"] += 1
         for split in splits if name == "responses" else ("train",):
             asked = counts.prompts.get(split, 0)
-            drawn = asked * counts.samples[split]
+            drawn = asked * samples(own, split)
             if name == "responses":
                 found["read_tokens"] += round(asked * counts.prompt_tokens)
                 found["sampled_tokens"] += round(drawn * counts.response_tokens)
@@ -107,16 +113,9 @@ def gpu_rows(
     return rows
 
 
-def _by_api(cfg: Config, scope: str) -> bool:
-    from facttune_ray.contenders import contenders
-
-    own = {f"{c.name}/test": c.cfg for c in contenders(cfg)}
-    return own.get(scope, cfg).sampling.engine == "api"
-
-
 def _sequences(cfg: Config, counts: Counts) -> int:
     """Tokens of one pass over all train groups, each prompt once where prefixes are shared."""
-    drawn = counts.samples["train"]
+    drawn = samples(cfg, "train")
     once = 1 if cfg.train.share_prefix else drawn
     one = once * counts.prompt_tokens + drawn * counts.response_tokens
     return round(counts.prompts.get("train", 0) * one)

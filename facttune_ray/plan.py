@@ -42,7 +42,7 @@ class Plan(FactTune):
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.tables: list[Planned] = []
-        self.sampled: dict[str, tuple[str, ...]] = {}  # scope -> splits of its responses
+        self.sampled: dict[str, Planned] = {}  # scope -> its responses
         self.trained: list[str] = []  # scopes with a model to train
 
     def table(
@@ -54,10 +54,12 @@ class Plan(FactTune):
         if scope.endswith(SECOND) and "llm.model" not in stage(name).recipe(cfg):
             return full_name(scope, name)  # another estimator's verdicts, which ask nothing
         splits = tuple(work.get("splits", SPLITS))
+        judged = self.sampled.get(judged_scope(scope))
+        there = judged.splits if judged and name != "responses" else splits
+        made = Planned(scope, name, tuple(s for s in splits if s in there), cfg)
         if name == "responses":
-            self.sampled[scope] = splits
-        there = self.sampled.get(judged_scope(scope), splits)
-        self.tables.append(Planned(scope, name, tuple(s for s in splits if s in there), cfg))
+            self.sampled[scope] = made
+        self.tables.append(made)
         return full_name(scope, name)
 
     def driver_table(self, name: str, *args: Any) -> str:

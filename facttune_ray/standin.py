@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
+from facttune_ray.gpu_hours import samples
 from facttune_ray.knowledge.articles import Articles
 from facttune_ray.schema import digest
 from facttune_ray.scoring.sentences import split
@@ -48,8 +49,7 @@ def responses(cfg: Config, rows: Iterable[dict], knowledge: str) -> Iterator[dic
             "with the same config first (no LLM request is made)"
         )
     for row in rows:
-        number = cfg.responses.samples if row["split"] == "train" else cfg.evaluation.samples
-        for sample in range(number):
+        for sample in range(samples(cfg, row["split"])):
             key = digest(row["prompt_id"], "base", sample)
             text = _text(told[row["topic"]] or every, words(cfg), random.Random(key))
             yield row | {

@@ -68,8 +68,8 @@ def test_a_second_opinion_that_asks_is_counted(tmp_path):
     words += ["data.knowledge=k.jsonl", "facts.method=rules", "llm.model=gpt-4o-mini"]
     words += ["data.sizes.train=12", "data.sizes.val=4", "data.sizes.test=6"]
 
-    def asked(first, second):
-        more = [f"verdicts.estimator={first}", f"evaluation.estimator={second}"]
+    def asked(first, second, *others):
+        more = [f"verdicts.estimator={first}", f"evaluation.estimator={second}", *others]
         cfg = load([], [*words, f"run.out={tmp_path / first}", *more])
         return {r["stage"]: r for r in estimate(cfg)}["verdicts"]
 
@@ -79,6 +79,13 @@ def test_a_second_opinion_that_asks_is_counted(tmp_path):
     assert asked("chat", "chat+lexical")["requests"] == pytest.approx(
         every["requests"] * (1 + 6 / 22), abs=2
     )
+    # a masked LM would have to be loaded, and asks nothing
+    assert asked("chat+npm", "none", "verdicts.npm=/nowhere")["requests"] == every["requests"]
+    same, thrice = (
+        asked("chat", "none", f"contenders.dola={{evaluation: {{samples: {n}}}}}") for n in (5, 15)
+    )
+    more = [found["requests"] - every["requests"] for found in (same, thrice)]
+    assert more[0] > 0 and more[1] == pytest.approx(3 * more[0], abs=2)
 
 
 def test_estimate_then_budget_then_run(tmp_path, small_preset, ray_cluster, capsys):

@@ -9,6 +9,7 @@ import pytest
 from facttune_ray import cli, standin
 from facttune_ray.config import load
 from facttune_ray.gpu_hours import Counts, Rates, gpu_rows, parameters, table
+from facttune_ray.plan import Planned
 from facttune_ray.quickstart import base_model, world
 
 COUNTS = Counts(
@@ -17,38 +18,40 @@ COUNTS = Counts(
     response_tokens=100,
     questions=30,
     question_tokens=12,
-    samples={"train": 10, "val": 2, "test": 2},
 )
-TABLES = [
-    ("base/tune", "responses", ("train", "val")),
-    ("base/tune", "facts", ("train", "val")),
-    ("base/tune", "answers", ("train", "val")),
-    ("fs/round_1", "reference", ("train",)),
-    ("gpt/test", "responses", ("test",)),
-]
 WORDS = [
     "tune.fs.reward=factscore",
     "train.epochs=2",
     "model.path=Llama-2-7b",
-    "contenders.gpt={sampling: {engine: api, llm: {model: g}}}",
+    "evaluation.samples=2",
+]
+CFG = load([], WORDS)
+GPT = load([], ["sampling={engine: api, llm: {model: g}}"])
+MANY = load([], [*WORDS, "evaluation.samples=7"])
+TABLES = [
+    Planned("base/tune", "responses", ("train", "val"), CFG),
+    Planned("base/tune", "facts", ("train", "val"), CFG),
+    Planned("base/tune", "answers", ("train", "val"), CFG),
+    Planned("fs/round_1", "reference", ("train",), CFG),
+    Planned("gpt/test", "responses", ("test",), GPT),
+    Planned("many/test", "responses", ("test",), MANY),
 ]
 
 
 def test_tokens_and_hours_by_hand():
-    cfg = load([], WORDS)
-    rows = gpu_rows(cfg, TABLES, ["fs/round_1"], COUNTS, Rates(1000, 100), 7e9)
+    rows = gpu_rows(CFG, TABLES, ["fs/round_1"], COUNTS, Rates(1000, 100), 7e9)
     found = {r["stage"]: r for r in rows}
     assert list(found) == ["responses", "answers", "reference", "train"]
     responses = found["responses"]  # the endpoint's are nobody's GPU hours here
-    assert (responses["tables"], responses["read_tokens"]) == (1, 14 * 20)
-    assert responses["sampled_tokens"] == (10 * 10 + 4 * 2) * 100
+    assert (responses["tables"], responses["read_tokens"]) == (2, 19 * 20)
+    assert responses["sampled_tokens"] == (10 * 10 + 4 * 2 + 5 * 7) * 100
     assert found["answers"]["sampled_tokens"] == 10 * 30 * 20 * 15
     assert found["answers"]["read_tokens"] == 10 * 30 * 12
     sequences = 10 * (20 + 10 * 100)
     assert found["reference"]["read_tokens"] == sequences
     assert found["train"]["trained_tokens"] == 2 * sequences
     assert found["train"]["gpu_hours"] == pytest.approx(6 * 7e9 * 2 * sequences / 1e14 / 3600)
-    assert responses["gpu_hours"] == pytest.approx((10.8 + 2 * 7e9 * 280 / 1e14) / 3600)
+    assert responses["gpu_hours"] == pytest.approx((14.3 + 2 * 7e9 * 380 / 1e14) / 3600)
     said = table(rows, Rates(1000, 100), 7e9)
     assert "at 1,000 sampled tokens/s and 100 TFLOP/s a GPU: assumed, not measured" in said
 
@@ -61,7 +64,7 @@ def test_recomputed_activations_and_repeated_prompts_cost_more():
 
 
 def test_unknown_parameters_give_no_hours():
-    rows = gpu_rows(load([], WORDS), [], ["fs/round_1"], COUNTS, Rates(), None)
+    rows = gpu_rows(CFG, [], ["fs/round_1"], COUNTS, Rates(), None)
     assert rows[0]["gpu_hours"] is None and "give --parameters" in table(rows, Rates(), None)
 
 
