@@ -29,7 +29,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Scope:
+class ScopeTables:
     """The finished tables of one folder of a run, and of them the rows of one model."""
 
     folder: Folder
@@ -116,7 +116,7 @@ def export(
             name = within if len(models) == 1 else f"{within}/{model}"
             place = Path(out, *name.split("/"))
             done[name] = _one(
-                Scope(root / within, model), root / "prompts", place, gamma, threshold
+                ScopeTables(root / within, model), root / "prompts", place, gamma, threshold
             )
     for within in preferred(root):
         _preferences(root / within / "groups", Path(out, *within.split("/")), chat)
@@ -129,7 +129,7 @@ def _models(folder: Folder) -> list[str]:
 
 
 def _one(
-    scope: Scope, prompts: Folder, out: Path, gamma: float, threshold: float
+    scope: ScopeTables, prompts: Folder, out: Path, gamma: float, threshold: float
 ) -> factscore.Summary | None:
     out.mkdir(parents=True, exist_ok=True)
     judged = scope.has("facts", "verdicts")
@@ -161,7 +161,7 @@ def _one(
     return factscore.aggregate((d for found in read for d in factscore.decisions(*found)), gamma)
 
 
-def _asked(scope: Scope, shard: int, out: str, gamma: float) -> None:
+def _asked(scope: ScopeTables, shard: int, out: str, gamma: float) -> None:
     """Questions of one shard, and their answers if there are any."""
     of = scope.splits("questions")
     responses, facts, verdicts, questions, answers = (
@@ -176,7 +176,7 @@ def _asked(scope: Scope, shard: int, out: str, gamma: float) -> None:
     confidence.write_answers(out, where, responses, facts, questions, answers)
 
 
-def _rewards(scope: Scope, out: str, threshold: float) -> None:
+def _rewards(scope: ScopeTables, out: str, threshold: float) -> None:
     def shards() -> Iterator[rewards.Shard]:
         for s in scope.shards:
             yield (scope.rows("responses", s), scope.rows("rewards", s), scope.rows("mixes", s))
@@ -193,7 +193,7 @@ def _preferences(folder: Folder, out: Path, chat: bool) -> None:
     preferences.write(str(out), groups, threshold, most, chat)
 
 
-def _questions(scope: Scope, prompts: Folder, out: str) -> None:
+def _questions(scope: ScopeTables, prompts: Folder, out: str) -> None:
     """Questions files of the splits that the responses are of."""
 
     def responses() -> Iterator[dict]:

@@ -21,8 +21,7 @@ from facttune_ray import telemetry
 from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Report
 from facttune_ray.llm.ledger import Ledger
-from facttune_ray.llm.limiter import TERM_S, Lease, Limiter, Limits
-from facttune_ray.llm.limiter import Report as Seen
+from facttune_ray.llm.limiter import TERM_S, Lease, Limiter, Limits, Seen
 from facttune_ray.llm.permits import LimiterLost, Renew
 from facttune_ray.schema import digest
 from facttune_ray.secrets import redact

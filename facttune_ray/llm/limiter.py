@@ -1,7 +1,7 @@
 """Cluster-wide limits of one endpoint and model: each worker leases a share for about a second.
 
     limiter = Limiter(Limits(requests_per_minute=12_000))
-    lease = limiter.renew(Report(worker="a", waiting=500, most=128), now_s=0.0)
+    lease = limiter.renew(Seen(worker="a", waiting=500, most=128), now_s=0.0)
     lease.requests_per_s  ->  198.0     99% of the limit, split by need when others ask too
 
 A lease is a rate, so the leases that are out never add up to more than the limit, and a worker
@@ -39,7 +39,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Report:
+class Seen:
     """What a worker saw since its last report."""
 
     worker: str
@@ -106,7 +106,7 @@ class Limiter:
     updated_s: float = math.nan
     workers: dict[str, _Held] = field(default_factory=dict)
 
-    def renew(self, report: Report, now_s: float) -> Lease:
+    def renew(self, report: Seen, now_s: float) -> Lease:
         """Take a worker's report and give it a lease in place of its last one."""
         self._advance(now_s)
         if report.leased_s > 0 and report.worker not in self.workers:
@@ -168,7 +168,7 @@ class Limiter:
             self.seen.tokens_per_minute if tokens is None else tokens,
         )
 
-    def _measure(self, report: Report, now_s: float) -> None:
+    def _measure(self, report: Seen, now_s: float) -> None:
         """Latency and the window of requests in flight."""
         if report.answered:
             share = min(1.0, report.answered / 50)
@@ -187,7 +187,7 @@ class Limiter:
         if full and report.waiting and grown <= max(best, SLOWED_S) / 2:
             self.window += report.answered * (1 if self.starting else 2 / self.window)
 
-    def _refuse(self, report: Report, now_s: float, before: Limits) -> None:
+    def _refuse(self, report: Seen, now_s: float, before: Limits) -> None:
         self.refused_s = now_s
         self.distrusted |= report.exhausted
         if report.retry_after_s is not None:
@@ -213,7 +213,7 @@ class Limiter:
         floor = max(8.0, 1.5 * rate * self.latency_s)
         self.window, self.starting = max(floor, self.window / 2), False
 
-    def _learn(self, report: Report) -> None:
+    def _learn(self, report: Seen) -> None:
         """The rate that failed: the one in use, if requests were enough for it. A mean of what was
         let through lags behind a rate that grows: half as much again."""
         others = (w.in_flight for name, w in self.workers.items() if name != report.worker)
@@ -222,7 +222,7 @@ class Limiter:
         self.failed = max(1 / 60, min(in_use, 1.5 * through / max(1.0, self.worked_s)))
         self.answered, self.worked_s = 0, 0.0
 
-    def _lease(self, report: Report, now_s: float) -> Lease:
+    def _lease(self, report: Seen, now_s: float) -> Lease:
         held = self.workers.get(report.worker) or _Held()
         held.need, held.most = report.waiting + report.in_flight, report.most
         held.tokens = max(1.0, report.tokens)

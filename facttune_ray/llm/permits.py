@@ -20,9 +20,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from facttune_ray.llm.limiter import RENEW_S, SHARE, TERM_S, Lease, Limits, Report
+from facttune_ray.llm.limiter import RENEW_S, SHARE, TERM_S, Lease, Limits, Seen
 
-Renew = Callable[[Report], Awaitable[Lease]]
+Renew = Callable[[Seen], Awaitable[Lease]]
 
 
 @dataclass
@@ -233,7 +233,7 @@ class Gate:
 
     async def _ask(self) -> float:
         asked = time.monotonic()
-        report = Report(
+        report = Seen(
             worker=self._worker,
             waiting=self.waiting,
             in_flight=self.in_flight,
@@ -332,7 +332,7 @@ def local_renew(limits: Limits) -> Renew:
 
     limiter = Limiter(limits)
 
-    async def renew(report: Report) -> Lease:
+    async def renew(report: Seen) -> Lease:
         return limiter.renew(report, time.monotonic())
 
     return renew

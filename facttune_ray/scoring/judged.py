@@ -1,6 +1,6 @@
 """Equivalence classes by a judge of pairs: an LLM or an entailment model.
 
-    plan = Plan.of_unit(["the cello", "cello", "violoncello", ""], ["a cello"], most=12)
+    plan = PairPlan.of_unit(["the cello", "cello", "violoncello", ""], ["a cello"], most=12)
     plan.texts        ["the cello", "violoncello"]      one a class of the heuristic
     plan.pairs        [(0, 1)]                          to be judged, the likeliest first
     plan.classes({(0, 1)})                              [0, 0, 0, -1]
@@ -23,7 +23,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PairPlan:
     """What a judge is asked about one unit. Indices of `texts`; originals stand behind answers."""
 
     texts: tuple[str, ...]  # the most frequent wording of each class; then new originals
@@ -32,7 +32,9 @@ class Plan:
     pairs: tuple[Pair, ...]
 
     @staticmethod
-    def of_unit(answers: Sequence[str | None], originals: Sequence[str | None], most: int) -> Plan:
+    def of_unit(
+        answers: Sequence[str | None], originals: Sequence[str | None], most: int
+    ) -> PairPlan:
         """`most`: pairs of answers judged at most, and as many for each original."""
         first = equivalence.classes(list(answers))
         counts = Counter(first)
@@ -49,7 +51,7 @@ class Plan:
                 texts.append(original)
                 likely = sorted(range(known), key=lambda c: (-counts[c], texts[c]))[:most]
                 pairs += [(c, places[-1]) for c in likely]
-        return Plan(tuple(texts), tuple(first), tuple(places), tuple(pairs))
+        return PairPlan(tuple(texts), tuple(first), tuple(places), tuple(pairs))
 
     def _roots(self, same: Collection[Pair]) -> list[int]:
         """Component of each text that answers use; an original joins none."""

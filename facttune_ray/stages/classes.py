@@ -19,7 +19,7 @@ from facttune_ray.errors import RowError
 from facttune_ray.prompts import equivalence as prompt
 from facttune_ray.prompts import template
 from facttune_ray.scoring import equivalence
-from facttune_ray.scoring.judged import Pair, Plan
+from facttune_ray.scoring.judged import Pair, PairPlan
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 
@@ -118,7 +118,7 @@ async def _by_strings(context: Context, units: list[Unit]) -> list[Found]:
 
 
 async def _by_llm(context: Context, units: list[Unit]) -> list[Found]:
-    async def judge(unit: Unit, plan: Plan, pair: Pair) -> bool:
+    async def judge(unit: Unit, plan: PairPlan, pair: Pair) -> bool:
         # sorted: the same two answers are one request, whichever came first
         first, second = sorted(plan.texts[i] for i in pair)
         return await context.client.ask(prompt.render(unit.question, first, second), prompt.parse)
@@ -150,8 +150,8 @@ async def _by_nli(context: Context, units: list[Unit]) -> list[Found]:
     return found
 
 
-def _plan(context: Context, unit: Unit) -> Plan:
-    return Plan.of_unit(unit.answers or [], unit.originals, context.cfg.classes.max_pairs)
+def _plan(context: Context, unit: Unit) -> PairPlan:
+    return PairPlan.of_unit(unit.answers or [], unit.originals, context.cfg.classes.max_pairs)
 
 
 METHODS = {

@@ -11,7 +11,7 @@ no process ever has the whole model. A key says what of which parameter starts a
                                    "shapes": {"model.lm_head.weight": [32, 32], ...},
                                    "steps": 2.0, "state": {"step": 2, "epoch": 0}, ...}
 
-Loading reads the runs that overlap with what a worker of the new engine holds. Weights are the
+Loading reads the spans that overlap with what a worker of the new engine holds. Weights are the
 optimizer's own (fp32 under bf16 and fp16). Left out: frozen parameters and buffers, which come
 with the model that the engine is built of, and random states: seeds derive from the step.
 """
@@ -62,7 +62,7 @@ class Layout:
     replicated: bool  # every worker holds everything
 
 
-class Run(NamedTuple):
+class Span(NamedTuple):
     """Elements start..stop of a flattened parameter, in a file."""
 
     start: int
@@ -144,28 +144,28 @@ def load(engine: Any, folder: str) -> dict[str, Any]:
 
     layout, optimizer = _layout(engine), engine.basic_optimizer
 
-    def check() -> tuple[dict[str, Any], dict[tuple[str, str], list[Run]]]:
+    def check() -> tuple[dict[str, Any], dict[tuple[str, str], list[Span]]]:
         index = _read(folder)
         _check_same(folder, index, engine, layout)
-        runs = _runs(folder, index)
+        spans = _spans(folder, index)
         for piece, what in product(layout.pieces, (WEIGHT, *index["states"])):
-            held = sum(b - a for _, a, b in _overlaps(piece, runs[what, piece.name]))
+            held = sum(b - a for _, a, b in _overlaps(piece, spans[what, piece.name]))
             if held != piece.numel:
                 raise UserError(
                     f"{folder}: holds {held} of the {piece.numel} elements of {what} of "
                     f'"{piece.name}" from {piece.start} on: take another checkpoint'
                 )
-        return index, runs
+        return index, spans
 
-    index, runs = together(check, f"{folder}: the checkpoint cannot be read")
+    index, spans = together(check, f"{folder}: the checkpoint cannot be read")
     _make_states(optimizer, layout.homes, index)
     with ExitStack() as stack:
         opened = {name: safe_open(Path(folder) / name, framework="pt") for name in index["files"]}
         files = {name: stack.enter_context(file) for name, file in opened.items()}
         for piece, what in product(layout.pieces, (WEIGHT, *index["states"])):
             values = piece.of(_tensor(optimizer, piece.home, what))
-            for run, a, b in _overlaps(piece, runs[what, piece.name]):
-                found = files[run.file].get_slice(run.key)[a - run.start : b - run.start]
+            for span, a, b in _overlaps(piece, spans[what, piece.name]):
+                found = files[span.file].get_slice(span.key)[a - span.start : b - span.start]
                 values[a - piece.start : b - piece.start].copy_(found)
     for group, numbers in zip(optimizer.param_groups, index["groups"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()})
@@ -317,29 +317,29 @@ def _read(folder: str) -> dict[str, Any]:
     return index
 
 
-def _runs(folder: str, index: dict[str, Any]) -> dict[tuple[str, str], list[Run]]:
+def _spans(folder: str, index: dict[str, Any]) -> dict[tuple[str, str], list[Span]]:
     """(what, parameter) -> where its elements lie; reads only the files' headers."""
     from safetensors import SafetensorError, safe_open
 
-    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    spans: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for name in index["files"]:
         try:
             with safe_open(Path(folder) / name, framework="pt") as file:
                 for key in file.keys():
                     what, start, parameter = key.split("|", 2)
                     stop = int(start) + file.get_slice(key).get_shape()[0]
-                    runs[what, parameter].append(Run(int(start), stop, name, key))
+                    spans[what, parameter].append(Span(int(start), stop, name, key))
         except (SafetensorError, ValueError) as e:
             raise UserError(f"{folder}/{name} is torn: {e}: take another checkpoint") from None
-    return runs
+    return spans
 
 
-def _overlaps(piece: Piece, runs: list[Run]) -> Iterator[tuple[Run, int, int]]:
-    """(run, first, last + 1): what of a piece the runs hold, in elements of the parameter."""
-    for run in runs:
-        a, b = max(piece.start, run.start), min(piece.start + piece.numel, run.stop)
+def _overlaps(piece: Piece, spans: list[Span]) -> Iterator[tuple[Span, int, int]]:
+    """(span, first, last + 1): what of a piece the spans hold, in elements of the parameter."""
+    for span in spans:
+        a, b = max(piece.start, span.start), min(piece.start + piece.numel, span.stop)
         if a < b:
-            yield run, a, b
+            yield span, a, b
 
 
 def _check_same(folder: str, index: dict[str, Any], engine: Any, layout: Layout) -> None:

@@ -12,7 +12,7 @@ import pytest
 from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import Ask, MeterLost, Usage
 from facttune_ray.llm.ledger import Completion, Ledger
-from facttune_ray.llm.limiter import TERM_S, Limits, Report
+from facttune_ray.llm.limiter import TERM_S, Limits, Seen
 from facttune_ray.llm.permits import LimiterLost
 from facttune_ray.tables import Folder
 
@@ -24,10 +24,10 @@ def test_two_workers_share_one_limiter(ray_cluster):
     first, second = (actors.renew_at("http://a", "m", "KEY", limits) for _ in range(2))
 
     async def both():
-        alone = await first(Report("a", waiting=500, most=10))
-        none_left = await second(Report("b", waiting=500, most=10))
-        again = await first(Report("a", waiting=500, most=10))
-        return alone, none_left, again, await second(Report("b", waiting=500, most=10))
+        alone = await first(Seen("a", waiting=500, most=10))
+        none_left = await second(Seen("b", waiting=500, most=10))
+        again = await first(Seen("a", waiting=500, most=10))
+        return alone, none_left, again, await second(Seen("b", waiting=500, most=10))
 
     alone, none_left, again, half = asyncio.run(both())
     assert alone.requests_per_s == pytest.approx(99.0)
@@ -40,8 +40,8 @@ def test_the_limits_of_a_run_that_is_over_are_dropped(ray_cluster):
 
     async def rate(limits: Limits) -> float:
         renew = actors.renew_at("http://c", "m", "KEY", limits)
-        lease = await renew(Report("a", waiting=500, most=10))
-        await renew(Report("a"))  # nothing waits: the lease is given back
+        lease = await renew(Seen("a", waiting=500, most=10))
+        await renew(Seen("a"))  # nothing waits: the lease is given back
         return lease.requests_per_s
 
     assert asyncio.run(rate(Limits(6000))) == pytest.approx(99.0)
@@ -55,7 +55,7 @@ def test_a_killed_limiter_comes_back_quiet_and_then_gives_again(ray_cluster):
 
     limits = Limits(requests_per_minute=6000)
     renew = actors.renew_at("http://b", "m", "KEY", limits)
-    report = Report("a", waiting=500, most=10)  # a newcomer: others may hold what it cannot know
+    report = Seen("a", waiting=500, most=10)  # a newcomer: others may hold what it cannot know
 
     async def lease(until) -> None:
         """Ask until a lease fits."""

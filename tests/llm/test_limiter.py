@@ -8,7 +8,7 @@ from collections import deque
 
 import pytest
 
-from facttune_ray.llm.limiter import SHARE, TERM_S, Limiter, Limits, Report, shares
+from facttune_ray.llm.limiter import SHARE, TERM_S, Limiter, Limits, Seen, shares
 
 RPM = Limits(requests_per_minute=12_000)  # 200/s
 
@@ -19,8 +19,8 @@ def test_shares_are_max_min_fair_and_sum_to_the_total():
     assert sum(shares({"a": 1.0, "b": 7.0, "c": 2.0}, 5.0).values()) == pytest.approx(5.0)
 
 
-def busy(worker: str, **seen) -> Report:
-    return Report(worker, waiting=5000, in_flight=50, tokens=1e6, most=200, **seen)
+def busy(worker: str, **seen) -> Seen:
+    return Seen(worker, waiting=5000, in_flight=50, tokens=1e6, most=200, **seen)
 
 
 def test_leases_that_are_out_never_pass_the_limit():
@@ -30,7 +30,7 @@ def test_leases_that_are_out_never_pass_the_limit():
         now += chance.uniform(0.001, 0.1)
         name = chance.choice("abcdefgh")
         need = chance.choice([0, 1, 20, 5000])
-        lease = limiter.renew(Report(name, waiting=need, most=50), now)
+        lease = limiter.renew(Seen(name, waiting=need, most=50), now)
         out[name] = (now + TERM_S, lease.requests_per_s)
         live = sum(rate for ends, rate in out.values() if ends > now)
         assert live <= 200 * SHARE + 1e-6
@@ -42,7 +42,7 @@ def test_a_worker_that_leaves_or_dies_frees_its_share():
     assert limiter.renew(busy("b"), 0.1).requests_per_s == 0
     assert limiter.renew(busy("a"), 0.2).requests_per_s == pytest.approx(99)
     assert limiter.renew(busy("b"), 0.3).requests_per_s == pytest.approx(99)
-    limiter.renew(Report("a"), 0.4)  # nothing waits, nothing is in flight
+    limiter.renew(Seen("a"), 0.4)  # nothing waits, nothing is in flight
     assert limiter.renew(busy("b"), 0.5).requests_per_s == pytest.approx(198)
     limiter.renew(busy("c"), 0.6)
     limiter.renew(busy("b"), 0.7)
@@ -140,7 +140,7 @@ def simulate(limiter: Limiter, server: Server, seconds: float, halve_s: float = 
                 mine.popleft()
                 seen[name]["answered"] += 1
             if now >= renew[name]:
-                report = Report(
+                report = Seen(
                     name,
                     waiting=5000,
                     in_flight=len(mine),
@@ -217,7 +217,7 @@ def test_latency_that_grows_without_429s_shrinks_the_window():
         answers = [(begun, end) for begun, end in sent if end <= now]
         sent = [(begun, end) for begun, end in sent if end > now]
         latencies = [end - begun for begun, end in answers]
-        report = Report(
+        report = Seen(
             "a",
             waiting=1000,
             in_flight=len(sent),

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from facttune_ray.llm.limiter import SHARE, Lease, Limits, Report
+from facttune_ray.llm.limiter import SHARE, Lease, Limits, Seen
 from facttune_ray.llm.permits import (
     Gate,
     LimiterLost,
@@ -21,9 +21,9 @@ from facttune_ray.llm.permits import (
 
 def gate_with(*leases: Lease, most: int = 10, queue: Queue | None = None):
     """(gate, reports it made); the last lease is given for ever."""
-    reports: list[Report] = []
+    reports: list[Seen] = []
 
-    async def renew(report: Report) -> Lease:
+    async def renew(report: Seen) -> Lease:
         reports.append(report)
         return leases[min(len(reports), len(leases)) - 1]
 
@@ -119,7 +119,7 @@ def test_a_cancelled_request_gives_its_place_up():
 def test_a_lost_limiter_stops_it_when_the_lease_ends_and_a_new_one_starts_it_again():
     lost = False
 
-    async def renew(report: Report) -> Lease:
+    async def renew(report: Seen) -> Lease:
         if lost:
             raise LimiterLost
         return Lease(math.inf, math.inf, 1000, 0.0, term_s=0.2, renew_s=0.05)
@@ -201,7 +201,7 @@ def test_shut_gives_its_error_to_those_who_wait_and_come():
 
 
 def test_a_broken_limiter_is_an_error_and_not_a_wait_for_ever():
-    async def renew(report: Report) -> Lease:
+    async def renew(report: Seen) -> Lease:
         raise KeyError("a bug")
 
     async def work():

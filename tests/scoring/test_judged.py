@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from facttune_ray.scoring.judged import Plan
+from facttune_ray.scoring.judged import PairPlan
 
 ANSWERS = ["the cello", "cello", "violoncello", "", "harp", "big fiddle", None]
 
@@ -17,7 +17,7 @@ def told(plan, *groups):
 
 
 def test_what_the_strings_merge_needs_no_judge():
-    plan = Plan.of_unit(ANSWERS, ["a cello", "viola", ""], most=12)
+    plan = PairPlan.of_unit(ANSWERS, ["a cello", "viola", ""], most=12)
     assert plan.texts == ("cello", "violoncello", "harp", "big fiddle", "viola")
     assert plan.of == (0, 0, 1, -1, 2, 3, -1)
     assert plan.originals == (0, 4, -1)
@@ -27,7 +27,7 @@ def test_what_the_strings_merge_needs_no_judge():
 
 
 def test_classes_are_components_and_shares_follow():
-    plan = Plan.of_unit(ANSWERS, ["a cello", "viola", ""], most=12)
+    plan = PairPlan.of_unit(ANSWERS, ["a cello", "viola", ""], most=12)
     # cello ~ violoncello ~ big fiddle, though nobody said cello ~ big fiddle
     same = {(0, 1), (1, 3)}
     assert plan.classes(same) == [0, 0, 0, -1, 1, 0, -1]
@@ -39,7 +39,7 @@ def test_classes_are_components_and_shares_follow():
 def test_every_answer_is_in_one_class_whatever_the_cap():
     answers = [f"answer number {word}" for word in "ape bee cat dog elk fox".split()]
     for most in (0, 1, 4, 15):
-        plan = Plan.of_unit(answers, [], most)
+        plan = PairPlan.of_unit(answers, [], most)
         assert len(plan.pairs) == min(most, 15)
         classes = plan.classes(plan.pairs)  # a judge that says yes to all it is asked
         assert len(classes) == 6 and min(classes) == 0
@@ -52,7 +52,7 @@ def test_the_order_of_answers_does_not_matter():
     groups = [{"Lyon", "Lyons"}, {"Paris", "Capital of France"}]
     partitions = set()
     for shuffled in itertools.permutations(answers):
-        plan = Plan.of_unit(shuffled, ["Paris, France"], most=12)
+        plan = PairPlan.of_unit(shuffled, ["Paris, France"], most=12)
         classes = plan.classes(told(plan, *groups))
         parts = {
             frozenset(a for a, k in zip(shuffled, classes, strict=True) if k == c) for c in classes
@@ -63,14 +63,14 @@ def test_the_order_of_answers_does_not_matter():
 
 @pytest.mark.parametrize("answers", itertools.permutations(["Johann Bach", "Joseph Bach", "harp"]))
 def test_an_original_that_fits_two_answers_is_neither(answers):
-    plan = Plan.of_unit(answers, ["Bach"], most=12)
+    plan = PairPlan.of_unit(answers, ["Bach"], most=12)
     assert plan.originals == (3,) and plan.shares(()) == [0.0]  # the judge is asked
     assert {plan.texts[a] for a, b in plan.pairs if b == 3} == set(answers)
-    clear = Plan.of_unit([a for a in answers if a != "Joseph Bach"], ["Bach"], most=12)
+    clear = PairPlan.of_unit([a for a in answers if a != "Joseph Bach"], ["Bach"], most=12)
     assert clear.shares(()) == [0.5] and len(clear.texts) == 2
 
 
 def test_nothing_sampled():
-    plan = Plan.of_unit(["", None], ["Lyon"], most=12)
+    plan = PairPlan.of_unit(["", None], ["Lyon"], most=12)
     assert plan.classes(()) == [-1, -1] and plan.shares(()) == [None]
-    assert Plan.of_unit([], [], most=12).pairs == ()
+    assert PairPlan.of_unit([], [], most=12).pairs == ()
