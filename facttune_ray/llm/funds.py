@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable
 
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import BudgetReached, Stopped
+from facttune_ray.errors import BudgetReached, Stopped, UserError
 from facttune_ray.llm.cost import Ask, MeterLost, Report, Usage
 
 REPORT_S = 0.5  # between two reports to the run's meter
+LOST_S = 300.0  # a meter that was silent for so long does not come back by itself
 
 
 class Funds:
@@ -43,6 +45,7 @@ class Funds:
         self._in_flight_usd = 0.0
         self._unfunded: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._stopped: Exception | None = None  # nothing more is sent
+        self._lost_s: float | None = None  # since when the meter has not answered
 
     async def take(self, usd: float) -> None:
         """Return when the budget has this much left for us; BudgetReached when it never will."""
@@ -107,8 +110,17 @@ class Funds:
         )
         try:
             allowance = await self._report(ask)
-        except MeterLost:
+        except MeterLost as e:
+            self._lost_s = self._lost_s or time.monotonic()
+            if self._unfunded and time.monotonic() - self._lost_s > LOST_S:
+                self.stop(
+                    UserError(
+                        f"llm.budget_usd: what counts it has not answered for {LOST_S / 60:.0f} "
+                        f"minutes ({e}): run the same command again: what is paid is kept"
+                    )
+                )
             return
+        self._lost_s = None
         self._reported += used
         if allowance.stopped:
             self.end(Stopped("another table has failed"))

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import pytest
 
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import BudgetReached, EndpointError, RowError, Stopped
+from facttune_ray.errors import BudgetReached, EndpointError, RowError, Stopped, UserError
+from facttune_ray.llm import funds
 from facttune_ray.llm.client import Client, parameters
-from facttune_ray.llm.cost import Allowance, Meter
+from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Usage
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
@@ -263,6 +264,24 @@ def test_the_budget_stops_at_its_cap_and_goes_on_from_there(tmp_path):
         assert not [f for f in found if isinstance(f, Exception)]
         assert one.usage.cached + one.usage.calls == 400
         assert stats(url)["answered"] == 400
+
+
+def test_a_meter_that_is_gone_for_good_ends_what_waits_for_it_with_one_line(monkeypatch):
+    monkeypatch.setattr(funds, "LOST_S", 0.2)
+
+    async def gone(_: Ask) -> Allowance:
+        raise MeterLost("the actor died")
+
+    async def wait() -> None:
+        cfg = LLMConfig(budget_usd=1.0)
+        one = funds.Funds(cfg, Usage(), gone, "a", "facts", lambda: True, lambda _: None)
+        try:
+            await asyncio.wait_for(one.take(0.1), 10)
+        finally:
+            await one.pause()
+
+    with pytest.raises(UserError, match="what counts it has not answered .*the actor died"):
+        asyncio.run(wait())
 
 
 def test_a_run_that_ends_sends_nothing_more_and_keeps_what_is_under_way(tmp_path):
