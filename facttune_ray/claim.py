@@ -2,8 +2,9 @@
 
     with claimed(Folder.of("runs/bio")):     UserError when another driver has it
 
-A folder of this machine is locked; one in an object store has an actor of its name on the cluster.
-Both end with the process that took them, however it ends, so nothing has to be cleaned up.
+A folder is locked; one in an object store, or on a network's file system that locks none, has an
+actor of its name on the cluster. Both end with the process that took them, however it ends, so
+nothing has to be cleaned up.
 """
 
 from __future__ import annotations
@@ -42,20 +43,17 @@ def claimed(root: Folder) -> Iterator[None]:
 
 
 def _lock(root: Folder, held: contextlib.ExitStack) -> bool:
-    new = not os.path.isdir(root.path)
+    if not os.path.isdir(root.path):
+        held.callback(_remove_empty, root.path)
     with writing(root):
         os.makedirs(root.path, exist_ok=True)
         folder = os.open(root.path, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as e:
         os.close(folder)
-        return False
-    except OSError:  # a file system that locks no folders, as some over the network
-        pass
+        return not isinstance(e, BlockingIOError) and _name(root, held)
     held.callback(os.close, folder)
-    if new:
-        held.callback(_remove_empty, root.path)
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -52,16 +53,25 @@ def test_a_killed_drivers_run_is_free_at_once(other, tmp_path):
     assert time.monotonic() - began < claim.WAIT_S
 
 
-def test_a_run_in_an_object_store_has_one_driver_in_the_cluster(
-    ray_cluster, object_store, monkeypatch
+@pytest.mark.parametrize("place", ("object store", "no locks"))
+def test_where_no_folder_is_locked_a_run_has_one_driver_in_the_cluster(
+    ray_cluster, object_store, tmp_path, monkeypatch, place
 ):
+    if place == "object store":
+        mine, another = (Folder.of(object_store.uri(name)) for name in ("mine", "another"))
+    else:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EBADF, "Bad file descriptor")  # NFS's word
+
+        monkeypatch.setattr(claim.fcntl, "flock", refuse)
+        mine, another = (Folder.of(str(tmp_path / name)) for name in ("mine", "another"))
     monkeypatch.setattr(claim, "WAIT_S", 0.5)
-    mine, another = (Folder.of(object_store.uri(name)) for name in ("mine", "another"))
     with claimed(mine):
-        with pytest.raises(UserError, match="s3://tests/mine: another driver"), claimed(mine):
+        with pytest.raises(UserError, match="mine: another driver"), claimed(mine):
             pass
         with claimed(another):
             pass
-    monkeypatch.undo()
+    monkeypatch.setattr(claim, "WAIT_S", 10.0)
     with claimed(mine):  # given back
         pass
