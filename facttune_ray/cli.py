@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a bug (traceback); 2 bad input (one line); 3 the budget is
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,10 @@ COMMANDS = (
 )
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn a UserError into one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -45,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f'no command "{words[0]}".{did_you_mean(words[0], COMMANDS)}')
     args = _parser().parse_args(words)
     secrets.install()
+    # transformers imports DeepSpeed where accelerate is there, which warns of a missing GPU
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
     try:
         return args.run(args)
     except UserError as e:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from facttune_ray import cli
 
 PACKAGE = Path(__file__).resolve().parents[1] / "facttune_ray"
 HEAVY = ("torch", "transformers", "deepspeed", "ray", "openai", "matplotlib", "pyarrow")
@@ -73,3 +76,13 @@ def test_stages_meet_only_in_tables():
             parts = name.split(".")
             if parts[:2] == ["facttune_ray", "stages"] and file.stem not in free:
                 assert parts[2] in ("context", "connect", "evidence"), (file.name, name)
+
+
+def test_deepspeed_does_not_warn_of_a_gpu_that_nobody_asked_for(capsys):
+    assert cli.main(["status", "quickstart", "run.out=/nowhere"]) == 2
+    logger = logging.getLogger("DeepSpeed")
+    said = {
+        level: bool(logger.filter(logger.makeRecord("x", level, "f", 1, "no GPU", (), None)))
+        for level in (logging.WARNING, logging.ERROR)
+    }
+    assert said == {logging.WARNING: False, logging.ERROR: True}
