@@ -18,6 +18,12 @@ os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no role to ask for
 REPO = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the longest tests first: at the end one would keep one core busy alone."""
+    long = {item.path for item in items if "chaos" in item.keywords}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def small_preset() -> str:
     """Path of the preset that makes a quickstart small."""
