@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f'no command "{words[0]}".{did_you_mean(words[0], COMMANDS)}')
     args = _parser().parse_args(words)
     secrets.install()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # threads that wait for their next loop spin: for as long as is default, two programs on the
+        # same cores take ten times as long and more; a single one is as fast with this
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # transformers imports DeepSpeed where accelerate is there, which warns of a missing GPU
     logging.getLogger("DeepSpeed").addFilter(_is_error)
     try:
