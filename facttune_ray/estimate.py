@@ -34,6 +34,7 @@ from facttune_ray.plan import SPLITS, Plan, judged_scope
 from facttune_ray.schema import seed_from
 from facttune_ray.stages import connect, prompts, stage
 from facttune_ray.stages.context import Work
+from facttune_ray.stages.responses import count
 from facttune_ray.stages.rewards import needed, wanted
 from facttune_ray.stages.verdicts import estimators
 from facttune_ray.tables import Folder
@@ -160,7 +161,7 @@ def _finished(cfg: Config, scope: str, name: str) -> bool:
 def _responses(cfg: Config, splits: tuple[str, ...]) -> int:
     """Responses that a model gives to the prompts of these splits."""
     found = _prompts(cfg)
-    return sum(found[s] * gpu_hours.samples(cfg, s) for s in splits)
+    return sum(found[s] * count(cfg, s) for s in splits)
 
 
 def _topics(cfg: Config) -> Counter[str]:
@@ -194,7 +195,7 @@ def _sample(cfg: Config, scope: str, splits: tuple[str, ...], topics: int) -> Sa
         rows: Iterable[dict] = prompts.numbered(prompts.imported_responses(cfg))
     else:
         folder = Run(cfg).root / scope / "responses"
-        there = (folder / tables.MANIFEST).exists()
+        there = tables.is_finished(folder)
         if not there and cfg.data.source == "topics":
             return _foreseen(cfg, splits, topics)
         if not there:

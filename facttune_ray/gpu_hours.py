@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facttune_ray.config import Config
+from facttune_ray.stages import responses
 
 if TYPE_CHECKING:
     from facttune_ray.plan import Planned
@@ -43,11 +44,6 @@ class Counts:
     response_tokens: float
     questions: float  # distinct ones a train prompt
     question_tokens: float  # with nothing before it: worked questions are read once
-
-
-def samples(cfg: Config, split: str) -> int:
-    """Responses to a prompt of this split."""
-    return cfg.responses.samples if split == "train" else cfg.evaluation.samples
 
 
 def parameters(path: str) -> float | None:
@@ -90,7 +86,7 @@ def gpu_rows(
         found["tables"] += 1
         for split in splits if name == "responses" else ("train",):
             asked = counts.prompts.get(split, 0)
-            drawn = asked * samples(own, split)
+            drawn = asked * responses.count(own, split)
             if name == "responses":
                 found["read_tokens"] += round(asked * counts.prompt_tokens)
                 found["sampled_tokens"] += round(drawn * counts.response_tokens)
@@ -115,7 +111,7 @@ def gpu_rows(
 
 def _sequences(cfg: Config, counts: Counts) -> int:
     """Tokens of one pass over all train groups, each prompt once where prefixes are shared."""
-    drawn = samples(cfg, "train")
+    drawn = responses.count(cfg, "train")
     once = 1 if cfg.train.share_prefix else drawn
     one = once * counts.prompt_tokens + drawn * counts.response_tokens
     return round(counts.prompts.get("train", 0) * one)

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
-from facttune_ray.gpu_hours import samples
 from facttune_ray.knowledge.articles import Articles
 from facttune_ray.schema import digest
 from facttune_ray.scoring.sentences import split
 from facttune_ray.stages import prompts
 from facttune_ray.stages.context import Context
+from facttune_ray.stages.responses import count
 
 
 def words(cfg: Config) -> int:
@@ -49,7 +49,7 @@ def responses(cfg: Config, rows: Iterable[dict], knowledge: str) -> Iterator[dic
             "with the same config first (no LLM request is made)"
         )
     for row in rows:
-        for sample in range(samples(cfg, row["split"])):
+        for sample in range(count(cfg, row["split"])):
             key = digest(row["prompt_id"], "base", sample)
             text = _text(told[row["topic"]] or every, words(cfg), random.Random(key))
             yield row | {

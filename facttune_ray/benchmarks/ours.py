@@ -73,7 +73,7 @@ def run_in(
     """The same in a folder that stays: a second call goes on where the first was stopped."""
     worker.start_ray()
     cfg = Config(run=RunConfig(out=str(out), shards=shards), llm=replace(llm, base_url=base_url))
-    if not (out / "base/tune/responses" / tables.MANIFEST).exists():
+    if not tables.is_finished(Folder.of(str(out)) / "base/tune/responses"):
         write_responses(out, count, shards)
     name = f"facttune-meter-{digest(str(out), base_url)}"
     meter = actors.start_meter(name, None, Folder.of(str(out)), "benchmark")

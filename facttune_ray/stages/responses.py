@@ -61,7 +61,10 @@ def _by_count(prompts: list[dict], cfg: Config) -> dict[int, list[dict]]:
     """Prompts by how many responses each gets: `responses.samples` to train on, else fewer."""
     out: dict[int, list[dict]] = {}
     for p in prompts:
-        train = p["split"] == "train"
-        n = cfg.responses.samples if train else cfg.evaluation.samples
-        out.setdefault(n, []).append(p)
+        out.setdefault(count(cfg, p["split"]), []).append(p)
     return out
+
+
+def count(cfg: Config, split: str) -> int:
+    """Responses to a prompt of this split."""
+    return cfg.responses.samples if split == "train" else cfg.evaluation.samples
