@@ -76,5 +76,13 @@ def _name(root: Folder, held: contextlib.ExitStack) -> bool:
         made = owner.options(name=name, namespace=NAMESPACE, num_cpus=0, resources=ON_HEAD).remote()
     except ValueError:  # the name is taken
         return False
-    held.callback(ray.kill, made)
+    held.callback(_give_back, made)
     return True
+
+
+def _give_back(owner: Any) -> None:
+    import ray
+
+    if ray.is_initialized():  # `kill` would start another
+        with contextlib.suppress(ray.exceptions.RayError):  # a cluster that is gone has no names
+            ray.kill(owner)

@@ -111,8 +111,9 @@ class Funds:
         try:
             allowance = await self._report(ask)
         except MeterLost as e:
-            self._lost_s = self._lost_s or time.monotonic()
-            if self._unfunded and time.monotonic() - self._lost_s > LOST_S:
+            now = time.monotonic()
+            self._lost_s = self._lost_s or now
+            if self._unfunded and now - self._lost_s > LOST_S:
                 self.stop(
                     UserError(
                         f"llm.budget_usd: what counts it has not answered for {LOST_S / 60:.0f} "
