@@ -26,7 +26,7 @@ from facttune_ray.training.attention import NAME, what_is_seen
 from facttune_ray.training.losses import token_logps
 from facttune_ray.training.passes import Pass, lay_out
 
-LOGITS = {"cpu": 1 << 28, "cuda": 1 << 30}  # bytes
+LOGITS = {"cpu": 1 << 28, "cuda": 1 << 30}  # 256 MiB, 1 GiB
 ANY_LENGTH = 1 << 40
 
 
@@ -81,11 +81,12 @@ def plain_logps(lm: Any, passed: Pass, chunk: int | None) -> torch.Tensor:
     return token_logps(wide_MX, head, passed.token_M, chunk or 0)
 
 
-def compile_layers(lm: Any) -> None:
-    """Run the layers as fused kernels, which torch makes at the first passes. In place."""
+def compile_layers(lm: Any, **how: Any) -> None:
+    """Run the layers as fused kernels, which torch makes at the first pass for all sizes. In place.
+    `how`: of torch.compile."""
     for layer in lm.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = torch.compile(layer.forward, dynamic=True)
+            layer.forward = torch.compile(layer.forward, dynamic=True, **how)
 
 
 def positions(lm: Any) -> int | None:

@@ -68,7 +68,9 @@ def test_a_step_has_all_pairs_and_the_prompts_take_turns():
 @pytest.mark.parametrize("tokens", (64, 400))
 def test_pairs_a_forward_divide_a_step_whole_and_with_fewer_responses(device, tokens):
     cfg = dpo.settings(quick=False, prompt_tokens=tokens, device=device)
-    tried = (cfg["responses"], cfg["try_responses"]) if len(cfg["tries"]) > 1 else (10,)
+    tried = [cfg["responses"]]
+    if len(cfg["tries"]) > 1:
+        tried.append(cfg["try_responses"])
     pairs = [cfg["groups_a_step"] * n * (n - 1) // 2 for n in tried]
     assert all(count % batch == 0 for count in pairs for batch in cfg["tries"])
 

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from facttune_ray.training.attention import NAME, Look, attend, what_is_seen
+from facttune_ray.training.model import compile_layers
 from facttune_ray.training.passes import Pass, lay_out
 
 
@@ -87,8 +88,7 @@ def test_segments_compile_to_one_graph_whatever_the_sizes():
     layers = CompileCounterWithBackend("aot_eager")
     lm = a_model().bfloat16()
     lm.set_attn_implementation(NAME)
-    for layer in lm.model.layers:
-        layer.forward = torch.compile(layer.forward, backend=layers, fullgraph=True, dynamic=True)
+    compile_layers(lm, backend=layers, fullgraph=True)
     with FakeTensorMode(allow_non_fake_inputs=True) as fakes:
         for _ in range(8):
             passed = some_pass(rng, share=True, vocab=500)
@@ -102,7 +102,7 @@ def test_segments_compile_to_one_graph_whatever_the_sizes():
                 seen=None,
             ).last_hidden_state
             states.sum().backward()
-    assert layers.frame_count == 2
+    assert layers.frame_count == 2  # the first layer, and one for all behind it; of all sizes
 
 
 @pytest.mark.gpu
@@ -110,7 +110,7 @@ def test_segments_compile_to_one_graph_whatever_the_sizes():
 @pytest.mark.parametrize("compiled", (False, True))
 @pytest.mark.parametrize(("dtype", "near"), ((torch.float32, 1e-3), (torch.bfloat16, 0.1)))
 def test_a_gpu_gives_the_log_probabilities_and_gradients_of_float64_on_a_cpu(compiled, dtype, near):
-    from facttune_ray.training.model import GroupModel, compile_layers
+    from facttune_ray.training.model import GroupModel
 
     exact, fast = GroupModel(a_model().double()), GroupModel(a_model().to("cuda", dtype))
     assert exact.shares and fast.shares
