@@ -51,7 +51,7 @@ def test_a_run_on_s3_in_bad_weather_has_the_local_runs_tables(
     chance = random.Random(7)
 
     def weather(number: int, method: str, path: str) -> bool:
-        if chance.random() < 0.004:
+        if chance.random() < 0.01:
             time.sleep(4.0)  # Arrow's own patience ends after 3
         return chance.random() < 0.02
 
