@@ -6,6 +6,7 @@ import asyncio
 import json
 import socketserver
 import threading
+import time
 import urllib.request
 from contextlib import contextmanager
 
@@ -286,9 +287,15 @@ def test_a_meter_that_is_gone_for_good_ends_what_waits_for_it_with_one_line(monk
 
 def test_a_run_that_ends_sends_nothing_more_and_keeps_what_is_under_way(tmp_path):
     meter = Meter()
+
+    def stop(url: str) -> None:
+        while not stats(url)["received"]:  # a timer may be faster than the first request
+            time.sleep(0.02)
+        meter.stopped = True
+
     with running(AnnotatorOptions(latency_min_ms=700, latency_max_ms=900)) as url:
         with client(tmp_path, url, meter, concurrency=8) as one:
-            threading.Timer(0.2, lambda: setattr(meter, "stopped", True)).start()
+            threading.Thread(target=stop, args=(url,)).start()
             found = ask(one, range(300))
         answered = stats(url)["answered"]
     stopped = [f for f in found if isinstance(f, Stopped)]
