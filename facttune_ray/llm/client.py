@@ -175,10 +175,10 @@ class Client:
         """Whether more requests are needed to keep the endpoints busy."""
         if self._batches is not None:
             return len(self._running) < self.cfg.batch_requests
-        rates = [e.gate.lease.requests_per_s for e in self.endpoints if e.gate.ready]
-        # two seconds of work, or what the permits in flight take soon: what waits is in memory
-        work = sum(min(2 * r, 8 * self.cfg.concurrency) for r in rates)
-        return len(self._running) < max(2 * self.cfg.concurrency, work)
+        # what permits will let go soon, or those in flight make room for: what waits is in memory
+        work = [e.gate.ahead_s * e.gate.requests_per_s for e in self.endpoints if e.gate.ready]
+        soon = sum(min(w, 8 * self.cfg.concurrency) for w in work)
+        return len(self._running) < max(2 * self.cfg.concurrency, soon)
 
     def stop(self, why: Exception) -> None:
         """Send nothing more: whoever waits to be sent gets this error."""
