@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from pyarrow.fs import FileSelector
 
-from facttune_ray import schema, storage, tables, telemetry
+from facttune_ray import ending, schema, storage, tables, telemetry
 from facttune_ray.claim import claimed
 from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
@@ -253,7 +253,7 @@ class Run:
         cost.price_of(work.cfg.llm, section)  # a budget without a price is refused here
         name, meter = self.meter()
         try:
-            with progress.watch(work, meter):
+            with ending.drained(self._end), progress.watch(work, meter):
                 worker.run(replace(work, meter=name), left, workers, gpus, kind)
         except BudgetReached as e:
             import ray

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from facttune_ray import errors, tables, telemetry
+from facttune_ray import ending, errors, tables, telemetry
 from facttune_ray.config_layers import one_line
 from facttune_ray.errors import UserError
 from facttune_ray.memory import give_back
@@ -259,6 +259,7 @@ def _start_ray() -> None:
             log_to_driver=False,  # workers' lines stay in Ray's session logs
             object_store_memory=512 * 2**20,  # tables travel as files, not as objects
         )
+    ending.install()
     for name in ("ray", "ray.data"):  # their warnings are not the user's to act on
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
