@@ -52,10 +52,14 @@ def heeded() -> Iterator[None]:
                 signal.signal(number, handler or signal.SIG_DFL)
 
 
+def heeding() -> bool:
+    return _heeding and threading.current_thread() is threading.main_thread()
+
+
 def install() -> None:
-    """Ray takes SIGTERM when it starts: called once more then. What was ignored when the command
-    began (`nohup`) stays so."""
-    if _heeding and threading.current_thread() is threading.main_thread():
+    """Ray's C++ part takes SIGTERM when it starts: called once more then. What was ignored when the
+    command began (`nohup`) stays so."""
+    if heeding():
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _heed)

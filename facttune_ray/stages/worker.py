@@ -241,6 +241,8 @@ def _start_ray() -> None:
 
     if ray.is_initialized():
         return
+    if ending.heeding():  # Ray's own handler would end us without a line while it starts
+        ray._private.utils.set_sigterm_handler = lambda handler: None
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _reach(address)
