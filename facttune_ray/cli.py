@@ -267,7 +267,7 @@ def _status(args: argparse.Namespace) -> int:
 
     cfg = _config(args)
     for name, manifest in pipeline.status(cfg):
-        print(pipeline.describe(name, manifest) if manifest else f"{name:<36} unfinished")
+        print(pipeline.describe(cfg, name, manifest) if manifest else f"{name:<36} unfinished")
     return 0
 
 

@@ -46,10 +46,11 @@ def heeded() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if received is None:  # else the next signal would cut short what ends now
-            _heeding = False
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+        _heeding = False
+        for number, handler in before.items():
+            # the next one would cut short what ends now; Ctrl-C may, where Ray does not end
+            again = received is not None and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if again else handler or signal.SIG_DFL)
 
 
 def heeding() -> bool:

@@ -148,7 +148,9 @@ class Ask:
 
 @dataclass(frozen=True)
 class Allowance:
-    usd: float = 0.0  # may be sent now, beside what is in flight; what is not sent now is given back
+    usd: float = (
+        0.0  # may be sent now, beside what is in flight; what is not sent now is given back
+    )
     reached: bool = False  # the budget is spent: nothing more will be allowed
     stopped: bool = False  # the run ends: send nothing more
     calls: int = 0  # answered requests of the stage, all workers together
