@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, Final, RowError, UserError
 from facttune_ray.llm.batch import Batches
-from facttune_ray.llm.cost import Report, Usage, counted, price_of
+from facttune_ray.llm.cost import Report, Usage, Waits, counted, price_of
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.funds import Funds
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
@@ -78,9 +78,16 @@ class Client:
             self._batches = Batches(cfg, records, endpoints[0], self._keep, self._find_again)
         self._running: dict[bytes, asyncio.Future[Completion]] = {}
         self._funds = Funds(
-            cfg, self.usage, report, worker, ledger.stage, lambda: bool(self._running), self.stop
+            cfg,
+            self.usage,
+            report,
+            worker,
+            ledger.stage,
+            busy=lambda: bool(self._running),
+            end=self.stop,
+            waits=self._waits,
         )
-        self._refusals = Refusals(lambda: len(self._running), lambda: False)
+        self._refusals = Refusals(lambda: len(self._running), lambda: self._funds.calls > 0)
         self._tasks: set[asyncio.Task[None]] = set()  # that end those
         self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []
         self._reading: asyncio.Task[None] | None = None
@@ -179,6 +186,15 @@ class Client:
         work = [e.gate.ahead_s * e.gate.requests_per_s for e in self.endpoints if e.gate.ready]
         soon = sum(min(w, 8 * self.cfg.concurrency) for w in work)
         return len(self._running) < max(2 * self.cfg.concurrency, soon)
+
+    def _waits(self) -> Waits | None:
+        """What the requests wait for, for the run's progress line."""
+        now_s = asyncio.get_running_loop().time()
+        found = [w for gate in self._gates if (w := gate.waits(now_s)) is not None]
+        if not found:  # none in a queue: those that were sent wait for their answers
+            return None
+        what, since_s = max(found, key=lambda wait: wait[1])
+        return Waits(what, now_s - since_s, self._gates[0].waiting)
 
     def stop(self, why: Exception) -> None:
         """Send nothing more: whoever waits to be sent gets this error."""

@@ -34,7 +34,7 @@ class Unknown:
 
     key: bytes
     usd: float  # its estimated cost
-    run: str
+    writer: str
 
 
 class Journal:
@@ -130,6 +130,7 @@ def unknown(folder: Folder, run: str | None = None) -> list[Unknown]:
     found: list[Unknown] = []
     for name in folder.names():
         of, _, rest = name.partition(".")
+        writer = rest.removesuffix(".sent")
         if not name.endswith(".sent") or run not in (None, of):
             continue
         data = b""
@@ -138,7 +139,7 @@ def unknown(folder: Folder, run: str | None = None) -> list[Unknown]:
         left: dict[int, Unknown] = {}
         for key, usd, n in RECORD.iter_unpack(data[: len(data) - len(data) % RECORD.size]):
             if n > 0:
-                left[n] = Unknown(key, usd, of)
+                left[n] = Unknown(key, usd, writer)
             else:
                 left.pop(-n, None)
         found += left.values()
