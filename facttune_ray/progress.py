@@ -86,7 +86,7 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
                 shards=shards,
                 elapsed_s=round(elapsed_s, 1),
                 waits=notes,
-                **(now.used if meter else {}),
+                **dict[str, Any](now.used if meter else {}),
             )
         last = now
     if terminal:

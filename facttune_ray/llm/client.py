@@ -35,6 +35,7 @@ from facttune_ray.llm.refusals import Limited, Refusals
 from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
 T = TypeVar("T")
+UNKNOWN_TOKENS = 512  # of an answer without a limit, before the first one has come
 Prompt = list[dict[str, str]] | str  # messages of a chat, or the text that `completions` continues
 
 
@@ -94,6 +95,7 @@ class Client:
         self._tickets = itertools.count()
         # what the tokens of a request are guessed from; trued up by every answer
         self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
+        self._measured = False
 
     async def ask(
         self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
@@ -296,7 +298,11 @@ class Client:
         body = {"model": self.cfg.model, form: prompt, **params}
         if n > 1:
             body["n"] = n
-        usd = self.price.usd(prompt_tokens, n * answer)
+        if self._measured:
+            usd = self.price.usd(prompt_tokens, n * answer)
+        else:  # nothing is known yet: the budget must not be passed by what is funded on a guess
+            most = self.cfg.max_tokens or self.cfg.max_completion_tokens or UNKNOWN_TOKENS
+            usd = self.price.usd(chars, n * most)
         if self._batches is not None:
             await self._funds.take(usd)
             try:
@@ -341,6 +347,7 @@ class Client:
         ]
         self.usage.count(paid)
         if paid[0].counted != "estimate" and paid[0].prompt_tokens and chars:
+            self._measured = True
             self._chars += chars
             self._prompt_tokens += paid[0].prompt_tokens
             self._answers += len(paid)
