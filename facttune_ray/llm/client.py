@@ -301,7 +301,7 @@ class Client:
         if self._measured:
             usd = self.price.usd(prompt_tokens, n * answer)
         else:  # nothing is known yet: the budget must not be passed by what is funded on a guess
-            most = self.cfg.max_tokens or self.cfg.max_completion_tokens or UNKNOWN_TOKENS
+            most = params.get("max_tokens") or params.get("max_completion_tokens") or UNKNOWN_TOKENS
             usd = self.price.usd(chars, n * most)
         if self._batches is not None:
             await self._funds.take(usd)
