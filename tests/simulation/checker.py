@@ -213,7 +213,9 @@ def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
     )
     for key, unknown in e.unknown.items():
         doubtful = sum(e.doubtful(a) or e.open_at_death(a) for a in mine[key])
-        if unknown > doubtful + asked_at_death[key]:
+        # what a crashed host had noted last is lost: that an attempt is over, too
+        crashed = sum(any(d.crash and d.process == a.process for d in e.h.deaths) for a in mine[key])
+        if unknown > doubtful + asked_at_death[key] + crashed:
             yield (
                 f"key {key[:8]}: {unknown} unknown attempts are listed, {doubtful} were lost or in "
                 f"flight at a kill"

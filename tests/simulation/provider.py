@@ -38,7 +38,7 @@ class Provider:
         self._level: float | None = None  # of a token bucket
         self._level_s = 0.0
         self._seen: dict[int, list[str]] = {}  # row -> names of its requests, in order
-        self._kept: dict[str, Answer] = {}  # by name, of a server that repeats answers
+        self._kept: dict[str, tuple[Answer, bool]] = {}  # by name, of a server that repeats answers
         self._last_429_s = -math.inf
 
     # -- network ---------------------------------------------------------------------------------
@@ -151,7 +151,8 @@ class Provider:
         quick_s = 0.002
         if s.replays and made.name in self._kept:
             made.status = 200
-            return self._kept[made.name], quick_s
+            answer, made.garbled = self._kept[made.name]
+            return answer, quick_s
         prompt = 20 + dice.randint(0, s.prompt_tokens)
         each = [5 + dice.randint(0, s.answer_tokens) for _ in range(made.choices)]
         if made.kind == "huge":  # larger than the minute's limit, whatever the hour
@@ -188,7 +189,7 @@ class Provider:
         if now < s.faults_end_s and dice.random() < s.hangs:
             latency_s += 2 * s.timeout_s
         if made.told and s.replays:
-            self._kept[made.name] = answer
+            self._kept[made.name] = answer, made.garbled
         return answer, latency_s if made.status == 200 else quick_s
 
     def _error(

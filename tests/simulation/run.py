@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,14 +38,23 @@ from simulation.provider import Provider, Unanswered
 from simulation.scenario import Scenario
 from simulation.world import Host, Process, World, patched, replaced
 
+gc.collect()
+gc.freeze()  # what is imported is not looked at again, seed by seed
+
 ENDS_S = 4000.0  # no run may take longer
 RESUMED = 3  # times the same command is run again after a stop
 
 
 def simulate(scenario: Scenario) -> tuple[History, World]:
     world = World(scenario.seed)
-    with _cluster_of_one(), patched(world):
-        return Run(world, scenario).go(), world
+    gc.disable()  # so that nothing is ended at a moment that depends on memory
+    try:
+        with _cluster_of_one(), patched(world):
+            return Run(world, scenario).go(), world
+    finally:
+        with replaced({(sys, "unraisablehook"): lambda _: None}):  # of what was killed
+            gc.collect()
+        gc.enable()
 
 
 @contextlib.contextmanager
@@ -99,7 +110,7 @@ class Run:
         self.workers: dict[int, Process] = {}
         self.ended: set[int] = set()
         self.stopped: str | None = None
-        self.started = 0
+        self.started = self.next_start = 0
         self.moved_s = 0.0  # when something last went on
 
     # -- the run -----------------------------------------------------------------------------------
@@ -107,7 +118,7 @@ class Run:
     def go(self) -> History:
         world, history, s = self.world, self.history, self.s
         self.limiter = self._limiter()
-        self._start()
+        self._start(0)
         for at, worker, operation in s.kills:
             world.at(at, self._kill, worker, operation)
         for at in s.run_kills:
@@ -129,6 +140,7 @@ class Run:
         if not ended and not history.stuck:
             history.stuck = "the run takes longer than any may"
         history.ended_s = world.now
+        self.over = True
         for process in self.workers.values():
             process.kill()
         world.run(lambda: not self.provider.busy, world.now + 10 * s.timeout_s + 100.0)
@@ -161,9 +173,13 @@ class Run:
         longest += 65.0 if any(tpm for _, _, tpm in s.limits) else 0.0
         return longest + sum(t for _, _, t in s.stalls)
 
-    def _start(self) -> None:
-        """The command is given."""
-        if self.over:
+    def _start_later(self, delay_s: float) -> None:
+        self.next_start += 1
+        self.world.later(delay_s, self._start, self.next_start)
+
+    def _start(self, number: int) -> None:
+        """The command is given, unless it is to be given again later."""
+        if self.over or number != self.next_start:
             return
         self.lives += 1
         self.moved_s = self.world.now
@@ -231,7 +247,7 @@ class Run:
             self.over = True
         else:  # as the line said: the same command again
             self.meter.kill()
-            self.world.later(max(1.0, self.s.restart_s), self._start)
+            self._start_later(max(1.0, self.s.restart_s))
 
     # -- a worker ----------------------------------------------------------------------------------
 
@@ -271,9 +287,7 @@ class Run:
             try:
                 return HTTPReply(*await send(method, path, body, headers))
             except Unanswered as e:
-                failed = Transient(f"no answer: {e}")
-                failed.unreachable = failed.unpaid = str(e) == "refused"
-                raise failed from None
+                raise Transient(f"no answer: {e}", unreachable=str(e) == "refused") from None
 
         endpoint = Endpoint(
             self.cfg.base_url, self.cfg.api_key_env, self.cfg.timeout_s, gate, transport
@@ -317,10 +331,10 @@ class Run:
         said.keys = [key(sample) for sample in range(choices or self.s.reasks + 1)]
         try:
             if choices:
-                all_of_them = await client.complete_all(
-                    messages, [{}] * choices, self.s.most_choices
-                )
-                for completion in all_of_them:
+                asked = client.complete_all(messages, [{}] * choices, self.s.most_choices)
+                for completion in await asked:
+                    if isinstance(completion, RowError):
+                        raise completion
                     parse(completion.whole_answer)
             else:
                 await client.ask(messages, parse, to_its_end=True)
@@ -350,8 +364,7 @@ class Run:
 
     def _kill_run(self) -> None:
         self._all_die()
-        if not self.over:
-            self.world.later(self.s.restart_s, self._start)
+        self._start_later(self.s.restart_s)
 
     def _all_die(self) -> None:
         self.lives += 1  # nobody is started again
@@ -371,7 +384,7 @@ class Run:
         self.limiter.kill()
         self.disk.crash()
         self.limiter = self._limiter()
-        self.world.later(self.s.restart_s, self._start)
+        self._start_later(self.s.restart_s)
 
     def _stall(self, worker: int, seconds: float) -> None:
         """The process stands still, as one does that swaps, or whose host is too busy."""
