@@ -127,6 +127,10 @@ class Evidence:
         return {d.process: d.at_s for d in self.h.deaths}
 
     @cached_property
+    def crashed(self) -> set[str]:
+        return {d.process for d in self.h.deaths if d.crash}
+
+    @cached_property
     def row_of(self) -> dict[tuple[str, int], Row]:
         return {(row.process, row.row): row for row in self.h.rows}
 
@@ -202,9 +206,12 @@ def _lost_in_crash(e: Evidence, a: Attempt) -> bool:
 
 def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
     """1: a journal lists no more than what was in flight at a kill, or got no answer."""
-    if e.storage_failed:
+    if e.storage_failed or e.h.stuck:
         return
     mine = defaultdict(list)
+    last_s: dict[str, float] = {}  # when a process put its journal last, in a store
+    for a in e.attempts:
+        last_s[a.process] = a.departed_s
     for a in e.attempts:
         mine[e.first(a.name)].append(a)
     asked_at_death = Counter(
@@ -213,9 +220,13 @@ def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
     )
     for key, unknown in e.unknown.items():
         doubtful = sum(e.doubtful(a) or e.open_at_death(a) for a in mine[key])
-        # what a crashed host had noted last is lost: that an attempt is over, too
-        crashed = sum(any(d.crash and d.process == a.process for d in e.h.deaths) for a in mine[key])
-        if unknown > doubtful + asked_at_death[key] + crashed:
+        # that an attempt is over is lost with a host, and in a store it is put with the next one
+        late = sum(
+            a.process in e.crashed
+            or (e.s["store"] and a.process in e.death_s and _end(e, a) > last_s[a.process] - 1.0)
+            for a in mine[key]
+        )
+        if unknown > doubtful + asked_at_death[key] + late:
             yield (
                 f"key {key[:8]}: {unknown} unknown attempts are listed, {doubtful} were lost or in "
                 f"flight at a kill"

@@ -172,7 +172,7 @@ def _draw(seed: int) -> Scenario:
         return d.random() < p
 
     s.workers = d.choice([1, 1, 1, 2, 2, 3, 4])
-    rows = int(d.triangular(1, 60, 8)) if chance(0.8) else d.randint(1, 6)
+    rows = int(d.triangular(1, 50, 3)) if chance(0.7) else d.randint(1, 8)
     s.shards = d.randint(1, max(1, min(12, rows // 2)))
     s.concurrency = d.choice([1, 2, 4, 8, 16, 128])
     s.flush_rows = d.choice([1, 2, 4, 16, 256])
@@ -212,7 +212,7 @@ def _draw(seed: int) -> Scenario:
     rpm: float | None = None
     tpm: float | None = None
     if chance(0.65):
-        least = max(6.0, 60.0 * requests / d.choice([3.0, 8.0, 20.0, 40.0]))
+        least = max(6.0, 60.0 * requests / d.choice([2.0, 5.0, 12.0, 30.0]))
         rpm = float(round(least * d.choice([1.0, 1.0, 1.5, 4.0])))
     if chance(0.25):
         least = max(3.0 * (25 + s.prompt_tokens + s.answer_tokens * 5), 60.0 * requests * tokens / 20.0)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import hashlib
 import heapq
 import random
@@ -51,7 +52,7 @@ class World:
         self.processes: list[Process] = []
         self.slept_s = 0.0
         self._heap: list[tuple[float, int, Any]] = []
-        self._ready: deque[asyncio.Handle] = deque()
+        self._ready: deque[Handle] = deque()
         self._pushed = 0
         self._dice: dict[str, random.Random] = {}
 
@@ -96,16 +97,23 @@ class World:
             else:
                 self._step(event)
 
-    def _step(self, handle: asyncio.Handle) -> None:
-        process = handle._loop
-        if handle._cancelled or process.dead:
+    def _step(self, handle: Handle) -> None:
+        process = handle.process
+        if handle.callback is None or process.dead:
             return
         if process.stalled_until_s > self.now:
             self._push(process.stalled_until_s, handle)
             return
         self.events += 1
-        with process:
-            handle._run()
+        self.current = process
+        events._set_running_loop(process)
+        try:
+            handle.context.run(handle.callback, *handle.args)
+        except BaseException as e:
+            process.call_exception_handler({"message": f"in {handle.callback}", "exception": e})
+        finally:
+            self.current = None
+            events._set_running_loop(None)
 
     def end(self) -> None:
         """Kill all, and close what still waits without a word."""
@@ -120,6 +128,22 @@ class World:
             process.tasks.clear()
         self._heap.clear()
         self._ready.clear()
+
+
+class Handle:
+    """A call that a process is to make."""
+
+    __slots__ = ("process", "callback", "args", "context")
+
+    def __init__(self, process: Process, callback: Any, args: tuple, context: Any) -> None:
+        self.process, self.callback, self.args = process, callback, args
+        self.context = context if context is not None else contextvars.copy_context()
+
+    def cancel(self) -> None:
+        self.callback = None
+
+    def cancelled(self) -> bool:
+        return self.callback is None
 
 
 class Process(asyncio.AbstractEventLoop):
@@ -168,8 +192,8 @@ class Process(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Handle:
+        handle = Handle(self, callback, args, context)
         if not self.dead:
             self.world._ready.append(handle)
         return handle
@@ -180,13 +204,10 @@ class Process(asyncio.AbstractEventLoop):
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = Handle(self, callback, args, context)
         if not self.dead:
             self.world._push(when - self.host.boot_s, handle)
         return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pass
 
     def create_future(self) -> asyncio.Future:
         return asyncio.Future(loop=self)
@@ -228,11 +249,16 @@ class Process(asyncio.AbstractEventLoop):
 
 
 def _close(coro: Any) -> None:
-    for _ in range(9):  # one that awaits in a `finally` does not end at once
-        try:
-            return coro.close()
-        except BaseException:
-            continue
+    """From the innermost: one that awaits in a `finally` does not end at once."""
+    chain = []
+    while hasattr(coro, "cr_await"):
+        chain.append(coro)
+        coro = coro.cr_await
+    for inner in reversed(chain):
+        for _ in range(9):
+            with contextlib.suppress(BaseException):
+                inner.close()
+                break
 
 
 def _settle(future: asyncio.Future, result: Any, error: BaseException | None) -> None:
