@@ -24,7 +24,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import Final, RowError, UserError
+from facttune_ray.errors import EndpointError, Final, RowError, UserError
 from facttune_ray.llm.batch import Batches
 from facttune_ray.llm.cost import Report, Usage, counted, price_of
 from facttune_ray.llm.endpoint import Endpoint
@@ -175,10 +175,10 @@ class Client:
         """Whether more requests are needed to keep the endpoints busy."""
         if self._batches is not None:
             return len(self._running) < self.cfg.batch_requests
-        rates = [e.gate.lease.requests_per_s for e in self.endpoints if e.gate.ready]
-        # two seconds of work, or what the permits in flight take soon: what waits is in memory
-        work = sum(min(2 * r, 8 * self.cfg.concurrency) for r in rates)
-        return len(self._running) < max(2 * self.cfg.concurrency, work)
+        # what permits will let go soon, or those in flight make room for: what waits is in memory
+        work = [e.gate.ahead_s * e.gate.requests_per_s for e in self.endpoints if e.gate.ready]
+        soon = sum(min(w, 8 * self.cfg.concurrency) for w in work)
+        return len(self._running) < max(2 * self.cfg.concurrency, soon)
 
     def stop(self, why: Exception) -> None:
         """Send nothing more: whoever waits to be sent gets this error."""
@@ -341,7 +341,11 @@ class Client:
                 self.ledger.journal.end(number)
             if paid:
                 return paid
-            await self._after(request, endpoint, meaning)
+            try:
+                await self._after(request, endpoint, meaning)
+            except EndpointError as e:
+                self.stop(e)  # the same would be said to every request
+                raise
 
     async def _attempt(self, request: _Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
         """(where it was sent, what came, what it paid for, its number in the journal)"""
@@ -375,6 +379,8 @@ class Client:
                 paid = self._paid(found, request.attempts, latency_s, request.chars)
             elif meaning.kind == "limit":
                 told = self._refusals.limited(request.limited, clock())
+                # a limit of days ends the run: the next one asks again
+                told &= (meaning.retry_after_s or 0.0) <= self.cfg.max_elapsed_s
                 gate.refused(tokens, meaning.headers, meaning.retry_after_s, told)
                 request.attempts -= 1
                 self.usage.refused += 1
@@ -454,13 +460,15 @@ def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:
 
 
 def parameters(cfg: LLMConfig, sample: int, own: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What is sent beside model and messages, without nulls. `own`: of this one request."""
+    """What is sent beside model and messages. `own`: of this one request. A null of the config
+    takes a parameter away, whoever gives it."""
     limit = "max_tokens" if cfg.max_completion_tokens is None else "max_completion_tokens"
-    params = {"temperature": cfg.temperature, limit: getattr(cfg, limit)}
-    params |= (own or {}) | cfg.params
-    if isinstance(params.get("seed"), int) and "seed" not in (own or {}):
+    params = {"temperature": cfg.temperature, limit: getattr(cfg, limit)} | cfg.params
+    if isinstance(params.get("seed"), int):
         params["seed"] += sample  # the same seed would give the same refusal
-    return {name: value for name, value in params.items() if value is not None}
+    params |= own or {}
+    away = {name for name, value in cfg.params.items() if value is None}
+    return {k: v for k, v in params.items() if v is not None and k not in away}
 
 
 def without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -24,6 +24,7 @@ from facttune_ray import storage
 from facttune_ray.storage import OBJECT_STORES, Folder, writing
 
 RECORD = struct.Struct(">32sdq")
+SYNC_S = 0.2
 REWRITE_BYTES = 2**22  # a file is made again from its open attempts when it has grown so large
 
 
@@ -47,6 +48,7 @@ class Journal:
         self._open: dict[int, tuple[bytes, float]] = {}
         self._put: set[int] = set()  # attempts that the object in the store holds
         self._lock = asyncio.Lock()
+        self._syncing: asyncio.Task[None] | None = None
 
     async def begin(self, key: bytes, usd: float) -> int:
         """Return the attempt's number when it is on disk."""
@@ -56,6 +58,8 @@ class Journal:
         try:
             if self._appends:
                 self._append(RECORD.pack(key, usd, attempt))
+                if self._syncing is None:
+                    self._syncing = asyncio.create_task(self._sync_soon())
             else:
                 async with self._lock:  # those who came meanwhile find themselves put
                     if attempt not in self._put:
@@ -93,14 +97,21 @@ class Journal:
             self._stream.close()
             self._stream = None
 
-    def sync(self) -> None:
-        """Bring what was appended to the disk itself: a host that crashes loses less."""
+    async def _sync_soon(self) -> None:
+        """A host that crashes loses the records of the last SYNC_S alone. A process that is killed
+        loses none."""
+        await asyncio.sleep(SYNC_S)
+        self._syncing = None
         if self._stream is not None:
-            storage.sync(self._folder.fs, self._file.path)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(storage.sync, self._folder.fs, self._file.path)
 
     async def close(self) -> None:
         """Leave the open attempts alone on disk, and no file without any."""
         self._close_stream()
+        if self._syncing is not None:
+            self._syncing.cancel()
+            self._syncing = None
         if not self._last:
             return
         if self._open:

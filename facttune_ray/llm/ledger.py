@@ -214,7 +214,6 @@ class Ledger:
         """One segment of these rows, then merge this writer's small ones when there are many."""
         with writing(self.folder):
             self._mine.append((self.add(_table(rows)), len(rows)))
-            self.journal.sync()
             while (small := self._to_merge()) is not None:
                 try:
                     merged = pa.concat_tables(read_segment(self.folder / name) for name, _ in small)

@@ -54,6 +54,7 @@ class Refusals:
         self._running, self._elsewhere = running, elsewhere
         self._refused: list[_Refused] = []
         self._answered: Counter[object] = Counter()  # endpoint -> answers
+        self._stopped: EndpointError | None = None
         self.sent = self._limited = 0
 
     def answered(self, endpoint: object) -> None:
@@ -78,7 +79,9 @@ class Refusals:
         for refused in list(self._refused):
             ever = self._answered[refused.endpoint] or self._elsewhere()
             if by_endpoint[refused.endpoint] >= IN_A_ROW or (alone and not ever):
-                self._decide(refused, refused.stop)
+                self._stopped = self._stopped or refused.stop
+            if self._stopped is not None:
+                self._decide(refused, self._stopped)
             elif alone:
                 self._decide(refused, RowError(refused.message))
 

@@ -194,4 +194,4 @@ def _up_to_date(table: pa.Table) -> pa.Table:
     for field in SCHEMA:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table
+    return table.select(SCHEMA.names)
