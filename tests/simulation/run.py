@@ -365,10 +365,10 @@ class Run:
         self._start_later(self.s.restart_s)
 
     def _all_die(self) -> None:
-        self.lives += 1  # nobody is started again
         for process in self.workers.values():
             process.kill()
         self.meter.kill()
+        self.lives += 1  # none of them is started again
 
     def _crash(self) -> None:
         if self.over:
