@@ -422,7 +422,7 @@ class Client:
         elif meaning.retry_after_s is not None:
             wait_s = meaning.retry_after_s
         else:
-            wait_s = random.uniform(0.0, 0.5 * 2.0**request.attempts)
+            wait_s = random.uniform(0.0, min(cfg.max_wait_s, 0.25 * 2.0**request.attempts))
         await asyncio.sleep(min(wait_s, cfg.max_wait_s))
 
     def _counted(self, replies: Sequence[Reply], most: int, chars: int) -> list[Reply]:

@@ -204,12 +204,15 @@ def _setting(error: Any, message: str, asked: Mapping[str, Any]) -> str:
     inner = error.get("error", error) if isinstance(error, dict) else {}
     param = str(inner.get("param") or "") if isinstance(inner, dict) else ""
     roles = [m.get("role") for m in asked.get("messages", ()) if isinstance(m, dict)]
-    if "system" in roles and re.search(r"\bsystem\b", message, re.IGNORECASE):
+    word = r"\bsystem\b" if "system" in roles else r"\bsystem role\b"
+    if re.search(word, message, re.IGNORECASE):
         return "set {section}.system=user"
     names = [k for k in asked if k not in ("model", "messages", "prompt")]
-    named = [k for k in names if k == param] or [
-        k for k in names if re.search(rf"\b{re.escape(k)}\b", message)
-    ]
+    named = (
+        [param]
+        if param in names or param in SETTINGS
+        else [k for k in names if re.search(rf"\b{re.escape(k)}\b", message)]
+    )
     return "; ".join(SETTINGS.get(k, f"set {{section}}.params.{k}=null") for k in named[:2])
 
 
