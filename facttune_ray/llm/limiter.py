@@ -259,8 +259,9 @@ class Limiter:
         rates = [math.inf if n is None else n / 60 * SHARE * self.factor for n in told]
         # a minute after the last request nothing counts any more
         owed_s = report.owed / rates[1]
-        self.issued_s[1] = min(max(self.issued_s[1], now_s - LAG_S) + owed_s, now_s + 60.0)
         slots_s = 1 / rates[0], min(60.0, max(1.0, report.tokens) / rates[1])
+        least_s = now_s - LAG_S - slots_s[1]  # a line that is kept up to now lets none begin
+        self.issued_s[1] = min(max(self.issued_s[1], least_s) + owed_s, now_s + 60.0)
         cost_s = max(slots_s)
         if cost_s == 0:
             return math.inf, ()
