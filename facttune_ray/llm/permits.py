@@ -120,9 +120,18 @@ class Gate:
         self._look(headers)
         self._done()
 
-    def refused(self, reserved: float, headers: Mapping[str, str], retry_s: float | None) -> None:
+    def refused(
+        self,
+        reserved: float,
+        headers: Mapping[str, str],
+        retry_s: float | None,
+        told: bool = True,
+    ) -> None:
         """A 429: tell the cluster now. Refused tokens are not used."""
         self._tokens += reserved
+        if not told:
+            self._done()
+            return
         self._looked_s = -math.inf
         self._look(headers)
         left = headers.get("x-ratelimit-remaining-requests"), _tokens_left(headers)
