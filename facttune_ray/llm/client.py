@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, Final, RowError, UserError
+from facttune_ray.llm.background import Background, as_response
 from facttune_ray.llm.batch import Batches
 from facttune_ray.llm.cost import Report, Usage, Waits, counted, price_of
 from facttune_ray.llm.endpoint import Endpoint
@@ -77,6 +78,9 @@ class Client:
         if cfg.mode == "batch":
             records = ledger.folder / "batches"
             self._batches = Batches(cfg, records, endpoints[0], self._keep, self._find_again)
+        self._background: Background | None = None
+        if cfg.mode == "background":
+            self._background = Background(ledger.folder, ledger.journal, cfg.max_elapsed_s)
         self._running: dict[bytes, asyncio.Future[Completion]] = {}
         self._funds = Funds(
             cfg,
@@ -142,8 +146,11 @@ class Client:
         `n` and the parameters of the first of them. The keys are those of requests a sample, so
         what is paid is found again whatever `choices` is.
         """
-        if self._batches is not None and isinstance(prompt, str):
-            raise UserError("sampling.form=completions: batches take chat alone: llm.mode=online")
+        if self.cfg.mode != "online" and isinstance(prompt, str):
+            raise UserError(
+                f"sampling.form=completions: llm.mode={self.cfg.mode} takes chat alone: set "
+                f"llm.mode=online"
+            )
 
         async def ended(completion: asyncio.Future[Completion]) -> Completion | RowError:
             try:
@@ -238,7 +245,7 @@ class Client:
                 self.usage.cached += 1
                 if shard is not None:
                     shard.cached += 1
-            missing, some = list(waiting), 1 if self._batches is not None else choices
+            missing, some = list(waiting), choices if self.cfg.mode == "online" else 1
             parts = [missing[i : i + some] for i in range(0, len(missing), some)]
             paying = [self._bring(prompt, {k: wanted[k] for k in part}, waiting) for part in parts]
             await (paying[0] if len(paying) == 1 else asyncio.gather(*paying))
@@ -298,6 +305,8 @@ class Client:
         body = {"model": self.cfg.model, form: prompt, **params}
         if n > 1:
             body["n"] = n
+        if self._background is not None:
+            body = as_response(body, self.endpoints[0].section)
         if self._measured:
             usd = self.price.usd(prompt_tokens, n * answer)
         else:  # nothing is known yet: the budget must not be passed by what is funded on a guess
@@ -389,7 +398,12 @@ class Client:
                 # a server that knows this header answers a repeated key without charging again:
                 # the request that was in flight when we were killed
                 headers = {"Idempotency-Key": request.name.hex()}
-                meaning = await endpoint.send(request.body, headers)
+                if self._background is not None:
+                    meaning = await self._background.send(
+                        endpoint, number, request.name, request.body, headers
+                    )
+                else:
+                    meaning = await endpoint.send(request.body, headers)
             except BaseException:
                 gate.failed()
                 raise

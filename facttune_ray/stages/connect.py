@@ -48,8 +48,10 @@ def endpoints_of(cfg: Config, base_url: str) -> list[EndpointConfig]:
                 base_url, llm.api_key_env, llm.requests_per_minute, llm.tokens_per_minute
             )
         ]
-    if llm.mode == "batch" and len(llm.endpoints) > 1:
-        raise UserError("llm.mode=batch: give one endpoint: a batch lives where it was sent")
+    if llm.mode != "online" and len(llm.endpoints) > 1:
+        raise UserError(
+            f"llm.mode={llm.mode}: give one endpoint: an answer is kept where it was asked for"
+        )
     return [
         EndpointConfig(
             e.base_url or base_url,
