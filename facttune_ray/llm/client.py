@@ -37,6 +37,7 @@ from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
 T = TypeVar("T")
 UNKNOWN_TOKENS = 512  # of an answer without a limit, before the first one has come
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 Prompt = list[dict[str, str]] | str  # messages of a chat, or the text that `completions` continues
 
 
@@ -46,8 +47,6 @@ class _Request:
 
     keys: list[bytes]  # of the completions that it is to bring
     body: dict[str, Any]
-    tokens: float  # estimated
-    usd: float  # estimated
     chars: int  # of its prompt
     ticket: int
     attempts: int = 0
@@ -300,26 +299,20 @@ class Client:
         n = len(keys)
         texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
         chars = sum(map(len, texts))
-        prompt_tokens, answer = self._guess(chars)
         form = "prompt" if isinstance(prompt, str) else "messages"
         body = {"model": self.cfg.model, form: prompt, **params}
         if n > 1:
             body["n"] = n
         if self._background is not None:
             body = as_response(body, self.endpoints[0].section)
-        if self._measured:
-            usd = self.price.usd(prompt_tokens, n * answer)
-        else:  # nothing is known yet: the budget must not be passed by what is funded on a guess
-            most = params.get("max_tokens") or params.get("max_completion_tokens") or UNKNOWN_TOKENS
-            usd = self.price.usd(chars, n * most)
+        request = _Request(keys, body, chars, next(self._tickets))
         if self._batches is not None:
-            await self._funds.take(usd)
+            usd = await self._funds.take(lambda: self._usd(request))
             try:
                 return [await self._batches.send(keys[0], body)]
             finally:
                 self._funds.done(usd)
-        tokens = prompt_tokens + n * answer
-        return await self._send(_Request(keys, body, tokens, usd, chars, next(self._tickets)))
+        return await self._send(request)
 
     async def _keep(self, key: bytes, reply: Reply, attempts: int) -> Completion:
         """Return when the answer of a batch's line is in the ledger."""
@@ -381,12 +374,13 @@ class Client:
 
     async def _attempt(self, request: _Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
         """(where it was sent, what came, what it paid for, its number in the journal)"""
-        clock, tokens = asyncio.get_running_loop().time, request.tokens
-        await self._funds.take(request.usd)
+        clock = asyncio.get_running_loop().time
+        usd = await self._funds.take(lambda: self._usd(request))
+        tokens = sum(self._guess(request))
         try:
             gate = await permit(self._gates, tokens, request.ticket)
             try:
-                number = await self.ledger.journal.begin(request.name, request.usd)
+                number = await self.ledger.journal.begin(request.name, usd)
             except BaseException:
                 gate.give_back()
                 raise
@@ -427,10 +421,10 @@ class Client:
                 gate.refused(tokens, meaning.headers, None, told=False)
             if meaning.unknown:
                 self.usage.unknown += 1
-                self.usage.unknown_usd += request.usd
+                self.usage.unknown_usd += usd
             return endpoint, meaning, paid, number
         finally:
-            self._funds.done(request.usd)  # what it cost is in `usage`
+            self._funds.done(usd)  # what it cost is in `usage`
 
     async def _after(self, request: _Request, endpoint: Endpoint, meaning: Meaning) -> None:
         """Return when the request may be sent again; raise when it is not to be."""
@@ -480,12 +474,21 @@ class Client:
         kept[-1] = replace(kept[-1], completion_tokens=kept[-1].completion_tokens + more)
         return kept
 
-    def _guess(self, chars: int) -> tuple[float, float]:
+    def _guess(self, request: _Request) -> tuple[float, float]:
         """(prompt, completion) tokens of a request, from what was answered so far."""
         return (
-            chars * self._prompt_tokens / self._chars,
-            self._answer_tokens / self._answers,
+            request.chars * self._prompt_tokens / self._chars,
+            len(request.keys) * self._answer_tokens / self._answers,
         )
+
+    def _usd(self, request: _Request) -> float:
+        """Its estimated cost. Until something is known the most that it can be: a budget is not to
+        be passed by what a guess has funded."""
+        if self._measured:
+            return self.price.usd(*self._guess(request))
+        limits = (request.body.get(k) for k in LENGTHS)
+        most = next(filter(None, limits), UNKNOWN_TOKENS)
+        return self.price.usd(request.chars, len(request.keys) * most)
 
 
 def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:

@@ -277,7 +277,7 @@ def test_a_meter_that_is_gone_for_good_ends_what_waits_for_it_with_one_line(monk
         cfg = LLMConfig(budget_usd=1.0)
         one = funds.Funds(cfg, Usage(), gone, "a", "facts", lambda: True, lambda _: None)
         try:
-            await asyncio.wait_for(one.take(0.1), 10)
+            await asyncio.wait_for(one.take(lambda: 0.1), 10)
         finally:
             await one.pause()
 
