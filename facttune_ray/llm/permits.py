@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from facttune_ray.llm.limiter import HOLD_S, RENEW_S, Lease, Limiter, Limits, Seen, horizon
+from facttune_ray.llm.limiter import HOLD_S, RENEW_S, Lease, Limiter, Limits, Seen
 
 Renew = Callable[[Seen], Awaitable[Lease]]
 
@@ -86,7 +86,7 @@ class Gate:
     def ahead_s(self) -> float:
         """Seconds of work that must be here for no permit to be missed: the horizon, and what is
         in flight or on its way from upstream."""
-        return 1.5 + horizon(self._trip_s)
+        return 1.5 + self._lease.horizon_s
 
     @property
     def waiting(self) -> int:
