@@ -347,6 +347,7 @@ def test_a_fast_server_is_not_slowed_by_its_growing_milliseconds():
     assert lease.in_flight >= 60
 
 
+EACH = [pytest.param(n, marks=pytest.mark.slow) if n > 1000 else n for n in LIMITS]
 WAYS = {
     "before the limiter": lambda s: (s, 0.0),
     "after it": lambda s: (0.0, s),
@@ -357,7 +358,7 @@ WAYS = {
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("trip_s", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("limit", EACH)
 def test_95_percent_of_the_limit_is_used_however_far_it_is(limit, way, trip_s, workers):
     found = used(limit, lambda: WAYS[way](trip_s), workers)
     assert found.share >= 0.95 and found.most_in_60_s <= limit
@@ -365,7 +366,7 @@ def test_95_percent_of_the_limit_is_used_however_far_it_is(limit, way, trip_s, w
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("limit", EACH)
 def test_95_percent_of_the_limit_is_used_when_the_way_changes(limit, way, workers):
     chance = random.Random(0)
     found = used(limit, lambda: WAYS[way](chance.uniform(0, 2)), workers)
