@@ -54,18 +54,19 @@ class Journal:
         """Return the attempt's number when it is on disk."""
         self._last += 1
         attempt = self._last
+        if self._appends:
+            self._append(RECORD.pack(key, usd, attempt))
+            self._open[attempt] = key, usd
+            if self._syncing is None:
+                self._syncing = asyncio.create_task(self._sync_soon())
+            return attempt
         self._open[attempt] = key, usd
         try:
-            if self._appends:
-                self._append(RECORD.pack(key, usd, attempt))
-                if self._syncing is None:
-                    self._syncing = asyncio.create_task(self._sync_soon())
-            else:
-                async with self._lock:  # those who came meanwhile find themselves put
-                    if attempt not in self._put:
-                        some = dict(self._open)
-                        await asyncio.to_thread(self._file.write_bytes, _records(some))
-                        self._put = set(some)
+            async with self._lock:  # those who came meanwhile find themselves put
+                if attempt not in self._put:
+                    some = dict(self._open)
+                    await asyncio.to_thread(self._file.write_bytes, _records(some))
+                    self._put = set(some)
         except BaseException:
             del self._open[attempt]  # it is not sent
             raise
@@ -82,15 +83,18 @@ class Journal:
         with writing(self._folder):
             if self._stream is None or self._size > REWRITE_BYTES:
                 self._begin_file()
-            self._stream.write(record)
+            try:
+                self._stream.write(record)
+            except BaseException:
+                self._close_stream()  # a part of it may be there: the next one makes the file anew
+                raise
             self._size += len(record)
 
     def _begin_file(self) -> None:
-        known = {n: a for n, a in self._open.items() if n != self._last}
         self._close_stream()
-        self._file.write_bytes(_records(known), durable=True)
+        self._file.write_bytes(_records(self._open), durable=True)
         self._stream = self._folder.fs.open_append_stream(self._file.path)
-        self._size = RECORD.size * len(known)
+        self._size = RECORD.size * len(self._open)
 
     def _close_stream(self) -> None:
         if self._stream is not None:
