@@ -25,8 +25,9 @@ from typing import Any, TypeVar
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, Final, RowError, UserError
+from facttune_ray.llm.background import Background, as_response
 from facttune_ray.llm.batch import Batches
-from facttune_ray.llm.cost import Report, Usage, counted, price_of
+from facttune_ray.llm.cost import Report, Usage, Waits, counted, price_of
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.funds import Funds
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
@@ -35,6 +36,7 @@ from facttune_ray.llm.refusals import Limited, Refusals
 from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
 T = TypeVar("T")
+UNKNOWN_TOKENS = 512  # of an answer without a limit, before the first one has come
 Prompt = list[dict[str, str]] | str  # messages of a chat, or the text that `completions` continues
 
 
@@ -76,17 +78,28 @@ class Client:
         if cfg.mode == "batch":
             records = ledger.folder / "batches"
             self._batches = Batches(cfg, records, endpoints[0], self._keep, self._find_again)
+        self._background: Background | None = None
+        if cfg.mode == "background":
+            self._background = Background(ledger.folder, ledger.journal, cfg.max_elapsed_s)
         self._running: dict[bytes, asyncio.Future[Completion]] = {}
         self._funds = Funds(
-            cfg, self.usage, report, worker, ledger.stage, lambda: bool(self._running), self.stop
+            cfg,
+            self.usage,
+            report,
+            worker,
+            ledger.stage,
+            busy=lambda: bool(self._running),
+            end=self.stop,
+            waits=self._waits,
         )
-        self._refusals = Refusals(lambda: len(self._running), lambda: False)
+        self._refusals = Refusals(lambda: len(self._running), lambda: self._funds.calls > 0)
         self._tasks: set[asyncio.Task[None]] = set()  # that end those
         self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []
         self._reading: asyncio.Task[None] | None = None
         self._tickets = itertools.count()
         # what the tokens of a request are guessed from; trued up by every answer
         self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
+        self._measured = False
 
     async def ask(
         self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
@@ -133,8 +146,11 @@ class Client:
         `n` and the parameters of the first of them. The keys are those of requests a sample, so
         what is paid is found again whatever `choices` is.
         """
-        if self._batches is not None and isinstance(prompt, str):
-            raise UserError("sampling.form=completions: batches take chat alone: llm.mode=online")
+        if self.cfg.mode != "online" and isinstance(prompt, str):
+            raise UserError(
+                f"sampling.form=completions: llm.mode={self.cfg.mode} takes chat alone: set "
+                f"llm.mode=online"
+            )
 
         async def ended(completion: asyncio.Future[Completion]) -> Completion | RowError:
             try:
@@ -180,6 +196,15 @@ class Client:
         soon = sum(min(w, 8 * self.cfg.concurrency) for w in work)
         return len(self._running) < max(2 * self.cfg.concurrency, soon)
 
+    def _waits(self) -> Waits | None:
+        """What the requests wait for, for the run's progress line."""
+        now_s = asyncio.get_running_loop().time()
+        found = [w for gate in self._gates if (w := gate.waits(now_s)) is not None]
+        if not found:  # none in a queue: those that were sent wait for their answers
+            return None
+        what, since_s = max(found, key=lambda wait: wait[1])
+        return Waits(what, now_s - since_s, self._gates[0].waiting)
+
     def stop(self, why: Exception) -> None:
         """Send nothing more: whoever waits to be sent gets this error."""
         self._funds.stop(why)
@@ -220,7 +245,7 @@ class Client:
                 self.usage.cached += 1
                 if shard is not None:
                     shard.cached += 1
-            missing, some = list(waiting), 1 if self._batches is not None else choices
+            missing, some = list(waiting), choices if self.cfg.mode == "online" else 1
             parts = [missing[i : i + some] for i in range(0, len(missing), some)]
             paying = [self._bring(prompt, {k: wanted[k] for k in part}, waiting) for part in parts]
             await (paying[0] if len(paying) == 1 else asyncio.gather(*paying))
@@ -280,7 +305,13 @@ class Client:
         body = {"model": self.cfg.model, form: prompt, **params}
         if n > 1:
             body["n"] = n
-        usd = self.price.usd(prompt_tokens, n * answer)
+        if self._background is not None:
+            body = as_response(body, self.endpoints[0].section)
+        if self._measured:
+            usd = self.price.usd(prompt_tokens, n * answer)
+        else:  # nothing is known yet: the budget must not be passed by what is funded on a guess
+            most = params.get("max_tokens") or params.get("max_completion_tokens") or UNKNOWN_TOKENS
+            usd = self.price.usd(chars, n * most)
         if self._batches is not None:
             await self._funds.take(usd)
             try:
@@ -325,6 +356,7 @@ class Client:
         ]
         self.usage.count(paid)
         if paid[0].counted != "estimate" and paid[0].prompt_tokens and chars:
+            self._measured = True
             self._chars += chars
             self._prompt_tokens += paid[0].prompt_tokens
             self._answers += len(paid)
@@ -366,7 +398,12 @@ class Client:
                 # a server that knows this header answers a repeated key without charging again:
                 # the request that was in flight when we were killed
                 headers = {"Idempotency-Key": request.name.hex()}
-                meaning = await endpoint.send(request.body, headers)
+                if self._background is not None:
+                    meaning = await self._background.send(
+                        endpoint, number, request.name, request.body, headers
+                    )
+                else:
+                    meaning = await endpoint.send(request.body, headers)
             except BaseException:
                 gate.failed()
                 raise

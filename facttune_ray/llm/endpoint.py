@@ -102,6 +102,13 @@ class Endpoint:
         self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]
     ) -> Meaning:
         """One HTTP request. Without an answer it may be tried again, and may have been billed."""
+        reply = await self.exchange(method, path, body, headers)
+        return reply if isinstance(reply, Meaning) else self.meaning(reply, body or {})
+
+    async def exchange(
+        self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]
+    ) -> HTTPReply | Meaning:
+        """What came back, whatever it means; the Meaning of nothing."""
         tags = {"model": (body or {}).get("model", ""), "stage": telemetry.ids.get("stage", "")}
         try:
             reply = await self._transport(method, path, body, headers)
@@ -110,7 +117,7 @@ class Endpoint:
             away = e.unreachable
             return Meaning("retry", message=str(e), unknown=not away, unreachable=away)
         telemetry.count("requests", 1, status=str(reply.status), **tags)
-        return self.meaning(reply, body or {})
+        return reply
 
     def meaning(self, reply: HTTPReply, asked: Mapping[str, Any]) -> Meaning:
         """What a reply means, in words without a key."""

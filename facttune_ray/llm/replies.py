@@ -39,6 +39,8 @@ CODES: dict[str, tuple[Kind, str]] = {
     "content_filter": ("row error", ""),
     "content_policy_violation": ("row error", ""),
     "invalid_prompt": ("row error", ""),
+    "bio_policy": ("row error", ""),
+    "misalignment_policy_violation": ("row error", ""),
 }
 STATUSES: dict[int, tuple[Kind, str]] = {
     401: ("stop", "set {key_env} (or {key_env}_FILE)"),
@@ -58,6 +60,7 @@ UNKNOWN_STATUSES = {408, 502, 504, 520, 521, 522, 523, 524}
 SETTINGS = {
     "max_tokens": "set {section}.max_completion_tokens in place of {section}.max_tokens",
     "max_completion_tokens": "set {section}.max_completion_tokens=null",
+    "max_output_tokens": "set {section}.max_tokens=null",
     "temperature": "set {section}.temperature=null",
     "n": "set sampling.choices=1",
     "logprobs": "set verdicts.logprobs=false",

@@ -91,35 +91,42 @@ def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluste
 
     from facttune_ray.llm import actors
 
-    folder = Folder.of(str(tmp_path))
+    folder, serial = Folder.of(str(tmp_path)), [0]
 
-    async def pay(usd: float) -> None:
+    async def pay(usd: float, writer: str) -> None:
+        ledger = Ledger(folder, flush_s=0.001, run="r")
+        ledger.writer = writer
         paid = Completion("x", 1, 1, "m", 1, 0.1, cost_usd=usd)
-        await Ledger(folder, flush_s=0.001, run="r").put(str(usd).encode().ljust(32), paid)
+        await ledger.put(str(usd).encode().ljust(32), paid)
 
     async def ask(usage: Usage):
         for _ in range(100):
             try:
-                return await report(Ask("a", "facts", usage, 0.0, 9.0, 0.1))
+                serial[0] += 1
+                ask = Ask("a", "facts", serial[0], usage, wants_usd=9.0, one_usd=0.1)
+                if (found := await report(ask)).usd:
+                    return found
             except MeterLost:
-                await asyncio.sleep(0.2)
+                pass
+            await asyncio.sleep(0.2)  # a new meter gives nothing at first
         raise AssertionError("no meter")
 
-    asyncio.run(pay(0.25))
+    asyncio.run(pay(0.25, "before"))
     meter = actors.start_meter("test-meter", 1.0, folder, "r")
     report = actors.report_to("test-meter", "m")
     assert asyncio.run(ask(Usage(calls=2, cost_usd=0.5))).usd == pytest.approx(0.25)
     assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.75
-    asyncio.run(pay(0.5))
+    asyncio.run(pay(0.375, "a"))  # the rest of what it paid is not written yet
     ray.kill(meter, no_restart=False)
-    assert asyncio.run(ask(Usage())).usd == pytest.approx(0.25)
+    assert asyncio.run(ask(Usage(calls=2, cost_usd=0.5))).usd == pytest.approx(0.25)
+    assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.75
 
 
 def test_a_meter_that_never_was_is_named_lost(ray_cluster):
     from facttune_ray.llm import actors
 
     with pytest.raises(MeterLost):
-        asyncio.run(actors.report_to("no-such-meter", "m")(Ask("a", "facts", Usage())))
+        asyncio.run(actors.report_to("no-such-meter", "m")(Ask("a", "facts", 1, Usage())))
 
 
 def test_a_meter_that_cannot_read_the_ledger_is_one_line(tmp_path, ray_cluster):
@@ -140,7 +147,7 @@ def test_what_is_paid_is_counted_in_rays_metrics(tmp_path, ray_cluster):
 
     meter = actors.start_meter("test-metrics", None, Folder.of(str(tmp_path)), "r")
     used = Usage(calls=3, refused=2, completion_tokens=40, cost_usd=0.5)
-    asyncio.run(actors.report_to("test-metrics", "a-model")(Ask("a", "facts", used)))
+    asyncio.run(actors.report_to("test-metrics", "a-model")(Ask("a", "facts", 1, used)))
     assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.5
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     wanted = {"calls": 3, "refused": 2, "completion_tokens": 40, "cost_usd": 0.5}

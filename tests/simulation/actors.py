@@ -1,7 +1,7 @@
 """Ray actors of the simulated cluster: calls travel, get lost, come twice; the actor may restart.
 
-    actor = Actor(world, "limiter", host, scenario, lambda again: LimiterActor(limits))
-    await actor.handle(process).renew.remote(seen)
+actor = Actor(world, "limiter", host, scenario, lambda again: LimiterActor(limits))
+await actor.handle(process).renew.remote(seen)
 """
 
 from __future__ import annotations

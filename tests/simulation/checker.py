@@ -215,7 +215,9 @@ def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
     for a in e.attempts:
         mine[e.first(a.name)].append(a)
     asked_at_death = Counter(
-        key for row in e.h.rows if row.ended_s is None and row.process in e.death_s
+        key
+        for row in e.h.rows
+        if row.ended_s is None and row.process in e.death_s
         for key in row.keys
     )
     for key, unknown in e.unknown.items():

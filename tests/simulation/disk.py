@@ -46,7 +46,9 @@ class Disk:
         self.files: dict[str, File] = {}
         self.kept: dict[str, File] = {}  # names that a crash leaves
         self.unkept: list[tuple[str, File | None]] = []  # (name, what it is since), in order
-        self.listed: list[tuple[float, str, bool]] = []  # a store's listing: when, name, is it there
+        self.listed: list[
+            tuple[float, str, bool]
+        ] = []  # a store's listing: when, name, is it there
         self.operations = 0
         self.written: dict[str, float] = {}  # when a name appeared
 
@@ -134,7 +136,9 @@ class Mount:
         if faults.broken and now < faults.broken_until_s and disk.dice.random() < faults.broken:
             disk.world.note(process.name, f"disk fails: {what} {path}")
             if disk.store:
-                raise OSError(f"When {what} '{path}': AWS Error SLOW_DOWN during PutObject operation")
+                raise OSError(
+                    f"When {what} '{path}': AWS Error SLOW_DOWN during PutObject operation"
+                )
             raise OSError(errno.EIO, "Input/output error", path)
         return False
 

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,9 +95,7 @@ class Run:
         )
         self.limits = Limits(*s.configured)
         full, broken_end = s.disk_full, s.faults_end_s
-        self.disk = Disk(
-            world, s.store, Faults(full, s.disk_broken, broken_end, s.stale_s)
-        )
+        self.disk = Disk(world, s.store, Faults(full, s.disk_broken, broken_end, s.stale_s))
         self.provider = Provider(world, s, self.history)
         self.history.limits = s.limits
         self.head = Host("head", 1000.0)
@@ -209,7 +206,8 @@ class Run:
         process = Process(self.world, f"worker-{i}.{self.started}", self.hosts[i])
         dice, slow_s = self.world.dice("threads"), self.s.slow_threads_s
         process.thread_s = lambda: (  # type: ignore[method-assign]
-            dice.uniform(0.0, slow_s), dice.uniform(0.0, slow_s)
+            dice.uniform(0.0, slow_s),
+            dice.uniform(0.0, slow_s),
         )
         self.workers[i] = process
         process.on_death.append(lambda: self._dead(i, process))

@@ -215,7 +215,9 @@ def _draw(seed: int) -> Scenario:
         least = max(6.0, 60.0 * requests / d.choice([2.0, 5.0, 12.0, 30.0]))
         rpm = float(round(least * d.choice([1.0, 1.0, 1.5, 4.0])))
     if chance(0.25):
-        least = max(3.0 * (25 + s.prompt_tokens + s.answer_tokens * 5), 60.0 * requests * tokens / 20.0)
+        least = max(
+            3.0 * (25 + s.prompt_tokens + s.answer_tokens * 5), 60.0 * requests * tokens / 20.0
+        )
         tpm = float(round(least * d.choice([1.0, 2.0])))
     s.limits = [(0.0, rpm, tpm)]
     how = d.choice(["configured", "configured", "told", "unknown", "wrong", "both", "below"])
@@ -232,7 +234,9 @@ def _draw(seed: int) -> Scenario:
     s.retry_after = chance(0.5)
     s.retry_after_s = d.choice([0.1, 1.0, 3.0, 10.0])
     if rpm is not None and chance(0.1):
-        s.limits.append((d.uniform(1.0, 20.0), float(round(max(6.0, rpm * d.choice([0.5, 2.0])))), tpm))
+        s.limits.append(
+            (d.uniform(1.0, 20.0), float(round(max(6.0, rpm * d.choice([0.5, 2.0])))), tpm)
+        )
     s.replays = chance(0.1)
     if chance(0.25):
         s.budget_share = d.choice([0.05, 0.2, 0.5, 0.9, 1.5, 3.0])
@@ -267,7 +271,10 @@ def _draw(seed: int) -> Scenario:
         at = when()
         s.down = [(at, at + d.choice([0.2, 2.0, 20.0]))]
     if chance(0.3):
-        s.kills = [(when(), d.randint(0, 3), d.choice([0, 0, *range(1, 9)])) for _ in range(d.choice([1, 1, 2, 4]))]
+        s.kills = [
+            (when(), d.randint(0, 3), d.choice([0, 0, *range(1, 9)]))
+            for _ in range(d.choice([1, 1, 2, 4]))
+        ]
     if chance(0.06):
         s.crashes = [when() for _ in range(d.choice([1, 1, 2]))]
     if chance(0.06):
@@ -288,7 +295,9 @@ def _draw(seed: int) -> Scenario:
     if chance(0.1):
         s.repeated_calls = rate()
     if chance(0.08):
-        s.stalls = [(when(), d.randint(0, 3), d.choice([0.3, 1.5, 6.0])) for _ in range(d.choice([1, 2]))]
+        s.stalls = [
+            (when(), d.randint(0, 3), d.choice([0.3, 1.5, 6.0])) for _ in range(d.choice([1, 2]))
+        ]
     if chance(0.1):
         s.jumps = [(when(), d.choice([-3600.0, -1.0, 0.5, 86400.0]))]
     s.store = chance(0.15)

@@ -1,7 +1,7 @@
 """Seeds one by one: what each found, and the smallest run that shows the same.
 
-    examine(7)                 counts of the run, and the rules that it broke
-    print(report(7, "the_limit_holds"))     the seed, the rule, and a shrunk trace
+examine(7)                 counts of the run, and the rules that it broke
+print(report(7, "the_limit_holds"))     the seed, the rule, and a shrunk trace
 """
 
 from __future__ import annotations
