@@ -61,7 +61,8 @@ class Seen:
     refused: int = 0  # 429s
     exhausted: bool = False  # a 429 said, or left open, that the limit is used up
     retry_after_s: float | None = None  # longest of the 429s
-    limits: Limits = Limits()  # as the server's headers say
+    limits: Limits = Limits()  # as the server's headers said since its last report
+    known: Limits = Limits()  # and before, to all workers
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Lease:
     now_s: float = 0.0  # the limiter's clock
     horizon_s: float = MAX_HORIZON_S  # permits are issued at most this long before their time
     epoch: str = ""
+    seen: Limits = Limits()  # in headers, for a limiter that comes after this one
 
 
 @dataclass
@@ -124,6 +126,8 @@ class Limiter:
         # an answer that we did not give: our predecessor died, and its permits may be out
         self.restarted |= report.epoch not in ("", self.epoch)
         before = self.told()
+        if self.seen == Limits():
+            self._see(report.known)
         self._see(report.limits)
         self.answered += report.answered
         self._measure(report, now_s)
@@ -240,7 +244,7 @@ class Limiter:
         worker.in_flight = report.in_flight
         if worker.need == 0:  # done for now: its share goes to the others at once
             self.workers.pop(report.worker, None)
-            return Lease(0.0, 1, now_s=now_s, epoch=self.epoch)
+            return Lease(0.0, 1, now_s=now_s, epoch=self.epoch, seen=self.seen)
         self.workers[report.worker] = worker
         worker.gone_s = now_s + 1.0 + 3 * (report.trip_s or 0.0)
         worker.horizon_s = horizon(report.trip_s)
@@ -267,7 +271,9 @@ class Limiter:
             rate = shares(needs, 1 / cost_s)[report.worker]
         worker.seen_s = now_s
         pause_s = max(0.0, self.pause_until_s - now_s)
-        return Lease(rate, worker.leased, pause_s, permits, now_s, horizon_s, self.epoch)
+        return Lease(
+            rate, worker.leased, pause_s, permits, now_s, horizon_s, self.epoch, seen=self.seen
+        )
 
     def _issue(
         self,

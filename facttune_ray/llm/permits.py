@@ -195,8 +195,10 @@ class Gate:
     def _look(self, headers: Mapping[str, str]) -> None:
         now = asyncio.get_running_loop().time()
         if now - self._looked_s > RENEW_S:
-            self._looked_s, self._limits = now, limits_in(headers)
-            if self._free and self._limits != Limits():  # the first answer that tells a limit:
+            self._looked_s, told = now, limits_in(headers)
+            if told != Limits():  # else it is a gateway's answer, and the limit is what it was
+                self._limits = told
+            if self._free and told != Limits():  # the first answer that tells a limit:
                 self._lease = replace(self._lease, requests_per_s=0.0)  # permits are needed now
                 self._hurry.set()
 
@@ -280,6 +282,7 @@ class Gate:
             exhausted=self._exhausted,
             retry_after_s=None if self._retry_after_s < 0 else self._retry_after_s,
             limits=self._limits,
+            known=self._lease.seen,
         )
         try:
             lease = await self._renew(report)
@@ -291,6 +294,8 @@ class Gate:
         self._latency_s -= report.latency_s * report.answered
         self._refused -= report.refused
         self._owed -= report.owed
+        if self._limits is report.limits:  # told once: another worker may see a new one
+            self._limits = Limits()
         if not self._refused:
             self._exhausted, self._retry_after_s = False, -1.0
         # its clock said `now_s` between the question and the answer: of what that leaves open the

@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from simulation.history import Attempt, History, Row
 
-RECORD = struct.Struct(">32sdq")  # key, estimated dollars, n: attempt n was sent; -n: it is known
+# key, estimated dollars, n (attempt n was sent; -n: it is known), length of the id that follows
+RECORD = struct.Struct(">32sdqH")
 ANSWERED = {"plain", "hidden", "total_only", "no_usage", "parts", "thinking_part", "nonsense"}
 STOPS = {"bad_setting", "no_credit"}
 ASKED_ONCE = {"thoughts_cut", "empty_cut", "filtered", "filtered_half"}
@@ -113,8 +114,10 @@ class Evidence:
         for path, data in self.h.files.items():
             if not path.endswith(".sent"):
                 continue
-            open_ones = set()
-            for key, _, n in RECORD.iter_unpack(data[: len(data) // RECORD.size * RECORD.size]):
+            open_ones, at = set(), 0
+            while at + RECORD.size <= len(data):
+                key, _, n, size = RECORD.unpack_from(data, at)
+                at += RECORD.size + size
                 if n > 0:
                     open_ones.add((key, n))
                 else:
@@ -200,8 +203,10 @@ def every_bill_is_kept_or_listed(e: Evidence) -> Iterator[str]:
 
 
 def _lost_in_crash(e: Evidence, a: Attempt) -> bool:
-    """Sent just before its host crashed: the journal's record may be lost, too."""
-    return any(d.crash and 0.0 <= d.at_s - a.departed_s < 0.3 for d in e.h.deaths)
+    """Sent just before its host crashed: the journal's record may be lost, too. A process that was
+    killed syncs nothing any more."""
+    dead_s = e.death_s.get(a.process, float("inf"))
+    return any(a.departed_s <= at and min(at, dead_s) - a.departed_s < 0.3 for at in e.h.crashes)
 
 
 def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
@@ -258,8 +263,8 @@ def nothing_is_paid_twice(e: Evidence) -> Iterator[str]:
                     fresh = e.s["stale_s"] and opened[b.process] < row.ended_s + e.s["stale_s"] + 1
                     if not fresh:
                         yield (
-                            f"row {a.row}: ended at {row.ended_s:.3f} in {a.process}, sent again at "
-                            f"{b.departed_s:.3f} by {b.process}"
+                            f"row {a.row}: ended at {row.ended_s:.3f} in {a.process}, sent again "
+                            f"at {b.departed_s:.3f} by {b.process}"
                         )
 
 
@@ -395,54 +400,76 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
         return
     if s["budget_usd"] is not None or s["slow_threads_s"] > 0.05 or any(t for *_, t in e.h.limits):
         return
-    first = {}
+    high = s["trip_s"][1]
+    first: dict[tuple[str, int], float] = {}
     for a in e.attempts:
         first.setdefault((a.process, a.row), a.departed_s)
-    waits = sorted(
-        (row.asked_s + 1.0, first.get((row.process, row.row), float("inf")))
-        for row in e.h.rows
-        if row.ended_s is None or (row.process, row.row) in first
-    )
-    # stretches during which some row that was never sent waits
-    stretches: list[list[float]] = []
-    for begin, end in waits:
-        end = min(end, e.h.ended_s)
-        if end <= begin:
-            continue
-        if stretches and begin <= stretches[-1][1]:
-            stretches[-1][1] = max(end, stretches[-1][1])
-        else:
-            stretches.append([begin, end])
-    high = s["trip_s"][1]
-    bad = [at for at, _ in e.h.troubles]
     times = sorted(a.departed_s for a in e.attempts)
+    excused = [(at, at + 15.0 + 4 * high) for at, _ in e.h.troubles] + _full(e)
+    rate = 0.99 * rpm / 60
+    for begin, end in _stretches(_waiting(e, first), excused):
+        if end - begin < 10.0:
+            continue
+        left = bisect_left(times, end) - bisect_left(times, begin)
+        needed = 0.9 * rate * (end - begin - 1.0 - 2 * high) - 1 - s["workers"]
+        if left < needed:
+            yield (
+                f"{left} requests left from {begin:.2f} to {end:.2f} s, {needed:.1f} could have "
+                f"({rpm}/min) while others waited"
+            )
+            return
+
+
+def _waiting(e: Evidence, first: dict[tuple[str, int], float]) -> list[tuple[float, float]]:
+    """When some row waited that was never sent."""
+    out = []
+    for row in e.h.rows:
+        ends = [first.get((row.process, row.row)), row.ended_s, e.death_s.get(row.process)]
+        out.append(
+            (row.asked_s + 1.0, min((t for t in ends if t is not None), default=e.h.ended_s))
+        )
+    return out
+
+
+def _full(e: Evidence) -> list[tuple[float, float]]:
+    """When a worker had so much in flight that the window may hold it back."""
+    most = max(1, min(e.s["concurrency"], 8 // e.s["workers"]))
     flights = sorted(
         (t, step, a.process)
         for a in e.attempts
         for t, step in ((a.departed_s, 1), (_end(e, a), -1))
     )
-    most = max(1, min(s["concurrency"], 8 // s["workers"]))
     counts: Counter[str] = Counter()
-    for at, step, process in flights:  # where the window may be what holds them back
+    since: dict[str, float] = {}
+    out = []
+    for at, step, process in flights:
         counts[process] += step
         if counts[process] >= most:
-            bad.append(at)
-    bad.sort()
-    rate = 0.99 * rpm / 60
-    for begin, end in stretches:
-        edges = [begin - 15.0, *(t for t in bad if begin - 15.0 < t < end), end]
-        for low, until in itertools.pairwise(edges):
-            start = max(begin, low + 15.0 + 4 * high)
-            if until - start < 10.0:
-                continue
-            left = bisect_left(times, until) - bisect_left(times, start)
-            needed = 0.9 * rate * (until - start - 1.0 - 2 * high) - 1 - s["workers"]
-            if left < needed:
-                yield (
-                    f"{left} requests left from {start:.2f} to {until:.2f} s, {needed:.1f} could "
-                    f"have ({rpm}/min) while others waited"
-                )
-                return
+            since.setdefault(process, at)
+        elif process in since:
+            out.append((since.pop(process), at + 1.0))
+    return out + [(at, e.h.ended_s) for at in since.values()]
+
+
+def _stretches(
+    inside: list[tuple[float, float]], outside: list[tuple[float, float]]
+) -> Iterator[tuple[float, float]]:
+    """Times within some interval of the first list and none of the second."""
+    edges = [
+        (t, i, step)
+        for i, some in enumerate((inside, outside))
+        for a, b in some
+        if a < b
+        for t, step in ((a, 1), (b, -1))
+    ]
+    depth, since = [0, 0], None
+    for at, which, step in sorted(edges):
+        depth[which] += step
+        if depth[0] > 0 and depth[1] == 0:
+            since = at if since is None else since
+        elif since is not None:
+            yield since, at
+            since = None
 
 
 def _end(e: Evidence, a: Attempt) -> float:

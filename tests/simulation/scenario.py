@@ -80,6 +80,7 @@ class Scenario:
     disk_full: list[tuple[float, float]] = field(default_factory=list)
     disk_broken: float = 0.0
     slow_threads_s: float = 0.002
+    rewrite_bytes: int = 2**18  # until a journal's file is made anew
 
     usd_input: float = 1.0  # a million tokens
     usd_output: float = 4.0
@@ -308,6 +309,7 @@ def _draw(seed: int) -> Scenario:
         s.disk_full = [(at, at + d.choice([0.5, 3.0, 15.0]))]
     if chance(0.04):
         s.disk_broken = d.choice([0.003, 0.02])
+    s.rewrite_bytes = d.choice([0, 200, 2**18, 2**18])
     s.slow_threads_s = d.choice([0.0005, 0.002, 0.02, 0.2])
     return s
 
