@@ -166,8 +166,7 @@ class Client:
         """The completions of these sample indices, as they will come; what runs, runs once."""
         new: dict[bytes, dict] = {}
         keys = []
-        if self.cfg.system == "user" and not isinstance(prompt, str):
-            prompt = without_system(prompt)
+        prompt = as_sent(self.cfg, prompt)
         for sample, own in each.items():
             params = parameters(self.cfg, sample, own)
             keys.append(key := request_key(self.cfg.model, prompt, params, sample))
@@ -511,10 +510,13 @@ def parameters(cfg: LLMConfig, sample: int, own: dict[str, Any] | None = None) -
     return {k: v for k, v in params.items() if v is not None and k not in away}
 
 
-def without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The system's text begins the first message of the user: for models without that role."""
-    said = [m["content"] for m in messages if m["role"] == "system"]
-    left = [m for m in messages if m["role"] != "system"]
+def as_sent(cfg: LLMConfig, prompt: Prompt) -> Prompt:
+    """The prompt as the model takes it: with llm.system=user the system's text begins the first
+    message of the user, for models without that role."""
+    if cfg.system == "message" or isinstance(prompt, str):
+        return prompt
+    said = [m["content"] for m in prompt if m["role"] == "system"]
+    left = [m for m in prompt if m["role"] != "system"]
     if not said or not left:
-        return messages
+        return prompt
     return [left[0] | {"content": "\n\n".join([*said, left[0]["content"]])}, *left[1:]]
