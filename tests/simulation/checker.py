@@ -99,11 +99,10 @@ class Evidence:
             if row["attempts"] > 0:
                 answer = [row]
                 for key in follows.get(row["key"].hex(), []):
-                    answer += [
-                        r
-                        for r in by_key[key]
-                        if r["created_s"] == row["created_s"] and r["attempts"] == 0
-                    ]
+                    same = [r for r in by_key[key] if r["created_s"] == row["created_s"]]
+                    if any(r["attempts"] > 0 for r in same):
+                        break  # another request's
+                    answer += same
                 out[row["key"].hex()].append(answer)
         return out
 
@@ -503,7 +502,7 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
                 return
         elif row.outcome != expected:
             exhausted = row.outcome == "row error" and _exhausted(e, mine)
-            luck = row.kind in ("nonsense", "always_nonsense") or row.kind in STOPS
+            luck = row.kind in ("nonsense", "always_nonsense")
             if not exhausted and not luck:
                 yield f"row {row.row} ({row.kind}): {row.outcome}: {row.said[:120]}"
                 return
@@ -515,6 +514,31 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
         if row.kind in REFUSED and refusals > 2 * max(1, s["choices"][row.row]):
             yield f"row {row.row} ({row.kind}) was refused {refusals} times"
             return
+
+
+def nothing_is_sent_too_often(e: Evidence) -> Iterator[str]:
+    """7: one worker sends a request max_attempts times at most; a 429 is no attempt."""
+    sent = Counter((a.process, a.name) for a in e.attempts if a.status != 429)
+    for (process, name), times in sent.items():
+        if times > e.s["max_attempts"]:
+            yield f"{process} sent {name[:8]} {times} times, max_attempts={e.s['max_attempts']}"
+            return
+
+
+def the_budget_is_used(e: Evidence) -> Iterator[str]:
+    """3: what stops for the budget has spent it, but for one request."""
+    budget = e.s["budget_usd"]
+    if budget is None or not any("budget_usd" in said for said in e.h.stops):
+        return
+    s = e.s
+    bill = sum(a.usd for bills in e.billed.values() for a in bills)
+    tokens = max(1, s["most_choices"]) * (5 + s["answer_tokens"]) * s["usd_output"]
+    one = (
+        1.3 * (30 + max(s["chars"])) * s["usd_input"] + tokens
+    ) / 1e6  # as it may be estimated, at most
+    doubtful = one * sum(e.doubtful(a) or e.open_at_death(a) for a in e.attempts)
+    if bill + doubtful + 2 * one < budget:
+        yield f"stopped at ${bill:.6f} of ${budget:.6f}, a request costs ${one:.6f} at most"
 
 
 def _exhausted(e: Evidence, mine: list[Attempt]) -> bool:
@@ -541,6 +565,8 @@ RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     the_limit_holds,
     permits_are_used,
     rows_end_as_they_should,
+    nothing_is_sent_too_often,
+    the_budget_is_used,
 )
 
 
