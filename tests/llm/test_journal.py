@@ -28,7 +28,7 @@ def test_an_attempt_is_listed_until_it_is_over(folder):
     async def work():
         one = Journal(folder, "r", "w")
         first, second = [await one.begin(key, 0.25) for key in KEYS[:2]]
-        assert unknown(folder) == [Attempt(key, 0.25, "", "r") for key in KEYS[:2]]
+        assert unknown(folder) == [Attempt(key, 0.25, "", "w") for key in KEYS[:2]]
         assert unknown(folder, "another") == []
         one.end(first)
         await one.begin(KEYS[2], 0.5)
