@@ -26,7 +26,10 @@ class LLMConfig:
     api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key
     temperature: float | None = 0.0  # null: not sent
     max_tokens: int | None = 512  # completion tokens at most; null: not sent
-    params: dict[str, Any] = field(default_factory=dict)  # sent as they are: seed, response_format
+    max_completion_tokens: int | None = None  # sent in place of max_tokens: thoughts count, too
+    system: Literal["message", "user"] = "message"  # user: its text begins the user's message
+    # sent as they are (seed, response_format); null: this parameter is not sent
+    params: dict[str, Any] = field(default_factory=dict)
     requests_per_minute: int | None = None  # of the whole cluster; null: as headers say, or learned
     tokens_per_minute: int | None = None  # prompt and completion tokens, as above
     endpoints: list[EndpointConfig] = field(default_factory=list)  # several addresses or keys

@@ -7,7 +7,7 @@
     │   ├── BudgetReached    llm.budget_usd is spent: exit code 3
     │   └── Stopped          another table has failed: that one's error is told
     └── RowError         one row failed: becomes that row's `error` column, the stage goes on
-        └── Cut              an answer did not fit: to ask again would not help
+        └── Final            asking again would give the same: an answer was cut or filtered
 
 Everything else is a bug and raises with its traceback.
 """
@@ -50,8 +50,9 @@ class RowError(FacttuneError):
     """One row could not be computed: a refusal, an unparseable answer. Data, not a crash."""
 
 
-class Cut(RowError):
-    """An answer was cut at its most tokens, as the same request's next would be."""
+class Final(RowError):
+    """An answer was cut at its most tokens, or taken by a provider's filter, as the same request's
+    next answer would be."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -52,6 +52,7 @@ RESPONSES = pa.schema(
         ("sample", _int),  # 0..n-1
         ("prompt", _str),
         ("text", _str),
+        ("thoughts", _str),  # of a reasoning model, neither scored nor trained on; null without
         ("tokens", _int),  # generated tokens, end mark included; null if imported
         ("abstained", _bool),  # as a labelled file says; null: `facts` finds out
         ("error", _str),

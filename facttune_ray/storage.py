@@ -164,21 +164,26 @@ class Folder:
 
         self.again(copy)
 
-    def write_bytes(self, data: bytes) -> None:
+    def write_bytes(self, data: bytes, durable: bool = False) -> None:
         """Whole or not at all: one put on an object store, elsewhere a file that is renamed. Its
         name is nobody else's, so of two writers, say a worker and its successor, each one is
-        whole."""
+        whole. `durable`: also when the host loses its power right after."""
         with writing(self):
             if self.fs.type_name in OBJECT_STORES:
                 with self.fs.open_output_stream(self.path) as f:
                     f.write(data)
                 return
-            self.fs.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
+            parent = self.path.rsplit("/", 1)[0]
+            self.fs.create_dir(parent, recursive=True)
             growing = f"{self.path}.{uuid.uuid4().hex[:8]}.tmp"
             try:
                 with self.fs.open_output_stream(growing) as f:
                     f.write(data)
+                if durable:
+                    sync(self.fs, growing)
                 self.fs.move(growing, self.path)
+                if durable:
+                    sync(self.fs, parent)  # the file's new name
             except BaseException:
                 if self.fs.get_file_info(growing).is_file:  # of a full disk, above all
                     self.fs.delete_file(growing)
@@ -206,6 +211,16 @@ class Folder:
                 pafs.copy_files(
                     str(here), self.path, pafs.LocalFileSystem(), self.fs, chunk_size=2**23
                 )
+
+
+def sync(fs: pafs.FileSystem, path: str) -> None:
+    """Bring a file's content, or a folder's names, from the system's memory to the disk itself."""
+    if isinstance(fs, pafs.LocalFileSystem):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 class S3(pafs.S3FileSystem):

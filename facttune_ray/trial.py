@@ -53,7 +53,7 @@ class StandIn:
         params: dict[str, Any] | None = None,
     ) -> T:
         llm = self.cfg.llm
-        key = request_key(llm.model, messages, parameters(llm, 0) | (params or {}), 0)
+        key = request_key(llm.model, messages, parameters(llm, 0, params), 0)
         if key not in self.seen:
             self.seen[key] = self._answer(key, messages)
         try:

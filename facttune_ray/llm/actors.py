@@ -2,8 +2,8 @@
 
 The limiter of an endpoint and model is detached and shared by every run of the cluster; it leaves
 when nobody has asked for ten minutes. The meter belongs to one run. Both take no CPU and stand on
-the head node. A call that finds its actor dead looks for it again: nothing else is lost, because
-leases and reports are made to be repeated.
+the head node. A call that finds its actor dead looks for it again: all that is lost are the
+permits in an answer that did not come; reports are made to be repeated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from facttune_ray import telemetry
 from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Report
 from facttune_ray.llm.ledger import Ledger
-from facttune_ray.llm.limiter import TERM_S, Lease, Limiter, Limits, Seen
+from facttune_ray.llm.limiter import Lease, Limiter, Limits, Seen
 from facttune_ray.llm.permits import LimiterLost, Renew
 from facttune_ray.schema import digest
 from facttune_ray.secrets import redact
@@ -37,10 +37,9 @@ class LimiterActor:
     """`Limiter` with a clock."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limiter = Limiter(limits)
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self.limiter = Limiter(limits, restarted)
         self.began_s = self.asked_s = time.monotonic()
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            self.limiter.quiet_until_s = self.asked_s + TERM_S  # leases may still be out
         threading.Thread(target=self._leave_when_idle, daemon=True).start()
 
     def renew(self, seen: Seen) -> Lease:
@@ -147,7 +146,7 @@ class _Caller:
 
 
 def renew_at(base_url: str, model: str, api_key_env: str, limits: Limits) -> Renew:
-    """How a gate renews its lease at the cluster's limiter."""
+    """How a gate asks the cluster's limiter."""
     call = _Caller(lambda: limiter_of(base_url, model, api_key_env, limits), LimiterLost)
 
     async def renew(seen: Seen) -> Lease:

@@ -23,9 +23,10 @@ import openai
 import tenacity
 
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import EndpointError, FacttuneError, RowError, UserError
-from facttune_ray.llm.endpoint import Endpoint, Reply, Transient, read_reply
+from facttune_ray.errors import EndpointError, RowError
+from facttune_ray.llm.endpoint import Endpoint, Transient
 from facttune_ray.llm.ledger import Completion
+from facttune_ray.llm.replies import HTTPReply, Meaning, Reply
 from facttune_ray.tables import Folder
 
 SETTLED_S = 0.5  # a file is closed when no request has come for so long
@@ -230,7 +231,11 @@ class Batches:
         except openai.NotFoundError as e:
             raise Unknown(self.endpoint.redact(str(e))[:200]) from None
         except openai.APIStatusError as e:
-            raise self.endpoint.explain(e.status_code, e.response.headers, e.body, str(e)) from None
+            reply = HTTPReply(e.status_code, e.response.headers, e.response.content)
+            meaning = self.endpoint.meaning(reply, {})
+            if meaning.kind in ("retry", "limit"):
+                raise Transient(meaning.message) from None
+            raise self.endpoint.refusal(meaning) from None
         except (openai.APIError, aiohttp.ClientError) as e:
             raise Transient(self.endpoint.redact(f"{e.__cause__ or e}")) from None
 
@@ -272,63 +277,62 @@ class Batches:
             for key in self._held[name] & self._asked.keys():
                 self._asked[key].attempts -= 1  # the account's queue was full: it was not tried
             await asyncio.sleep(self.cfg.batch_poll_s)
-        refused: UserError | None = None
+        answered = False
+        refused: dict[bytes, Meaning] = {}
         for file in (batch.output_file_id, batch.error_file_id) if batch is not None else ():
             if file:
                 content = await self._call(client.files.content(file))
-                refused = await self._take(content.text) or refused
+                meanings = await self._take(content.text)
+                answered |= any(m.kind == "answer" for m in meanings.values())
+                refused |= {k: m for k, m in meanings.items() if m.kind in ("refused", "stop")}
         left = self._held[name]
         self._forget(name)
         for key in left & self._asked.keys():  # in neither file: it was not run
             self._again(key, f"batch {batch.status if batch is not None else 'unknown'}")
-        if refused is not None:
-            raise refused
+        for key, meaning in refused.items():
+            if meaning.kind == "stop" or not answered:  # the same would be said to every request
+                raise self.endpoint.refusal(meaning)
+            self._give_up(key, RowError(meaning.message))
 
-    async def _take(self, lines: str) -> UserError | None:
-        """The lines of an output or error file, 256 at a time. -> why the run must stop, if so"""
+    async def _take(self, lines: str) -> dict[bytes, Meaning]:
+        """Take the lines of an output or error file, 256 at a time. -> what each means"""
         # not splitlines(): it breaks at characters that may stand inside a line
         read = [json.loads(text) for text in lines.split("\n") if text.strip()]
-        refused = None
+        found: dict[bytes, Meaning] = {}
         for start in range(0, len(read), 256):
             some = {bytes.fromhex(line["custom_id"]): line for line in read[start : start + 256]}
             known = await self.find(list(some))  # a killed run had come so far
             for key, completion in known.items():
                 self._answer(key, completion)
             left = {key: line for key, line in some.items() if key not in known}
-            taken = await asyncio.gather(*(self._take_line(k, line) for k, line in left.items()))
+            found |= dict.fromkeys(known, Meaning("answer"))
+            meant = await asyncio.gather(*(self._take_line(k, line) for k, line in left.items()))
+            found |= dict(zip(left, meant, strict=True))
             for held in self._held.values():
                 held -= some.keys()
-            refused = refused or next((e for e in taken if e is not None), None)
-        return refused
+        return found
 
     def _answer(self, key: bytes, completion: Completion) -> None:
         asked = self._asked.pop(key, None)
         if asked is not None and not asked.done.done():
             asked.done.set_result(completion)
 
-    async def _take_line(self, key: bytes, line: dict) -> UserError | None:
-        response = line.get("response") or {}
-        status, body = response.get("status_code"), response.get("body") or {}
-        asked = self._asked.get(key)
-        error: Exception
-        try:
-            if status == 200:
-                attempts = asked.attempts if asked else 1
-                self._answer(key, await self.keep(key, read_reply(body, {}), max(1, attempts)))
-                return None
-            if status is None:  # batch_expired, batch_cancelled
-                raise Transient((line.get("error") or {}).get("message", "not run"))
-            problem = body.get("error") or {}
-            error = self.endpoint.explain(status, {}, problem, str(problem.get("message")))
-        except Transient as e:
-            error = e
-        if isinstance(error, UserError):
-            return error
-        if isinstance(error, Transient):
-            self._again(key, str(error))
-        elif asked is not None:
-            self._give_up(key, error)
-        return None
+    async def _take_line(self, key: bytes, line: dict) -> Meaning:
+        response, asked = line.get("response") or {}, self._asked.get(key)
+        if response.get("status_code") is None:  # batch_expired, batch_cancelled
+            meaning = Meaning("retry", message=(line.get("error") or {}).get("message", "not run"))
+        else:
+            content = json.dumps(response.get("body")).encode()
+            reply = HTTPReply(response["status_code"], {}, content)
+            meaning = self.endpoint.meaning(reply, asked.body if asked else {})
+        if meaning.kind == "answer":
+            attempts = max(1, asked.attempts) if asked else 1
+            self._answer(key, await self.keep(key, meaning.replies[0], attempts))
+        elif meaning.kind in ("retry", "limit"):
+            self._again(key, meaning.message)
+        elif meaning.kind == "row error":
+            self._give_up(key, RowError(meaning.message))
+        return meaning
 
     def _again(self, key: bytes, why: str) -> None:
         asked = self._asked.get(key)
@@ -340,7 +344,6 @@ class Batches:
             self._queue(key)
 
     def _give_up(self, key: bytes, error: Exception) -> None:
-        assert isinstance(error, FacttuneError)
-        asked = self._asked.pop(key)
-        if not asked.done.done():
+        asked = self._asked.pop(key, None)
+        if asked is not None and not asked.done.done():
             asked.done.set_exception(error)

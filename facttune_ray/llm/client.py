@@ -4,10 +4,10 @@
     verdict = await client.ask(prompts.verdicts.render(...), prompts.verdicts.parse)
     texts = await client.complete_all("Question: ...", [{"seed": 3}, {"seed": 9}], choices=2)
 
-A request goes: ledger -> budget -> permit of the cluster's limiter -> endpoint -> ledger. One retry
-loop (tenacity; the SDK's own is off) repeats transient failures with full jitter; a 429 is no
-attempt: the limiter pauses the cluster instead. Asked for twice at the same time, sent once. A
-completion is in the ledger before it is returned; one request may bring several (`n`), each a row.
+A request goes: ledger -> budget -> permit of the cluster's limiter -> journal -> endpoint ->
+ledger. One loop repeats what may succeed later, with full jitter; a 429 is no attempt: the limiter
+pauses the cluster instead. Asked for twice at the same time, sent once. A completion is in the
+ledger before it is returned; one request may bring several (`n`), each a row.
 """
 
 from __future__ import annotations
@@ -16,24 +16,46 @@ import asyncio
 import functools
 import hashlib
 import itertools
-import time
+import math
+import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
-import tenacity
-
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import Cut, RowError, UserError
+from facttune_ray.errors import EndpointError, Final, RowError, UserError
 from facttune_ray.llm.batch import Batches
 from facttune_ray.llm.cost import Report, Usage, counted, price_of
-from facttune_ray.llm.endpoint import Endpoint, Reply, Transient
+from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.funds import Funds
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
 from facttune_ray.llm.permits import permit
+from facttune_ray.llm.refusals import Limited, Refusals
+from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
 T = TypeVar("T")
 Prompt = list[dict[str, str]] | str  # messages of a chat, or the text that `completions` continues
+
+
+@dataclass
+class _Request:
+    """One request, until it has an answer."""
+
+    keys: list[bytes]  # of the completions that it is to bring
+    body: dict[str, Any]
+    tokens: float  # estimated
+    usd: float  # estimated
+    chars: int  # of its prompt
+    ticket: int
+    attempts: int = 0
+    first_s: float = math.inf  # when the first of them was sent
+    limited: Limited = field(default_factory=Limited)
+
+    @functools.cached_property
+    def name(self) -> bytes:
+        """Of several keys a name of them all: the same choices are asked for again."""
+        return self.keys[0] if len(self.keys) == 1 else hashlib.sha256(b"".join(self.keys)).digest()
 
 
 class Client:
@@ -58,6 +80,7 @@ class Client:
         self._funds = Funds(
             cfg, self.usage, report, worker, ledger.stage, lambda: bool(self._running), self.stop
         )
+        self._refusals = Refusals(lambda: len(self._running), lambda: False)
         self._tasks: set[asyncio.Task[None]] = set()  # that end those
         self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []
         self._reading: asyncio.Task[None] | None = None
@@ -69,8 +92,9 @@ class Client:
         self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
     ) -> T:
         """The parsed answer. A refusal, or an answer that `parse` refuses, is asked
-        again under a new sample index, `llm.reasks` times; then its RowError is raised.
-        `to_its_end`: one that was cut at llm.max_tokens is an error, too, and not asked again."""
+        again under a new sample index, `llm.reasks` times; then its RowError is raised. One that a
+        filter took, or that was cut before its text began, is not asked again. `to_its_end`: nor
+        is one that was cut within its text."""
         answer = attrgetter("whole_answer" if to_its_end else "answer")
         return await self.ask_whole(messages, lambda completion: parse(answer(completion)))
 
@@ -84,10 +108,10 @@ class Client:
         for sample in range(self.cfg.reasks + 1):
             completion = await self.complete(messages, sample, params)
             try:
-                if completion.refusal is not None:
+                if completion.refusal is not None and not completion.filtered:
                     raise RowError(f"refused: {completion.refusal[:160]}")
                 return parse(completion)
-            except Cut:
+            except Final:
                 raise
             except RowError as e:
                 refused = e
@@ -101,13 +125,13 @@ class Client:
 
     async def complete_all(
         self, prompt: Prompt, each: Sequence[dict[str, Any]], choices: int = 1
-    ) -> list[Completion]:
-        """Completions of sample indices 0, 1, ..., `each` with its own parameters.
+    ) -> list[Completion | RowError]:
+        """Completions of sample indices 0, 1, ..., `each` with its own parameters; a RowError in
+        the place of one that failed.
 
         Up to `choices` of those that the ledger lacks come from one request, which is sent with
         `n` and the parameters of the first of them. The keys are those of requests a sample, so
-        what is paid is found again whatever `choices` is. RowError when all have ended and one of
-        them failed; the others are in the ledger then.
+        what is paid is found again whatever `choices` is.
         """
         if self._batches is not None and isinstance(prompt, str):
             raise UserError("sampling.form=completions: batches take chat alone: llm.mode=online")
@@ -119,12 +143,7 @@ class Client:
                 return e
 
         started = self._start(prompt, dict(enumerate(each)), choices)
-        found = []
-        for completion in await asyncio.gather(*map(ended, started)):
-            if isinstance(completion, RowError):
-                raise completion
-            found.append(completion)
-        return found
+        return list(await asyncio.gather(*map(ended, started)))
 
     def _start(
         self, prompt: Prompt, each: dict[int, dict], choices: int
@@ -132,8 +151,10 @@ class Client:
         """The completions of these sample indices, as they will come; what runs, runs once."""
         new: dict[bytes, dict] = {}
         keys = []
+        if self.cfg.system == "user" and not isinstance(prompt, str):
+            prompt = without_system(prompt)
         for sample, own in each.items():
-            params = parameters(self.cfg, sample) | own
+            params = parameters(self.cfg, sample, own)
             keys.append(key := request_key(self.cfg.model, prompt, params, sample))
             if key not in self._running:
                 new[key] = params
@@ -148,15 +169,16 @@ class Client:
 
     def _over(self, key: bytes, _: object) -> None:
         del self._running[key]
+        self._refusals.settle()  # there may be nothing left that could be answered
 
     def hungry(self) -> bool:
         """Whether more requests are needed to keep the endpoints busy."""
         if self._batches is not None:
             return len(self._running) < self.cfg.batch_requests
-        rates = [e.gate.lease.requests_per_s for e in self.endpoints if e.gate.ready]
-        # two seconds of work, or what the permits in flight take soon: what waits is in memory
-        work = sum(min(2 * r, 8 * self.cfg.concurrency) for r in rates)
-        return len(self._running) < max(2 * self.cfg.concurrency, work)
+        # what permits will let go soon, or those in flight make room for: what waits is in memory
+        work = [e.gate.ahead_s * e.gate.requests_per_s for e in self.endpoints if e.gate.ready]
+        soon = sum(min(w, 8 * self.cfg.concurrency) for w in work)
+        return len(self._running) < max(2 * self.cfg.concurrency, soon)
 
     def stop(self, why: Exception) -> None:
         """Send nothing more: whoever waits to be sent gets this error."""
@@ -254,32 +276,32 @@ class Client:
         texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
         chars = sum(map(len, texts))
         prompt_tokens, answer = self._guess(chars)
-        usd = self.price.usd(prompt_tokens, n * answer)
-        await self._funds.take(usd)
         form = "prompt" if isinstance(prompt, str) else "messages"
         body = {"model": self.cfg.model, form: prompt, **params}
         if n > 1:
             body["n"] = n
-        try:
-            if self._batches is not None:
+        usd = self.price.usd(prompt_tokens, n * answer)
+        if self._batches is not None:
+            await self._funds.take(usd)
+            try:
                 return [await self._batches.send(keys[0], body)]
-            # of several, a name of them all: the same choices are asked for again, or it is new
-            name = keys[0] if n == 1 else hashlib.sha256(b"".join(keys)).digest()
-            replies, attempts, latency_s = await self._send(name, body, prompt_tokens + n * answer)
-        finally:
-            self._funds.done(usd)
-        paid = self._paid(replies[:n], attempts, latency_s, chars)
-        await self.ledger.put_all(dict(zip(keys, paid, strict=False)))
-        return paid
+            finally:
+                self._funds.done(usd)
+        tokens = prompt_tokens + n * answer
+        return await self._send(_Request(keys, body, tokens, usd, chars, next(self._tickets)))
 
     async def _keep(self, key: bytes, reply: Reply, attempts: int) -> Completion:
         """Return when the answer of a batch's line is in the ledger."""
-        (paid,) = self._paid([reply], attempts)
+        (paid,) = self._paid(self._counted([reply], 1, self._chars), attempts)
         await self.ledger.put(key, paid)
         return paid
 
     def _paid(
-        self, replies: list[Reply], attempts: int, latency_s: float | None = None, chars: int = 0
+        self,
+        replies: Sequence[Reply],
+        attempts: int,
+        latency_s: float | None = None,
+        chars: int = 0,
     ) -> list[Completion]:
         """Count one answer. Its rows: what is the request's, not a choice's, stands in the first,
         so that sums over rows are right."""
@@ -296,80 +318,130 @@ class Client:
                 attempts=0 if i else attempts,
                 latency_s=None if i else latency_s,
                 top_logprobs=reply.top_logprobs,
+                thoughts=reply.thoughts or None,
+                counted=reply.counted,
             )
             for i, reply in enumerate(replies)
         ]
         self.usage.count(paid)
-        if paid[0].prompt_tokens and chars:  # a server may not count them
+        if paid[0].counted != "estimate" and paid[0].prompt_tokens and chars:
             self._chars += chars
             self._prompt_tokens += paid[0].prompt_tokens
             self._answers += len(paid)
             self._answer_tokens += sum(p.completion_tokens for p in paid)
         return paid
 
-    async def _send(
-        self, key: bytes, body: dict[str, Any], tokens: float
-    ) -> tuple[list[Reply], int, float]:
-        """(choices, attempts, seconds of the last attempt)"""
-        attempts, ticket, first_s = 0, next(self._tickets), 0.0
-        # a server that knows this header answers a repeated key without charging again: the
-        # request that was in flight when we were killed
-        headers = {"Idempotency-Key": key.hex()}
+    async def _send(self, request: _Request) -> list[Completion]:
+        """Send until there is an answer. -> its completions, in the ledger"""
+        while True:
+            endpoint, meaning, paid, number = await self._attempt(request)
+            if paid:
+                await self.ledger.put_all(dict(zip(request.keys, paid, strict=False)))
+            if paid or not meaning.unknown:
+                self.ledger.journal.end(number)
+            if paid:
+                return paid
+            try:
+                await self._after(request, endpoint, meaning)
+            except EndpointError as e:
+                self.stop(e)  # the same would be said to every request
+                raise
 
-        def stop(state: tenacity.RetryCallState) -> bool:
-            late = time.monotonic() - first_s > self.cfg.max_elapsed_s
-            return late or attempts >= self.cfg.max_attempts
-
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(Transient),
-            wait=self._pause_s,
-            stop=stop,
-            reraise=True,
-        )
+    async def _attempt(self, request: _Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
+        """(where it was sent, what came, what it paid for, its number in the journal)"""
+        clock, tokens = asyncio.get_running_loop().time, request.tokens
+        await self._funds.take(request.usd)
         try:
-            async for attempt in retrying:
-                with attempt:
-                    gate = await permit(self._gates, tokens, ticket)
-                    endpoint = self.endpoints[self._gates.index(gate)]
-                    sent = time.monotonic()
-                    first_s = first_s or sent
-                    attempts += 1
-                    try:
-                        replies = await endpoint.send(body, headers)
-                    except Transient as e:
-                        if (e.retry_after_s or 0) > self.cfg.max_elapsed_s:
-                            gate.failed()  # nobody is told: the next run asks again
-                            raise endpoint.closed_for(e.retry_after_s or 0) from None
-                        if e.status == 429:
-                            attempts -= 1
-                            self.usage.refused += 1
-                            gate.refused(tokens, e.headers, e.retry_after_s)
-                        else:
-                            gate.failed(e.unreachable)
-                        self.usage.retries += 1
-                        raise
-                    except BaseException:
-                        gate.failed()
-                        raise
-                    latency_s = time.monotonic() - sent
-                    used = sum(r.prompt_tokens + r.completion_tokens for r in replies)
-                    gate.answered(tokens, used, latency_s, replies[0].headers)
-        except Transient as e:
-            if e.unreachable:
-                raise endpoint.down(attempts) from None
-            raise RowError(f"{e}, {attempts} attempts") from None
-        return replies, attempts, latency_s
+            gate = await permit(self._gates, tokens, request.ticket)
+            try:
+                number = await self.ledger.journal.begin(request.name, request.usd)
+            except BaseException:
+                gate.give_back()
+                raise
+            endpoint, sent_s = self.endpoints[self._gates.index(gate)], clock()
+            request.attempts += 1
+            request.first_s = min(request.first_s, sent_s)
+            self._refusals.sent += 1
+            try:
+                # a server that knows this header answers a repeated key without charging again:
+                # the request that was in flight when we were killed
+                headers = {"Idempotency-Key": request.name.hex()}
+                meaning = await endpoint.send(request.body, headers)
+            except BaseException:
+                gate.failed()
+                raise
+            paid: list[Completion] = []
+            if meaning.kind == "answer":
+                found = self._counted(meaning.replies, len(request.keys), request.chars)
+                used, latency_s = sum(map(total_tokens, found)), clock() - sent_s
+                gate.answered(tokens, used, latency_s, meaning.headers)
+                self._refusals.answered(endpoint)
+                paid = self._paid(found, request.attempts, latency_s, request.chars)
+            elif meaning.kind == "limit":
+                told = self._refusals.limited(request.limited, clock())
+                # a limit of days ends the run: the next one asks again
+                told &= (meaning.retry_after_s or 0.0) <= self.cfg.max_elapsed_s
+                gate.refused(tokens, meaning.headers, meaning.retry_after_s, told)
+                request.attempts -= 1
+                self.usage.refused += 1
+            elif meaning.kind == "retry":
+                gate.failed(meaning.unreachable)
+            else:  # it was not let in: its tokens are not used
+                gate.refused(tokens, meaning.headers, None, told=False)
+            if meaning.unknown:
+                self.usage.unknown += 1
+                self.usage.unknown_usd += request.usd
+            return endpoint, meaning, paid, number
+        finally:
+            self._funds.done(request.usd)  # what it cost is in `usage`
 
-    def _pause_s(self, state: tenacity.RetryCallState) -> float:
-        """Seconds before the next attempt: none after a 429 (the gate waits), Retry-After, or
-        full jitter over 0.5 * 2^attempt."""
-        error = state.outcome.exception() if state.outcome else None
-        assert isinstance(error, Transient)
-        if error.status == 429:
-            return 0.0
-        if error.retry_after_s is not None:
-            return min(error.retry_after_s, self.cfg.max_wait_s)
-        return tenacity.wait_random_exponential(multiplier=0.5, max=self.cfg.max_wait_s)(state)
+    async def _after(self, request: _Request, endpoint: Endpoint, meaning: Meaning) -> None:
+        """Return when the request may be sent again; raise when it is not to be."""
+        cfg, kind = self.cfg, meaning.kind
+        if kind == "stop":
+            raise endpoint.refusal(meaning)
+        if kind == "refused":
+            raise await self._refusals.judge(
+                endpoint, len(request.keys), meaning.message, endpoint.refusal(meaning)
+            )
+        if kind == "row error" or request.limited.fault:
+            raise RowError(meaning.message)
+        if (meaning.retry_after_s or 0.0) > cfg.max_elapsed_s:
+            raise endpoint.closed_for(meaning.retry_after_s or 0.0)
+        late = asyncio.get_running_loop().time() - request.first_s > cfg.max_elapsed_s
+        if late or (kind == "retry" and request.attempts >= cfg.max_attempts):
+            if meaning.unreachable:
+                raise endpoint.down(request.attempts)
+            raise RowError(f"{meaning.message}, {request.attempts} attempts")
+        self.usage.retries += 1
+        if kind == "limit":
+            wait_s = 0.0  # the gate waits, and the cluster with it
+            if request.limited.times > 1:  # the others go first
+                request.ticket = next(self._tickets)
+                wait_s = 2.0 ** (request.limited.times - 2)
+        elif meaning.retry_after_s is not None:
+            wait_s = meaning.retry_after_s
+        else:
+            wait_s = random.uniform(0.0, 0.5 * 2.0**request.attempts)
+        await asyncio.sleep(min(wait_s, cfg.max_wait_s))
+
+    def _counted(self, replies: Sequence[Reply], most: int, chars: int) -> list[Reply]:
+        """The first `most` choices with all tokens of the answer; estimated where the server has
+        not counted them."""
+        kept = list(replies[:most])
+        if kept[0].counted == "estimate":
+            each = self._prompt_tokens / self._chars
+            kept = [
+                replace(
+                    r,
+                    prompt_tokens=0 if i else math.ceil(chars * each),
+                    completion_tokens=math.ceil((len(r.text) + len(r.thoughts)) * each) + 1,
+                )
+                for i, r in enumerate(kept)
+            ]
+        more = sum(r.completion_tokens for r in replies[most:])
+        kept[-1] = replace(kept[-1], completion_tokens=kept[-1].completion_tokens + more)
+        return kept
 
     def _guess(self, chars: int) -> tuple[float, float]:
         """(prompt, completion) tokens of a request, from what was answered so far."""
@@ -387,14 +459,22 @@ def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:
             future.cancel()  # no-op when it is done
 
 
-def parameters(cfg: LLMConfig, sample: int) -> dict[str, Any]:
-    """What is sent beside the model and the messages."""
-    params: dict[str, Any] = {}
-    if cfg.temperature is not None:
-        params["temperature"] = cfg.temperature
-    if cfg.max_tokens is not None:
-        params["max_tokens"] = cfg.max_tokens
-    params |= cfg.params
+def parameters(cfg: LLMConfig, sample: int, own: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is sent beside model and messages. `own`: of this one request. A null of the config
+    takes a parameter away, whoever gives it."""
+    limit = "max_tokens" if cfg.max_completion_tokens is None else "max_completion_tokens"
+    params = {"temperature": cfg.temperature, limit: getattr(cfg, limit)} | cfg.params
     if isinstance(params.get("seed"), int):
         params["seed"] += sample  # the same seed would give the same refusal
-    return params
+    params |= own or {}
+    away = {name for name, value in cfg.params.items() if value is None}
+    return {k: v for k, v in params.items() if v is not None and k not in away}
+
+
+def without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The system's text begins the first message of the user: for models without that role."""
+    said = [m["content"] for m in messages if m["role"] == "system"]
+    left = [m for m in messages if m["role"] != "system"]
+    if not said or not left:
+        return messages
+    return [left[0] | {"content": "\n\n".join([*said, left[0]["content"]])}, *left[1:]]

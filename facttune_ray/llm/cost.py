@@ -34,6 +34,9 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
+    unknown: int = 0  # attempts whose answer never came: they may have been billed
+    unknown_usd: float = 0.0  # their estimated cost
+    estimated: int = 0  # answers whose tokens the server did not count
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -44,6 +47,7 @@ class Usage:
     def count(self, paid: Sequence[Completion]) -> None:
         """One request and its choices."""
         self.calls += 1
+        self.estimated += paid[0].counted == "estimate"
         for p in paid:
             self.prompt_tokens += p.prompt_tokens
             self.completion_tokens += p.completion_tokens

@@ -29,7 +29,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facttune_ray.errors import Cut
+from facttune_ray.errors import Final
+from facttune_ray.llm.journal import Journal, unknown
+from facttune_ray.llm.replies import CUT, ENDED, split_thoughts
 from facttune_ray.llm.segments import (
     ROWS,
     SCHEMA,
@@ -64,17 +66,39 @@ class Completion:
     cost_usd: float = 0.0
     prompt_chars: int = 0
     top_logprobs: str | None = None  # JSON {token: log-probability} of the first token
+    thoughts: str | None = None  # of a reasoning model
+    counted: str | None = None  # where the tokens come from: usage | total | estimate
+
+    @property
+    def filtered(self) -> bool:
+        """A provider's filter ended it: what it says is no whole answer."""
+        return bool(self.finish_reason) and self._finish not in ENDED | CUT
+
+    @property
+    def cut(self) -> bool:
+        """It ends at the most tokens that it could have."""
+        return self._finish in CUT
+
+    @property
+    def _finish(self) -> str:
+        return (self.finish_reason or "").casefold()
 
     @property
     def answer(self) -> str:
-        """The text without a reasoning model's thoughts before it."""
-        return self.text.rpartition("</think>")[2].partition("<think>")[0]
+        """The text, in older ledgers without the thoughts in it. Final when a filter took it, or
+        when nothing was left of its tokens for a text."""
+        if self.filtered:
+            raise Final(f"refused: {self.refusal}")
+        text = split_thoughts(self.text)[0]
+        if self.cut and not text.strip():
+            raise Final("the answer was cut before its text began: raise llm.max_tokens")
+        return text
 
     @property
     def whole_answer(self) -> str:
-        """`answer`; Cut when it ends at the most tokens that it could have."""
-        if self.finish_reason == "length":
-            raise Cut("the answer was cut at its most tokens: raise llm.max_tokens")
+        """`answer`; Final also when it was cut within its text."""
+        if self.cut:
+            raise Final("the answer was cut at its most tokens: raise llm.max_tokens")
         return self.answer
 
 
@@ -97,6 +121,7 @@ class Ledger:
         self._index = Index()
         self.torn: set[str] = set()
         self._writer, self._written = uuid.uuid4().hex, 0
+        self.journal = Journal(folder, run, self._writer)
         self._mine: list[tuple[str, int]] = []  # this writer's segments and their rows
         self._unwritten: dict[bytes, dict] = {}
         self._flushing: asyncio.Task[None] | None = None
@@ -204,7 +229,7 @@ class Ledger:
         """Write one segment of rows sorted by key."""
         name = f"{self._writer}-{self._written:06d}.arrow"
         self._written += 1
-        (self.folder / name).write_bytes(segment_bytes(table))
+        (self.folder / name).write_bytes(segment_bytes(table), durable=True)
         prefixes = prefixes_of(table["key"].combine_chunks())
         starts = np.array([*range(0, table.num_rows, ROWS), table.num_rows])
         with self._segments_lock:
@@ -227,12 +252,14 @@ class Ledger:
 
     async def close(self) -> None:
         await self._flush()
+        await self.journal.close()
 
     def spent_usd(self, run: str) -> float:
-        """What one run has paid into this ledger. A row that a merge has copied counts once."""
+        """What one run has paid into this ledger, and what its unknown requests may have cost. A
+        row that a merge has copied counts once."""
         while True:
             try:
-                return self._spent_usd(run)
+                return self._spent_usd(run) + sum(u.usd for u in unknown(self.folder, run))
             except FileNotFoundError:  # merged by another process
                 self.refresh()
 
@@ -256,7 +283,7 @@ class Ledger:
 
 
 def _completion(row: dict) -> Completion:
-    row = {"top_logprobs": None} | row
+    row = dict.fromkeys(("top_logprobs", "thoughts", "counted")) | row
     return Completion(**{name: row[name] for name in Completion.__dataclass_fields__})
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray.errors import UserError
+from facttune_ray.llm.journal import unknown
 from facttune_ray.llm.ledger import Ledger, crc
 from facttune_ray.llm.segments import Segment, key_ranges, read_segment, rows_in
 from facttune_ray.tables import Folder, writing
@@ -121,7 +122,8 @@ def _ranges(segments: dict[str, Segment]) -> Iterator[pa.Table]:
 
 
 def verify(folder: Folder) -> dict[str, int | list[str]]:
-    """Read every row of every segment and check it. `torn`, `damaged`: names of segments."""
+    """Read every row of every segment and check it. `torn`, `damaged`: names of segments;
+    `unknown`: keys of requests that may have been billed without an answer, or are in flight."""
     return _on(folder, _verify)
 
 
@@ -148,6 +150,7 @@ def _verify(ledger: Ledger) -> dict[str, int | list[str]]:
         "repeated": rows - distinct,
         "torn": sorted(ledger.torn),
         "damaged": sorted(damaged),
+        "unknown": [u.key.hex() for u in unknown(ledger.folder)],
     }
 
 
@@ -174,6 +177,11 @@ def _gc(ledger: Ledger, days: float | None, model: str | None, done: dict[str, i
     if days is None:
         return
     before_s = time.time() - days * 86400
+    for name in folder.names():
+        info = folder.fs.get_file_info((folder / name).path)
+        if name.endswith(".sent") and info.mtime and info.mtime.timestamp() < before_s:
+            (folder / name).delete_file()
+            done["files"] += 1
     for name in list(ledger.segments):
         table = read_segment(ledger.folder / name)
         old = pc.less(table["created_s"], before_s)
@@ -223,6 +231,16 @@ def main(action: str, folder: Folder, days: float | None, model: str | None) -> 
         assert isinstance(torn, list) and isinstance(damaged, list)
         for name in torn:
             print(f"torn, left out: {name}")
+        lost = found["unknown"]
+        assert isinstance(lost, list)
+        if lost:
+            print(
+                f"{len(lost):,} unknown: requests that were sent and whose answer never came (a "
+                f"kill, a timeout): each may have been billed. Those of a run that goes on now are "
+                f"in flight"
+            )
+        for key in lost:
+            print(f"unknown: {key}")
         if damaged:
             raise UserError(
                 f"{folder.path}: damaged: {', '.join(damaged)}: remove them; what they held is "

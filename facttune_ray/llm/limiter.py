@@ -1,12 +1,15 @@
-"""Cluster-wide limits of one endpoint and model: each worker leases a share for about a second.
+"""Cluster-wide limits of one endpoint and model, given out as permits.
 
     limiter = Limiter(Limits(requests_per_minute=12_000))
-    lease = limiter.renew(Seen(worker="a", waiting=500, most=128), now_s=0.0)
-    lease.requests_per_s  ->  198.0     99% of the limit, split by need when others ask too
+    lease = limiter.renew(Seen(worker="a", waiting=500, tokens=420, most=128), now_s=0)
+    lease.permits  ->  ((0.0, 420.0), ...)    each: from when, for how many tokens
 
-A lease is a rate, so the leases that are out never add up to more than the limit, and a worker
-that loses the limiter goes on at its rate until the lease ends, then waits. A limiter that sees a
-lease it did not give (its predecessor died) gives nothing until all such leases have ended.
+A permit is for one request, is issued once, and lapses unless it is used within HOLD_S of its time.
+The times of all permits lie on one line, on which a request takes up as long as the limits need for
+it, so no window of W seconds sees more requests than the limit lets through in W + HOLD_S + LAG_S
+(and one). A worker that dies, or an answer that is lost, costs the permits that were in it and
+nothing else. They are issued so far ahead that they are there in time, however long the way; a
+limiter that was restarted waits until those of its predecessor are used or have lapsed.
 
 429 answers pause the whole cluster once (Retry-After) and, when they say that the limit is used
 up, lower the rate by 30% a burst; it rises again, slowly near the rate that failed. Where nobody
@@ -20,12 +23,14 @@ burst of 429; lowered when latency doubles without one, as a self-hosted server 
 from __future__ import annotations
 
 import math
+import uuid
 from dataclasses import dataclass, field
 
-TERM_S = 1.0  # a lease ends this long after it was asked for
-RENEW_S = 0.25  # and is asked for again this often
-SHARE = 0.99  # of the limit that is given out: clocks and buckets differ a little
-BURST_S = 0.4  # seconds of rate that a worker may catch up after a stall
+RENEW_S = 0.25  # between an answer and the next question of a worker with work
+MAX_HORIZON_S = 5.0  # no permit is issued longer before its time
+SHARE = 0.99  # of the limit that is given out: its 1% is what HOLD_S and LAG_S are of a minute
+HOLD_S = 0.4  # after its time a permit lapses: what a worker may catch up after a stall
+LAG_S = 0.2  # of capacity that nobody used, and may be used later
 CUT, SLOWED_S = 0.7, 0.5  # factor of a burst of 429; latency growth that does not matter
 REGAINED_S = 10.0  # until a rate that was learned and cut is what it was
 
@@ -45,9 +50,12 @@ class Seen:
     worker: str
     waiting: int = 0  # requests without a permit
     in_flight: int = 0
-    tokens: float = 0.0  # that those waiting and in flight need
+    tokens: float = 0.0  # that a request needs, on average
     most: int = 1  # requests in flight that the worker can have
-    leased_s: float = 0.0  # left of the lease that it holds
+    held: int = 0  # permits
+    epoch: str = ""  # of the limiter that answered last
+    trip_s: float | None = None  # from a question to its answer, the longest of late
+    owed: float = 0.0  # tokens used beyond those of the permits; negative: not used after all
     answered: int = 0
     latency_s: float = 0.0  # mean of the answered
     refused: int = 0  # 429s
@@ -58,27 +66,26 @@ class Seen:
 
 @dataclass(frozen=True)
 class Lease:
-    """What a worker may do from now on. Infinite rates: nothing is known of a limit."""
+    """What a worker may do from now on."""
 
-    requests_per_s: float
-    tokens_per_s: float
+    requests_per_s: float  # its share of the rate; infinite: no limit is known, no permit needed
     in_flight: int
-    pause_s: float  # send nothing for this long
-    term_s: float = TERM_S
-    renew_s: float = RENEW_S
-    burst_s: float = BURST_S
+    pause_s: float = 0.0  # send nothing for this long
+    permits: tuple[tuple[float, float], ...] = ()  # (from when by `now_s`, tokens) of a request
+    now_s: float = 0.0  # the limiter's clock
+    epoch: str = ""
 
 
 @dataclass
-class _Held:
-    until_s: float = 0.0
+class _Worker:
+    gone_s: float = 0.0  # it is taken for dead when it is silent until then
+    seen_s: float = 0.0
     need: float = 0.0  # requests waiting and in flight
-    tokens: float = 0.0  # theirs
     most: int = 0
     in_flight: int = 0
     leased: int = 0  # requests in flight
-    requests_per_s: float = 0.0
-    tokens_per_s: float = 0.0
+    wants_s: float = 0.0  # seconds of the line, for what waits without a permit
+    credit_s: float = 0.0  # of its share, not taken up
 
 
 @dataclass
@@ -86,7 +93,10 @@ class Limiter:
     """State of one endpoint and model. All times in seconds of one monotonic clock."""
 
     configured: Limits = Limits()
-    quiet_until_s: float = -math.inf  # leases of a predecessor may still be out
+    restarted: bool = False  # permits of a predecessor may still be out
+    epoch: str = field(default_factory=lambda: uuid.uuid4().hex)
+    began_s: float = math.inf  # first report
+    issued_s: list[float] = field(default_factory=lambda: [-math.inf, -math.inf])
     seen: Limits = Limits()  # in headers
     distrusted: bool = False  # the configured limit was refused: believe the headers
     factor: float = 1.0  # of the limit that is used
@@ -104,14 +114,13 @@ class Limiter:
     best_latency_s: float = math.inf
     slowed_s: float = -math.inf
     updated_s: float = math.nan
-    workers: dict[str, _Held] = field(default_factory=dict)
+    workers: dict[str, _Worker] = field(default_factory=dict)
 
     def renew(self, report: Seen, now_s: float) -> Lease:
-        """Take a worker's report and give it a lease in place of its last one."""
+        """Take a worker's report and issue permits for what waits there."""
         self._advance(now_s)
-        if report.leased_s > 0 and report.worker not in self.workers:
-            # a lease we did not give: our predecessor died, and others may hold one, too
-            self.quiet_until_s = max(self.quiet_until_s, now_s + TERM_S)
+        # an answer that we did not give: our predecessor died, and its permits may be out
+        self.restarted |= report.epoch not in ("", self.epoch)
         before = self.told()
         self._see(report.limits)
         self.answered += report.answered
@@ -122,7 +131,8 @@ class Limiter:
 
     def _advance(self, now_s: float) -> None:
         """The refused rate is approached again: 2% of the limit a second, 0.2% near it."""
-        for name in [n for n, w in self.workers.items() if w.until_s <= now_s]:
+        self.began_s = min(self.began_s, now_s)
+        for name in [n for n, w in self.workers.items() if w.gone_s <= now_s]:
             del self.workers[name]
         if self.workers and now_s > self.cut_s:
             self.worked_s += now_s - max(self.updated_s, self.cut_s)
@@ -137,8 +147,8 @@ class Limiter:
         self.updated_s = now_s
 
     def busy(self, now_s: float) -> bool:
-        """Whether a worker holds a lease."""
-        return any(w.until_s > now_s for w in self.workers.values())
+        """Whether a worker has work."""
+        return any(w.gone_s > now_s for w in self.workers.values())
 
     def limits(self) -> Limits:
         """Those that hold now: told, or learned from refusals."""
@@ -223,35 +233,72 @@ class Limiter:
         self.answered, self.worked_s = 0, 0.0
 
     def _lease(self, report: Seen, now_s: float) -> Lease:
-        held = self.workers.get(report.worker) or _Held()
-        held.need, held.most = report.waiting + report.in_flight, report.most
-        held.tokens = max(1.0, report.tokens)
-        held.in_flight, held.until_s = report.in_flight, now_s + TERM_S
-        if held.need == 0:  # done for now: its share goes to the others at once
+        worker = self.workers.get(report.worker) or _Worker(seen_s=now_s)
+        worker.need, worker.most = report.waiting + report.in_flight, report.most
+        worker.in_flight = report.in_flight
+        if worker.need == 0:  # done for now: its share goes to the others at once
             self.workers.pop(report.worker, None)
-            return Lease(0.0, 0.0, 1, 0.0)
-        self.workers[report.worker] = held
+            return Lease(0.0, 1, now_s=now_s, epoch=self.epoch)
+        self.workers[report.worker] = worker
+        worker.gone_s = now_s + 1.0 + 3 * (report.trip_s or 0.0)
         self.window = min(self.window, sum(w.most for w in self.workers.values()))
-        others = {n: w for n, w in self.workers.items() if w is not held}
-
-        def share(limit: float | None, need: str, out: str) -> float:
-            if limit is None:
-                return math.inf
-            total = limit / 60 * SHARE * self.factor
-            needs = {n: getattr(w, need) for n, w in self.workers.items()}
-            leased = sum(r for w in others.values() if math.isfinite(r := getattr(w, out)))
-            return min(shares(needs, total)[report.worker], max(0.0, total - leased))
-
-        limits = self.limits()
-        held.requests_per_s = share(limits.requests_per_minute, "need", "requests_per_s")
-        held.tokens_per_s = share(limits.tokens_per_minute, "tokens", "tokens_per_s")
-        if self.quiet_until_s > now_s:
-            held.requests_per_s = held.tokens_per_s = 0.0
         needs = {n: min(w.need, w.most) for n, w in self.workers.items()}
         in_flight = shares(needs, max(self.window, len(needs)))[report.worker]
-        held.leased = min(held.most, max(1, round(in_flight)))
-        pause_s = max(self.pause_until_s, self.quiet_until_s) - now_s
-        return Lease(held.requests_per_s, held.tokens_per_s, held.leased, max(0.0, pause_s))
+        worker.leased = min(worker.most, max(1, round(in_flight)))
+        rate, permits = self._issue(worker, report, now_s)
+        worker.seen_s = now_s
+        pause_s = max(0.0, self.pause_until_s - now_s)
+        return Lease(rate, worker.leased, pause_s, permits, now_s, self.epoch)
+
+    def _issue(
+        self, worker: _Worker, report: Seen, now_s: float
+    ) -> tuple[float, tuple[tuple[float, float], ...]]:
+        """(its share of the rate, permits)"""
+        limits = self.limits()
+        told = limits.requests_per_minute, limits.tokens_per_minute
+        rates = [math.inf if n is None else n / 60 * SHARE * self.factor for n in told]
+        # a minute after the last request nothing counts any more
+        owed_s = report.owed / rates[1]
+        self.issued_s[1] = min(max(self.issued_s[1], now_s - LAG_S) + owed_s, now_s + 60.0)
+        slots_s = 1 / rates[0], min(60.0, max(1.0, report.tokens) / rates[1])
+        cost_s = max(slots_s)
+        if cost_s == 0:
+            return math.inf, ()
+        horizon_s = horizon(report.trip_s)
+        # places in flight until the horizon; a permit that finds none lapses
+        turns = 1 + (horizon_s / self.latency_s if self.latency_s else math.inf)
+        places = worker.leased * turns - report.in_flight
+        want = min(report.waiting, places)
+        if not any(w.wants_s for w in self.workers.values() if w is not worker):
+            want += min(report.in_flight, int(HOLD_S / cost_s))  # nobody else needs it: at hand
+        want = max(0, math.floor(want) - report.held)
+        worker.wants_s = want * cost_s
+        share = shares({n: w.wants_s for n, w in self.workers.items()}, 1.0)[report.worker]
+        credit_s = worker.credit_s + share * (now_s - worker.seen_s)
+        worker.credit_s = min(credit_s, share * MAX_HORIZON_S)
+        earliest_s = max(now_s + max(0.0, (report.trip_s or 0.0) - HOLD_S / 2), self.pause_until_s)
+        if self.restarted:
+            earliest_s = max(earliest_s, self.began_s + MAX_HORIZON_S + cost_s)
+        permits: list[tuple[float, float]] = []
+        while len(permits) < want:
+            ends = [issued + slot for issued, slot in zip(self.issued_s, slots_s, strict=True)]
+            at_s = max(earliest_s, *ends)
+            # who has had more than its share takes only what nobody else has taken in time
+            entitled = worker.credit_s + share * horizon_s > 0
+            if at_s >= now_s + (horizon_s if entitled else horizon_s / 2):
+                break
+            self.issued_s = [max(end, at_s - LAG_S) for end in ends]
+            worker.credit_s -= cost_s
+            permits.append((at_s, report.tokens))
+        worker.wants_s -= len(permits) * cost_s
+        needs = {n: w.need for n, w in self.workers.items()}
+        return shares(needs, 1 / cost_s)[report.worker], tuple(permits)
+
+
+def horizon(trip_s: float | None) -> float:
+    """Seconds before their time that permits are issued, so that each is there in time although
+    the next question comes RENEW_S after an answer, and its answer a round trip later."""
+    return MAX_HORIZON_S if trip_s is None else min(MAX_HORIZON_S, 2 * (RENEW_S + trip_s))
 
 
 def shares(needs: dict[str, float], total: float) -> dict[str, float]:

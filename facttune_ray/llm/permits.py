@@ -1,12 +1,13 @@
-"""A worker's side of the limiter: requests wait here until the worker's lease lets them go.
+"""A worker's side of the limiter: requests wait here until a permit lets them go.
 
     gate = Gate(renew, most=128, worker="a")
     await gate.acquire(tokens=420, ticket=17)
     ... send the request ...
     gate.answered(reserved=420, used=395, latency_s=0.3, headers=response.headers)
 
-Requests leave in the order of their tickets: a repeated one keeps its place. Tokens are reserved
-when a request leaves and trued up when its usage is known.
+Requests leave in the order of their tickets: a repeated one keeps its place. A permit is for one
+request of about the mean size; tokens that were used beyond it are told to the limiter. There is no
+clock here but the event loop's.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import heapq
 import math
 import re
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
-from facttune_ray.llm.limiter import RENEW_S, SHARE, TERM_S, Lease, Limits, Seen
+from facttune_ray.llm.limiter import HOLD_S, RENEW_S, Lease, Limiter, Limits, Seen, horizon
 
 Renew = Callable[[Seen], Awaitable[Lease]]
 
@@ -45,13 +48,18 @@ class Gate:
     def __init__(self, renew: Renew, most: int, worker: str, queue: Queue | None = None) -> None:
         self._renew, self._most, self._worker = renew, most, worker
         self._queue = queue or Queue()
-        self.lease = Lease(0.0, 0.0, 0, 0.0)
+        self._lease = Lease(0.0, 0)
+        self._permits: deque[tuple[float, float]] = deque()  # (from when by our clock, tokens)
         self.in_flight = 0
-        self._ends_s = self._paused_s = -math.inf
-        self._requests, self._tokens = 0.0, 0.0  # permits at hand; tokens may be owed
-        self._mean_tokens = 0.0  # of a request
-        self._filled_s = 0.0
-        self._leasing: asyncio.Task[None] | None = None
+        self._clock_s = math.inf  # the limiter's clock minus ours, at most
+        self._trip_s: float | None = None
+        self._asked_s = math.inf  # the first question since the last answer
+        self._moved_s = 0.0  # when a request last left, or came to an empty queue
+        self._paused_s = self._down_until_s = -math.inf
+        self._owed, self._mean_tokens = 0.0, 0.0  # tokens: beyond the permits', of a request
+        self._asking: asyncio.Task[None] | None = None
+        self._told_busy = False  # the limiter may believe that we have work
+        self._sated = True  # it gave all that we asked for
         self._hurry = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._answered, self._latency_s, self._refused = 0, 0.0, 0
@@ -62,12 +70,48 @@ class Gate:
 
     @property
     def ready(self) -> bool:
-        """Whether a lease has been given."""
-        return self.lease.in_flight > 0
+        """Whether the limiter has answered."""
+        return self._lease.in_flight > 0
+
+    @property
+    def requests_per_s(self) -> float:
+        """This worker's share of the rate; infinite where no limit is known, 0 before it is."""
+        return self._lease.requests_per_s
+
+    @property
+    def in_flight_limit(self) -> int:
+        return self._lease.in_flight
+
+    @property
+    def ahead_s(self) -> float:
+        """Seconds of work that must be here for no permit to be missed: the horizon, and what is
+        in flight or on its way from upstream."""
+        return 1.5 + horizon(self._trip_s)
 
     @property
     def waiting(self) -> int:
         return len(self._queue.heap)
+
+    @property
+    def _busy(self) -> bool:
+        return self.waiting > 0 or self.in_flight > 0
+
+    @property
+    def _free(self) -> bool:
+        """No limit is known: no permits are needed."""
+        return math.isinf(self._lease.requests_per_s)
+
+    def waits(self, now: float) -> tuple[str, float] | None:
+        """What the next request waits for, and since when by the loop's clock."""
+        if not self.waiting:
+            return None
+        if not self.ready or (not self._permits and not self._free and self._asked_s < now - 1.0):
+            return "an answer of the limiter", min(self._asked_s, now)
+        if now < self._paused_s:
+            return "a pause the server asked for", self._moved_s
+        if now < self._down_until_s or self.in_flight >= self._lease.in_flight:
+            return "the server", self._moved_s
+        return "permits", self._moved_s
 
     async def acquire(self, tokens: float, ticket: int) -> None:
         """Return when one request of about this many tokens may be sent."""
@@ -77,21 +121,20 @@ class Gate:
         """Take a permit if there is one and nobody waits."""
         if self._shut is not None:
             raise self._shut
-        self._mean_tokens += 0.05 * (tokens - self._mean_tokens)
-        if self._leasing is None or self._leasing.done():
-            self._leasing = asyncio.create_task(self._keep_lease())
-        now = time.monotonic()
-        if self._queue.heap or self._delay_s(tokens, now) > 0:
-            if now >= self._ends_s or self.lease.requests_per_s <= 0:
-                self._hurry.set()  # given back in a lull: ask again at once
+        self._mean_tokens += (0.05 if self._mean_tokens else 1.0) * (tokens - self._mean_tokens)
+        now = asyncio.get_running_loop().time()
+        if self._queue.heap:
             return False
-        self._take(tokens)
+        self._moved_s = now
+        if self._delay_s(now) > 0:
+            return False
+        self._take(tokens, now)
+        self._keep_asking()
         return True
 
     def give_back(self) -> None:
         """A permit that was not used after all."""
-        self.in_flight -= 1
-        self.send()
+        self._done()
 
     def shut(self, why: Exception) -> None:
         """Let nothing go any more: those who wait get this error."""
@@ -102,12 +145,14 @@ class Gate:
         self._queue.heap.clear()
 
     async def pause(self) -> None:
-        """Give the lease back: this loop may now stand still."""
-        if self._leasing is not None and not self._leasing.done():
-            self._leasing.cancel()
-            if self.in_flight == 0 and not self.waiting:
+        """Tell the limiter that nothing is to come: this loop may now stand still."""
+        if self._asking is not None and not self._asking.done():
+            self._asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._asking
+            if not self._busy:
                 await self._ask()
-        self._leasing = None
+        self._asking = None
 
     def answered(
         self, reserved: float, used: int, latency_s: float, headers: Mapping[str, str]
@@ -116,32 +161,41 @@ class Gate:
         self._answered += 1
         self._down = 0
         self._latency_s += latency_s
-        self._tokens += reserved - used
+        self._owed += used - reserved
         self._look(headers)
         self._done()
 
-    def refused(self, reserved: float, headers: Mapping[str, str], retry_s: float | None) -> None:
-        """A 429: tell the cluster now. Refused tokens are not used."""
-        self._tokens += reserved
-        self._looked_s = -math.inf
-        self._look(headers)
-        left = headers.get("x-ratelimit-remaining-requests"), _tokens_left(headers)
-        self._exhausted |= not (left[0] and left[0] != "0" and left[1] > reserved)
-        if retry_s is not None:
-            self._retry_after_s = max(self._retry_after_s, retry_s)
-        # this worker stops at once; the others hear of it when they renew
-        self._paused_s = max(self._paused_s, time.monotonic() + min(retry_s or RENEW_S, 60.0))
-        self._refused += 1
-        self._hurry.set()
+    def refused(
+        self,
+        reserved: float,
+        headers: Mapping[str, str],
+        retry_s: float | None,
+        told: bool = True,
+    ) -> None:
+        """A 429. Refused tokens are not used. The cluster is told at once, unless it is not
+        `told`, because the request itself may be at fault: then nobody pauses for it."""
+        self._owed -= reserved
+        if told:
+            self._looked_s = -math.inf
+            self._look(headers)
+            requests, tokens = (_number(headers, f"remaining-{k}") for k in ("requests", "tokens"))
+            self._exhausted |= not ((requests or 0) > 0 and (tokens or 0) > reserved)
+            if retry_s is not None:
+                self._retry_after_s = max(self._retry_after_s, retry_s)
+            # this worker stops at once; the others hear of it when they ask again
+            now = asyncio.get_running_loop().time()
+            self._paused_s = max(self._paused_s, now + min(retry_s or RENEW_S, 60.0))
+            self._refused += 1
+            self._hurry.set()
         self._done()
 
     def failed(self, unreachable: bool = False) -> None:
         """No answer: its tokens may have been used, and stay reserved. An endpoint where nothing
         listens is left alone for a while, so that another one gets the requests."""
-        now = time.monotonic()
-        if unreachable and now >= self._paused_s:
+        now = asyncio.get_running_loop().time()
+        if unreachable and now >= self._down_until_s:
             self._down += 1
-            self._paused_s = now + min(10.0, 0.25 * 2**self._down)
+            self._down_until_s = now + min(10.0, 0.25 * 2**self._down)
         self._done()
 
     def _done(self) -> None:
@@ -149,97 +203,87 @@ class Gate:
         self.send()
 
     def _look(self, headers: Mapping[str, str]) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if now - self._looked_s > RENEW_S:
             self._looked_s, self._limits = now, limits_in(headers)
-            self._heed(self._limits)
-
-    def _heed(self, limits: Limits) -> None:
-        """A lease without a rate ends when a limit is heard of: its first answer tells it."""
-        lease, requests, tokens = self.lease, limits.requests_per_minute, limits.tokens_per_minute
-        if requests is not None and math.isinf(lease.requests_per_s):
-            self.lease = replace(lease, requests_per_s=SHARE * requests / 60)
-            self._requests = 0.0
-        if tokens is not None and math.isinf(lease.tokens_per_s):
-            self.lease = replace(self.lease, tokens_per_s=SHARE * tokens / 60)
-        if self.lease is not lease:
-            self._hurry.set()
+            if self._free and self._limits != Limits():  # the first answer that tells a limit:
+                self._lease = replace(self._lease, requests_per_s=0.0)  # permits are needed now
+                self._hurry.set()
 
     # -- permits ---------------------------------------------------------------------------
 
-    def _delay_s(self, tokens: float, now: float) -> float:
+    def _delay_s(self, now: float) -> float:
         """Seconds until a request may leave; infinite when only an event can tell."""
-        lease = self.lease
-        if now >= self._ends_s or self.in_flight >= lease.in_flight:
+        while self._permits and self._permits[0][0] < now - HOLD_S:
+            self._permits.popleft()
+        if self.in_flight >= self._lease.in_flight or not (self._free or self._permits):
             return math.inf
-        if lease.requests_per_s <= 0 or lease.tokens_per_s <= 0:
-            return math.inf
-        delay = max(0.0, self._paused_s - now)
-        gone, self._filled_s = now - self._filled_s, now
-        if not math.isinf(lease.requests_per_s):
-            most = max(1.0, lease.requests_per_s * lease.burst_s)
-            self._requests = min(most, self._requests + gone * lease.requests_per_s)
-            delay = max(delay, (1 - self._requests) / lease.requests_per_s)
-        if not math.isinf(lease.tokens_per_s):
-            most = max(tokens, lease.tokens_per_s * lease.burst_s)
-            self._tokens = min(most, self._tokens + gone * lease.tokens_per_s)
-            delay = max(delay, (tokens - self._tokens) / lease.tokens_per_s)
-        return delay
+        begins_s = now if self._free else self._permits[0][0]
+        return max(0.0, begins_s - now, self._paused_s - now, self._down_until_s - now)
 
-    def _take(self, tokens: float) -> None:
+    def _take(self, tokens: float, now: float) -> None:
         self.in_flight += 1
-        if not math.isinf(self.lease.requests_per_s):
-            self._requests -= 1
-        self._tokens = 0.0 if math.isinf(self.lease.tokens_per_s) else self._tokens - tokens
+        self._moved_s = now
+        self._owed += tokens - (0.0 if self._free else self._permits.popleft()[1])
 
     def send(self) -> None:
-        """Let go what may go, and come back when the next one may."""
+        """Let go what may go, come back when the next one may, and see that permits come."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now, heap = time.monotonic(), self._queue.heap
+        loop, heap = asyncio.get_running_loop(), self._queue.heap
+        now = loop.time()
         while heap:
             _, _, tokens, taken = heap[0]
             if taken.done():  # its task was cancelled
                 heapq.heappop(heap)
                 continue
-            delay = self._delay_s(tokens, now)
+            delay = self._delay_s(now)
             if delay > 1e-9:
                 if not math.isinf(delay):
-                    loop = asyncio.get_running_loop()
                     self._timer = loop.call_later(max(delay, 0.001), self.send)
-                return
+                break
             heapq.heappop(heap)
-            self._take(tokens)
+            self._take(tokens, now)
             taken.set_result(self)
+        self._keep_asking()
 
-    # -- lease -----------------------------------------------------------------------------
+    # -- the limiter -----------------------------------------------------------------------
 
-    async def _keep_lease(self) -> None:
-        """Renew while there is work; give the lease back when there is none."""
+    def _keep_asking(self) -> None:
+        """Every path that brings work ends here. While there is work a task asks: it ends only at
+        a point where there is none and the limiter knows it, without a pause in between."""
+        if self._busy and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._ask_while_busy())
+        elif self.waiting and self._sated and not self._free and not self._permits:
+            self._hurry.set()  # it would have given more
+
+    async def _ask_while_busy(self) -> None:
         try:
-            await self._renew_while_busy()
+            while self._busy or self._told_busy:
+                self._hurry.clear()
+                await self._ask()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), RENEW_S)
         except Exception as e:  # a bug: those who wait must not wait for ever
             self.shut(e)
 
-    async def _renew_while_busy(self) -> None:
-        idle = 0
-        while idle < 4:
-            self._hurry.clear()
-            idle = 0 if self.waiting or self.in_flight else idle + 1
-            renew_s = await self._ask() if idle in (0, 1) else RENEW_S
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), renew_s)
-
-    async def _ask(self) -> float:
-        asked = time.monotonic()
+    async def _ask(self) -> None:
+        time_s = asyncio.get_running_loop().time
+        asked = time_s()
+        self._asked_s = min(self._asked_s, asked)
+        self._told_busy |= self._busy
+        self._delay_s(asked)  # what has lapsed is not held
         report = Seen(
             worker=self._worker,
             waiting=self.waiting,
             in_flight=self.in_flight,
-            tokens=(self.waiting + self.in_flight) * self._mean_tokens,
+            tokens=self._mean_tokens,
             most=self._most,
-            leased_s=self._ends_s - asked if self.lease.requests_per_s > 0 else 0.0,
+            held=len(self._permits),
+            epoch=self._lease.epoch,
+            trip_s=self._trip_s,
+            owed=self._owed,
             answered=self._answered,
             latency_s=self._latency_s / max(1, self._answered),
             refused=self._refused,
@@ -250,28 +294,35 @@ class Gate:
         try:
             lease = await self._renew(report)
         except LimiterLost:
-            return RENEW_S  # the lease runs out; its successor is asked next time
+            return  # it is asked again, or its successor is
+        now, self._asked_s = time_s(), math.inf
+        self._told_busy = report.waiting + report.in_flight > 0
         self._answered -= report.answered
         self._latency_s -= report.latency_s * report.answered
         self._refused -= report.refused
+        self._owed -= report.owed
         if not self._refused:
             self._exhausted, self._retry_after_s = False, -1.0
-        self._paused_s = max(self._paused_s, asked + lease.pause_s)
-        now = time.monotonic()
-        if now < self._ends_s:
-            self._delay_s(0.0, now)  # what has passed was at the old rate
-        else:
-            self._filled_s = now  # without a lease nothing gathers
-        # counted from before the question, so that it ends here before it ends there
-        self._ends_s = asked + lease.term_s
-        self.lease = lease
+        # its clock said `now_s` between the question and the answer: of what that leaves open the
+        # latest time of each permit, so that what is learned later moves permits back, not together
+        if lease.epoch != self._lease.epoch:
+            self._clock_s = math.inf
+        self._clock_s = min(max(self._clock_s, lease.now_s - now), lease.now_s - asked)
+        self._trip_s = max(now - asked, 0.98 * (self._trip_s or 0.0))
+        self._paused_s = max(self._paused_s, lease.now_s + lease.pause_s - self._clock_s)
+        self._sated = report.held + len(lease.permits) >= report.waiting
+        if not self._told_busy:
+            self._permits.clear()  # the limiter takes them for lost
+            lease = replace(lease, epoch="")
+        self._lease = lease
+        new = [(at_s - self._clock_s, tokens) for at_s, tokens in lease.permits]
+        self._permits = deque(sorted([*self._permits, *new]))
         self.send()
-        return lease.renew_s
 
 
 async def permit(gates: Sequence[Gate], tokens: float, ticket: int) -> Gate:
     """A permit of the gate that has one first. Several gates must share one queue."""
-    for gate in sorted(gates, key=lambda g: g.in_flight / max(1, g.lease.in_flight)):
+    for gate in sorted(gates, key=lambda g: g.in_flight / max(1, g.in_flight_limit)):
         if gate.open_now(tokens):
             return gate
     taken = gates[0]._queue.push(ticket, tokens)
@@ -294,8 +345,16 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def duration_s(text: str) -> float:
-    """Seconds in `7m12s`, `120ms`, `1.5s`; 0 when there is no such thing in it."""
-    return sum(float(n) * _UNITS[u] for n, u in re.findall(r"([\d.]+)(ms|s|m|h|d)", text))
+    """Seconds in `7m12s`, `120ms`, `1.5s`, `90`, or until a Unix time or an ISO date; 0 when
+    there is no such thing in it."""
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if number < 1e9:
+            return number
+        return max(0.0, (number / 1000 if number > 1e11 else number) - time.time())
+    with contextlib.suppress(ValueError):
+        return max(0.0, datetime.fromisoformat(text).timestamp() - time.time())
+    return sum(float(n) * _UNITS[u] for n, u in re.findall(r"(\d+\.?\d*)(ms|s|m|h|d)", text))
 
 
 def limits_in(headers: Mapping[str, str]) -> Limits:
@@ -303,39 +362,32 @@ def limits_in(headers: Mapping[str, str]) -> Limits:
     return Limits(_limit_of(headers, "requests"), _limit_of(headers, "tokens"))
 
 
-def _limit_of(headers: Mapping[str, str], kind: str) -> float | None:
+def _number(headers: Mapping[str, str], name: str) -> float | None:
+    """A count of `x-ratelimit-`; None when it is missing or makes no sense."""
     try:
-        limit = float(headers[f"x-ratelimit-limit-{kind}"])
-        left = float(headers.get(f"x-ratelimit-remaining-{kind}", limit))
-        reset_s = duration_s(headers.get(f"x-ratelimit-reset-{kind}", ""))
+        number = float(headers[f"x-ratelimit-{name}"])
     except (KeyError, ValueError):
         return None
-    if limit <= 0:
+    return number if 0 <= number < math.inf else None
+
+
+def _limit_of(headers: Mapping[str, str], kind: str) -> float | None:
+    limit, left = _number(headers, f"limit-{kind}"), _number(headers, f"remaining-{kind}")
+    reset_s = duration_s(headers.get(f"x-ratelimit-reset-{kind}", ""))
+    if not limit:
         return None
     # Some limits are a day's; one of a minute is whole again within it. `reset` is when what is
     # missing will be back (a bucket), or when all of it will (a window).
-    if left >= limit or reset_s <= LONGEST_S:
+    if left is None or left >= limit or reset_s <= LONGEST_S:
         return limit
     return limit * 60 / min(DAY_S, reset_s * limit / (limit - left))
 
 
-def _tokens_left(headers: Mapping[str, str]) -> float:
-    try:
-        return float(headers["x-ratelimit-remaining-tokens"])
-    except (KeyError, ValueError):
-        return 0.0
-
-
 def local_renew(limits: Limits) -> Renew:
     """A limiter of this process alone, for tests and benchmarks."""
-    from facttune_ray.llm.limiter import Limiter
-
     limiter = Limiter(limits)
 
     async def renew(report: Seen) -> Lease:
-        return limiter.renew(report, time.monotonic())
+        return limiter.renew(report, asyncio.get_running_loop().time())
 
     return renew
-
-
-assert TERM_S > 2 * RENEW_S

@@ -36,7 +36,10 @@ SCHEMA = pa.schema(
         ("stage", pa.string()),  # that paid
         ("run", pa.string()),  # that paid: its budget counts it
         ("crc", pa.uint32()),  # of key, text and tokens: `verify` checks it
-        ("top_logprobs", pa.string()),  # JSON, where they were asked for; older ledgers lack it
+        # older ledgers lack these
+        ("top_logprobs", pa.string()),  # JSON, where they were asked for
+        ("thoughts", pa.string()),  # of a reasoning model, which its text does not hold
+        ("counted", pa.string()),  # where the tokens come from: usage | total | estimate
     ]
 )
 ROWS = 4096  # a record batch: what one look-up reads at least
@@ -191,4 +194,4 @@ def _up_to_date(table: pa.Table) -> pa.Table:
     for field in SCHEMA:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table
+    return table.select(SCHEMA.names)

@@ -8,8 +8,8 @@
     chat          POST chat/completions: the prompt is the user's message
     completions   POST completions: the prompt is continued as a plain model continues it
 
-Ledger, limits, retries and budget are the client's: a sample is paid once. A prompt that failed
-for good gives an empty list that tells why: `Failed`.
+Ledger, limits, retries and budget are the client's: a sample is paid once. A sample that failed
+for good has an `error` and no text. `<think>` blocks are kept apart from the text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from facttune_ray.errors import RowError, UserError
-from facttune_ray.sampling.protocol import Failed, Sample, check_settings
+from facttune_ray.llm.replies import split_thoughts
+from facttune_ray.sampling.protocol import Sample, check_settings
 from facttune_ray.schema import seed_from
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ class ApiSampler:
         """A prompt's samples are requests with sample indices 0..n-1 and seeds of their own.
 
         Sent: temperature, top_p, max_tokens, stop (if there is one), seed (31 bits), and what
-        llm.params adds. Temperature 0 is greedy: asked once, the samples are equal. UserError for
-        `begun` in chat, where no beginning can be continued, and when the run must stop.
+        llm.params adds or, by a null, takes away. Temperature 0 is greedy: asked once, the samples
+        are equal. UserError for `begun` in chat, where no beginning can be continued, and when the
+        run must stop.
         """
         if begun is not None and self.form == "chat":
             raise UserError(
@@ -73,14 +75,11 @@ class ApiSampler:
             each = [fixed | {"seed": seed_from(seed, i) >> 32} for i in draws]
             asked.append(self._samples(FORMS[self.form](prefix, prompt, start, raw), each, stop))
         found = await asyncio.gather(*asked)
-        return found if temperature > 0 else [f if isinstance(f, Failed) else f * n for f in found]
+        return found if temperature > 0 else [f * n for f in found]
 
     async def _samples(self, prompt: Prompt, each: list[dict], stop: str | None) -> list[Sample]:
-        try:
-            completions = await self.client.complete_all(prompt, each, self.choices)
-            return [_sample(c, stop) for c in completions]
-        except RowError as e:
-            return Failed(str(e))
+        completions = await self.client.complete_all(prompt, each, self.choices)
+        return [_sample(c, stop) for c in completions]
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """An estimate, as there is no tokenizer: 4 tokens for 3 words, at least 1."""
@@ -100,16 +99,23 @@ def _completions(prefix: str, prompt: str, begun: str, raw: bool) -> Prompt:
 FORMS = {"chat": _chat, "completions": _completions}
 
 
-def _sample(completion: Completion, stop: str | None) -> Sample:
+def _sample(completion: Completion | RowError, stop: str | None) -> Sample:
     """A refusal is what the model says. `tokens` as the server counts them; of several choices of
     one request it counts the sum, and a sample has its share by length. Estimated if it does not.
     """
-    if completion.finish_reason == "content_filter" and not completion.text:
-        raise RowError("the endpoint's content filter took a sample")
-    text, finished = completion.text or completion.refusal or "", completion.finish_reason == "stop"
+    try:
+        if isinstance(completion, RowError):
+            raise completion
+        text = completion.answer or completion.refusal or ""
+    except RowError as e:
+        return Sample("", 0, False, error=str(e))
+    thoughts = completion.thoughts or split_thoughts(completion.text)[1]
+    if thoughts:
+        text = text.lstrip()
+    finished = completion.finish_reason is not None and not completion.cut
     if stop and stop in text:
         text, finished = text[: text.index(stop)], True
-    return Sample(text, completion.completion_tokens or _estimate(text), finished)
+    return Sample(text, completion.completion_tokens or _estimate(text), finished, thoughts)
 
 
 def _estimate(text: str) -> int:

@@ -80,8 +80,10 @@ def recipe(cfg: Config) -> dict:
     s = cfg.sampling
     found: dict = {"sampling.engine": s.engine}
     if s.engine == "api":
-        params = {"sampling.llm.params": s.llm.params} if s.llm.params else {}
-        return found | {"sampling.llm.model": s.llm.model, "sampling.form": s.form} | params
+        found |= {"sampling.llm.model": s.llm.model, "sampling.form": s.form}
+        found |= {"sampling.llm.system": s.llm.system} if s.llm.system != "message" else {}
+        params = endpoint(cfg).params
+        return found | ({"sampling.llm.params": params} if params else {})
     if s.decoder == "dola":
         found |= {"sampling.decoder": "dola", "sampling.dola_layers": s.dola_layers}
     if s.decoder == "custom":
@@ -97,13 +99,19 @@ def custom_digest(folder: str) -> str:
 
 
 def endpoint(cfg: Config) -> LLMConfig:
-    """`api`: where samples are asked for; ledger and budget are those of the run's other LLM."""
+    """`api`: where samples are asked for; ledger and budget are those of the run's other LLM. Each
+    call brings its own temperature and max_tokens, unless a null says not to send them."""
     llm = cfg.sampling.llm
+    params: dict = {k: None for k in ("temperature", "max_tokens") if getattr(llm, k) is None}
+    if llm.max_completion_tokens is not None:
+        params |= {"max_tokens": None, "max_completion_tokens": llm.max_completion_tokens}
     return replace(
         llm,
         base_url=llm.base_url or cfg.llm.base_url,
-        temperature=None,  # each call brings its own
+        temperature=None,
         max_tokens=None,
+        max_completion_tokens=None,
+        params=params | llm.params,
         ledger=llm.ledger or cfg.llm.ledger,
         budget_usd=cfg.llm.budget_usd,
     )

@@ -28,6 +28,8 @@ class Sample(NamedTuple):
     text: str  # as generated: not stripped, without end mark, cut before `stop`
     tokens: int  # generated tokens, end mark or stop token included
     finished: bool  # ended by end mark or `stop`; False: `max_tokens` was reached
+    thoughts: str = ""  # of a reasoning model, kept apart by an endpoint
+    error: str | None = None  # why this sample has no text
 
 
 class Failed(list[Sample]):
@@ -39,8 +41,15 @@ class Failed(list[Sample]):
 
 
 def failure(samples: list[Sample]) -> str | None:
-    """Why a prompt has no samples; None when it has some."""
-    return None if samples else getattr(samples, "error", "the sampling engine gave no samples")
+    """Why a prompt has no samples with a text; None when it has some."""
+    if not samples:
+        return getattr(samples, "error", "the sampling engine gave no samples")
+    return samples[0].error if all(s.error for s in samples) else None
+
+
+def texts(samples: list[Sample]) -> list[str] | None:
+    """The texts of those samples that have one; None when none has."""
+    return [s.text for s in samples if s.error is None] or None
 
 
 class Sampler(Protocol):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from facttune_ray.config import Config
 from facttune_ray.prompts import template
 from facttune_ray.sampling import engines
-from facttune_ray.sampling.protocol import failure
+from facttune_ray.sampling.protocol import failure, texts
 from facttune_ray.schema import seed_from
 from facttune_ray.stages.context import Context
 
@@ -53,7 +53,7 @@ async def run(context: Context, shard: int) -> list[dict]:
             "question_id": qid,
             "topic": q["topic"],
             "question": q["question"],
-            "answers": [s.text.strip() for s in samples] if samples else None,
+            "answers": [t.strip() for t in texts(samples) or ()] or None,
             "error": failure(samples),
         }
         for (qid, q), samples in zip(asked.items(), sampled, strict=True)

@@ -13,12 +13,16 @@ from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.permits import Gate, Queue
 from facttune_ray.schema import digest
 from facttune_ray.stages.context import Work
+from facttune_ray.stages.placement import SAMPLING
 from facttune_ray.tables import Folder
 
 
 def recipe(cfg: Config) -> dict:
-    """The settings that change a completion."""
-    keys = ("model", "temperature", "max_tokens", "params")
+    """The settings that change a completion. Later ones count where they differ from the default,
+    so that tables of earlier versions keep their recipes."""
+    keys = ["model", "temperature", "max_tokens", "params"]
+    keys += ["system"] if cfg.llm.system != "message" else []
+    keys += ["max_completion_tokens"] if cfg.llm.max_completion_tokens is not None else []
     return {f"llm.{key}": getattr(cfg.llm, key) for key in keys}
 
 
@@ -71,7 +75,16 @@ def connect(work: Work) -> Client:
         limits = Limits(e.requests_per_minute, e.tokens_per_minute)
         renew = actors.renew_at(e.base_url, cfg.llm.model, e.api_key_env, limits)
         gate = Gate(renew, cfg.llm.concurrency, worker, queue)
-        endpoints.append(Endpoint(e.base_url, e.api_key_env, cfg.llm.timeout_s, gate))
+        endpoints.append(
+            Endpoint(
+                e.base_url,
+                e.api_key_env,
+                cfg.llm.timeout_s,
+                gate,
+                section="sampling.llm" if work.stage in SAMPLING else "llm",
+                direct=cfg.llm.base_url == "embedded",
+            )
+        )
     assert ray.is_initialized()
     report = actors.report_to(work.meter, cfg.llm.model)
     return Client(cfg.llm, open_ledger(cfg, work.stage), endpoints, report, worker)

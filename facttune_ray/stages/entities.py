@@ -20,7 +20,7 @@ from pathlib import Path
 
 from facttune_ray.config import Config
 from facttune_ray.sampling import engines
-from facttune_ray.sampling.protocol import failure
+from facttune_ray.sampling.protocol import failure, texts
 from facttune_ray.schema import digest, seed_from
 from facttune_ray.scoring import entities
 from facttune_ray.scoring.entities import Entity
@@ -117,5 +117,5 @@ async def _sample(context: Context, asked: list[tuple[dict, str, str]]) -> None:
     )
     for row, tokens, samples in zip(rows, counts, sampled, strict=True):
         row["tokens"] = tokens
-        row["answers"] = [s.text.strip() for s in samples] if samples else None
+        row["answers"] = [t.strip() for t in texts(samples) or ()] or None
         row["error"] = failure(samples)

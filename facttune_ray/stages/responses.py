@@ -9,8 +9,9 @@ out  responses  {"response_id": "51ab", "prompt_id": "8f2c", "model": "base", "s
 from __future__ import annotations
 
 from facttune_ray.config import Config
+from facttune_ray.llm.replies import split_thoughts
 from facttune_ray.sampling import engines
-from facttune_ray.sampling.protocol import failure
+from facttune_ray.sampling.protocol import Sample, failure
 from facttune_ray.schema import digest, seed_from
 from facttune_ray.stages.context import Context
 
@@ -47,14 +48,25 @@ async def run(context: Context, shard: int) -> list[dict]:
                     "response_id": digest(prompt["prompt_id"], snapshot, i),
                     "model": snapshot,
                     "sample": i,
-                    "text": s.text if s else None,
-                    "tokens": s.tokens if s else None,
+                    "text": s.text if s and s.error is None else None,
+                    "thoughts": s.thoughts or None if s else None,
+                    "tokens": s.tokens if s and s.error is None else None,
                     "abstained": None,
-                    "error": failure(samples),
+                    "error": s.error if s else failure(samples),
                 }
-                for i, s in enumerate(samples or [None] * n)
+                for i, s in enumerate(apart(samples) or [None] * n)
             ]
     return out
+
+
+def apart(samples: list[Sample]) -> list[Sample]:
+    """Samples whose text is free of a reasoning model's thoughts: only the text is scored and
+    trained on."""
+    return [
+        s if s.thoughts else s._replace(text=text.lstrip() if thoughts else text, thoughts=thoughts)
+        for s in samples
+        for text, thoughts in [split_thoughts(s.text)]
+    ]
 
 
 def _by_count(prompts: list[dict], cfg: Config) -> dict[int, list[dict]]:

@@ -357,20 +357,20 @@ def test_a_batch_that_the_server_has_forgotten_is_sent_again(tmp_path):
         assert records(tmp_path) == []
 
 
-def test_a_refused_line_stops_the_run_but_the_answers_beside_it_are_kept(tmp_path):
+@pytest.mark.parametrize("good", [5, 0])
+def test_a_refused_line_fails_alone_beside_answers_and_stops_the_run_without_any(tmp_path, good):
     with running(AnnotatorOptions()) as url:
 
         async def one_is_refused():
             one = client(tmp_path, url)
             bad = one.complete([{"content": "no role"}])
-            found = await asyncio.gather(ask(one, range(5)), bad, return_exceptions=True)
+            found = await asyncio.gather(ask(one, range(good)), bad, return_exceptions=True)
             await one.close()
             return found
 
-        *_, error = asyncio.run(one_is_refused())
-        assert isinstance(error, EndpointError) and "must be an object with a role" in str(error)
-        assert run(client(tmp_path, url), range(5)) == answers(range(5))
-        assert sent_once(url, batches=1, lines=5)
+        found, error = asyncio.run(one_is_refused())
+        assert found == answers(range(good)) and "must be an object with a role" in str(error)
+        assert type(error) is (RowError if good else EndpointError)
 
 
 def test_lines_refused_for_want_of_quota_are_sent_again_by_the_next_run(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ def test_a_long_retry_after_stops_the_run_with_one_line(tmp_path):
     with says(full) as url:
         with client(tmp_path, url) as one:
             (error,) = ask(one, range(1))
-    assert isinstance(error, EndpointError) and one.usage.refused == 0
+    assert isinstance(error, EndpointError) and one.usage.refused == 1
     assert "asks to wait 86,400 s" in str(error) and "\n" not in str(error)
 
 

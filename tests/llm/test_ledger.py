@@ -21,8 +21,8 @@ import pytest
 
 from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
-from facttune_ray.llm.endpoint import read_reply
 from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
+from facttune_ray.llm.replies import HTTPReply, read
 from facttune_ray.llm.segments import ROWS, Segment
 from facttune_ray.tables import Folder
 
@@ -368,7 +368,7 @@ def test_a_segment_that_could_not_be_read_just_now_is_not_taken_for_torn(folder,
 def test_after_a_full_disk_the_same_rows_are_written_when_there_is_room(folder, monkeypatch):
     ledger = Ledger(folder, flush_s=0.001)
 
-    def full(self, data):
+    def full(self, data, durable=False):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as m:
@@ -411,7 +411,7 @@ def test_a_completion_that_cannot_be_stored_does_not_stop_the_others(folder):
 )
 def test_every_reply_that_is_taken_can_be_stored(folder, odd):
     whole = {"choices": [{"message": {"content": "x"}}], "model": "m"}
-    reply = read_reply(json.loads(json.dumps(whole | odd)), {})
+    (reply,) = read(HTTPReply(200, {}, json.dumps(whole | odd).encode()), {}).replies
     paid = Completion(
         reply.text,
         reply.prompt_tokens,
