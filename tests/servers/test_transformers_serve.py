@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,3 +157,24 @@ def test_as_the_sampled_model(server, ray_cluster, small_preset, tmp_path):
     assert len({row["text"] for row in responses}) > 40
     # the server ignores `n`: each sample is a request of its own
     assert paid(out)["completions"] == server.answered() - before == len(responses)
+
+
+def test_it_still_refuses_as_recorded(server):
+    """Else answers_transformers.jsonl, which the table of replies is tested by, is out of date."""
+    differ = []
+    for line in (Path(__file__).parent / "answers_transformers.jsonl").read_text().splitlines():
+        known = json.loads(line)
+        if known["status"] == 200 or not known["path"].endswith("completions"):
+            continue
+        request = urllib.request.Request(
+            server.url.removesuffix("/v1") + known["path"],
+            None if known["request"] is None else known["request"].encode(),
+            {"content-type": "application/json"},
+            method=known["method"],
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=60)
+        seen = refused.value.code, refused.value.read().decode()
+        if seen != (known["status"], known["body"]):
+            differ.append((known["case"], seen))
+    assert differ == []
