@@ -1,7 +1,7 @@
 """`facttune`: the command line. Thin: jobs/ call the same functions.
 
 Exit codes: 0 done; 1 a bug (traceback); 2 bad input (one line); 3 the budget is spent (one line);
-130 interrupted.
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM), 129 hung up: one line, what is paid is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from facttune_ray import secrets
+from facttune_ray import ending, secrets
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.stages import STEPS
 
@@ -57,21 +57,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     # transformers imports DeepSpeed where accelerate is there, which warns of a missing GPU
     logging.getLogger("DeepSpeed").addFilter(_is_error)
     try:
-        return args.run(args)
-    except UserError as e:
-        return _fail(str(e), e.exit_code)
-    except BrokenPipeError:
+        with ending.heeded():
+            return args.run(args)
+    except KeyboardInterrupt:
+        return _ended()
+    except Exception as e:
+        return _failed(e) if ending.received is None else _ended()
+
+
+def _ended() -> int:
+    print(ending.line(), file=sys.stderr)
+    return ending.exit_code()
+
+
+def _failed(error: Exception) -> int:
+    """The exit code of a mistake that is the user's or a store's; a bug is raised again."""
+    if isinstance(error, UserError):
+        return _fail(str(error), error.exit_code)
+    if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as e:
+    if isinstance(error, OSError):
         from facttune_ray.storage import outage
 
-        if (line := outage(e)) is None:
-            raise
-        return _fail(f"storage: {line}")
-    except KeyboardInterrupt:
-        print("facttune: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        if (line := outage(error)) is not None:
+            return _fail(f"storage: {line}")
+    raise error
 
 
 def _fail(message: str, exit_code: int = 2) -> int:
@@ -256,7 +267,7 @@ def _status(args: argparse.Namespace) -> int:
 
     cfg = _config(args)
     for name, manifest in pipeline.status(cfg):
-        print(pipeline.describe(name, manifest) if manifest else f"{name:<36} unfinished")
+        print(pipeline.describe(cfg, name, manifest) if manifest else f"{name:<36} unfinished")
     return 0
 
 

@@ -22,7 +22,9 @@ class LLMConfig:
 
     base_url: str = "embedded"  # embedded: start the built-in annotator for the run
     model: str = "annotator"  # model name sent with each request
-    mode: Literal["online", "batch"] = "online"  # batch: Files + Batches API, within 24 h
+    # batch: Files + Batches API, within 24 h; background: Responses API, an answer that was under
+    # way at a kill is fetched, not paid again
+    mode: Literal["online", "batch", "background"] = "online"
     api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key
     temperature: float | None = 0.0  # null: not sent
     max_tokens: int | None = 512  # completion tokens at most; null: not sent

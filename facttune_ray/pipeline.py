@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from pyarrow.fs import FileSelector
 
-from facttune_ray import schema, storage, tables, telemetry
+from facttune_ray import ending, schema, storage, tables, telemetry
 from facttune_ray.claim import claimed
 from facttune_ray.config import Config, LLMConfig
 from facttune_ray.errors import BudgetReached, UserError, did_you_mean
@@ -110,10 +110,10 @@ class Run:
             make()
         found = tables.manifest(folder)
         self.made.append(name)
-        keys = ("rows", "errors", "calls", "cached", "tokens", "cost_usd", "wall_s")
+        keys = ("rows", "errors", "calls", "cached", "tokens", "cost_usd", "wall_s", *worker.UNSURE)
         figures = {k: found[k] for k in keys if k in found}
         of = name.rsplit("/", 1)[-1]
-        say(describe(name, found), event="table", table=name, stage=of, **figures)
+        say(describe(self.cfg, name, found), event="table", table=name, stage=of, **figures)
 
     @contextlib.contextmanager
     def streaming(self) -> Iterator[None]:
@@ -222,6 +222,8 @@ class Run:
             worker.start_ray()
             import ray
 
+            from facttune_ray import progress
+
             gpus, kind = gpus_of(work)
             if not (room := place(ray.nodes(), gpus, kind)):
                 if not os.environ.get("RAY_ADDRESS"):  # nobody adds a host
@@ -238,7 +240,8 @@ class Run:
                     self._ask(work, now, workers, gpus, kind)
                 else:
                     ended = streams.stopped if streams else None
-                    worker.run(work, now, workers, gpus, kind, ended)
+                    with progress.watch(work):
+                        worker.run(work, now, workers, gpus, kind, ended)
                 left = left - now
         self._check_errors(work, folder, streams)
         wall_s = time.monotonic() - started
@@ -253,7 +256,7 @@ class Run:
         cost.price_of(work.cfg.llm, section)  # a budget without a price is refused here
         name, meter = self.meter()
         try:
-            with progress.watch(work, meter):
+            with ending.drained(self._end), progress.watch(work, meter):
                 worker.run(replace(work, meter=name), left, workers, gpus, kind)
         except BudgetReached as e:
             import ray
@@ -379,7 +382,7 @@ def model_digest(path: str) -> str:
     return schema.digest(*parts)
 
 
-def describe(name: str, manifest: dict) -> str:
+def describe(cfg: Config, name: str, manifest: dict) -> str:
     """One line about a finished table."""
     parts = [f"{name:<36} {manifest.get('rows', 0):>8,} rows {manifest['wall_s']:>7.1f} s"]
     if manifest.get("calls") or manifest.get("cached"):
@@ -388,6 +391,16 @@ def describe(name: str, manifest: dict) -> str:
         parts.append(f"${manifest['cost_usd']:.2f}")
     if manifest.get("errors"):
         parts.append(f"{manifest['errors']:,} errors")
+    if estimated := manifest.get("estimated"):
+        parts.append(f"{estimated:,} answers without usage: their tokens are estimates")
+    if unknown := manifest.get("unknown"):
+        from facttune_ray.stages import connect
+
+        parts.append(
+            f"{unknown:,} requests may have been paid twice or for nothing "
+            f"(${manifest['unknown_usd']:.2f}): `facttune ledger verify "
+            f"{connect.ledger_folder(cfg)}` lists them"
+        )
     return "  ".join(parts)
 
 

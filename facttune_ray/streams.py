@@ -40,7 +40,8 @@ class Streams:
                 make()
             except BaseException as e:  # raised by `finish`
                 self.errors[name] = e
-                if not isinstance(e, Stopped) and self._others(name):
+                own = not isinstance(e, Stopped) and not self.stopped.is_set()
+                if own and self._others(name):
                     why = (str(e).strip() or type(e).__name__).splitlines()[-1]  # of a traceback
                     say(f"{name}: {why}; the tables beside it end, too", event="failed", table=name)
                 self.stop()
@@ -81,8 +82,12 @@ class Streams:
 
     def finish(self) -> None:
         """Wait for all; raise the error of the first table that has one of its own."""
-        for thread in self.threads.values():
-            thread.join()
+        try:
+            for thread in self.threads.values():
+                thread.join()
+        except KeyboardInterrupt:
+            self.stop()
+            raise
         own = [e for name in self.threads if (e := self.errors.get(name)) is not None]
         for error in own:
             if not isinstance(error, Stopped):

@@ -1,38 +1,117 @@
-import time
+"""The line about a stage that runs, or that waits."""
 
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+
+import pytest
+
+from facttune_ray import progress
 from facttune_ray.config import Config, RunConfig
-from facttune_ray.llm.cost import Ask, Usage
-from facttune_ray.progress import line, watch
+from facttune_ray.llm.cost import SILENT, Ask, Usage, Waits
+from facttune_ray.progress import Look, rates, waits, watch
 from facttune_ray.stages.context import Work
 from facttune_ray.tables import Folder
 
 
+def at(at_s: float, **usage) -> Look:
+    return Look(at_s, used=asdict(Usage(**usage)), spent_usd=0.314, heard_s=at_s, workers=1)
+
+
 def test_rates_are_since_the_last_line_and_counts_of_the_stage():
-    last = {"calls": 100, "prompt_tokens": 1000, "completion_tokens": 100}
-    used = {
-        "calls": 300,
-        "prompt_tokens": 41_000,
-        "completion_tokens": 2100,
-        "refused": 7,
-        "cached": 1204,
-    }
-    text = line("base/tune/facts", "3/8 parts", used, last, 2.0, 0.314)
-    assert text.split("  ")[0] == "base/tune/facts"
-    for part in ("3/8 parts", "100 req/s", "21,000 tok/s", "7 429s", "1,204 from", "$0.31"):
-        assert part in text
-    anew = last | {"refused": 0, "cached": 0}  # of a meter that was started again
-    assert "  0 req/s  0 tok/s" in line("base/tune/facts", "3/8 parts", anew, used, 2.0, 0.314)
+    last = at(5.0, calls=100, prompt_tokens=1000, completion_tokens=100)
+    now = at(7.0, calls=300, prompt_tokens=41_000, completion_tokens=2100, refused=7, cached=1204)
+    for part in ("100 req/s", "21,000 tok/s", "7 429s", "1,204 from", "$0.31"):
+        assert part in rates(now, last)
+    assert "without usage" not in rates(now, last) and "never came" not in rates(now, last)
+    anew = at(7.0, calls=3)  # of a meter that was started again
+    assert "0 req/s  0 tok/s" in rates(anew, last)
+    unsure = rates(at(7.0, estimated=37, unknown=3), last)
+    assert unsure.endswith("37 answers without usage  3 answers never came")
 
 
-def test_rates_of_a_stages_second_table_leave_the_first_out(tmp_path, ray_cluster, capsys):
+@pytest.mark.parametrize(
+    ("now", "lacking", "says"),
+    [
+        ({}, "", []),
+        ({"waits": {"permits": [42.4, 128]}}, "", ["waits 42 s for permits (128 requests)"]),
+        ({"waits": {"permits": [1.0, 128]}}, "", []),
+        (
+            {"waits": {SILENT: [40.0, 2], "the server": [60.0, 1]}},
+            "",
+            ["waits 60 s for the server (1 request)", "2 workers silent for 40 s"],
+        ),
+        ({"heard_s": 88.0}, "", ["the run's meter has not answered for 12 s"]),
+        ({"moved_s": 61.0}, "", ["no answer for 39 s"]),
+        ({"moved_s": 61.0, "workers": 0}, "", ["no worker has begun for 39 s"]),
+        ({"moved_s": 61.0, "workers": 0}, "a CPU to be free", ["waits 39 s for a CPU to be free"]),
+    ],
+)
+def test_what_is_waited_for_is_told_and_since_when(now, lacking, says):
+    fine = {"moved_s": 100.0, "heard_s": 100.0, "workers": 1}
+    assert waits(Look(100.0, **fine | now), True, lacking) == says
+
+
+def test_a_stage_that_asks_no_endpoint_waits_for_a_host_alone():
+    assert waits(Look(100.0, moved_s=0.0), False, "") == []
+    host = "a host with 1 GPU H100"
+    assert waits(Look(100.0, moved_s=0.0), False, host) == [f"waits 100 s for {host}"]
+
+
+def lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_a_stage_is_watched_while_it_moves_while_it_waits_and_without_its_meter(
+    tmp_path, ray_cluster, capsys, monkeypatch
+):
     import ray
 
     from facttune_ray.llm import actors
 
+    monkeypatch.setenv("FACTTUNE_LOG", "json")
     meter = actors.start_meter("test-progress", None, Folder.of(str(tmp_path)), "r")
-    ray.get(meter.report.remote(Ask("a", "facts", Usage(calls=50_000, prompt_tokens=5_000_000))))
+    before = Usage(calls=50_000, prompt_tokens=5_000_000)  # of the stage's table before this one
+    ray.get(meter.report.remote(Ask("a", "facts", 1, before)))
     work = Work("facts", "round_1/tune/facts", {}, Config(run=RunConfig(out=str(tmp_path))))
     with watch(work, meter, every_s=0.2):
         time.sleep(1.0)
-    first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith("round_1/tune/facts") and "  0 req/s  0 tok/s" in first
+    first = lines(capsys)[0]
+    assert first["text"].startswith("round_1/tune/facts 0/") and " 0 req/s 0 tok/s" in first["text"]
+    assert (first["event"], first["parts"], first["calls"]) == ("progress", 0, 50_000)
+
+    stuck = Ask("a", "facts", 2, before, waits=Waits("permits", 42.0, 128))
+    ray.get(meter.report.remote(stuck))
+    with watch(work, meter, every_s=0.2):
+        time.sleep(1.0)
+    assert lines(capsys)[-1]["waits"][0].startswith("waits 4")
+
+    ray.kill(meter)
+    monkeypatch.setattr(progress, "ANSWER_S", 0.3)
+    with watch(work, meter, every_s=0.2):
+        time.sleep(2.0)
+    assert "the run's meter has not answered for" in lines(capsys)[-1]["waits"][0]
+
+
+def test_a_stage_whose_workers_find_no_room_says_what_it_waits_for(tmp_path, ray_cluster, capsys):
+    import ray
+
+    cpus = int(ray.cluster_resources()["CPU"])
+    held = ray.remote(num_cpus=cpus)(lambda: time.sleep(20)).remote()
+    waiting = ray.remote(num_cpus=1)(lambda: None).remote()
+    work = Work("rewards", "base/tune/rewards", {}, Config(run=RunConfig(out=str(tmp_path))))
+    try:
+        until = time.monotonic() + 20
+        while not (found := progress.lacks(work)) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert found == "a CPU to be free"
+        with watch(work, every_s=1.0):
+            time.sleep(5.5)
+        text = " ".join(capsys.readouterr().err.splitlines()[-1].split())
+        assert text.startswith("base/tune/rewards 0/")
+        assert text.endswith(" s for a CPU to be free")
+    finally:
+        for ref in (held, waiting):
+            ray.cancel(ref, force=True)

@@ -19,7 +19,7 @@ import ray
 
 from facttune_ray import telemetry
 from facttune_ray.errors import UserError
-from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Report
+from facttune_ray.llm.cost import QUIET_S, Allowance, Ask, Meter, MeterLost, Report, Usage
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Lease, Limiter, Limits, Seen
 from facttune_ray.llm.permits import LimiterLost, Renew
@@ -74,8 +74,10 @@ class MeterActor:
     """`Meter` of one run. What was paid before it started (again) stands in the ledger."""
 
     def __init__(self, budget_usd: float | None, ledger: Folder, run: str) -> None:
-        spent_usd = Ledger(ledger).spent_usd(run) if budget_usd is not None else 0.0
-        self.meter = Meter(budget_usd, spent_usd)
+        paid_usd = Ledger(ledger).paid_usd(run) if budget_usd is not None else {}
+        self.meter = Meter(budget_usd, sum(paid_usd.values()), paid_usd)
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self.meter.quiet_until_s = time.monotonic() + QUIET_S  # workers have requests in flight
 
     def report(self, ask: Ask) -> Allowance:
         return self.meter.report(ask)
@@ -160,11 +162,14 @@ def renew_at(base_url: str, model: str, api_key_env: str, limits: Limits) -> Ren
 def report_to(meter: str, model: str) -> Report:
     """How a client reports to its run's meter; also counts in Ray's metrics."""
     call = _Caller(lambda: ray.get_actor(meter, NAMESPACE), MeterLost)
+    told = Usage()
 
     async def report(ask: Ask) -> Allowance:
+        nonlocal told
         allowance = await call("report", ask)
-        for name, value in asdict(ask.used).items():
+        for name, value in asdict(ask.used - told).items():
             telemetry.count(f"llm_{name}", value, stage=ask.stage, model=model)
+        told = ask.used
         return allowance
 
     return report

@@ -25,8 +25,9 @@ from typing import Any, TypeVar
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, Final, RowError, UserError
+from facttune_ray.llm.background import Background, as_response
 from facttune_ray.llm.batch import Batches
-from facttune_ray.llm.cost import Report, Usage, counted, price_of
+from facttune_ray.llm.cost import Report, Usage, Waits, counted, price_of
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.funds import Funds
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
@@ -35,6 +36,8 @@ from facttune_ray.llm.refusals import Limited, Refusals
 from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
 T = TypeVar("T")
+UNKNOWN_TOKENS = 512  # of an answer without a limit, before the first one has come
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 Prompt = list[dict[str, str]] | str  # messages of a chat, or the text that `completions` continues
 
 
@@ -44,8 +47,6 @@ class _Request:
 
     keys: list[bytes]  # of the completions that it is to bring
     body: dict[str, Any]
-    tokens: float  # estimated
-    usd: float  # estimated
     chars: int  # of its prompt
     ticket: int
     attempts: int = 0
@@ -76,17 +77,28 @@ class Client:
         if cfg.mode == "batch":
             records = ledger.folder / "batches"
             self._batches = Batches(cfg, records, endpoints[0], self._keep, self._find_again)
+        self._background: Background | None = None
+        if cfg.mode == "background":
+            self._background = Background(ledger.folder, ledger.journal, cfg.max_elapsed_s)
         self._running: dict[bytes, asyncio.Future[Completion]] = {}
         self._funds = Funds(
-            cfg, self.usage, report, worker, ledger.stage, lambda: bool(self._running), self.stop
+            cfg,
+            self.usage,
+            report,
+            worker,
+            ledger.stage,
+            busy=lambda: bool(self._running),
+            end=self.stop,
+            waits=self._waits,
         )
-        self._refusals = Refusals(lambda: len(self._running), lambda: False)
+        self._refusals = Refusals(lambda: len(self._running), lambda: self._funds.calls > 0)
         self._tasks: set[asyncio.Task[None]] = set()  # that end those
         self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []
         self._reading: asyncio.Task[None] | None = None
         self._tickets = itertools.count()
         # what the tokens of a request are guessed from; trued up by every answer
         self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
+        self._measured = False
 
     async def ask(
         self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
@@ -133,8 +145,11 @@ class Client:
         `n` and the parameters of the first of them. The keys are those of requests a sample, so
         what is paid is found again whatever `choices` is.
         """
-        if self._batches is not None and isinstance(prompt, str):
-            raise UserError("sampling.form=completions: batches take chat alone: llm.mode=online")
+        if self.cfg.mode != "online" and isinstance(prompt, str):
+            raise UserError(
+                f"sampling.form=completions: llm.mode={self.cfg.mode} takes chat alone: set "
+                f"llm.mode=online"
+            )
 
         async def ended(completion: asyncio.Future[Completion]) -> Completion | RowError:
             try:
@@ -180,6 +195,15 @@ class Client:
         soon = sum(min(w, 8 * self.cfg.concurrency) for w in work)
         return len(self._running) < max(2 * self.cfg.concurrency, soon)
 
+    def _waits(self) -> Waits | None:
+        """What the requests wait for, for the run's progress line."""
+        now_s = asyncio.get_running_loop().time()
+        found = [w for gate in self._gates if (w := gate.waits(now_s)) is not None]
+        if not found:  # none in a queue: those that were sent wait for their answers
+            return None
+        what, since_s = max(found, key=lambda wait: wait[1])
+        return Waits(what, now_s - since_s, self._gates[0].waiting)
+
     def stop(self, why: Exception) -> None:
         """Send nothing more: whoever waits to be sent gets this error."""
         self._funds.stop(why)
@@ -220,7 +244,7 @@ class Client:
                 self.usage.cached += 1
                 if shard is not None:
                     shard.cached += 1
-            missing, some = list(waiting), 1 if self._batches is not None else choices
+            missing, some = list(waiting), choices if self.cfg.mode == "online" else 1
             parts = [missing[i : i + some] for i in range(0, len(missing), some)]
             paying = [self._bring(prompt, {k: wanted[k] for k in part}, waiting) for part in parts]
             await (paying[0] if len(paying) == 1 else asyncio.gather(*paying))
@@ -275,20 +299,20 @@ class Client:
         n = len(keys)
         texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
         chars = sum(map(len, texts))
-        prompt_tokens, answer = self._guess(chars)
         form = "prompt" if isinstance(prompt, str) else "messages"
         body = {"model": self.cfg.model, form: prompt, **params}
         if n > 1:
             body["n"] = n
-        usd = self.price.usd(prompt_tokens, n * answer)
+        if self._background is not None:
+            body = as_response(body, self.endpoints[0].section)
+        request = _Request(keys, body, chars, next(self._tickets))
         if self._batches is not None:
-            await self._funds.take(usd)
+            usd = await self._funds.take(lambda: self._usd(request))
             try:
                 return [await self._batches.send(keys[0], body)]
             finally:
                 self._funds.done(usd)
-        tokens = prompt_tokens + n * answer
-        return await self._send(_Request(keys, body, tokens, usd, chars, next(self._tickets)))
+        return await self._send(request)
 
     async def _keep(self, key: bytes, reply: Reply, attempts: int) -> Completion:
         """Return when the answer of a batch's line is in the ledger."""
@@ -325,6 +349,7 @@ class Client:
         ]
         self.usage.count(paid)
         if paid[0].counted != "estimate" and paid[0].prompt_tokens and chars:
+            self._measured = True
             self._chars += chars
             self._prompt_tokens += paid[0].prompt_tokens
             self._answers += len(paid)
@@ -349,12 +374,13 @@ class Client:
 
     async def _attempt(self, request: _Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
         """(where it was sent, what came, what it paid for, its number in the journal)"""
-        clock, tokens = asyncio.get_running_loop().time, request.tokens
-        await self._funds.take(request.usd)
+        clock = asyncio.get_running_loop().time
+        usd = await self._funds.take(lambda: self._usd(request))
+        tokens = sum(self._guess(request))
         try:
             gate = await permit(self._gates, tokens, request.ticket)
             try:
-                number = await self.ledger.journal.begin(request.name, request.usd)
+                number = await self.ledger.journal.begin(request.name, usd)
             except BaseException:
                 gate.give_back()
                 raise
@@ -366,7 +392,12 @@ class Client:
                 # a server that knows this header answers a repeated key without charging again:
                 # the request that was in flight when we were killed
                 headers = {"Idempotency-Key": request.name.hex()}
-                meaning = await endpoint.send(request.body, headers)
+                if self._background is not None:
+                    meaning = await self._background.send(
+                        endpoint, number, request.name, request.body, headers
+                    )
+                else:
+                    meaning = await endpoint.send(request.body, headers)
             except BaseException:
                 gate.failed()
                 raise
@@ -390,10 +421,10 @@ class Client:
                 gate.refused(tokens, meaning.headers, None, told=False)
             if meaning.unknown:
                 self.usage.unknown += 1
-                self.usage.unknown_usd += request.usd
+                self.usage.unknown_usd += usd
             return endpoint, meaning, paid, number
         finally:
-            self._funds.done(request.usd)  # what it cost is in `usage`
+            self._funds.done(usd)  # what it cost is in `usage`
 
     async def _after(self, request: _Request, endpoint: Endpoint, meaning: Meaning) -> None:
         """Return when the request may be sent again; raise when it is not to be."""
@@ -422,7 +453,7 @@ class Client:
         elif meaning.retry_after_s is not None:
             wait_s = meaning.retry_after_s
         else:
-            wait_s = random.uniform(0.0, 0.5 * 2.0**request.attempts)
+            wait_s = random.uniform(0.0, min(cfg.max_wait_s, 0.25 * 2.0**request.attempts))
         await asyncio.sleep(min(wait_s, cfg.max_wait_s))
 
     def _counted(self, replies: Sequence[Reply], most: int, chars: int) -> list[Reply]:
@@ -443,12 +474,21 @@ class Client:
         kept[-1] = replace(kept[-1], completion_tokens=kept[-1].completion_tokens + more)
         return kept
 
-    def _guess(self, chars: int) -> tuple[float, float]:
+    def _guess(self, request: _Request) -> tuple[float, float]:
         """(prompt, completion) tokens of a request, from what was answered so far."""
         return (
-            chars * self._prompt_tokens / self._chars,
-            self._answer_tokens / self._answers,
+            request.chars * self._prompt_tokens / self._chars,
+            len(request.keys) * self._answer_tokens / self._answers,
         )
+
+    def _usd(self, request: _Request) -> float:
+        """Its estimated cost. Until something is known the most that it can be: a budget is not to
+        be passed by what a guess has funded."""
+        if self._measured:
+            return self.price.usd(*self._guess(request))
+        limits = (request.body.get(k) for k in LENGTHS)
+        most = next(filter(None, limits), UNKNOWN_TOKENS)
+        return self.price.usd(request.chars, len(request.keys) * most)
 
 
 def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:

@@ -65,25 +65,25 @@ class Endpoint:
             )
         address, _, query = base_url.partition("?")
         self.shown = re.sub(r"//[^/@]*@", "//", address)
-        self._address, self._query = address, dict(parse_qsl(query))
-        self._direct = direct or _loopback(address)
-        self._openai: openai.AsyncOpenAI | None = None
         self._transport = transport or self._over_http
+        self._openai = None if transport else self._sdk(address, dict(parse_qsl(query)), direct)
+
+    def _sdk(self, address: str, query: dict[str, str], direct: bool) -> openai.AsyncOpenAI:
+        key = self._key or "none"  # local servers take any, but the SDK insists on one
+        return openai.AsyncOpenAI(
+            base_url=address,
+            api_key=key,
+            max_retries=0,
+            timeout=self.timeout_s,
+            default_query=query,
+            # Azure takes its key by a header of its own
+            default_headers={"api-key": key} if "api-version" in query else None,
+            http_client=openai.DefaultAioHttpClient(trust_env=not (direct or _loopback(address))),
+        )
 
     @property
     def openai(self) -> openai.AsyncOpenAI:
-        if self._openai is None:
-            key = self._key or "none"  # local servers take any, but the SDK insists on one
-            self._openai = openai.AsyncOpenAI(
-                base_url=self._address,
-                api_key=key,
-                max_retries=0,
-                timeout=self.timeout_s,
-                default_query=self._query,
-                # Azure takes its key by a header of its own
-                default_headers={"api-key": key} if "api-version" in self._query else None,
-                http_client=openai.DefaultAioHttpClient(trust_env=not self._direct),
-            )
+        assert self._openai is not None
         return self._openai
 
     def redact(self, text: str) -> str:
@@ -102,6 +102,13 @@ class Endpoint:
         self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]
     ) -> Meaning:
         """One HTTP request. Without an answer it may be tried again, and may have been billed."""
+        reply = await self.exchange(method, path, body, headers)
+        return reply if isinstance(reply, Meaning) else self.meaning(reply, body or {})
+
+    async def exchange(
+        self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]
+    ) -> HTTPReply | Meaning:
+        """What came back, whatever it means; the Meaning of nothing."""
         tags = {"model": (body or {}).get("model", ""), "stage": telemetry.ids.get("stage", "")}
         try:
             reply = await self._transport(method, path, body, headers)
@@ -110,7 +117,7 @@ class Endpoint:
             away = e.unreachable
             return Meaning("retry", message=str(e), unknown=not away, unreachable=away)
         telemetry.count("requests", 1, status=str(reply.status), **tags)
-        return self.meaning(reply, body or {})
+        return reply
 
     def meaning(self, reply: HTTPReply, asked: Mapping[str, Any]) -> Meaning:
         """What a reply means, in words without a key."""

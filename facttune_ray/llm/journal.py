@@ -2,14 +2,16 @@
 
     journal = Journal(ledger_folder, run="0c4e", writer="6f1c")
     attempt = await journal.begin(key, usd=0.0004)    on disk before the request leaves
+    await journal.store(attempt, "resp_68a1")         background mode: its answer can be fetched
     journal.end(attempt)                              its answer is in the ledger, or unpaid
     await journal.close()                             removes the file, unless attempts are open
 
-    ledger/0c4e.6f1c.sent    records of 48 bytes: key, estimated dollars, n (big-endian)
+    ledger/0c4e.6f1c.sent    records: key, estimated dollars, n, length of the id, id (big-endian)
 
-n > 0: attempt n was sent. n < 0: attempt -n is over, and known. An attempt that is never over is
-*unknown*. A local file is appended to. An object store cannot append: there the open attempts are
-put as a whole, many with one put, before their requests leave.
+n > 0: attempt n was sent, and the server keeps its answer under the id, if there is one. n < 0:
+attempt -n is over, and known. An attempt that is never over and has no id is *unknown*. A local
+file is appended to. An object store cannot append: there the open attempts are put as a whole, many
+with one put, before their requests leave.
 """
 
 from __future__ import annotations
@@ -17,24 +19,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from facttune_ray import storage
 from facttune_ray.storage import OBJECT_STORES, Folder, writing
 
-RECORD = struct.Struct(">32sdq")
-SYNC_S = 0.2
-REWRITE_BYTES = 2**22  # a file is made again from its open attempts when it has grown so large
+HEAD = struct.Struct(">32sdqH")
+SYNC_S = 0.2  # records that a host's crash may lose: those of so long
+# a file is made again from its open attempts when it has grown by so much: others read it, too
+REWRITE_BYTES = 2**18
 
 
 @dataclass(frozen=True)
-class Unknown:
-    """An attempt that may have been billed without an answer."""
+class Attempt:
+    """A request that may have been billed, and whose answer is not in the ledger yet."""
 
     key: bytes
     usd: float  # its estimated cost
-    run: str
+    id: str = ""  # under which the server keeps its answer
+    writer: str = ""
 
 
 class Journal:
@@ -45,8 +49,8 @@ class Journal:
         self._appends = folder.fs.type_name not in OBJECT_STORES
         self._stream: Any = None
         self._size, self._last = 0, 0
-        self._open: dict[int, tuple[bytes, float]] = {}
-        self._put: set[int] = set()  # attempts that the object in the store holds
+        self._open: dict[int, Attempt] = {}
+        self._put: dict[int, Attempt] = {}  # what the object in the store holds
         self._lock = asyncio.Lock()
         self._syncing: asyncio.Task[None] | None = None
 
@@ -54,43 +58,55 @@ class Journal:
         """Return the attempt's number when it is on disk."""
         self._last += 1
         attempt = self._last
-        self._open[attempt] = key, usd
+        self._open[attempt] = Attempt(key, usd)
         try:
-            if self._appends:
-                self._append(RECORD.pack(key, usd, attempt))
-                if self._syncing is None:
-                    self._syncing = asyncio.create_task(self._sync_soon())
-            else:
-                async with self._lock:  # those who came meanwhile find themselves put
-                    if attempt not in self._put:
-                        some = dict(self._open)
-                        await asyncio.to_thread(self._file.write_bytes, _records(some))
-                        self._put = set(some)
+            await self._write(attempt)
         except BaseException:
             del self._open[attempt]  # it is not sent
             raise
         return attempt
 
+    async def store(self, attempt: int, id: str) -> None:
+        """Return when it is on disk that the server keeps the attempt's answer under this id; "":
+        that it no longer does."""
+        self._open[attempt] = replace(self._open[attempt], id=id)
+        await self._write(attempt)
+
     def end(self, attempt: int) -> None:
         """The attempt is known: paid and in the ledger, or not paid."""
-        key, usd = self._open.pop(attempt)
+        over = self._open.pop(attempt)
         if self._appends:
             with contextlib.suppress(OSError):  # a full disk: it is listed, although it is known
-                self._append(RECORD.pack(key, usd, -attempt))
+                self._append(_record(-attempt, over))
+
+    async def _write(self, attempt: int) -> None:
+        if self._appends:
+            self._append(_record(attempt, self._open[attempt]))
+            if self._syncing is None:
+                self._syncing = asyncio.create_task(self._sync_soon())
+            return
+        async with self._lock:  # those who came meanwhile find themselves put
+            if self._put.get(attempt) != self._open[attempt]:
+                some = dict(self._open)
+                await asyncio.to_thread(self._file.write_bytes, _records(some))
+                self._put = some
 
     def _append(self, record: bytes) -> None:
         with writing(self._folder):
             if self._stream is None or self._size > REWRITE_BYTES:
                 self._begin_file()
-            self._stream.write(record)
+            try:
+                self._stream.write(record)
+            except BaseException:
+                self._close_stream()  # a part of it may be there: the next one makes the file anew
+                raise
             self._size += len(record)
 
     def _begin_file(self) -> None:
-        known = {n: a for n, a in self._open.items() if n != self._last}
         self._close_stream()
-        self._file.write_bytes(_records(known), durable=True)
+        self._file.write_bytes(_records(self._open), durable=True)
         self._stream = self._folder.fs.open_append_stream(self._file.path)
-        self._size = RECORD.size * len(known)
+        self._size = 0
 
     def _close_stream(self) -> None:
         if self._stream is not None:
@@ -120,26 +136,40 @@ class Journal:
             await asyncio.to_thread(self._file.delete_file)
 
 
-def _records(attempts: dict[int, tuple[bytes, float]]) -> bytes:
-    return b"".join(RECORD.pack(key, usd, n) for n, (key, usd) in attempts.items())
+def _record(n: int, attempt: Attempt) -> bytes:
+    id = attempt.id.encode()
+    return HEAD.pack(attempt.key, attempt.usd, n, len(id)) + id
 
 
-def unknown(folder: Folder, run: str | None = None) -> list[Unknown]:
+def _records(attempts: dict[int, Attempt]) -> bytes:
+    return b"".join(_record(n, attempt) for n, attempt in attempts.items())
+
+
+def attempts(folder: Folder, run: str | None = None) -> list[Attempt]:
     """Every attempt of this run (None: of all) that began and is not known to be over. Those of a
     run that goes on now are in flight."""
-    found: list[Unknown] = []
+    found: list[Attempt] = []
     for name in folder.names():
         of, _, rest = name.partition(".")
+        writer = rest.removesuffix(".sent")
         if not name.endswith(".sent") or run not in (None, of):
             continue
-        data = b""
+        data, at = b"", 0
         with contextlib.suppress(FileNotFoundError):  # its writer has closed it meanwhile
             data = (folder / name).read_bytes()
-        left: dict[int, Unknown] = {}
-        for key, usd, n in RECORD.iter_unpack(data[: len(data) - len(data) % RECORD.size]):
-            if n > 0:
-                left[n] = Unknown(key, usd, of)
-            else:
-                left.pop(-n, None)
+        left: dict[int, Attempt] = {}
+        while at + HEAD.size <= len(data):
+            key, usd, n, size = HEAD.unpack_from(data, at)
+            at += HEAD.size + size
+            if at > len(data):
+                break  # torn
+            left[abs(n)] = Attempt(key, usd, data[at - size : at].decode(), writer)
+            if n < 0:
+                del left[-n]
         found += left.values()
     return found
+
+
+def unknown(folder: Folder, run: str | None = None) -> list[Attempt]:
+    """Those of which nobody can tell any more whether they were billed."""
+    return [attempt for attempt in attempts(folder, run) if not attempt.id]

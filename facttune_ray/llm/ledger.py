@@ -120,8 +120,8 @@ class Ledger:
         self.segments: dict[str, Segment] = {}
         self._index = Index()
         self.torn: set[str] = set()
-        self._writer, self._written = uuid.uuid4().hex, 0
-        self.journal = Journal(folder, run, self._writer)
+        self.writer, self._written = uuid.uuid4().hex, 0
+        self.journal = Journal(folder, run, self.writer)
         self._mine: list[tuple[str, int]] = []  # this writer's segments and their rows
         self._unwritten: dict[bytes, dict] = {}
         self._flushing: asyncio.Task[None] | None = None
@@ -227,7 +227,7 @@ class Ledger:
 
     def add(self, table: pa.Table) -> str:
         """Write one segment of rows sorted by key."""
-        name = f"{self._writer}-{self._written:06d}.arrow"
+        name = f"{self.writer}-{self._written:06d}.arrow"
         self._written += 1
         (self.folder / name).write_bytes(segment_bytes(table), durable=True)
         prefixes = prefixes_of(table["key"].combine_chunks())
@@ -255,17 +255,23 @@ class Ledger:
         await self.journal.close()
 
     def spent_usd(self, run: str) -> float:
-        """What one run has paid into this ledger, and what its unknown requests may have cost. A
-        row that a merge has copied counts once."""
+        """What one run has paid into this ledger, and what its unknown requests may have cost."""
+        return sum(self.paid_usd(run).values())
+
+    def paid_usd(self, run: str) -> dict[str, float]:
+        """The same by writer. A row that a merge has copied counts once."""
         while True:
             try:
-                return self._spent_usd(run) + sum(u.usd for u in unknown(self.folder, run))
+                found = self._paid_usd(run)
+                for lost in unknown(self.folder, run):
+                    found[lost.writer] = found.get(lost.writer, 0.0) + lost.usd
+                return found
             except FileNotFoundError:  # merged by another process
                 self.refresh()
 
-    def _spent_usd(self, run: str) -> float:
+    def _paid_usd(self, run: str) -> dict[str, float]:
         # a segment is read once; 16 bytes a row are kept, in a file, and looked at range by range
-        index, paid = Index(), []
+        index, paid, writers = Index(), [], []
         for name in list(self.segments):
             table = read_segment(self.folder / name, ["key", "run", "cost_usd"])
             table = table.filter(pc.equal(table["run"], run)).combine_chunks()
@@ -273,13 +279,18 @@ class Ledger:
                 prefixes = np.concatenate([prefixes_of(c) for c in table["key"].chunks])
                 usd = index.keep(table["cost_usd"].to_numpy().view(np.uint64)).view(np.float64)
                 paid.append((index.keep(prefixes), usd))
-        spent_usd = 0.0
+                writers.append(name.partition("-")[0])
+        by_writer = dict.fromkeys(writers, 0.0)
         for low, high in key_ranges(sum(len(usd) for _, usd in paid), SUMMED_ROWS) if paid else ():
             spans = [rows_in(prefixes, low, high) for prefixes, _ in paid]
             found = [(p[rows], usd[rows]) for (p, usd), rows in zip(paid, spans, strict=True)]
             _, first = np.unique(np.concatenate([p for p, _ in found]), return_index=True)
-            spent_usd += float(np.concatenate([usd for _, usd in found])[first].sum())
-        return spent_usd
+            usd = np.concatenate([usd for _, usd in found])[first]
+            of = np.repeat(np.arange(len(found)), [len(p) for p, _ in found])[first]
+            sums = np.bincount(of, usd, len(found)).tolist()
+            for writer, some in zip(writers, sums, strict=True):
+                by_writer[writer] += some
+        return by_writer
 
 
 def _completion(row: dict) -> Completion:

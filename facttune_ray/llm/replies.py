@@ -39,6 +39,8 @@ CODES: dict[str, tuple[Kind, str]] = {
     "content_filter": ("row error", ""),
     "content_policy_violation": ("row error", ""),
     "invalid_prompt": ("row error", ""),
+    "bio_policy": ("row error", ""),
+    "misalignment_policy_violation": ("row error", ""),
 }
 STATUSES: dict[int, tuple[Kind, str]] = {
     401: ("stop", "set {key_env} (or {key_env}_FILE)"),
@@ -58,6 +60,7 @@ UNKNOWN_STATUSES = {408, 502, 504, 520, 521, 522, 523, 524}
 SETTINGS = {
     "max_tokens": "set {section}.max_completion_tokens in place of {section}.max_tokens",
     "max_completion_tokens": "set {section}.max_completion_tokens=null",
+    "max_output_tokens": "set {section}.max_tokens=null",
     "temperature": "set {section}.temperature=null",
     "n": "set sampling.choices=1",
     "logprobs": "set verdicts.logprobs=false",
@@ -204,12 +207,15 @@ def _setting(error: Any, message: str, asked: Mapping[str, Any]) -> str:
     inner = error.get("error", error) if isinstance(error, dict) else {}
     param = str(inner.get("param") or "") if isinstance(inner, dict) else ""
     roles = [m.get("role") for m in asked.get("messages", ()) if isinstance(m, dict)]
-    if "system" in roles and re.search(r"\bsystem\b", message, re.IGNORECASE):
+    word = r"\bsystem\b" if "system" in roles else r"\bsystem role\b"
+    if re.search(word, message, re.IGNORECASE):
         return "set {section}.system=user"
     names = [k for k in asked if k not in ("model", "messages", "prompt")]
-    named = [k for k in names if k == param] or [
-        k for k in names if re.search(rf"\b{re.escape(k)}\b", message)
-    ]
+    named = (
+        [param]
+        if param in names or param in SETTINGS
+        else [k for k in names if re.search(rf"\b{re.escape(k)}\b", message)]
+    )
     return "; ".join(SETTINGS.get(k, f"set {{section}}.params.{k}=null") for k in named[:2])
 
 

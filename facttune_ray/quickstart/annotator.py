@@ -5,7 +5,7 @@
         client.chat.completions.create(model="rules", messages=prompts.facts.render(...))
 
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /stats
-    and files and batches: batch_api.py
+    and files and batches: batch_api.py; stored and background responses: responses_api.py
 
 It behaves as a paid provider does: rate limits with their headers, usage, error bodies, and on
 request latency and faults, so that what calls it is tested against them. A request that carries
@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import math
 import os
@@ -45,6 +46,7 @@ from facttune_ray.quickstart.chat_api import (
     problem,
 )
 from facttune_ray.quickstart.journal import Journal
+from facttune_ray.quickstart.responses_api import Responses, parse_response_request
 
 MODEL = "facttune-rules"
 READY = "annotator ready at "
@@ -62,6 +64,7 @@ class AnnotatorOptions:
     requests_per_minute: int = 600_000  # token bucket that starts full
     tokens_per_minute: int = 1_000_000_000  # prompt and completion tokens, as above
     burst_s: float = 60.0  # seconds of work that each bucket holds; 1: per-second limits
+    idempotent: bool = True  # False: Idempotency-Key is ignored, as most providers do
     halve_after_s: float = 0.0  # so long after the first chat request both limits halve; 0: never
     refuse_every_s: float = 0.0  # in each such period from the first chat request on, ...
     refuse_for_s: float = 0.0  # ... the last seconds in which all of them get 429; 0: none
@@ -81,6 +84,7 @@ class AnnotatorOptions:
     batch_delay_s: float = 0.0  # time before a batch's results are there
     batch_error_share: float = 0.0  # of a batch's lines, answered with HTTP 500
     batch_expire_share: float = 0.0  # of batches, expiring halfway
+    failed_share: float = 0.0  # of background responses, which end as failed and are not paid for
 
     def check(self) -> None:
         shares = (self.error_share, self.reset_share, self.hang_share, self.malformed_share)
@@ -100,7 +104,7 @@ class AnnotatorOptions:
                 raise UserError(f"Annotator {name}={getattr(self, name):g} must not be below 0.")
         if self.refuse_for_s and self.refuse_for_s >= self.refuse_every_s:
             raise UserError("Annotator refuse_for_s must be below refuse_every_s.")
-        for name in ("batch_error_share", "batch_expire_share"):
+        for name in ("batch_error_share", "batch_expire_share", "failed_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"Annotator {name}={getattr(self, name):g} must be in [0, 1].")
         if self.batch_max_requests < 1 or self.batch_max_bytes < 1:
@@ -116,6 +120,7 @@ class Annotator:
         self.journal = Journal(options.journal)
         self.limits = Limits(options)
         self.batches = Batches(self)
+        self.responses = Responses(self)
         self.random = random.Random(f"annotator/{options.seed}")
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
@@ -127,23 +132,34 @@ class Annotator:
             self.slots = asyncio.Semaphore(options.slots)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._asked(request, "messages")
+        return await self._asked(request, parse_request)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._asked(request, "prompt")
+        return await self._asked(request, lambda raw: parse_request(raw, "prompt"))
 
-    async def _asked(self, request: web.Request, what: str) -> web.StreamResponse:
+    async def response(self, request: web.Request) -> web.StreamResponse:
+        return await self._asked(request, parse_response_request)
+
+    async def _asked(
+        self, request: web.Request, parse: Callable[[bytes], Request]
+    ) -> web.StreamResponse:
         raw = await request.read()
         self.authorize(request)
-        asked = parse_request(raw, what)
+        asked = parse(raw)
         self.counts["received"] += 1
         self.inside += 1
         self.most_inside = max(self.most_inside, self.inside)
         try:
             if (wait_s := self.limits.admit(asked.prompt_tokens)) > 0:
                 return self._refusal(asked, wait_s)
-            async with self.slots:
-                return await self._reply(request, asked)
+            # a background response waits for its slot after its id is sent
+            async with contextlib.nullcontext() if asked.background else self.slots:
+                answering = self.responses if asked.response else self
+                return await self.reply(
+                    request,
+                    functools.partial(answering.known, asked),
+                    functools.partial(answering.answer, asked),
+                )
         finally:
             self.inside -= 1
 
@@ -167,7 +183,13 @@ class Annotator:
             add=self.limits.headers() | retry,
         )
 
-    async def _reply(self, request: web.Request, asked: Request) -> web.StreamResponse:
+    async def reply(
+        self,
+        request: web.Request,
+        known: Callable[[str | None], Awaitable[bytes | None]],
+        answer: Callable[[str | None, float], Awaitable[bytes]],
+    ) -> web.StreamResponse:
+        """What is `known` of this request's key, else an `answer` to it; or a fault."""
         if request.transport is None:  # the client gave up in the queue
             return web.Response()
         fault = self._fault()
@@ -178,16 +200,15 @@ class Annotator:
             await asyncio.sleep(self.options.hang_s)
             if request.transport is None:  # the client gave up: nothing is answered or paid
                 return web.Response()
-        key = request.headers.get("Idempotency-Key")
+        key = request.headers.get("Idempotency-Key") if self.options.idempotent else None
         replayed: dict[str, str] = {}
-        if (body := await self.known(asked, key)) is not None:
-            replayed = {"Idempotent-Replayed": "true"}
+        if (body := await known(key)) is not None:
+            replayed = {"Idempotent-Replayed": "true"} if key else {}
         elif fault == "malformed":
             half = b'{"id": "chatcmpl-0", "object": "chat.completion", "choices": [{"mess'
             return web.Response(body=half, content_type="application/json")
         else:
-            body, completion_tokens = await self.answer(asked, key, self._latency_s())
-            self.limits.take_tokens(completion_tokens)
+            body = await answer(key, self._latency_s())
         if fault == "reset":
             if request.transport is not None:
                 request.transport.abort()
@@ -225,9 +246,15 @@ class Annotator:
         return known[1]
 
     async def answer(
-        self, asked: Request, key: str | None, latency_s: float = 0.0
-    ) -> tuple[bytes, int]:
-        """(body, completion tokens) of an answer that is in the journal; call `known` before."""
+        self,
+        asked: Request,
+        key: str | None,
+        latency_s: float = 0.0,
+        written: Callable[[bytes], bytes] = bytes,
+        limited: bool = True,
+    ) -> bytes:
+        """An answer that is in the journal; call `known` before. `written` gives its body from
+        that of a completion. `limited`: its tokens count for the limits."""
         done = asyncio.get_running_loop().create_future()
         if key is not None:
             self.running[key] = done
@@ -236,6 +263,7 @@ class Annotator:
                 await asyncio.sleep(latency_s)
             who = (self.replay.answer,) if self.replay else ()  # else the rules
             body, completion_tokens = complete(asked, *who)
+            body = written(body)
             self.journal.add(key, asked.sha256, body)
         finally:
             done.set_result(None)
@@ -243,7 +271,9 @@ class Annotator:
                 del self.running[key]
         self.counts["answered"] += 1
         self.tasks[asked.task] += 1
-        return body, completion_tokens
+        if limited:
+            self.limits.take_tokens(completion_tokens)
+        return body
 
     async def stats(self, request: web.Request) -> web.Response:
         """`answered`: by this process, `batch_lines` of them in batches; `journal`: ever;
@@ -284,6 +314,8 @@ class Annotator:
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/stats", self.stats)
+        app.router.add_post("/v1/responses", self.response)
+        app.router.add_get("/v1/responses/{id}", self.responses.stored)
         self.batches.add_to(app.router)
         return app
 

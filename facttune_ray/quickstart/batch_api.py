@@ -305,7 +305,7 @@ class Batches:
         asked = check_request(line.body)
         if (known := await self.annotator.known(asked, line.custom_id)) is not None:
             return json.loads(known)
-        body, _ = await self.annotator.answer(asked, line.custom_id)
+        body = await self.annotator.answer(asked, line.custom_id, limited=False)
         self.annotator.counts["batch_lines"] += 1
         return json.loads(body)
 

@@ -1,4 +1,4 @@
-"""OpenAI's chat and text completions: requests checked and limited, responses and errors written.
+"""OpenAI's chat and text completions: requests checked and limited, answers and errors written.
 
 asked = parse_request(b'{"model": "rules", "messages": [{"role": "user", "content": "Hi"}]}')
 complete(asked)  ->  (b'{"id": "chatcmpl-...", "object": "chat.completion", ...}', 16)
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 Answer = Callable[[list[dict[str, str]], int], str]
+LOGPROBS = "message.output_text.logprobs"  # what a response's `include` calls them
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Request:
     temperature: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    response: bool = False  # of the Responses API: responses_api.py
+    background: bool = False
+    store: bool = True  # of a response: it can be fetched later
 
     @property
     def task(self) -> str:
@@ -62,7 +66,7 @@ class RequestError(Exception):
 
 def parse_request(raw: bytes, what: str = "messages") -> Request:
     """The request in a body; RequestError says what is wrong with it. `what`: "prompt" for a text
-    completion."""
+    completion, "input" for a response."""
     return check_request(parse_object(raw), what)
 
 
@@ -88,10 +92,11 @@ def check_request(body: dict[str, Any], what: str = "messages") -> Request:
         message = "Streaming is not supported: send stream=false."
         raise RequestError(message, "stream", "unsupported_value")
     prompt = body["prompt"] if what == "prompt" else None
-    messages = [_message(i, m) for i, m in enumerate(body["messages"])] if prompt is None else []
+    messages = [_message(what, i, m) for i, m in enumerate(body[what])] if prompt is None else []
     n = 1 if body.get("n") is None else body["n"]
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    for field, number, most in (("n", n, 128), ("max_tokens", limit, 10**9)):
+    capped = ("max_output_tokens",) if what == "input" else ("max_completion_tokens", "max_tokens")
+    limit = next((body[name] for name in capped if body.get(name)), None)
+    for field, number, most in (("n", n, 128), (capped[-1], limit, 10**9)):
         if number is not None and (type(number) is not int or not 1 <= number <= most):
             raise RequestError(
                 f"'{field}' must be an integer from 1 to {most}.", field, "invalid_value"
@@ -116,17 +121,20 @@ def check_request(body: dict[str, Any], what: str = "messages") -> Request:
         prompt_tokens=sum(count_tokens(m["content"]) for m in messages)
         + count_tokens(prompt or ""),
         sha256=hashlib.sha256(canonical).hexdigest(),
-        logprobs=bool(body.get("logprobs")),
+        logprobs=bool(body.get("logprobs")) or LOGPROBS in (body.get("include") or ()),
         prompt=prompt,
         temperature=temperature,
         seed=seed,
         stop=tuple(stop),
+        response=what == "input",
+        background=bool(body.get("background")),
+        store=body.get("store") is not False,
     )
 
 
-def _message(index: int, message: Any) -> dict[str, str]:
+def _message(what: str, index: int, message: Any) -> dict[str, str]:
     """{"role", "content"}; content in parts is joined."""
-    where = f"messages[{index}]"
+    where = f"{what}[{index}]"
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f"'{where}' must be an object with a role.", where, "invalid_type")
     content = message.get("content")

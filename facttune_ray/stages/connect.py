@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 from facttune_ray.config import Config, EndpointConfig
 from facttune_ray.errors import UserError
 from facttune_ray.llm.client import Client
@@ -50,8 +48,10 @@ def endpoints_of(cfg: Config, base_url: str) -> list[EndpointConfig]:
                 base_url, llm.api_key_env, llm.requests_per_minute, llm.tokens_per_minute
             )
         ]
-    if llm.mode == "batch" and len(llm.endpoints) > 1:
-        raise UserError("llm.mode=batch: give one endpoint: a batch lives where it was sent")
+    if llm.mode != "online" and len(llm.endpoints) > 1:
+        raise UserError(
+            f"llm.mode={llm.mode}: give one endpoint: an answer is kept where it was asked for"
+        )
     return [
         EndpointConfig(
             e.base_url or base_url,
@@ -69,12 +69,12 @@ def connect(work: Work) -> Client:
 
     from facttune_ray.llm import actors
 
-    cfg, worker = work.cfg, uuid.uuid4().hex[:12]
+    cfg, ledger = work.cfg, open_ledger(work.cfg, work.stage)
     endpoints, queue = [], Queue()
     for e in endpoints_of(cfg, work.base_url):
         limits = Limits(e.requests_per_minute, e.tokens_per_minute)
         renew = actors.renew_at(e.base_url, cfg.llm.model, e.api_key_env, limits)
-        gate = Gate(renew, cfg.llm.concurrency, worker, queue)
+        gate = Gate(renew, cfg.llm.concurrency, ledger.writer, queue)
         endpoints.append(
             Endpoint(
                 e.base_url,
@@ -87,4 +87,5 @@ def connect(work: Work) -> Client:
         )
     assert ray.is_initialized()
     report = actors.report_to(work.meter, cfg.llm.model)
-    return Client(cfg.llm, open_ledger(cfg, work.stage), endpoints, report, worker)
+    # the meter knows by this name what of a worker's total is in the ledger already
+    return Client(cfg.llm, ledger, endpoints, report, ledger.writer)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from facttune_ray import errors, tables, telemetry
+from facttune_ray import ending, errors, tables, telemetry
 from facttune_ray.config_layers import one_line
 from facttune_ray.errors import UserError
 from facttune_ray.memory import give_back
@@ -34,6 +34,7 @@ from facttune_ray.telemetry import say
 Batch = dict[str, np.ndarray]
 OPEN_SHARDS = 64  # of one worker, at once: their rows are in memory
 REACH_S = 5.0  # until a cluster that does not answer is taken for gone
+UNSURE = ("estimated", "unknown", "unknown_usd")  # of Usage; in a manifest where above 0
 TASKS = 32  # of one worker, each some shards: the driver's work does not grow with them
 
 
@@ -110,6 +111,7 @@ class ShardWorker:
             "tokens": used.tokens,
             "cost_usd": used.cost_usd,
         }
+        stats |= {k: v for k in UNSURE if (v := getattr(used, k))}
         folder = self.context.root / self.work.output
         await asyncio.to_thread(
             tables.write_part, folder, self.work.stage, shard, rows, stats
@@ -198,7 +200,7 @@ def run(
         pool = ray.data.TaskPoolStrategy(size=workers)
         task = functools.partial(run_shards, work=work)
         done = data.map_batches(task, compute=pool, **size)
-    done.set_name(work.output.replace("/", "."))  # what the progress bar shows
+    done.set_name(work.output.replace("/", "."))  # in Ray's dashboard
     stopped: UserError | None = None
     for row in done.iter_rows():  # the others drain, too: what they paid for is kept
         if row["stopped"] and stopped is None:
@@ -241,6 +243,8 @@ def _start_ray() -> None:
 
     if ray.is_initialized():
         return
+    if ending.heeding():  # Ray's own handler would end us without a line while it starts
+        ray._private.utils.set_sigterm_handler = lambda handler: None
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _reach(address)
@@ -259,10 +263,11 @@ def _start_ray() -> None:
             log_to_driver=False,  # workers' lines stay in Ray's session logs
             object_store_memory=512 * 2**20,  # tables travel as files, not as objects
         )
+    ending.install()
     for name in ("ray", "ray.data"):  # their warnings are not the user's to act on
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = sys.stderr.isatty()
+    context.enable_progress_bars = False  # facttune_ray/progress.py prints what is done
     context.print_on_execution_start = False
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facttune_ray import ending
 from facttune_ray.config import GroupsConfig, SFTConfig, TrainConfig
 from facttune_ray.errors import UserError
 from facttune_ray.storage import Folder
@@ -100,8 +101,9 @@ def train(job: TrainJob) -> int:
             ),
         ),
     )
+    # in the main thread Ray Train would take Ctrl-C for itself, also when it is done
     with _progress(Path(job.out) / "train.jsonl"):
-        outcome = trainer.fit().return_value  # type: ignore[attr-defined]
+        outcome = ending.aside(trainer.fit).return_value  # type: ignore[attr-defined]
     if isinstance(outcome, str):
         raise UserError(outcome)
     return outcome

@@ -12,7 +12,7 @@ import pytest
 from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import Ask, MeterLost, Usage
 from facttune_ray.llm.ledger import Completion, Ledger
-from facttune_ray.llm.limiter import TERM_S, Limits, Seen
+from facttune_ray.llm.limiter import MAX_HORIZON_S, Lease, Limits, Seen
 from facttune_ray.llm.permits import LimiterLost
 from facttune_ray.tables import Folder
 
@@ -25,14 +25,13 @@ def test_two_workers_share_one_limiter(ray_cluster):
 
     async def both():
         alone = await first(Seen("a", waiting=500, most=10))
-        none_left = await second(Seen("b", waiting=500, most=10))
-        again = await first(Seen("a", waiting=500, most=10))
-        return alone, none_left, again, await second(Seen("b", waiting=500, most=10))
+        half = await second(Seen("b", waiting=500, most=10))
+        return alone, half, await first(Seen("a", waiting=500, most=10, held=500))
 
-    alone, none_left, again, half = asyncio.run(both())
+    alone, half, again = asyncio.run(both())
     assert alone.requests_per_s == pytest.approx(99.0)
-    assert none_left.requests_per_s == 0.0  # it is all out; the first one's next lease is half
     assert again.requests_per_s == half.requests_per_s == pytest.approx(49.5)
+    assert alone.epoch == half.epoch and alone.permits and not again.permits
 
 
 def test_the_limits_of_a_run_that_is_over_are_dropped(ray_cluster):
@@ -41,14 +40,16 @@ def test_the_limits_of_a_run_that_is_over_are_dropped(ray_cluster):
     async def rate(limits: Limits) -> float:
         renew = actors.renew_at("http://c", "m", "KEY", limits)
         lease = await renew(Seen("a", waiting=500, most=10))
-        await renew(Seen("a"))  # nothing waits: the lease is given back
+        await renew(Seen("a"))  # nothing waits
         return lease.requests_per_s
 
     assert asyncio.run(rate(Limits(6000))) == pytest.approx(99.0)
     assert math.isinf(asyncio.run(rate(Limits())))
 
 
-def test_a_killed_limiter_comes_back_quiet_and_then_gives_again(ray_cluster):
+def test_a_killed_limiter_comes_back_and_first_lets_the_permits_of_its_predecessor_pass(
+    ray_cluster,
+):
     import ray
 
     from facttune_ray.llm import actors
@@ -57,33 +58,24 @@ def test_a_killed_limiter_comes_back_quiet_and_then_gives_again(ray_cluster):
     renew = actors.renew_at("http://b", "m", "KEY", limits)
     report = Seen("a", waiting=500, most=10)  # a newcomer: others may hold what it cannot know
 
-    async def lease(until) -> None:
+    async def lease(until) -> Lease:
         """Ask until a lease fits."""
         started = time.monotonic()
         while time.monotonic() - started < 60:
             try:
-                if until(await renew(report)):
-                    return
+                if until(found := await renew(report)):
+                    return found
             except (LimiterLost, ray.exceptions.RayError):
                 pass
             await asyncio.sleep(0.05)
         raise AssertionError("no such lease")
 
-    asyncio.run(lease(lambda found: found.requests_per_s > 0))
-    limiter = actors.limiter_of("http://b", "m", "KEY", limits)
-    killed = time.monotonic()
-    ray.kill(limiter, no_restart=False)
-
-    def of_the_new_one_while_leases_are_out(found) -> bool:
-        """It may take longer to be reached than leases last; then there is nothing to wait for."""
-        up_s = ray.get(limiter.state.remote())["up_s"]
-        if up_s > time.monotonic() - killed:
-            return False  # the old one was still there
-        assert up_s > TERM_S or (found.requests_per_s == 0 and found.pause_s > 0)
-        return True
-
-    asyncio.run(lease(of_the_new_one_while_leases_are_out))
-    asyncio.run(lease(lambda found: found.requests_per_s > 0))
+    old = asyncio.run(lease(lambda found: found.permits))
+    ray.kill(actors.limiter_of("http://b", "m", "KEY", limits), no_restart=False)
+    first = asyncio.run(lease(lambda found: found.epoch != old.epoch))
+    assert not first.permits
+    again = asyncio.run(lease(lambda found: found.permits))
+    assert again.permits[0][0] >= first.now_s + MAX_HORIZON_S
 
 
 def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluster):
@@ -91,35 +83,42 @@ def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluste
 
     from facttune_ray.llm import actors
 
-    folder = Folder.of(str(tmp_path))
+    folder, serial = Folder.of(str(tmp_path)), [0]
 
-    async def pay(usd: float) -> None:
+    async def pay(usd: float, writer: str) -> None:
+        ledger = Ledger(folder, flush_s=0.001, run="r")
+        ledger.writer = writer
         paid = Completion("x", 1, 1, "m", 1, 0.1, cost_usd=usd)
-        await Ledger(folder, flush_s=0.001, run="r").put(str(usd).encode().ljust(32), paid)
+        await ledger.put(str(usd).encode().ljust(32), paid)
 
     async def ask(usage: Usage):
         for _ in range(100):
             try:
-                return await report(Ask("a", "facts", usage, 0.0, 9.0, 0.1))
+                serial[0] += 1
+                ask = Ask("a", "facts", serial[0], usage, wants_usd=9.0, one_usd=0.1)
+                if (found := await report(ask)).usd:
+                    return found
             except MeterLost:
-                await asyncio.sleep(0.2)
+                pass
+            await asyncio.sleep(0.2)  # a new meter gives nothing at first
         raise AssertionError("no meter")
 
-    asyncio.run(pay(0.25))
+    asyncio.run(pay(0.25, "before"))
     meter = actors.start_meter("test-meter", 1.0, folder, "r")
     report = actors.report_to("test-meter", "m")
     assert asyncio.run(ask(Usage(calls=2, cost_usd=0.5))).usd == pytest.approx(0.25)
     assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.75
-    asyncio.run(pay(0.5))
+    asyncio.run(pay(0.375, "a"))  # the rest of what it paid is not written yet
     ray.kill(meter, no_restart=False)
-    assert asyncio.run(ask(Usage())).usd == pytest.approx(0.25)
+    assert asyncio.run(ask(Usage(calls=2, cost_usd=0.5))).usd == pytest.approx(0.25)
+    assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.75
 
 
 def test_a_meter_that_never_was_is_named_lost(ray_cluster):
     from facttune_ray.llm import actors
 
     with pytest.raises(MeterLost):
-        asyncio.run(actors.report_to("no-such-meter", "m")(Ask("a", "facts", Usage())))
+        asyncio.run(actors.report_to("no-such-meter", "m")(Ask("a", "facts", 1, Usage())))
 
 
 def test_a_meter_that_cannot_read_the_ledger_is_one_line(tmp_path, ray_cluster):
@@ -140,7 +139,7 @@ def test_what_is_paid_is_counted_in_rays_metrics(tmp_path, ray_cluster):
 
     meter = actors.start_meter("test-metrics", None, Folder.of(str(tmp_path)), "r")
     used = Usage(calls=3, refused=2, completion_tokens=40, cost_usd=0.5)
-    asyncio.run(actors.report_to("test-metrics", "a-model")(Ask("a", "facts", used)))
+    asyncio.run(actors.report_to("test-metrics", "a-model")(Ask("a", "facts", 1, used)))
     assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.5
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     wanted = {"calls": 3, "refused": 2, "completion_tokens": 40, "cost_usd": 0.5}

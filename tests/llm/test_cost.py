@@ -8,7 +8,7 @@ import pytest
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import UserError
-from facttune_ray.llm.cost import Ask, Meter, Usage, price_of
+from facttune_ray.llm.cost import SILENT, Ask, Meter, Usage, Waits, price_of
 
 
 def test_price_by_model_snapshot_and_mode():
@@ -38,31 +38,38 @@ def test_prices_that_are_refused(settings, says):
         price_of(LLMConfig(**settings))
 
 
-def ask(worker: str, **values) -> Ask:
-    return Ask(worker, "facts", values.pop("used", Usage()), **values)
+class Worker:
+    """Reports of one worker, numbered, with its totals."""
+
+    def __init__(self, name: str, stage: str = "facts") -> None:
+        self.name, self.stage, self.serial, self.used = name, stage, 0, Usage()
+
+    def ask(self, paid: Usage | None = None, **values) -> Ask:
+        self.serial += 1
+        self.used += paid or Usage()
+        return Ask(self.name, self.stage, self.serial, self.used, **values)
 
 
 def test_two_workers_never_get_more_than_the_budget_together():
-    meter = Meter(budget_usd=1.0, spent_usd=0.2)
-    assert meter.report(ask("a", wants_usd=0.5, one_usd=0.01), 0.0).usd == 0.5
-    assert meter.report(ask("b", wants_usd=0.5, one_usd=0.01), 0.1).usd == pytest.approx(0.3)
+    meter, a, b = Meter(budget_usd=1.0, spent_usd=0.2), Worker("a"), Worker("b")
+    assert meter.report(a.ask(wants_usd=0.5, one_usd=0.01), 0.0).usd == 0.5
+    assert meter.report(b.ask(wants_usd=0.5, one_usd=0.01), 0.1).usd == pytest.approx(0.3)
     # a sent all of it and has 0.2 back; b sent nothing and gives its allowance up
     paid = Usage(calls=20, cost_usd=0.2)
-    assert meter.report(ask("a", used=paid, in_flight_usd=0.3, one_usd=0.01), 0.5).usd == 0
-    assert meter.report(ask("b"), 0.6).usd == 0
-    wants = {"in_flight_usd": 0.3, "wants_usd": 1.0, "one_usd": 0.01}
-    left = meter.report(ask("a", before=paid, **wants), 0.7)
+    assert meter.report(a.ask(paid, in_flight_usd=0.3, one_usd=0.01), 0.5).usd == 0
+    assert meter.report(b.ask(), 0.6).usd == 0
+    left = meter.report(a.ask(in_flight_usd=0.3, wants_usd=1.0, one_usd=0.01), 0.7)
     assert left.usd == pytest.approx(0.3) and not left.reached
     assert meter.spent_usd == pytest.approx(0.4)
 
 
 def test_the_budget_is_reached_when_not_one_request_fits():
-    meter = Meter(budget_usd=1.0, spent_usd=0.95)
-    assert not meter.report(ask("a", wants_usd=0.04, one_usd=0.04), 0.0).reached
+    meter, a = Meter(budget_usd=1.0, spent_usd=0.95), Worker("a")
     wants = {"wants_usd": 0.04, "one_usd": 0.04}
-    waits = meter.report(ask("a", in_flight_usd=0.04, **wants), 0.1)
+    assert not meter.report(a.ask(**wants), 0.0).reached
+    waits = meter.report(a.ask(in_flight_usd=0.04, **wants), 0.1)
     assert waits.usd == 0 and not waits.reached  # it may cost less: then one more fits
-    done = meter.report(ask("a", used=Usage(cost_usd=0.03), **wants), 0.2)
+    done = meter.report(a.ask(Usage(cost_usd=0.03), **wants), 0.2)
     assert done.reached and done.usd == 0
 
 
@@ -70,16 +77,16 @@ def test_the_budget_is_reached_when_not_one_request_fits():
 def test_two_workers_never_wait_for_each_other(seed):
     """Each may be given less than one request costs: nobody may hold on to that."""
     chance = random.Random(seed)
-    one, sent, before = {"a": 0.1, "b": 0.1}, {"a": 0.0, "b": 0.0}, {"a": Usage(), "b": Usage()}
+    workers = {"a": Worker("a"), "b": Worker("b")}
+    one, sent = {"a": 0.1, "b": 0.1}, {"a": 0.0, "b": 0.0}
     meter = Meter(budget_usd=1.0)
     for turn in range(1000):
         if not sent:
             break
         name = chance.choice(list(sent))
-        used = Usage(cost_usd=sent[name] * chance.uniform(0.7, 1.0))  # less than estimated
-        wants = {"used": used, "wants_usd": 8 * one[name], "one_usd": one[name]}
-        found = meter.report(ask(name, before=before[name], **wants), turn / 10)
-        before[name] += used
+        paid = Usage(cost_usd=sent[name] * chance.uniform(0.7, 1.0))  # less than estimated
+        asked = workers[name].ask(paid, wants_usd=8 * one[name], one_usd=one[name])
+        found = meter.report(asked, turn / 10)
         sent[name] = one[name] * int(found.usd / one[name] + 1e-9)
         if sent[name]:
             one[name] = chance.uniform(0.05, 0.2)
@@ -89,30 +96,64 @@ def test_two_workers_never_wait_for_each_other(seed):
     assert 0.8 < meter.spent_usd <= 1.0
 
 
-def test_a_silent_worker_frees_what_it_had_set_aside():
-    meter = Meter(budget_usd=1.0)
-    assert meter.report(ask("dead", wants_usd=1.0, one_usd=0.1), 0.0).usd == 1.0
-    assert meter.report(ask("a", wants_usd=0.5, one_usd=0.1), 1.0).usd == 0.0
-    assert meter.report(ask("a", wants_usd=0.5, one_usd=0.1), 40.0).usd == 0.5
+def test_a_silent_worker_frees_what_it_had_set_aside_and_has_it_again_when_it_comes_back():
+    meter, silent, a = Meter(budget_usd=1.0), Worker("silent"), Worker("a")
+    wants = {"wants_usd": 0.5, "one_usd": 0.1}
+    assert meter.report(silent.ask(wants_usd=1.0, one_usd=0.1), 0.0).usd == 1.0
+    assert meter.report(a.ask(**wants), 1.0).usd == 0.0
+    assert meter.report(a.ask(**wants), 40.0).usd == 0.5
+    meter.report(silent.ask(Usage(cost_usd=0.4), in_flight_usd=0.6), 41.0)
+    assert meter.report(a.ask(**wants), 42.0).usd == 0.0
+    assert meter.spent_usd == 0.4
 
 
-def test_a_report_that_is_made_again_counts_once():
-    meter, first, more = Meter(budget_usd=1.0), Usage(calls=3, cost_usd=0.3), Usage(calls=1)
-    meter.report(ask("a", used=first))  # its answer is lost on the way
-    meter.report(ask("a", used=first + more))
-    meter.report(ask("a", used=Usage(calls=2), before=first + more))
-    assert meter.spent_usd == 0.3 and meter.totals["facts"].calls == 6
-    # a new meter has what was paid from the ledger: only what is new to it counts
-    again = Meter(budget_usd=1.0, spent_usd=0.3)
-    again.report(ask("a", used=Usage(calls=1, cost_usd=0.1), before=Usage(calls=6, cost_usd=0.3)))
-    assert again.spent_usd == pytest.approx(0.4) and again.totals["facts"].calls == 1
+def test_reports_that_are_lost_repeated_or_overtaken_count_once():
+    meter, a = Meter(budget_usd=1.0), Worker("a")
+    wants = {"wants_usd": 0.2, "one_usd": 0.1}
+    first = a.ask(Usage(calls=3, cost_usd=0.3), in_flight_usd=0.1, **wants)
+    given = meter.report(first, 0.0)  # the answer is lost on the way
+    assert given.usd == 0.2
+    assert meter.report(first, 0.1) == given  # repeated: the same, not as much again
+    second = a.ask(Usage(calls=1))
+    third = a.ask(Usage(calls=2, unknown=1, unknown_usd=0.05), in_flight_usd=0.4)
+    meter.report(third, 0.2)
+    meter.report(second, 0.3)  # it was overtaken: nothing is in flight by it
+    assert meter.report(Worker("b").ask(wants_usd=1.0, one_usd=0.1), 0.4).usd == pytest.approx(0.25)
+    assert meter.spent_usd == pytest.approx(0.35) and meter.totals["facts"].calls == 6
 
 
-def test_usage_is_kept_by_stage():
-    meter = Meter()
-    meter.report(Ask("a", "facts", Usage(calls=3, refused=1)))
-    meter.report(Ask("b", "facts", Usage(calls=2, cached=5)))
-    meter.report(Ask("b", "verdicts", Usage(calls=1, cost_usd=0.5)))
-    stages = meter.snapshot()["stages"]
-    assert stages["facts"]["calls"] == 5 and stages["facts"]["cached"] == 5
-    assert stages["verdicts"]["cost_usd"] == 0.5 == meter.snapshot()["spent_usd"]
+def test_a_new_meter_counts_what_the_ledger_lacks_and_waits_for_every_worker():
+    a, b = Worker("a"), Worker("b")
+    paid = {"a": 0.3, "gone": 0.1}  # the ledger's rows of a's last request are not written yet
+    again = Meter(1.0, sum(paid.values()), paid, quiet_until_s=12.0)
+    wants = {"wants_usd": 1.0, "one_usd": 0.1}
+    first = again.report(a.ask(Usage(calls=4, cost_usd=0.35), **wants), 1.0)
+    assert first.usd == 0 and not first.reached
+    again.report(b.ask(Usage(calls=1, cost_usd=0.05), in_flight_usd=0.2), 2.0)
+    assert again.spent_usd == pytest.approx(0.5)
+    assert again.report(a.ask(**wants), 12.0).usd == pytest.approx(0.3)
+
+
+def test_usage_is_kept_by_stage_and_told_to_its_workers():
+    meter, a, b, c = Meter(), Worker("a"), Worker("b"), Worker("c", "verdicts")
+    meter.report(a.ask(Usage(calls=3, refused=1)))
+    assert meter.report(b.ask(Usage(calls=2, cached=5))).calls == 5
+    assert meter.report(c.ask(Usage(calls=1, cost_usd=0.5, unknown_usd=0.25))).calls == 1
+    found = meter.snapshot()
+    assert found["stages"]["facts"]["calls"] == 5 and found["stages"]["facts"]["cached"] == 5
+    assert found["stages"]["verdicts"]["cost_usd"] == 0.5 and found["spent_usd"] == 0.75
+
+
+def test_what_is_waited_for_is_told_until_it_ends_and_so_is_a_silent_worker():
+    meter, a, b, rests = Meter(), Worker("a"), Worker("b"), Worker("rests")
+    meter.report(a.ask(waits=Waits("permits", 40.0, 100)), 0.0)
+    meter.report(b.ask(waits=Waits("permits", 10.0, 28)), 1.0)
+    meter.report(rests.ask(busy=False), 1.0)
+    found = meter.snapshot(2.0)
+    assert found["workers"] == {"facts": 2}
+    assert found["waits"] == {"facts": {"permits": [42.0, 128]}}
+    meter.report(b.ask(), 30.0)
+    assert meter.snapshot(30.0)["waits"] == {"facts": {SILENT: [30.0, 1]}}
+    meter.report(b.ask(), 301.0)
+    found = meter.snapshot(301.0)
+    assert found["waits"] == {} and found["workers"] == {"facts": 1}

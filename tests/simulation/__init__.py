@@ -1,0 +1,1 @@
+"""A deterministic simulator of the LLM client: see `run.py`."""

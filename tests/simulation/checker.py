@@ -1,0 +1,549 @@
+"""Judges a simulated run by what the provider, the disk and the rows say. It shares no code with
+the product: the ledger is read with pyarrow, its journals with struct.
+
+    for broken in check(history):
+        print(broken.rule, broken.why)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import struct
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from simulation.history import Attempt, History, Row
+
+# key, estimated dollars, n (attempt n was sent; -n: it is known), length of the id that follows
+RECORD = struct.Struct(">32sdqH")
+ANSWERED = {"plain", "hidden", "total_only", "no_usage", "parts", "thinking_part", "nonsense"}
+STOPS = {"bad_setting", "no_credit"}
+ASKED_ONCE = {"thoughts_cut", "empty_cut", "filtered", "filtered_half"}
+REFUSED = {"too_long", "too_long_b", "moderated"}
+
+
+@dataclass(frozen=True)
+class Broken:
+    rule: str
+    why: str
+
+
+class Evidence:
+    """What the rules look at, worked out once."""
+
+    def __init__(self, history: History) -> None:
+        self.h, self.s = history, history.settings
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Name of a request -> the first key that it pays for."""
+        out = {}
+        for keys in {tuple(row.keys) for row in self.h.rows}:
+            for n in range(1, len(keys) + 1):
+                for some in itertools.combinations(keys, n) if n > 1 else ((k,) for k in keys):
+                    whole = b"".join(map(bytes.fromhex, some))
+                    name = some[0] if n == 1 else hashlib.sha256(whole).hexdigest()
+                    out[name] = some[0]
+        return out
+
+    def first(self, name: str) -> str:
+        return self.names.get(name, name)
+
+    @cached_property
+    def attempts(self) -> list[Attempt]:
+        """Those that a client sent; a proxy's repetition is none of its doing."""
+        return [a for a in self.h.attempts if a.failed != "twin"]
+
+    @cached_property
+    def billed(self) -> dict[str, list[Attempt]]:
+        out = defaultdict(list)
+        for a in self.attempts:
+            if a.billed:
+                out[self.first(a.name)].append(a)
+        return out
+
+    @cached_property
+    def ledger(self) -> list[dict]:
+        """Rows of all segments that can be read."""
+        rows = []
+        for path, data in self.h.files.items():
+            if path.endswith(".arrow"):
+                try:
+                    rows += pa.ipc.open_file(pa.BufferReader(data)).read_all().to_pylist()
+                except (pa.ArrowInvalid, OSError):
+                    continue
+        return rows
+
+    @cached_property
+    def kept(self) -> dict[str, list[list[dict]]]:
+        """First key -> the answers kept of requests that it names, each with all its choices."""
+        together = defaultdict(dict)
+        for row in self.ledger:  # a merge copies rows: the same ones count once
+            together[(row["created_s"], row["crc"], row["key"])][row["key"]] = row
+        rows = [next(iter(found.values())) for found in together.values()]
+        by_key = defaultdict(list)
+        for row in rows:
+            by_key[row["key"].hex()].append(row)
+        follows = {}
+        for asked in self.h.rows:
+            for i, key in enumerate(asked.keys):
+                follows[key] = asked.keys[i + 1 :]
+        out = defaultdict(list)
+        for row in rows:
+            if row["attempts"] > 0:
+                answer = [row]
+                for key in follows.get(row["key"].hex(), []):
+                    answer += [
+                        r
+                        for r in by_key[key]
+                        if r["created_s"] == row["created_s"] and r["attempts"] == 0
+                    ]
+                out[row["key"].hex()].append(answer)
+        return out
+
+    @cached_property
+    def unknown(self) -> Counter[str]:
+        """First key -> attempts that a journal lists as sent and not known."""
+        out: Counter[str] = Counter()
+        for path, data in self.h.files.items():
+            if not path.endswith(".sent"):
+                continue
+            open_ones, at = set(), 0
+            while at + RECORD.size <= len(data):
+                key, _, n, size = RECORD.unpack_from(data, at)
+                at += RECORD.size + size
+                if n > 0:
+                    open_ones.add((key, n))
+                else:
+                    open_ones.discard((key, -n))
+            out.update(self.first(key.hex()) for key, _ in open_ones)
+        return out
+
+    @cached_property
+    def death_s(self) -> dict[str, float]:
+        return {d.process: d.at_s for d in self.h.deaths}
+
+    @cached_property
+    def crashed(self) -> set[str]:
+        return {d.process for d in self.h.deaths if d.crash}
+
+    @cached_property
+    def row_of(self) -> dict[tuple[str, int], Row]:
+        return {(row.process, row.row): row for row in self.h.rows}
+
+    def delivered(self, a: Attempt) -> bool:
+        """Whether the client has had a whole answer."""
+        return a.billed and not a.garbled and a.failed == "" and self.had(a)
+
+    def had(self, a: Attempt) -> bool:
+        """Whether what came, came before the process died."""
+        return a.ended_s is not None and a.ended_s < self.death_s.get(a.process, float("inf"))
+
+    def doubtful(self, a: Attempt) -> bool:
+        """Whether the client could not know that it was billed, or not."""
+        if a.failed in ("reset", "timeout", "cancelled") or a.garbled or not self.had(a):
+            return True
+        return (a.status or 0) >= 500 or a.status in (408, 409)
+
+    def open_at_death(self, a: Attempt) -> bool:
+        """Whether the process died with this row, so perhaps with an answer in memory."""
+        row = self.row_of.get((a.process, a.row))
+        return a.process in self.death_s and (row is None or row.ended_s is None)
+
+    @cached_property
+    def storage_failed(self) -> bool:
+        return bool(self.s["disk_full"] or self.s["disk_broken"])
+
+    @cached_property
+    def peak_usd(self) -> float:
+        """The most that was in flight at a time, at its true cost."""
+        moves = []
+        for a in self.attempts:
+            if a.usd:
+                end = a.ended_s if a.ended_s is not None else self.h.ended_s
+                end = max(end, a.finished_s or 0.0)
+                moves += [(a.departed_s, a.usd), (end, -a.usd)]
+        now = most = 0.0
+        for _, usd in sorted(moves, key=lambda m: (m[0], -m[1])):
+            now += usd
+            most = max(most, now)
+        return most
+
+    @cached_property
+    def justified(self) -> bool:
+        """Whether something that the seed does may stop a run."""
+        s = self.s
+        return bool(s["down"] or self.storage_failed or any(k in STOPS for k in s["kinds"]))
+
+
+# -- rules ---------------------------------------------------------------------------------------
+
+
+def nothing_breaks(e: Evidence) -> Iterator[str]:
+    yield from e.h.errors[:3]
+    yield from e.h.crashed[:3]
+
+
+def every_bill_is_kept_or_listed(e: Evidence) -> Iterator[str]:
+    """1: each billed answer is in the ledger, or its attempt in a journal."""
+    for key, bills in e.billed.items():
+        kept, unknown = len(e.kept[key]), e.unknown[key]
+        lost = sum(_lost_in_crash(e, a) for a in bills)
+        if len(bills) > kept + unknown + lost:
+            yield (
+                f"row {bills[0].row} ({bills[0].kind}), key {key[:8]}: billed {len(bills)} times, "
+                f"{kept} in the ledger, {unknown} in journals"
+            )
+
+
+def _lost_in_crash(e: Evidence, a: Attempt) -> bool:
+    """Sent just before its host crashed: the journal's record may be lost, too. A process that was
+    killed syncs nothing any more."""
+    dead_s = e.death_s.get(a.process, float("inf"))
+    return any(a.departed_s <= at and min(at, dead_s) - a.departed_s < 0.3 for at in e.h.crashes)
+
+
+def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
+    """1: a journal lists no more than what was in flight at a kill, or got no answer."""
+    if e.storage_failed or e.h.stuck:
+        return
+    mine = defaultdict(list)
+    last_s: dict[str, float] = {}  # when a process put its journal last, in a store
+    for a in e.attempts:
+        last_s[a.process] = a.departed_s
+    for a in e.attempts:
+        mine[e.first(a.name)].append(a)
+    asked_at_death = Counter(
+        key
+        for row in e.h.rows
+        if row.ended_s is None and row.process in e.death_s
+        for key in row.keys
+    )
+    for key, unknown in e.unknown.items():
+        doubtful = sum(e.doubtful(a) or e.open_at_death(a) for a in mine[key])
+        # that an attempt is over is lost with a host, and in a store it is put with the next one
+        late = sum(
+            a.process in e.crashed
+            or (e.s["store"] and a.process in e.death_s and _end(e, a) > last_s[a.process] - 1.0)
+            for a in mine[key]
+        )
+        if unknown > doubtful + asked_at_death[key] + late:
+            yield (
+                f"key {key[:8]}: {unknown} unknown attempts are listed, {doubtful} were lost or in "
+                f"flight at a kill"
+            )
+
+
+def nothing_is_paid_twice(e: Evidence) -> Iterator[str]:
+    """2: what a client has had is not sent again, by it or, once the row ended, by anybody."""
+    opened = dict(e.h.openings)
+    by_name = defaultdict(list)
+    for a in e.attempts:
+        by_name[a.name].append(a)
+    for same in by_name.values():
+        same.sort(key=lambda a: a.departed_s)
+        for i, a in enumerate(same):
+            if not e.delivered(a):
+                continue
+            row = e.row_of.get((a.process, a.row))
+            for b in same[i + 1 :]:
+                if b.departed_s < a.ended_s:
+                    continue
+                if a.process == b.process:
+                    yield f"row {a.row}: answered at {a.ended_s:.3f}, sent again {b.departed_s:.3f}"
+                elif row is not None and row.ended_s is not None and row.outcome != "stop":
+                    if row.ended_s > b.departed_s or e.storage_failed:
+                        continue
+                    fresh = e.s["stale_s"] and opened[b.process] < row.ended_s + e.s["stale_s"] + 1
+                    if not fresh:
+                        yield (
+                            f"row {a.row}: ended at {row.ended_s:.3f} in {a.process}, sent again "
+                            f"at {b.departed_s:.3f} by {b.process}"
+                        )
+
+
+def the_ledger_costs_what_was_billed(e: Evidence) -> Iterator[str]:
+    """3: each answer kept has the tokens and dollars of one that the server billed."""
+    for key, answers in e.kept.items():
+        left = [a for a in e.billed.get(key, [])]
+        for answer in answers:
+            prompt = sum(r["prompt_tokens"] for r in answer)
+            completion = sum(r["completion_tokens"] for r in answer)
+            usd = sum(r["cost_usd"] for r in answer)
+            for a in left:
+                same = prompt == a.prompt_tokens and completion == a.completion_tokens
+                same &= abs(usd - a.usd) < 1e-12 + 1e-9 * a.usd
+                if a.told == "total":
+                    same = prompt + completion == a.prompt_tokens + a.completion_tokens and usd > 0
+                elif a.told == "none":
+                    same = prompt + completion > 0 and usd > 0
+                if same:
+                    left.remove(a)
+                    break
+            else:
+                told = [(a.told, a.prompt_tokens, a.completion_tokens) for a in left]
+                yield f"key {key[:8]}: kept {prompt} + {completion} tokens, ${usd:g}; billed {told}"
+
+
+def the_budget_holds(e: Evidence) -> Iterator[str]:
+    """3: the bill is at most the budget and what was in flight."""
+    budget = e.s["budget_usd"]
+    if budget is None:
+        return
+    bill = sum(a.usd for bills in e.billed.values() for a in bills)
+    doubtful = sum(a.usd for bills in e.billed.values() for a in bills if not e.delivered(a))
+    slack = e.peak_usd * (1 + len(e.h.deaths)) + doubtful
+    if bill > budget + slack + 1e-9:
+        yield f"billed ${bill:.6f}, the budget is ${budget:.6f}, in flight at most ${slack:.6f}"
+
+
+def the_limit_holds(e: Evidence) -> Iterator[str]:
+    """4: no 60 s have more departures than the limit, once the client could know it."""
+    s = e.s
+    limits = e.h.limits
+    low, high = s["trip_s"]
+    for index, kind in ((1, "requests"), (2, "tokens")):
+        told = s["configured"][index - 1]
+        values = [limit[index] for limit in limits]
+        if any(v is None for v in values) or not values:
+            continue
+        known_s = 0.0
+        if told is None or told > min(values):
+            if not s["tells_limits"] or told is not None:
+                continue  # unknown, or the configured one has to be refused first
+            first = [a.ended_s for a in e.attempts if a.status == 200 and e.had(a)]
+            known_s = min(first, default=0.0) + 11.0 + 2 * high
+        if len(limits) > 1 and told is None:
+            known_s = max(known_s, limits[-1][0] + 15.0)
+        rate = max(values) if told is None else told
+        if len(limits) > 1 and known_s > limits[-1][0]:
+            rate = values[-1]
+        sent = [
+            (a.departed_s, a.prompt_tokens + a.completion_tokens if index == 2 else 1)
+            for a in e.attempts
+            if a.departed_s >= known_s
+        ]
+        slack = rate / 60 * (high - low) + 1e-6
+        slack += sum(t for _, _, t in s["stalls"]) * rate / 60
+        if index == 2:
+            slack += 2 * _peak_tokens(e)
+        times = [at for at, _ in sent]
+        sums = [0, *itertools.accumulate(n for _, n in sent)]
+        for i, at in enumerate(times):
+            j = bisect_left(times, at + 60.0)
+            if sums[j] - sums[i] > rate + slack:
+                yield (
+                    f"{sums[j] - sums[i]} {kind} left in the 60 s from {at:.3f}, "
+                    f"the limit is {rate:g} (slack {slack:.1f})"
+                )
+                return
+
+
+def _peak_tokens(e: Evidence) -> float:
+    moves = []
+    for a in e.attempts:
+        end = a.ended_s if a.ended_s is not None else e.h.ended_s
+        n = a.prompt_tokens + a.completion_tokens
+        moves += [(a.departed_s, n), (end, -n)]
+    now = most = 0
+    for _, n in sorted(moves, key=lambda m: (m[0], -m[1])):
+        now += n
+        most = max(most, now)
+    return most
+
+
+def every_row_ends(e: Evidence) -> Iterator[str]:
+    """5: no wait without an end."""
+    if e.h.stuck:
+        waiting = [r.row for r in e.h.rows if r.ended_s is None and r.process not in e.death_s]
+        yield f"{e.h.stuck}: rows {waiting[:8]} wait"
+        return
+    for row in e.h.rows:
+        if row.ended_s is None and row.process not in e.death_s:
+            yield f"row {row.row} of {row.process} never ended"
+            return
+        if row.ended_s is not None and row.ended_s - row.asked_s > _longest_s(e):
+            yield (
+                f"row {row.row} took {row.ended_s - row.asked_s:.1f} s, at most "
+                f"{_longest_s(e):.1f} s are explained"
+            )
+            return
+
+
+def _longest_s(e: Evidence) -> float:
+    """How long a row may wait: until all rows before it are sent, at worst."""
+    s = e.s
+    rates = [v / 60 for _, v, _ in e.h.limits if v] + [c / 60 for c in s["configured"][:1] if c]
+    requests = sum(max(1, n) for n in s["choices"]) * (1 + s["reasks"])
+    each = s["timeout_s"] + s["max_wait_s"]
+    return (
+        2 * requests / min(rates, default=1.0)
+        + min(2 * s["max_elapsed_s"], s["max_attempts"] * each * (1 + s["reasks"]))
+        + s["faults_end_s"]
+        + 120.0
+        + requests * s["latency_s"] * 3
+    )
+
+
+def permits_are_used(e: Evidence) -> Iterator[str]:
+    """6: in any 10 s without trouble the limit's worth of waiting requests leaves."""
+    s = e.s
+    rpm = s["configured"][0]
+    truth = [v for _, v, _ in e.h.limits]
+    if rpm is None or s["configured"][1] is not None or any(v is None or v < rpm for v in truth):
+        return
+    if s["budget_usd"] is not None or s["slow_threads_s"] > 0.05 or any(t for *_, t in e.h.limits):
+        return
+    high = s["trip_s"][1]
+    first: dict[tuple[str, int], float] = {}
+    for a in e.attempts:
+        first.setdefault((a.process, a.row), a.departed_s)
+    times = sorted(a.departed_s for a in e.attempts)
+    excused = [(at, at + 15.0 + 4 * high) for at, _ in e.h.troubles] + _full(e)
+    rate = 0.99 * rpm / 60
+    for begin, end in _stretches(_waiting(e, first), excused):
+        if end - begin < 10.0:
+            continue
+        left = bisect_left(times, end) - bisect_left(times, begin)
+        needed = 0.9 * rate * (end - begin - 1.0 - 2 * high) - 1 - s["workers"]
+        if left < needed:
+            yield (
+                f"{left} requests left from {begin:.2f} to {end:.2f} s, {needed:.1f} could have "
+                f"({rpm}/min) while others waited"
+            )
+            return
+
+
+def _waiting(e: Evidence, first: dict[tuple[str, int], float]) -> list[tuple[float, float]]:
+    """When some row waited that was never sent."""
+    out = []
+    for row in e.h.rows:
+        ends = [first.get((row.process, row.row)), row.ended_s, e.death_s.get(row.process)]
+        out.append(
+            (row.asked_s + 1.0, min((t for t in ends if t is not None), default=e.h.ended_s))
+        )
+    return out
+
+
+def _full(e: Evidence) -> list[tuple[float, float]]:
+    """When a worker had so much in flight that the window may hold it back."""
+    most = max(1, min(e.s["concurrency"], 8 // e.s["workers"]))
+    flights = sorted(
+        (t, step, a.process)
+        for a in e.attempts
+        for t, step in ((a.departed_s, 1), (_end(e, a), -1))
+    )
+    counts: Counter[str] = Counter()
+    since: dict[str, float] = {}
+    out = []
+    for at, step, process in flights:
+        counts[process] += step
+        if counts[process] >= most:
+            since.setdefault(process, at)
+        elif process in since:
+            out.append((since.pop(process), at + 1.0))
+    return out + [(at, e.h.ended_s) for at in since.values()]
+
+
+def _stretches(
+    inside: list[tuple[float, float]], outside: list[tuple[float, float]]
+) -> Iterator[tuple[float, float]]:
+    """Times within some interval of the first list and none of the second."""
+    edges = [
+        (t, i, step)
+        for i, some in enumerate((inside, outside))
+        for a, b in some
+        if a < b
+        for t, step in ((a, 1), (b, -1))
+    ]
+    depth, since = [0, 0], None
+    for at, which, step in sorted(edges):
+        depth[which] += step
+        if depth[0] > 0 and depth[1] == 0:
+            since = at if since is None else since
+        elif since is not None:
+            yield since, at
+            since = None
+
+
+def _end(e: Evidence, a: Attempt) -> float:
+    return a.ended_s if a.ended_s is not None else e.h.ended_s
+
+
+def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
+    """7: an answer, a row error or a stop, and as often sent as that takes."""
+    s = e.s
+    reached = any("budget_usd" in said for said in e.h.stops)
+    may_stop = e.justified or reached
+    good = sorted(a.ended_s for a in e.attempts if e.delivered(a) and a.kind in ANSWERED)
+    tried: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
+    for a in e.attempts:
+        tried[(a.process, a.row)].append(a)
+    first_good = good[0] if good else float("inf")
+    for row in e.h.rows:
+        if row.outcome in ("", "cancelled"):
+            continue
+        mine = tried[(row.process, row.row)]
+        expected = "answer" if row.kind in ANSWERED else "row error"
+        if row.kind == "nonsense" and (s["choices"][row.row] or not s["reasks"]):
+            expected = "row error"
+        if row.kind in STOPS:
+            expected = "stop"
+        if row.outcome == "stop":
+            refused = row.kind in REFUSED or row.kind == "huge"
+            early = any(k in REFUSED or k == "huge" for k in s["kinds"])
+            if not may_stop and not ((refused or early) and row.ended_s <= first_good + 5.0):
+                yield f"row {row.row} ({row.kind}) was stopped: {row.said[:120]}"
+                return
+        elif row.outcome != expected:
+            exhausted = row.outcome == "row error" and _exhausted(e, mine)
+            luck = row.kind in ("nonsense", "always_nonsense") or row.kind in STOPS
+            if not exhausted and not luck:
+                yield f"row {row.row} ({row.kind}): {row.outcome}: {row.said[:120]}"
+                return
+        answers = sum(e.delivered(a) for a in mine)
+        if row.kind in ASKED_ONCE and answers > 1 and not s["choices"][row.row]:
+            yield f"row {row.row} ({row.kind}) was answered {answers} times"
+            return
+        refusals = sum(a.status in (400, 403) and e.had(a) and a.failed == "" for a in mine)
+        if row.kind in REFUSED and refusals > 2 * max(1, s["choices"][row.row]):
+            yield f"row {row.row} ({row.kind}) was refused {refusals} times"
+            return
+
+
+def _exhausted(e: Evidence, mine: list[Attempt]) -> bool:
+    """Whether so many attempts of one request failed, or for so long, that the row may end."""
+    by_name = defaultdict(list)
+    for a in mine:
+        by_name[a.name].append(a)
+    for same in by_name.values():
+        failures = [a for a in same if not e.delivered(a) and a.status != 429]
+        span = max(_end(e, a) for a in same) - min(a.departed_s for a in same)
+        if len(failures) >= e.s["max_attempts"] or span > e.s["max_elapsed_s"] - e.s["max_wait_s"]:
+            return True
+    return False
+
+
+RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
+    nothing_breaks,
+    every_row_ends,
+    every_bill_is_kept_or_listed,
+    what_is_listed_is_bounded,
+    nothing_is_paid_twice,
+    the_ledger_costs_what_was_billed,
+    the_budget_holds,
+    the_limit_holds,
+    permits_are_used,
+    rows_end_as_they_should,
+)
+
+
+def check(history: History) -> list[Broken]:
+    evidence = Evidence(history)
+    return [Broken(rule.__name__, why) for rule in RULES for why in rule(evidence)]
