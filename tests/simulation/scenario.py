@@ -221,7 +221,7 @@ def _draw(seed: int) -> Scenario:
     rpm: float | None = None
     tpm: float | None = None
     if chance(0.65):
-        least = max(6.0, 60.0 * requests / d.choice([2.0, 5.0, 12.0, 30.0]))
+        least = max(6.0, 60.0 * requests / d.choice([2.0, 2.0, 5.0, 5.0, 12.0, 12.0, 30.0, 90.0]))
         rpm = float(round(least * d.choice([1.0, 1.0, 1.5, 4.0])))
     if chance(0.25):
         least = max(3.0 * (25 + longest / 3 + s.answer_tokens * 5), 3.0 * requests * tokens)
