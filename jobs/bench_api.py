@@ -2,6 +2,7 @@
 the cookbook's token bucket, ray.data.llm, and the bare SDK where there is no limit.
 
 python jobs/bench_api.py [--quick] --out FILE.json     python jobs/bench_api.py --memory [--quick]
+python jobs/bench_api.py --limiter [--out FILE.json]
 """
 
 import argparse
@@ -11,7 +12,7 @@ import platform
 import sys
 from pathlib import Path
 
-from facttune_ray.benchmarks import api, memory
+from facttune_ray.benchmarks import api, limiter, memory
 from facttune_ray.stages import worker
 
 LIMITED = (api.OURS, "sequential", "gather", "token_bucket", "ray_data_llm")
@@ -22,11 +23,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1,200 requests instead of 6,000")
     parser.add_argument("--memory", action="store_true", help="only a worker's memory as it grows")
+    parser.add_argument(
+        "--limiter", action="store_true", help="only how much of a limit is used, by round trip"
+    )
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args()
     if args.memory:
         for part in memory.measure(6000 if args.quick else 60_000):
             print(part)
+        return 0
+    if args.limiter:
+        shares = limiter.table()
+        print("share of the limit that 4 workers use in 120 s of virtual time, by round trip:")
+        print("       s" + "".join(f"{limit:>9,}/min" for limit in limiter.LIMITS))
+        for trip_s, by_limit in shares.items():
+            print(f"{trip_s:>8}" + "".join(f"{share:>13.3f}" for share in by_limit.values()))
+        if args.out:
+            Path(args.out).write_text(json.dumps({"virtual_time": True, "shares": shares}) + "\n")
         return 0
     if not args.out:
         parser.error("--out FILE.json: where to write the figures")

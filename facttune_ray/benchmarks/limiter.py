@@ -48,9 +48,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """`asyncio.run` in virtual time."""
+    """`asyncio.run` in virtual time, of which an hour is enough."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(work)
+        return runner.run(asyncio.wait_for(work, 3600.0))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ ledger before it is returned; one request may bring several (`n`), each a row.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -36,7 +37,6 @@ from facttune_ray.llm.refusals import Limited, Refusals
 from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
 T = TypeVar("T")
-UNKNOWN_TOKENS = 512  # of an answer without a limit, before the first one has come
 Prompt = list[dict[str, str]] | str  # messages of a chat, or the text that `completions` continues
 
 
@@ -46,8 +46,6 @@ class _Request:
 
     keys: list[bytes]  # of the completions that it is to bring
     body: dict[str, Any]
-    tokens: float  # estimated
-    usd: float  # estimated
     chars: int  # of its prompt
     ticket: int
     attempts: int = 0
@@ -99,7 +97,8 @@ class Client:
         self._tickets = itertools.count()
         # what the tokens of a request are guessed from; trued up by every answer
         self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
-        self._measured = False
+        # with a budget nothing is sent beside the first request until it has told what one costs
+        self._first = asyncio.Lock() if cfg.budget_usd is not None else None
 
     async def ask(
         self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
@@ -167,8 +166,7 @@ class Client:
         """The completions of these sample indices, as they will come; what runs, runs once."""
         new: dict[bytes, dict] = {}
         keys = []
-        if self.cfg.system == "user" and not isinstance(prompt, str):
-            prompt = without_system(prompt)
+        prompt = as_sent(self.cfg, prompt)
         for sample, own in each.items():
             params = parameters(self.cfg, sample, own)
             keys.append(key := request_key(self.cfg.model, prompt, params, sample))
@@ -300,26 +298,20 @@ class Client:
         n = len(keys)
         texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
         chars = sum(map(len, texts))
-        prompt_tokens, answer = self._guess(chars)
         form = "prompt" if isinstance(prompt, str) else "messages"
         body = {"model": self.cfg.model, form: prompt, **params}
         if n > 1:
             body["n"] = n
         if self._background is not None:
             body = as_response(body, self.endpoints[0].section)
-        if self._measured:
-            usd = self.price.usd(prompt_tokens, n * answer)
-        else:  # nothing is known yet: the budget must not be passed by what is funded on a guess
-            most = params.get("max_tokens") or params.get("max_completion_tokens") or UNKNOWN_TOKENS
-            usd = self.price.usd(chars, n * most)
+        request = _Request(keys, body, chars, next(self._tickets))
         if self._batches is not None:
-            await self._funds.take(usd)
+            usd = await self._funds.take(lambda: self._usd(request))
             try:
                 return [await self._batches.send(keys[0], body)]
             finally:
                 self._funds.done(usd)
-        tokens = prompt_tokens + n * answer
-        return await self._send(_Request(keys, body, tokens, usd, chars, next(self._tickets)))
+        return await self._send(request)
 
     async def _keep(self, key: bytes, reply: Reply, attempts: int) -> Completion:
         """Return when the answer of a batch's line is in the ledger."""
@@ -355,8 +347,8 @@ class Client:
             for i, reply in enumerate(replies)
         ]
         self.usage.count(paid)
+        self._first = None
         if paid[0].counted != "estimate" and paid[0].prompt_tokens and chars:
-            self._measured = True
             self._chars += chars
             self._prompt_tokens += paid[0].prompt_tokens
             self._answers += len(paid)
@@ -366,7 +358,8 @@ class Client:
     async def _send(self, request: _Request) -> list[Completion]:
         """Send until there is an answer. -> its completions, in the ledger"""
         while True:
-            endpoint, meaning, paid, number = await self._attempt(request)
+            async with self._first or contextlib.nullcontext():
+                endpoint, meaning, paid, number = await self._attempt(request)
             if paid:
                 await self.ledger.put_all(dict(zip(request.keys, paid, strict=False)))
             if paid or not meaning.unknown:
@@ -381,12 +374,13 @@ class Client:
 
     async def _attempt(self, request: _Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
         """(where it was sent, what came, what it paid for, its number in the journal)"""
-        clock, tokens = asyncio.get_running_loop().time, request.tokens
-        await self._funds.take(request.usd)
+        clock = asyncio.get_running_loop().time
+        usd = await self._funds.take(lambda: self._usd(request))
+        tokens = sum(self._guess(request))
         try:
             gate = await permit(self._gates, tokens, request.ticket)
             try:
-                number = await self.ledger.journal.begin(request.name, request.usd)
+                number = await self.ledger.journal.begin(request.name, usd)
             except BaseException:
                 gate.give_back()
                 raise
@@ -427,10 +421,10 @@ class Client:
                 gate.refused(tokens, meaning.headers, None, told=False)
             if meaning.unknown:
                 self.usage.unknown += 1
-                self.usage.unknown_usd += request.usd
+                self.usage.unknown_usd += usd
             return endpoint, meaning, paid, number
         finally:
-            self._funds.done(request.usd)  # what it cost is in `usage`
+            self._funds.done(usd)  # what it cost is in `usage`
 
     async def _after(self, request: _Request, endpoint: Endpoint, meaning: Meaning) -> None:
         """Return when the request may be sent again; raise when it is not to be."""
@@ -480,12 +474,15 @@ class Client:
         kept[-1] = replace(kept[-1], completion_tokens=kept[-1].completion_tokens + more)
         return kept
 
-    def _guess(self, chars: int) -> tuple[float, float]:
+    def _guess(self, request: _Request) -> tuple[float, float]:
         """(prompt, completion) tokens of a request, from what was answered so far."""
         return (
-            chars * self._prompt_tokens / self._chars,
-            self._answer_tokens / self._answers,
+            request.chars * self._prompt_tokens / self._chars,
+            len(request.keys) * self._answer_tokens / self._answers,
         )
+
+    def _usd(self, request: _Request) -> float:
+        return self.price.usd(*self._guess(request))
 
 
 def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:
@@ -508,10 +505,13 @@ def parameters(cfg: LLMConfig, sample: int, own: dict[str, Any] | None = None) -
     return {k: v for k, v in params.items() if v is not None and k not in away}
 
 
-def without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The system's text begins the first message of the user: for models without that role."""
-    said = [m["content"] for m in messages if m["role"] == "system"]
-    left = [m for m in messages if m["role"] != "system"]
+def as_sent(cfg: LLMConfig, prompt: Prompt) -> Prompt:
+    """The prompt as the model takes it: with llm.system=user the system's text begins the first
+    message of the user, for models without that role."""
+    if cfg.system == "message" or isinstance(prompt, str):
+        return prompt
+    said = [m["content"] for m in prompt if m["role"] == "system"]
+    left = [m for m in prompt if m["role"] != "system"]
     if not said or not left:
-        return messages
+        return prompt
     return [left[0] | {"content": "\n\n".join([*said, left[0]["content"]])}, *left[1:]]

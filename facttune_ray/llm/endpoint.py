@@ -65,25 +65,25 @@ class Endpoint:
             )
         address, _, query = base_url.partition("?")
         self.shown = re.sub(r"//[^/@]*@", "//", address)
-        self._address, self._query = address, dict(parse_qsl(query))
-        self._direct = direct or _loopback(address)
-        self._openai: openai.AsyncOpenAI | None = None
         self._transport = transport or self._over_http
+        self._openai = None if transport else self._sdk(address, dict(parse_qsl(query)), direct)
+
+    def _sdk(self, address: str, query: dict[str, str], direct: bool) -> openai.AsyncOpenAI:
+        key = self._key or "none"  # local servers take any, but the SDK insists on one
+        return openai.AsyncOpenAI(
+            base_url=address,
+            api_key=key,
+            max_retries=0,
+            timeout=self.timeout_s,
+            default_query=query,
+            # Azure takes its key by a header of its own
+            default_headers={"api-key": key} if "api-version" in query else None,
+            http_client=openai.DefaultAioHttpClient(trust_env=not (direct or _loopback(address))),
+        )
 
     @property
     def openai(self) -> openai.AsyncOpenAI:
-        if self._openai is None:
-            key = self._key or "none"  # local servers take any, but the SDK insists on one
-            self._openai = openai.AsyncOpenAI(
-                base_url=self._address,
-                api_key=key,
-                max_retries=0,
-                timeout=self.timeout_s,
-                default_query=self._query,
-                # Azure takes its key by a header of its own
-                default_headers={"api-key": key} if "api-version" in self._query else None,
-                http_client=openai.DefaultAioHttpClient(trust_env=not self._direct),
-            )
+        assert self._openai is not None
         return self._openai
 
     def redact(self, text: str) -> str:

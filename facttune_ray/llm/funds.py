@@ -1,9 +1,9 @@
 """A worker's side of the run's budget: a request waits here until the meter has funds for it.
 
     funds = Funds(cfg.llm, usage, report, "a", "facts", busy=lambda: True, end=client.stop)
-    await funds.take(0.003)
+    usd = await funds.take(estimate)
     ... send the request, count what it cost in `usage` ...
-    funds.done(0.003)
+    funds.done(usd)
 
 Reports what was used to the run's meter twice a second while there is work. With a budget it holds
 nothing between two reports: what the meter allows goes to those who wait, at once, and the rest is
@@ -48,28 +48,29 @@ class Funds:
         self._reporting: asyncio.Task[None] | None = None
         self._told = Usage(), False  # usage, and whether busy, when the meter last answered
         self._in_flight_usd = 0.0
-        # dollars of those who wait for funds, since when, and what they await
-        self._unfunded: deque[tuple[float, float, asyncio.Future[None]]] = deque()
+        # the estimates of those who wait for funds, since when, and what they await
+        self._unfunded: deque[tuple[Callable[[], float], float, asyncio.Future[float]]] = deque()
         self._stopped: Exception | None = None  # nothing more is sent
         self._lost_s: float | None = None  # since when the meter has not answered
 
-    async def take(self, usd: float) -> None:
-        """Return when the budget has this much left for us; BudgetReached when it never will."""
+    async def take(self, estimate: Callable[[], float]) -> float:
+        """Return when the budget has as many dollars left for us as the estimate says by then, and
+        how many these are; BudgetReached when it never will."""
         if self._stopped is not None:
             raise self._stopped
         if self._report is not None and (self._reporting is None or self._reporting.done()):
             self._reporting = asyncio.create_task(self._keep_reporting())
         if self._report is None or self.cfg.budget_usd is None:
-            self._in_flight_usd += usd
-            return
+            self._in_flight_usd += (usd := estimate())
+            return usd
         loop = asyncio.get_running_loop()
         funded = loop.create_future()
-        self._unfunded.append((usd, loop.time(), funded))
+        self._unfunded.append((estimate, loop.time(), funded))
         try:
-            await funded
+            return await funded
         except asyncio.CancelledError:
             if funded.done() and not funded.cancelled() and funded.exception() is None:
-                self.done(usd)  # funded and cancelled in one step: nobody else gives it back
+                self.done(funded.result())  # cancelled in the same step: nobody else gives it back
             raise
 
     def done(self, usd: float) -> None:
@@ -109,7 +110,8 @@ class Funds:
         now_s = asyncio.get_running_loop().time()
         while self._unfunded and self._unfunded[0][2].done():  # their tasks were cancelled
             self._unfunded.popleft()
-        wanted = [usd for usd, _, _ in itertools.islice(self._unfunded, 4 * self.cfg.concurrency)]
+        first = itertools.islice(self._unfunded, 4 * self.cfg.concurrency)
+        wanted = [estimate() for estimate, _, _ in first]
         self._serial += 1
         ask = Ask(
             worker=self.worker,
@@ -139,12 +141,12 @@ class Funds:
             self.stop(BudgetReached(f"llm.budget_usd={self.cfg.budget_usd:g} is reached"))
             return
         left_usd = allowance.usd
-        while self._unfunded and self._unfunded[0][0] <= left_usd:
-            usd, _, funded = self._unfunded.popleft()
+        while self._unfunded and (usd := self._unfunded[0][0]()) <= left_usd:
+            _, _, funded = self._unfunded.popleft()
             if not funded.done():
                 left_usd -= usd
                 self._in_flight_usd += usd
-                funded.set_result(None)
+                funded.set_result(usd)
 
     def _longest_wait(self, now_s: float) -> Waits | None:
         """Told to the meter, so that the run says what it waits for."""

@@ -95,7 +95,11 @@ class Journal:
         with writing(self._folder):
             if self._stream is None or self._size > REWRITE_BYTES:
                 self._begin_file()
-            self._stream.write(record)
+            try:
+                self._stream.write(record)
+            except BaseException:
+                self._close_stream()  # a part of it may be there: the next one makes the file anew
+                raise
             self._size += len(record)
 
     def _begin_file(self) -> None:

@@ -61,7 +61,8 @@ class Seen:
     refused: int = 0  # 429s
     exhausted: bool = False  # a 429 said, or left open, that the limit is used up
     retry_after_s: float | None = None  # longest of the 429s
-    limits: Limits = Limits()  # as the server's headers say
+    limits: Limits = Limits()  # as the server's headers said since its last report
+    known: Limits = Limits()  # and before, to all workers
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,16 @@ class Lease:
     pause_s: float = 0.0  # send nothing for this long
     permits: tuple[tuple[float, float], ...] = ()  # (from when by `now_s`, tokens) of a request
     now_s: float = 0.0  # the limiter's clock
+    horizon_s: float = MAX_HORIZON_S  # permits are issued at most this long before their time
     epoch: str = ""
+    seen: Limits = Limits()  # in headers, for a limiter that comes after this one
 
 
 @dataclass
 class _Worker:
     gone_s: float = 0.0  # it is taken for dead when it is silent until then
     seen_s: float = 0.0
+    horizon_s: float = 0.0
     need: float = 0.0  # requests waiting and in flight
     most: int = 0
     in_flight: int = 0
@@ -122,6 +126,8 @@ class Limiter:
         # an answer that we did not give: our predecessor died, and its permits may be out
         self.restarted |= report.epoch not in ("", self.epoch)
         before = self.told()
+        if self.seen == Limits():
+            self._see(report.known)
         self._see(report.limits)
         self.answered += report.answered
         self._measure(report, now_s)
@@ -238,38 +244,50 @@ class Limiter:
         worker.in_flight = report.in_flight
         if worker.need == 0:  # done for now: its share goes to the others at once
             self.workers.pop(report.worker, None)
-            return Lease(0.0, 1, now_s=now_s, epoch=self.epoch)
+            return Lease(0.0, 1, now_s=now_s, epoch=self.epoch, seen=self.seen)
         self.workers[report.worker] = worker
         worker.gone_s = now_s + 1.0 + 3 * (report.trip_s or 0.0)
+        worker.horizon_s = horizon(report.trip_s)
+        # that of the farthest, or it would take what the others may not take yet
+        horizon_s = max(w.horizon_s for w in self.workers.values())
         self.window = min(self.window, sum(w.most for w in self.workers.values()))
         needs = {n: min(w.need, w.most) for n, w in self.workers.items()}
         in_flight = shares(needs, max(self.window, len(needs)))[report.worker]
         worker.leased = min(worker.most, max(1, round(in_flight)))
-        rate, permits = self._issue(worker, report, now_s)
+        # seconds of the line that a request takes up, by either limit
+        told = self.limits()
+        rates = [
+            math.inf if limit is None else limit / 60 * SHARE * self.factor
+            for limit in (told.requests_per_minute, told.tokens_per_minute)
+        ]
+        # what was used a minute ago does not count any more, nor what was not
+        tokens_s = max(self.issued_s[1], now_s - 60.0) + report.owed / rates[1]
+        self.issued_s[1] = min(tokens_s, now_s + 60.0)
+        slots_s = 1 / rates[0], min(60.0, max(1.0, report.tokens) / rates[1])
+        rate, permits = math.inf, tuple[tuple[float, float], ...]()
+        if cost_s := max(slots_s):
+            permits = self._issue(worker, report, slots_s, horizon_s, now_s)
+            needs = {n: w.need for n, w in self.workers.items()}
+            rate = shares(needs, 1 / cost_s)[report.worker]
         worker.seen_s = now_s
         pause_s = max(0.0, self.pause_until_s - now_s)
-        return Lease(rate, worker.leased, pause_s, permits, now_s, self.epoch)
+        return Lease(
+            rate, worker.leased, pause_s, permits, now_s, horizon_s, self.epoch, seen=self.seen
+        )
 
     def _issue(
-        self, worker: _Worker, report: Seen, now_s: float
-    ) -> tuple[float, tuple[tuple[float, float], ...]]:
-        """(its share of the rate, permits)"""
-        limits = self.limits()
-        told = limits.requests_per_minute, limits.tokens_per_minute
-        rates = [math.inf if n is None else n / 60 * SHARE * self.factor for n in told]
-        # a minute after the last request nothing counts any more
-        owed_s = report.owed / rates[1]
-        slots_s = 1 / rates[0], min(60.0, max(1.0, report.tokens) / rates[1])
-        least_s = now_s - LAG_S - slots_s[1]  # a line that is kept up to now lets none begin
-        self.issued_s[1] = min(max(self.issued_s[1], least_s) + owed_s, now_s + 60.0)
+        self,
+        worker: _Worker,
+        report: Seen,
+        slots_s: tuple[float, float],
+        horizon_s: float,
+        now_s: float,
+    ) -> tuple[tuple[float, float], ...]:
+        """Permits for what waits there, as far as its share and the horizon go."""
         cost_s = max(slots_s)
-        if cost_s == 0:
-            return math.inf, ()
-        horizon_s = horizon(report.trip_s)
         # places in flight until the horizon; a permit that finds none lapses
         turns = 1 + (horizon_s / self.latency_s if self.latency_s else math.inf)
-        places = worker.leased * turns - report.in_flight
-        want = min(report.waiting, places)
+        want = min(report.waiting, worker.leased * turns - report.in_flight)
         if not any(w.wants_s for w in self.workers.values() if w is not worker):
             want += min(report.in_flight, int(HOLD_S / cost_s))  # nobody else needs it: at hand
         want = max(0, math.floor(want) - report.held)
@@ -277,23 +295,23 @@ class Limiter:
         share = shares({n: w.wants_s for n, w in self.workers.items()}, 1.0)[report.worker]
         credit_s = worker.credit_s + share * (now_s - worker.seen_s)
         worker.credit_s = min(credit_s, share * MAX_HORIZON_S)
+        # a permit that is there only after its time is of no use
         earliest_s = max(now_s + max(0.0, (report.trip_s or 0.0) - HOLD_S / 2), self.pause_until_s)
         if self.restarted:
             earliest_s = max(earliest_s, self.began_s + MAX_HORIZON_S + cost_s)
         permits: list[tuple[float, float]] = []
         while len(permits) < want:
-            ends = [issued + slot for issued, slot in zip(self.issued_s, slots_s, strict=True)]
-            at_s = max(earliest_s, *ends)
+            ends_s = [issued + slot for issued, slot in zip(self.issued_s, slots_s, strict=True)]
+            at_s = max(earliest_s, *ends_s)
             # who has had more than its share takes only what nobody else has taken in time
             entitled = worker.credit_s + share * horizon_s > 0
-            if at_s >= now_s + (horizon_s if entitled else horizon_s / 2):
+            if at_s >= now_s + (horizon_s if entitled else worker.horizon_s / 2):
                 break
-            self.issued_s = [max(end, at_s - LAG_S) for end in ends]
+            self.issued_s = [max(end_s, at_s - LAG_S) for end_s in ends_s]
             worker.credit_s -= cost_s
             permits.append((at_s, report.tokens))
         worker.wants_s -= len(permits) * cost_s
-        needs = {n: w.need for n, w in self.workers.items()}
-        return shares(needs, 1 / cost_s)[report.worker], tuple(permits)
+        return tuple(permits)
 
 
 def horizon(trip_s: float | None) -> float:

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from facttune_ray.llm.limiter import HOLD_S, RENEW_S, Lease, Limiter, Limits, Seen, horizon
+from facttune_ray.llm.limiter import HOLD_S, RENEW_S, Lease, Limiter, Limits, Seen
 
 Renew = Callable[[Seen], Awaitable[Lease]]
 
@@ -34,9 +34,15 @@ class Queue:
 
     heap: list[tuple[int, int, float, asyncio.Future[Gate]]] = field(default_factory=list)
     arrivals: int = 0
+    tokens: float = 0.0  # of a request, on average
+    moved_s: float = 0.0  # when one last left, or came first
 
     def push(self, ticket: int, tokens: float) -> asyncio.Future[Gate]:
-        taken: asyncio.Future[Gate] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        taken: asyncio.Future[Gate] = loop.create_future()
+        if not self.heap:
+            self.moved_s = loop.time()
+        self.tokens += (0.05 if self.arrivals else 1.0) * (tokens - self.tokens)
         self.arrivals += 1
         heapq.heappush(self.heap, (ticket, self.arrivals, tokens, taken))
         return taken
@@ -54,9 +60,8 @@ class Gate:
         self._clock_s = math.inf  # the limiter's clock minus ours, at most
         self._trip_s: float | None = None
         self._asked_s = math.inf  # the first question since the last answer
-        self._moved_s = 0.0  # when a request last left, or came to an empty queue
-        self._paused_s = self._down_until_s = -math.inf
-        self._owed, self._mean_tokens = 0.0, 0.0  # tokens: beyond the permits', of a request
+        self._paused_s = -math.inf
+        self._owed = 0.0  # tokens used beyond those of the permits
         self._asking: asyncio.Task[None] | None = None
         self._told_busy = False  # the limiter may believe that we have work
         self._sated = True  # it gave all that we asked for
@@ -86,7 +91,7 @@ class Gate:
     def ahead_s(self) -> float:
         """Seconds of work that must be here for no permit to be missed: the horizon, and what is
         in flight or on its way from upstream."""
-        return 1.5 + horizon(self._trip_s)
+        return 1.5 + self._lease.horizon_s
 
     @property
     def waiting(self) -> int:
@@ -107,30 +112,16 @@ class Gate:
             return None
         if not self.ready or (not self._permits and not self._free and self._asked_s < now - 1.0):
             return "an answer of the limiter", min(self._asked_s, now)
-        if now < self._paused_s:
-            return "a pause the server asked for", self._moved_s
-        if now < self._down_until_s or self.in_flight >= self._lease.in_flight:
-            return "the server", self._moved_s
-        return "permits", self._moved_s
+        why = "permits"
+        if now < self._paused_s and not self._down:
+            why = "a pause the server asked for"
+        elif now < self._paused_s or self.in_flight >= self._lease.in_flight:
+            why = "the server"
+        return why, self._queue.moved_s
 
     async def acquire(self, tokens: float, ticket: int) -> None:
         """Return when one request of about this many tokens may be sent."""
         await permit([self], tokens, ticket)
-
-    def open_now(self, tokens: float) -> bool:
-        """Take a permit if there is one and nobody waits."""
-        if self._shut is not None:
-            raise self._shut
-        self._mean_tokens += (0.05 if self._mean_tokens else 1.0) * (tokens - self._mean_tokens)
-        now = asyncio.get_running_loop().time()
-        if self._queue.heap:
-            return False
-        self._moved_s = now
-        if self._delay_s(now) > 0:
-            return False
-        self._take(tokens, now)
-        self._keep_asking()
-        return True
 
     def give_back(self) -> None:
         """A permit that was not used after all."""
@@ -148,8 +139,7 @@ class Gate:
         """Tell the limiter that nothing is to come: this loop may now stand still."""
         if self._asking is not None and not self._asking.done():
             self._asking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._asking
+            await asyncio.wait([self._asking])
             if not self._busy:
                 await self._ask()
         self._asking = None
@@ -193,9 +183,9 @@ class Gate:
         """No answer: its tokens may have been used, and stay reserved. An endpoint where nothing
         listens is left alone for a while, so that another one gets the requests."""
         now = asyncio.get_running_loop().time()
-        if unreachable and now >= self._down_until_s:
+        if unreachable and now >= self._paused_s:
             self._down += 1
-            self._down_until_s = now + min(10.0, 0.25 * 2**self._down)
+            self._paused_s = now + min(10.0, 0.25 * 2**self._down)
         self._done()
 
     def _done(self) -> None:
@@ -205,8 +195,10 @@ class Gate:
     def _look(self, headers: Mapping[str, str]) -> None:
         now = asyncio.get_running_loop().time()
         if now - self._looked_s > RENEW_S:
-            self._looked_s, self._limits = now, limits_in(headers)
-            if self._free and self._limits != Limits():  # the first answer that tells a limit:
+            self._looked_s, told = now, limits_in(headers)
+            if told != Limits():  # else it is a gateway's answer, and the limit is what it was
+                self._limits = told
+            if self._free and told != Limits():  # the first answer that tells a limit:
                 self._lease = replace(self._lease, requests_per_s=0.0)  # permits are needed now
                 self._hurry.set()
 
@@ -219,11 +211,11 @@ class Gate:
         if self.in_flight >= self._lease.in_flight or not (self._free or self._permits):
             return math.inf
         begins_s = now if self._free else self._permits[0][0]
-        return max(0.0, begins_s - now, self._paused_s - now, self._down_until_s - now)
+        return max(0.0, begins_s - now, self._paused_s - now)
 
     def _take(self, tokens: float, now: float) -> None:
         self.in_flight += 1
-        self._moved_s = now
+        self._queue.moved_s = now
         self._owed += tokens - (0.0 if self._free else self._permits.popleft()[1])
 
     def send(self) -> None:
@@ -278,7 +270,7 @@ class Gate:
             worker=self._worker,
             waiting=self.waiting,
             in_flight=self.in_flight,
-            tokens=self._mean_tokens,
+            tokens=self._queue.tokens,
             most=self._most,
             held=len(self._permits),
             epoch=self._lease.epoch,
@@ -290,6 +282,7 @@ class Gate:
             exhausted=self._exhausted,
             retry_after_s=None if self._retry_after_s < 0 else self._retry_after_s,
             limits=self._limits,
+            known=self._lease.seen,
         )
         try:
             lease = await self._renew(report)
@@ -301,6 +294,8 @@ class Gate:
         self._latency_s -= report.latency_s * report.answered
         self._refused -= report.refused
         self._owed -= report.owed
+        if self._limits is report.limits:  # told once: another worker may see a new one
+            self._limits = Limits()
         if not self._refused:
             self._exhausted, self._retry_after_s = False, -1.0
         # its clock said `now_s` between the question and the answer: of what that leaves open the
@@ -322,11 +317,11 @@ class Gate:
 
 async def permit(gates: Sequence[Gate], tokens: float, ticket: int) -> Gate:
     """A permit of the gate that has one first. Several gates must share one queue."""
-    for gate in sorted(gates, key=lambda g: g.in_flight / max(1, g.in_flight_limit)):
-        if gate.open_now(tokens):
-            return gate
-    taken = gates[0]._queue.push(ticket, tokens)
     for gate in gates:
+        if gate._shut is not None:
+            raise gate._shut
+    taken = gates[0]._queue.push(ticket, tokens)
+    for gate in sorted(gates, key=lambda g: g.in_flight / max(1, g.in_flight_limit)):
         gate.send()
     try:
         return await taken

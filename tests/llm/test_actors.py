@@ -12,7 +12,7 @@ import pytest
 from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import Ask, MeterLost, Usage
 from facttune_ray.llm.ledger import Completion, Ledger
-from facttune_ray.llm.limiter import TERM_S, Limits, Seen
+from facttune_ray.llm.limiter import MAX_HORIZON_S, Lease, Limits, Seen
 from facttune_ray.llm.permits import LimiterLost
 from facttune_ray.tables import Folder
 
@@ -25,14 +25,13 @@ def test_two_workers_share_one_limiter(ray_cluster):
 
     async def both():
         alone = await first(Seen("a", waiting=500, most=10))
-        none_left = await second(Seen("b", waiting=500, most=10))
-        again = await first(Seen("a", waiting=500, most=10))
-        return alone, none_left, again, await second(Seen("b", waiting=500, most=10))
+        half = await second(Seen("b", waiting=500, most=10))
+        return alone, half, await first(Seen("a", waiting=500, most=10, held=500))
 
-    alone, none_left, again, half = asyncio.run(both())
+    alone, half, again = asyncio.run(both())
     assert alone.requests_per_s == pytest.approx(99.0)
-    assert none_left.requests_per_s == 0.0  # it is all out; the first one's next lease is half
     assert again.requests_per_s == half.requests_per_s == pytest.approx(49.5)
+    assert alone.epoch == half.epoch and alone.permits and not again.permits
 
 
 def test_the_limits_of_a_run_that_is_over_are_dropped(ray_cluster):
@@ -41,14 +40,16 @@ def test_the_limits_of_a_run_that_is_over_are_dropped(ray_cluster):
     async def rate(limits: Limits) -> float:
         renew = actors.renew_at("http://c", "m", "KEY", limits)
         lease = await renew(Seen("a", waiting=500, most=10))
-        await renew(Seen("a"))  # nothing waits: the lease is given back
+        await renew(Seen("a"))  # nothing waits
         return lease.requests_per_s
 
     assert asyncio.run(rate(Limits(6000))) == pytest.approx(99.0)
     assert math.isinf(asyncio.run(rate(Limits())))
 
 
-def test_a_killed_limiter_comes_back_quiet_and_then_gives_again(ray_cluster):
+def test_a_killed_limiter_comes_back_and_first_lets_the_permits_of_its_predecessor_pass(
+    ray_cluster,
+):
     import ray
 
     from facttune_ray.llm import actors
@@ -57,33 +58,24 @@ def test_a_killed_limiter_comes_back_quiet_and_then_gives_again(ray_cluster):
     renew = actors.renew_at("http://b", "m", "KEY", limits)
     report = Seen("a", waiting=500, most=10)  # a newcomer: others may hold what it cannot know
 
-    async def lease(until) -> None:
+    async def lease(until) -> Lease:
         """Ask until a lease fits."""
         started = time.monotonic()
         while time.monotonic() - started < 60:
             try:
-                if until(await renew(report)):
-                    return
+                if until(found := await renew(report)):
+                    return found
             except (LimiterLost, ray.exceptions.RayError):
                 pass
             await asyncio.sleep(0.05)
         raise AssertionError("no such lease")
 
-    asyncio.run(lease(lambda found: found.requests_per_s > 0))
-    limiter = actors.limiter_of("http://b", "m", "KEY", limits)
-    killed = time.monotonic()
-    ray.kill(limiter, no_restart=False)
-
-    def of_the_new_one_while_leases_are_out(found) -> bool:
-        """It may take longer to be reached than leases last; then there is nothing to wait for."""
-        up_s = ray.get(limiter.state.remote())["up_s"]
-        if up_s > time.monotonic() - killed:
-            return False  # the old one was still there
-        assert up_s > TERM_S or (found.requests_per_s == 0 and found.pause_s > 0)
-        return True
-
-    asyncio.run(lease(of_the_new_one_while_leases_are_out))
-    asyncio.run(lease(lambda found: found.requests_per_s > 0))
+    old = asyncio.run(lease(lambda found: found.permits))
+    ray.kill(actors.limiter_of("http://b", "m", "KEY", limits), no_restart=False)
+    first = asyncio.run(lease(lambda found: found.epoch != old.epoch))
+    assert not first.permits
+    again = asyncio.run(lease(lambda found: found.permits))
+    assert again.permits[0][0] >= first.now_s + MAX_HORIZON_S
 
 
 def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluster):

@@ -277,7 +277,7 @@ def test_a_meter_that_is_gone_for_good_ends_what_waits_for_it_with_one_line(monk
         cfg = LLMConfig(budget_usd=1.0)
         one = funds.Funds(cfg, Usage(), gone, "a", "facts", lambda: True, lambda _: None)
         try:
-            await asyncio.wait_for(one.take(0.1), 10)
+            await asyncio.wait_for(one.take(lambda: 0.1), 10)
         finally:
             await one.pause()
 
@@ -336,7 +336,7 @@ def test_a_slow_server_without_429s_gets_fewer_requests_at_once(tmp_path):
         gate = one.endpoints[0].gate
         assert not [f for f in found if isinstance(f, Exception)]
         assert stats(url)["max_running"] > 30  # it was found out by trying
-        assert gate.lease.in_flight < 30  # 4 at once, and a queue of about half a second
+        assert gate.in_flight_limit < 30  # 4 at once, and a queue of about half a second
 
 
 def test_an_unparseable_answer_is_asked_again_then_fails_the_row(tmp_path):

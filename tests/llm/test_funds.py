@@ -28,11 +28,11 @@ def test_whoever_comes_while_the_reports_are_about_to_end_is_funded(after_s):
 
     async def come_again() -> None:
         one = funds(report, busy=lambda: running[0])
-        await one.take(0.1)
+        await one.take(lambda: 0.1)
         one.done(0.1)
         running[0] = False  # nothing runs: the reports end some time from now
         await asyncio.sleep(after_s)
-        await asyncio.wait_for(one.take(0.1), 5.0)
+        await asyncio.wait_for(one.take(lambda: 0.1), 5.0)
         one.done(0.1)
         await one.pause()
         assert meter.workers["a"].last.in_flight_usd == pytest.approx(0)
@@ -50,7 +50,7 @@ def test_one_that_is_cancelled_in_the_step_that_funds_it_gives_the_funds_back():
             return Allowance(ask.wants_usd)
 
         one = funds(report)
-        taking = asyncio.create_task(one.take(0.1))
+        taking = asyncio.create_task(one.take(lambda: 0.1))
         with pytest.raises(asyncio.CancelledError):
             await taking
         found = one._in_flight_usd
@@ -89,7 +89,7 @@ def test_the_budget_holds_where_reports_and_answers_are_lost_and_late(seed):
 
         async def request() -> None:
             usd = chance.uniform(0.005, 0.02)
-            await one.take(usd)
+            await one.take(lambda: usd)
             sent.append(usd)
             most[0] = max(most[0], sum(sent))
             await asyncio.sleep(chance.uniform(0, 0.01))
@@ -120,7 +120,7 @@ def test_what_waits_longest_is_told_to_the_meter():
 
     async def wait(told: Waits | None) -> Waits | None:
         one = funds(report, waits=lambda: told)
-        taking = asyncio.create_task(one.take(0.1))
+        taking = asyncio.create_task(one.take(lambda: 0.1))
         await asyncio.sleep(0.25)
         one.stop(BudgetReached("over"))
         with pytest.raises(BudgetReached):
@@ -147,7 +147,7 @@ def test_reports_end_when_the_meter_knows_all_that_was_used():
             return Allowance(calls=7)
 
         one = funds(report, usage, None, busy=lambda: running[0])
-        await one.take(0.1)
+        await one.take(lambda: 0.1)
         await asyncio.sleep(0.01)
         usage.calls, running[0] = 1, False
         one.done(0.1)

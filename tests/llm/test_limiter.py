@@ -8,7 +8,18 @@ from collections import deque
 
 import pytest
 
-from facttune_ray.llm.limiter import SHARE, TERM_S, Limiter, Limits, Seen, shares
+from facttune_ray.benchmarks.limiter import LIMITS, used
+from facttune_ray.llm.limiter import (
+    HOLD_S,
+    LAG_S,
+    MAX_HORIZON_S,
+    SHARE,
+    Limiter,
+    Limits,
+    Seen,
+    horizon,
+    shares,
+)
 
 RPM = Limits(requests_per_minute=12_000)  # 200/s
 
@@ -19,59 +30,146 @@ def test_shares_are_max_min_fair_and_sum_to_the_total():
     assert sum(shares({"a": 1.0, "b": 7.0, "c": 2.0}, 5.0).values()) == pytest.approx(5.0)
 
 
-def busy(worker: str, **seen) -> Seen:
-    return Seen(worker, waiting=5000, in_flight=50, tokens=1e6, most=200, **seen)
+def busy(worker: str, trip_s: float | None = 0.0, **seen) -> Seen:
+    return Seen(worker, waiting=5000, in_flight=50, tokens=100, most=200, trip_s=trip_s, **seen)
 
 
-def test_leases_that_are_out_never_pass_the_limit():
-    limiter, out, chance = Limiter(RPM), {}, random.Random(0)
-    now = 0.0
+def most_above(times: list[float], rate: float) -> float:
+    """Of all windows, the most permits beyond `rate` in it."""
+    times, least, most = sorted(times), math.inf, 0.0
+    for k, at in enumerate(times):
+        least = min(least, k - at * rate)
+        most = max(most, k + 1 - at * rate - least)
+    return most
+
+
+@pytest.mark.parametrize("limit", [7, 20, 600, 12_000])
+def test_permits_never_pass_the_limit_whoever_asks(limit):
+    limiter, chance = Limiter(Limits(limit)), random.Random(limit)
+    now, times = 0.0, []
     for _ in range(3000):
-        now += chance.uniform(0.001, 0.1)
-        name = chance.choice("abcdefgh")
-        need = chance.choice([0, 1, 20, 5000])
-        lease = limiter.renew(Seen(name, waiting=need, most=50), now)
-        out[name] = (now + TERM_S, lease.requests_per_s)
-        live = sum(rate for ends, rate in out.values() if ends > now)
-        assert live <= 200 * SHARE + 1e-6
+        now += chance.choice([0.0, 0.01, 0.1, 3.0])
+        report = Seen(
+            chance.choice("abcdefgh"),
+            waiting=chance.choice([0, 1, 20, 5000]),
+            in_flight=chance.choice([0, 1, 50]),
+            most=50,
+            held=chance.choice([0, 3]),
+            trip_s=chance.choice([None, 0.0, 1.0]),
+        )
+        lease = limiter.renew(report, now)
+        assert all(now <= at < now + MAX_HORIZON_S for at, _ in lease.permits)
+        times += [at for at, _ in lease.permits]
+    rate = limit / 60 * SHARE
+    assert most_above(times, rate) <= 1 + rate * LAG_S + 1e-6
+    # with those that are used as late as may be, no minute has more than the limit
+    assert 60 * rate + (HOLD_S + LAG_S) * rate <= limit
+
+
+def counts(limiter: Limiter, names: str, seconds: float, limit_trips=(0.0,), **seen) -> dict:
+    """Permits of workers that ask four times a second and use each in its time."""
+    held: dict[str, list[float]] = {name: [] for name in names}
+    given, now = dict.fromkeys(names, 0), 0.0
+    while now < seconds:
+        for k, name in enumerate(names):
+            held[name] = [at for at in held[name] if at > now]
+            trip_s = limit_trips[k % len(limit_trips)]
+            lease = limiter.renew(busy(name, trip_s, held=len(held[name]), **seen), now)
+            held[name] += [at for at, _ in lease.permits]
+            given[name] += len(lease.permits)
+        now += 0.25
+    return given
+
+
+def test_eight_workers_at_20_a_minute_take_turns():
+    given = counts(Limiter(Limits(20)), "abcdefgh", 240.0)
+    assert min(given.values()) >= 9 and max(given.values()) <= 11
+
+
+def test_a_far_worker_gets_its_share_beside_near_ones():
+    given = counts(Limiter(RPM), "abcd", 60.0, limit_trips=(2.0, 0.0))
+    assert min(given.values()) >= 0.9 * 60 * 198 / 4
+
+
+def test_what_a_worker_does_not_need_the_others_get():
+    limiter, now, b = Limiter(RPM), 0.0, 0
+    while now < 60.0:
+        limiter.renew(Seen("a", in_flight=100, most=200, trip_s=0.0), now)  # nothing waits
+        b += len(limiter.renew(busy("b"), now).permits)
+        now += 0.25
+    assert b >= 0.98 * 60 * 198
 
 
 def test_a_worker_that_leaves_or_dies_frees_its_share():
     limiter = Limiter(RPM)
     assert limiter.renew(busy("a"), 0.0).requests_per_s == pytest.approx(198)
-    assert limiter.renew(busy("b"), 0.1).requests_per_s == 0
-    assert limiter.renew(busy("a"), 0.2).requests_per_s == pytest.approx(99)
-    assert limiter.renew(busy("b"), 0.3).requests_per_s == pytest.approx(99)
+    assert limiter.renew(busy("b"), 0.1).requests_per_s == pytest.approx(99)
     limiter.renew(Seen("a"), 0.4)  # nothing waits, nothing is in flight
     assert limiter.renew(busy("b"), 0.5).requests_per_s == pytest.approx(198)
-    limiter.renew(busy("c"), 0.6)
-    limiter.renew(busy("b"), 0.7)
     limiter.renew(busy("c"), 0.8)  # and then c is silent
     assert limiter.renew(busy("b"), 1.7).requests_per_s == pytest.approx(99)
     assert limiter.renew(busy("b"), 1.9).requests_per_s == pytest.approx(198)
 
 
-def test_it_is_busy_while_a_lease_is_out():
+def test_it_is_busy_while_a_worker_is():
     limiter = Limiter()
     assert not limiter.busy(0.0)
     limiter.renew(busy("a"), 0.0)
     assert limiter.busy(0.9) and not limiter.busy(1.1)
 
 
-def test_a_lease_of_a_predecessor_makes_it_wait():
-    limiter = Limiter(RPM)
-    first = limiter.renew(busy("a", leased_s=0.7), 10.0)
-    assert first.requests_per_s == 0 and first.pause_s == pytest.approx(TERM_S)
-    assert limiter.renew(busy("b"), 10.9).requests_per_s == 0
-    assert limiter.renew(busy("b"), 11.1).requests_per_s > 0
+@pytest.mark.parametrize("how", ["restarted", "told by a worker"])
+@pytest.mark.parametrize("limit", [20, 12_000])
+def test_a_successor_issues_nothing_for_the_time_of_its_predecessors_permits(how, limit):
+    before = Limiter(Limits(limit))
+    times = [at for at, _ in before.renew(busy("a", None), 10.0).permits]
+    after = Limiter(Limits(limit), restarted=how == "restarted")
+    assert after.epoch != before.epoch
+    epoch = "" if how == "restarted" else before.epoch
+    now, later = 10.1, []
+    while now < 22.0:
+        later += [at for at, _ in after.renew(busy("b", epoch=epoch), now).permits]
+        now += 0.25
+    assert later and min(later) >= 10.1 + MAX_HORIZON_S
+    assert most_above(times + later, limit / 60 * SHARE) <= 1 + LAG_S * limit / 60
+
+
+def test_permits_are_issued_as_far_ahead_as_the_way_is_long():
+    for trip_s, ahead_s in ((0.0, 0.5), (1.0, 2.5), (2.0, 4.5), (None, 5.0), (60.0, 5.0)):
+        lease = Limiter(RPM).renew(busy("a", trip_s), 0.0)
+        assert lease.horizon_s == horizon(trip_s) == ahead_s
+        latest_s = max((at for at, _ in lease.permits), default=ahead_s)
+        assert ahead_s - LAG_S - 0.01 <= latest_s <= ahead_s
+
+
+def test_a_request_waits_for_its_tokens_and_nothing_longer_than_a_minute():
+    limiter = Limiter(Limits(None, 6000))  # 99 tokens/s
+    one = Seen("a", waiting=1, tokens=990, most=9)
+    assert limiter.renew(one, 0.0).permits == ((0.0, 990),)
+    at = [at for now in range(20) for at, _ in limiter.renew(one, now).permits]
+    assert at == pytest.approx([10.0, 20.0], abs=LAG_S)
+    owing = Seen("a", waiting=1, tokens=990, most=9, owed=1e9)  # used more than it was given
+    assert not limiter.renew(owing, 20.0).permits
+    assert not limiter.renew(one, 60.0).permits and limiter.renew(one, 86.0).permits
+
+
+def test_both_limits_hold():
+    limiter, now = Limiter(Limits(600, 6000)), 0.0
+    times, held = [], []
+    while now < 60.0:
+        held = [at for at in held if at > now]
+        lease = limiter.renew(busy("a", held=len(held)), now)  # 100 tokens each: 59.4 a minute
+        held += [at for at, _ in lease.permits]
+        times += [at for at, _ in lease.permits]
+        now += 0.25
+    assert len(times) in (60, 61)
 
 
 def test_limits_come_from_headers_when_none_are_configured():
     limiter = Limiter()
     assert math.isinf(limiter.renew(busy("a"), 0.0).requests_per_s)
-    seen = Limits(6000, 90_000)
-    lease = limiter.renew(busy("a", limits=seen), 0.3)
-    assert lease.requests_per_s == pytest.approx(99) and lease.tokens_per_s == pytest.approx(1485)
+    lease = limiter.renew(busy("a", limits=Limits(6000, 90_000)), 0.3)
+    assert lease.requests_per_s == pytest.approx(14.85)  # 100 tokens each
 
 
 def test_a_configured_limit_is_believed_until_the_server_refuses():
@@ -82,6 +180,7 @@ def test_a_configured_limit_is_believed_until_the_server_refuses():
     lease = limiter.renew(refused, 0.3)
     assert lease.requests_per_s == pytest.approx(99)  # the header's limit, and no cut beside it
     assert lease.pause_s == pytest.approx(0.2)
+    assert all(at >= 0.5 for at, _ in lease.permits)
 
 
 def test_one_cut_a_burst_and_the_whole_cluster_pauses_once():
@@ -125,9 +224,9 @@ LATENCY_S = 0.2
 
 
 def simulate(limiter: Limiter, server: Server, seconds: float, halve_s: float = math.inf):
-    """Two busy workers that send as their leases let them. -> per second: [answered, refused]"""
+    """Two busy workers that send as their permits let them. -> per second: [answered, refused]"""
     step, renew = 0.005, {"a": 0.0, "b": 0.125}
-    lease, carry = {}, {"a": 0.0, "b": 0.0}
+    lease, permits, paused = {}, {name: deque() for name in renew}, {}
     seen = {name: {"answered": 0, "refused": 0} for name in renew}
     flying = {name: deque() for name in renew}  # when each will be answered
     history = [[0, 0] for _ in range(int(seconds) + 1)]
@@ -136,32 +235,36 @@ def simulate(limiter: Limiter, server: Server, seconds: float, halve_s: float = 
         if now >= halve_s:
             server.rate, halve_s = server.rate / 2, math.inf
         for name, mine in flying.items():
+            held = permits[name]
             while mine and mine[0] <= now:
                 mine.popleft()
                 seen[name]["answered"] += 1
+            while held and held[0] < now - HOLD_S:
+                held.popleft()
             if now >= renew[name]:
                 report = Seen(
                     name,
                     waiting=5000,
                     in_flight=len(mine),
-                    tokens=1e6,
                     most=200,
+                    held=len(held),
+                    trip_s=0.0,
                     latency_s=LATENCY_S,
                     exhausted=seen[name]["refused"] > 0,
                     retry_after_s=0.1 if seen[name]["refused"] else None,
                     **seen[name],
                 )
-                lease[name] = (limiter.renew(report, now), now)
+                lease[name] = limiter.renew(report, now)
+                paused[name] = now + lease[name].pause_s
+                held.extend(at for at, _ in lease[name].permits)
                 seen[name] = {"answered": 0, "refused": 0}
                 renew[name] = now + 0.25
-            if name not in lease:
+            if now < paused.get(name, math.inf):
                 continue
-            given, since = lease[name]
-            if now < since + given.pause_s:
-                continue
-            carry[name] = min(carry[name] + given.requests_per_s * step, 1e9)
-            while carry[name] >= 1 and len(mine) < given.in_flight:
-                carry[name] -= 1
+            free = math.isinf(lease[name].requests_per_s)
+            while len(mine) < lease[name].in_flight and (free or (held and held[0] <= now)):
+                if not free:
+                    held.popleft()
                 if server.admits(now):
                     history[int(now)][0] += 1
                     mine.append(now + LATENCY_S)
@@ -170,7 +273,6 @@ def simulate(limiter: Limiter, server: Server, seconds: float, halve_s: float = 
                     seen[name]["refused"] += 1
                     renew[name] = now  # a 429 is reported at once
                     break
-            carry[name] = min(carry[name], 0.4 * given.requests_per_s + 1)
         now += step
     return history
 
@@ -243,3 +345,35 @@ def test_a_fast_server_is_not_slowed_by_its_growing_milliseconds():
         lease = limiter.renew(report, now)
         now += 0.25
     assert lease.in_flight >= 60
+
+
+EACH = [pytest.param(n, marks=pytest.mark.slow) if n > 1000 else n for n in LIMITS]
+WAYS = {
+    "before the limiter": lambda s: (s, 0.0),
+    "after it": lambda s: (0.0, s),
+    "around it": lambda s: (s / 2, s / 2),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("trip_s", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("limit", EACH)
+def test_95_percent_of_the_limit_is_used_however_far_it_is(limit, way, trip_s, workers):
+    found = used(limit, lambda: WAYS[way](trip_s), workers)
+    assert found.share >= 0.95 and found.most_in_60_s <= limit
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("limit", EACH)
+def test_95_percent_of_the_limit_is_used_when_the_way_changes(limit, way, workers):
+    chance = random.Random(0)
+    found = used(limit, lambda: WAYS[way](chance.uniform(0, 2)), workers)
+    spread_s = max(WAYS[way](2.0))
+    assert found.share >= 0.95 and found.most_in_60_s <= limit + limit / 60 * spread_s
+
+
+def test_workers_make_progress_alike_at_a_low_limit():
+    found = used(20, lambda: (0.1, 0.1), workers=8, seconds=240.0)
+    assert found.share >= 0.95 and min(found.by_worker) >= 8 and max(found.by_worker) <= 12

@@ -1,4 +1,4 @@
-"""A worker's gate, with a limiter that is a plain function."""
+"""A worker's gate, with a limiter that is a plain function, in virtual time."""
 
 from __future__ import annotations
 
@@ -8,35 +8,66 @@ import time
 
 import pytest
 
-from facttune_ray.llm.limiter import SHARE, Lease, Limits, Seen
+from facttune_ray.benchmarks.limiter import run
+from facttune_ray.llm.limiter import HOLD_S, MAX_HORIZON_S, RENEW_S, Lease, Limiter, Limits, Seen
 from facttune_ray.llm.permits import (
     Gate,
     LimiterLost,
     Queue,
     duration_s,
     limits_in,
+    local_renew,
     permit,
 )
 
 
-def gate_with(*leases: Lease, most: int = 10, queue: Queue | None = None):
-    """(gate, reports it made); the last lease is given for ever."""
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def gate_with(lease: Lease, most: int = 10, queue: Queue | None = None):
+    """(gate, reports it made); the same lease is given for ever."""
     reports: list[Seen] = []
 
     async def renew(report: Seen) -> Lease:
         reports.append(report)
-        return leases[min(len(reports), len(leases)) - 1]
+        return lease
 
     return Gate(renew, most, "w", queue), reports
 
 
-def free(in_flight: int = 10, **limits) -> Lease:
-    rates = {"requests_per_s": math.inf, "tokens_per_s": math.inf} | limits
-    return Lease(in_flight=in_flight, pause_s=0.0, **rates)
+def limited(limits: Limits, there_s: float = 0.0, back_s: float = 0.0, most: int = 1000):
+    """(gate, its limiter, reports), with a way in between."""
+    limiter, reports = Limiter(limits), []
+
+    async def renew(report: Seen) -> Lease:
+        reports.append(report)
+        await asyncio.sleep(there_s)
+        lease = limiter.renew(report, now_s())
+        await asyncio.sleep(back_s)
+        return lease
+
+    return Gate(renew, most, "w"), limiter, reports
 
 
-def run(work) -> object:
-    return asyncio.run(asyncio.wait_for(work, 20))
+def free(in_flight: int = 10) -> Lease:
+    return Lease(math.inf, in_flight)
+
+
+async def departures(gate: Gate, seconds: float, tokens: float = 1, count: int = 1000):
+    """When requests leave that all come now; each is answered at once."""
+    left, began_s = [], now_s()
+
+    async def one(ticket: int):
+        await gate.acquire(tokens, ticket)
+        left.append(now_s() - began_s)
+        gate.answered(tokens, int(tokens), 0.0, {})
+
+    tasks = [asyncio.create_task(one(ticket)) for ticket in range(count)]
+    await asyncio.sleep(seconds)
+    for task in tasks:
+        task.cancel()
+    return left
 
 
 def test_requests_leave_in_the_order_of_their_tickets():
@@ -80,25 +111,45 @@ def test_no_more_in_flight_than_leased():
 
 def test_requests_are_paced():
     async def work():
-        gate, _ = gate_with(free(in_flight=1000, requests_per_s=200.0))
-        started = time.monotonic()
-        for ticket in range(60):
-            await gate.acquire(1, ticket)
-        return time.monotonic() - started
+        gate, _, _ = limited(Limits(1200))
+        return await departures(gate, 10.0)
 
-    assert run(work()) >= 59 / 200 * 0.98
+    left = run(work())
+    assert left[0] == 0 and len(left) == pytest.approx(0.99 * 200, rel=0.05)
+    assert max(b - a for a, b in zip(left[50:], left[51:], strict=False)) < 0.06
 
 
 def test_tokens_are_paced_and_trued_up():
     async def work():
-        gate, _ = gate_with(free(in_flight=1000, tokens_per_s=10_000.0))
-        started = time.monotonic()
+        gate, _, _ = limited(Limits(None, 6000))
+        left, began_s = [], now_s()
         for ticket in range(20):
             await gate.acquire(100, ticket)
-            gate.answered(100, 300, 0.01, {})  # each used three times what was guessed
-        return time.monotonic() - started
+            left.append(now_s() - began_s)
+            gate.answered(100, 300, 0.0, {})  # each used three times what was guessed
+        return left
 
-    assert run(work()) >= 19 * 300 / 10_000 * 0.9
+    left = run(work())
+    assert left[-1] == pytest.approx(19 * 300 / 99, rel=0.1)
+
+
+def test_a_request_that_needs_more_tokens_than_a_minute_has_comes_through():
+    async def work():
+        gate, _, _ = limited(Limits(None, 6000))
+        return await departures(gate, 200.0, tokens=9000, count=3)
+
+    assert run(work()) == pytest.approx([0.0, 60.0, 120.0], abs=1.0)
+
+
+def test_tokens_of_a_refused_request_are_not_used():
+    async def work():
+        gate, _, reports = limited(Limits(None, 6000))
+        await gate.acquire(100, 0)
+        gate.refused(100, {}, None)
+        await asyncio.sleep(1.0)
+        return sum(r.owed for r in reports)
+
+    assert run(work()) == -100  # of its permit
 
 
 def test_a_cancelled_request_gives_its_place_up():
@@ -116,26 +167,122 @@ def test_a_cancelled_request_gives_its_place_up():
     assert run(work()) == (1, 0)
 
 
-def test_a_lost_limiter_stops_it_when_the_lease_ends_and_a_new_one_starts_it_again():
-    lost = False
+def test_one_that_is_cancelled_as_it_is_let_go_gives_its_place_back():
+    async def work():
+        gate, _ = gate_with(free(in_flight=1))
+        await gate.acquire(1, 0)
+        first = asyncio.create_task(gate.acquire(1, 1))
+        await asyncio.sleep(0.01)
+        gate.answered(1, 1, 0.01, {})  # lets it go
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        return gate.in_flight
+
+    assert run(work()) == 0
+
+
+@pytest.mark.parametrize("lull_s", [0.0, 0.2, 0.5, 0.9, 1.05, 1.1, 1.15, 1.2, 1.5, 2.0, 60.0])
+@pytest.mark.parametrize("limit", [None, 600])
+@pytest.mark.parametrize("back_s", [0.0, 0.3])
+def test_one_more_request_after_a_lull_gets_its_permit(lull_s, limit, back_s):
+    async def work():
+        gate, _, _ = limited(Limits(limit), back_s=back_s)
+        await gate.acquire(1, 0)
+        gate.answered(1, 1, 0.01, {})
+        await asyncio.sleep(lull_s)
+        asked_s = now_s()
+        await gate.acquire(1, 1)
+        return now_s() - asked_s
+
+    assert run(work()) <= 0.1 + 2 * RENEW_S + 2 * back_s
+
+
+def test_no_lull_however_short_leaves_a_request_behind():
+    async def work():
+        gate, _, _ = limited(Limits(600), there_s=0.07, back_s=0.05)
+        for ticket in range(300):
+            await asyncio.wait_for(gate.acquire(1, ticket), 2.0)
+            gate.answered(1, 1, 0.01, {})
+            await asyncio.sleep(0.005 * ticket)
+
+    run(work())
+
+
+@pytest.mark.parametrize("trip_s", [0.4, 1.1])
+@pytest.mark.parametrize("there", [0.0, 0.5, 1.0])
+def test_a_slow_limiter_does_not_starve_a_low_limit(trip_s, there):
+    async def work():
+        gate, _, _ = limited(Limits(60), trip_s * there, trip_s * (1 - there))
+        return len(await departures(gate, 20.0))
+
+    assert 19 <= run(work()) <= 21
+
+
+def test_a_far_limiter_lets_a_single_request_go_each_time():
+    async def work():
+        gate, _, _ = limited(Limits(60), back_s=2.0)
+        waits = []
+        for ticket in range(5):
+            await asyncio.sleep(30.0)
+            asked_s = now_s()
+            await gate.acquire(1, ticket)
+            waits.append(now_s() - asked_s)
+            gate.answered(1, 1, 0.1, {})
+        return waits
+
+    waits = run(work())
+    assert waits[0] <= 7.0 and max(waits[1:]) <= 2.5  # the first teaches how far it is
+
+
+def test_a_lost_limiter_is_asked_for_ever_and_what_is_held_is_used_meanwhile():
+    limiter, lost = Limiter(Limits(600)), False
 
     async def renew(report: Seen) -> Lease:
         if lost:
             raise LimiterLost
-        return Lease(math.inf, math.inf, 1000, 0.0, term_s=0.2, renew_s=0.05)
+        return limiter.renew(report, now_s())
 
     async def work():
         nonlocal lost
-        gate = Gate(renew, 10, "w")
-        await gate.acquire(1, 0)
-        lost = True
-        await gate.acquire(1, 1)  # within the lease
-        await asyncio.sleep(0.3)
-        waiting = asyncio.create_task(gate.acquire(1, 2))
-        await asyncio.sleep(0.3)
-        assert not waiting.done()
-        lost = False
-        await waiting
+        gate, left = Gate(renew, 100, "w"), []
+
+        async def one(ticket: int):
+            await gate.acquire(1, ticket)
+            left.append(now_s())
+            gate.answered(1, 1, 0.01, {})
+
+        tasks = [asyncio.create_task(one(ticket)) for ticket in range(200)]
+        await asyncio.sleep(1.0)
+        assert gate.waits(now_s())[0] == "permits" and len(left) in (11, 12)
+        lost, lost_s = True, now_s()
+        await asyncio.sleep(100.0)
+        assert len(left) <= MAX_HORIZON_S * 9.9 + 3 and max(left) > lost_s + 3.0
+        why, since_s = gate.waits(now_s())
+        assert why == "an answer of the limiter" and lost_s <= since_s <= lost_s + 2 * RENEW_S
+        lost, found_s = False, now_s()
+        await asyncio.sleep(1.0)
+        assert sum(t > found_s for t in left) >= 7
+        for task in tasks:
+            task.cancel()
+
+    run(work())
+
+
+def test_what_it_waits_for_is_told():
+    async def work():
+        gate, _ = gate_with(free(in_flight=1))
+        assert gate.waits(now_s()) is None and not gate.ready
+        first = asyncio.create_task(gate.acquire(1, 0))
+        await first
+        began_s = now_s()
+        assert gate.waits(began_s) is None and gate.ready and gate.in_flight_limit == 1
+        second = asyncio.create_task(gate.acquire(1, 1))
+        await asyncio.sleep(3.0)
+        assert gate.waits(now_s()) == ("the server", began_s)
+        gate.refused(1, {}, 30.0)
+        await asyncio.sleep(3.0)
+        assert gate.waits(now_s())[0] == "a pause the server asked for"
+        await second
 
     run(work())
 
@@ -144,15 +291,18 @@ def test_a_lease_without_a_rate_heeds_the_first_answer_that_tells_a_limit():
     headers = {"x-ratelimit-limit-requests": "600", "x-ratelimit-limit-tokens": "6000"}
 
     async def work():
-        gate, reports = gate_with(free(in_flight=100), most=100)
-        await gate.acquire(1, 0)
-        await gate.acquire(1, 1)
+        gate, _, reports = limited(Limits(), there_s=0.01)
+        tasks = [asyncio.create_task(gate.acquire(1, t)) for t in range(50)]
+        await asyncio.sleep(0.02)
+        assert math.isinf(gate.requests_per_s) and gate.in_flight == 32
         gate.answered(1, 1, 0.01, headers)
-        assert gate.lease.requests_per_s == pytest.approx(600 / 60 * SHARE)
-        assert gate.lease.tokens_per_s == pytest.approx(6000 / 60 * SHARE)
+        assert gate.requests_per_s == 0 and gate.in_flight == 31  # nothing goes without a permit
         asked = len(reports)
-        await asyncio.sleep(0.05)  # long before the lease is due to be renewed
-        assert len(reports) == asked + 1 and reports[-1].limits.requests_per_minute == 600
+        await asyncio.sleep(0.05)  # long before it would ask again
+        assert len(reports) == asked + 1 and reports[-1].limits == Limits(600, 6000)
+        assert gate.requests_per_s == pytest.approx(9.9)
+        for task in tasks:
+            task.cancel()
 
     run(work())
 
@@ -163,9 +313,9 @@ def test_a_429_pauses_and_is_reported_at_once():
         await gate.acquire(1, 0)
         headers = {"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "0"}
         gate.refused(1, headers, 0.2)
-        started = time.monotonic()
+        started = now_s()
         await gate.acquire(1, 1)
-        waited = time.monotonic() - started
+        waited = now_s() - started
         (told,) = (r for r in reports if r.refused)
         assert told.exhausted and told.retry_after_s == 0.2
         assert told.limits.requests_per_minute == 60
@@ -184,6 +334,20 @@ def test_a_429_with_requests_and_tokens_left_is_not_the_limit():
         return [r.exhausted for r in reports if r.refused]
 
     assert run(work()) == [False]
+
+
+def test_a_429_that_is_the_requests_own_fault_pauses_nobody():
+    async def work():
+        gate, reports = gate_with(free())
+        await gate.acquire(10, 0)
+        gate.refused(10, {"x-ratelimit-limit-requests": "1"}, 30.0, told=False)
+        started = now_s()
+        await gate.acquire(10, 1)
+        await asyncio.sleep(1.0)
+        assert not [r for r in reports if r.refused or r.limits != Limits()]
+        return started + 1.0 - now_s()
+
+    assert run(work()) == 0
 
 
 def test_shut_gives_its_error_to_those_who_wait_and_come():
@@ -211,27 +375,68 @@ def test_a_broken_limiter_is_an_error_and_not_a_wait_for_ever():
     run(work())
 
 
-def test_the_lease_is_given_back_when_the_work_is_done():
+@pytest.mark.parametrize("pause", [True, False])
+def test_the_limiter_is_told_when_the_work_is_done(pause):
     async def work():
         gate, reports = gate_with(free())
         await gate.acquire(1, 0)
         gate.answered(1, 1, 0.5, {})
-        await gate.pause()
-        return reports[-1]
+        if pause:
+            await gate.pause()
+        await asyncio.sleep(5.0)
+        return reports
 
-    last = run(work())
+    *_, last = run(work())
     assert (last.waiting, last.in_flight, last.answered, last.latency_s) == (0, 0, 1, 0.5)
+
+
+def test_permits_that_are_not_used_lapse():
+    async def work():
+        gate, _ = gate_with(Lease(10.0, 1, permits=((0.0, 1.0), (1.0, 1.0)), epoch="e"))
+        began_s = now_s()
+        await gate.acquire(1, 0)
+        waiting = asyncio.create_task(gate.acquire(1, 1))
+        await asyncio.sleep(0.9 * HOLD_S + 1.0)
+        gate.failed()  # the place in flight is free again
+        await waiting
+        return now_s() - began_s
+
+    assert run(work()) == pytest.approx(0.9 * HOLD_S + 1.0)
+
+
+def test_a_clock_that_jumps_moves_the_permits_with_it():
+    """A laptop that slept: the limiter's clock is an hour ahead of what it was to this one."""
+    limiter, ahead_s = Limiter(Limits(60)), 0.0
+
+    async def renew(report: Seen) -> Lease:
+        return limiter.renew(report, now_s() + ahead_s)
+
+    async def work():
+        nonlocal ahead_s
+        gate = Gate(renew, 100, "w")
+        before = len(await departures(gate, 20.0))
+        ahead_s = 3600.0
+        return before, len(await departures(gate, 20.0))
+
+    assert all(19 <= sent <= 21 for sent in run(work()))
 
 
 def test_gates_with_one_queue_take_from_it_as_they_can():
     async def work():
         queue = Queue()
-        slow, _ = gate_with(free(in_flight=1000, requests_per_s=50.0), queue=queue)
-        fast, _ = gate_with(free(in_flight=1000, requests_per_s=200.0), queue=queue)
-        took = await asyncio.gather(*(permit([slow, fast], 1, t) for t in range(100)))
+        slow, fast = (
+            Gate(local_renew(Limits(limit)), 1000, "w", queue) for limit in (3000, 12_000)
+        )
+
+        async def one(ticket: int) -> Gate:
+            gate = await permit([slow, fast], 1, ticket)
+            gate.answered(1, 1, 0.001, {})
+            return gate
+
+        took = await asyncio.gather(*map(one, range(300)))
         return sum(gate is fast for gate in took)
 
-    assert 65 <= run(work()) <= 95
+    assert 195 <= run(work()) <= 285
 
 
 def test_an_unreachable_endpoint_is_left_alone_for_a_while():
@@ -251,10 +456,29 @@ def test_an_unreachable_endpoint_is_left_alone_for_a_while():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("7m12s", 432.0), ("120ms", 0.12), ("1.5s", 1.5), ("1h2m", 3720.0), ("", 0.0), ("soon", 0.0)],
+    [
+        ("7m12s", 432.0),
+        ("120ms", 0.12),
+        ("1.5s", 1.5),
+        ("1h2m", 3720.0),
+        ("6m0s", 360.0),
+        ("59.7", 59.7),
+        ("", 0.0),
+        ("soon", 0.0),
+    ],
 )
 def test_durations(text, seconds):
     assert duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("form", ["{:.0f}", "{:.0f}000", "date"])
+def test_a_reset_may_be_a_moment(form):
+    then_s = time.time() + 90
+    if form == "date":
+        text = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(then_s))
+    else:
+        text = form.format(then_s)
+    assert duration_s(text) == pytest.approx(90, abs=3)
 
 
 def headers(limit: str, left: str, reset: str, kind: str = "requests") -> dict[str, str]:
@@ -269,10 +493,16 @@ def test_limits_in_headers():
     assert limits_in(tokens) == Limits(None, 150_000.0)
     daily = limits_in(headers("200", "199", "7m12s")).requests_per_minute
     assert daily == pytest.approx(200 / 1440)  # 200 a day
+    daily = limits_in(headers("14400", "14370", "2m59.56s")).requests_per_minute
+    assert daily == pytest.approx(10, rel=0.01)
     # a window that ends for all at once
     assert limits_in(headers("100", "99", "59s")).requests_per_minute == 100
+    assert limits_in(headers("100", "99", "59")).requests_per_minute == 100
     assert limits_in(headers("10000", "9995", "30s")).requests_per_minute == 10_000
+    assert limits_in(headers("60", "0", "")).requests_per_minute == 60
     day = limits_in(headers("1000", "999", "23h")).requests_per_minute
     assert day == pytest.approx(1000 / 1440)
-    assert limits_in(headers("none", "", "")) == Limits()
-    assert limits_in(headers("0", "0", "")) == Limits()
+    for limit in ("none", "0", "-1", "nan", "inf"):
+        assert limits_in(headers(limit, "0", "")) == Limits()
+    assert limits_in(headers("-1", "-1", "", "tokens")) == Limits()
+    assert limits_in(headers("60", "-1", "1h")).requests_per_minute == 60

@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from simulation.history import Attempt, History, Row
 
-RECORD = struct.Struct(">32sdq")  # key, estimated dollars, n: attempt n was sent; -n: it is known
+# key, estimated dollars, n (attempt n was sent; -n: it is known), length of the id that follows
+RECORD = struct.Struct(">32sdqH")
 ANSWERED = {"plain", "hidden", "total_only", "no_usage", "parts", "thinking_part", "nonsense"}
 STOPS = {"bad_setting", "no_credit"}
 ASKED_ONCE = {"thoughts_cut", "empty_cut", "filtered", "filtered_half"}
@@ -98,11 +99,10 @@ class Evidence:
             if row["attempts"] > 0:
                 answer = [row]
                 for key in follows.get(row["key"].hex(), []):
-                    answer += [
-                        r
-                        for r in by_key[key]
-                        if r["created_s"] == row["created_s"] and r["attempts"] == 0
-                    ]
+                    same = [r for r in by_key[key] if r["created_s"] == row["created_s"]]
+                    if any(r["attempts"] > 0 for r in same):
+                        break  # another request's
+                    answer += same
                 out[row["key"].hex()].append(answer)
         return out
 
@@ -113,8 +113,10 @@ class Evidence:
         for path, data in self.h.files.items():
             if not path.endswith(".sent"):
                 continue
-            open_ones = set()
-            for key, _, n in RECORD.iter_unpack(data[: len(data) // RECORD.size * RECORD.size]):
+            open_ones, at = set(), 0
+            while at + RECORD.size <= len(data):
+                key, _, n, size = RECORD.unpack_from(data, at)
+                at += RECORD.size + size
                 if n > 0:
                     open_ones.add((key, n))
                 else:
@@ -200,8 +202,10 @@ def every_bill_is_kept_or_listed(e: Evidence) -> Iterator[str]:
 
 
 def _lost_in_crash(e: Evidence, a: Attempt) -> bool:
-    """Sent just before its host crashed: the journal's record may be lost, too."""
-    return any(d.crash and 0.0 <= d.at_s - a.departed_s < 0.3 for d in e.h.deaths)
+    """Sent just before its host crashed: the journal's record may be lost, too. A process that was
+    killed syncs nothing any more."""
+    dead_s = e.death_s.get(a.process, float("inf"))
+    return any(a.departed_s <= at and min(at, dead_s) - a.departed_s < 0.3 for at in e.h.crashes)
 
 
 def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
@@ -258,8 +262,8 @@ def nothing_is_paid_twice(e: Evidence) -> Iterator[str]:
                     fresh = e.s["stale_s"] and opened[b.process] < row.ended_s + e.s["stale_s"] + 1
                     if not fresh:
                         yield (
-                            f"row {a.row}: ended at {row.ended_s:.3f} in {a.process}, sent again at "
-                            f"{b.departed_s:.3f} by {b.process}"
+                            f"row {a.row}: ended at {row.ended_s:.3f} in {a.process}, sent again "
+                            f"at {b.departed_s:.3f} by {b.process}"
                         )
 
 
@@ -330,14 +334,17 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
             slack += 2 * _peak_tokens(e)
         times = [at for at, _ in sent]
         sums = [0, *itertools.accumulate(n for _, n in sent)]
-        for i, at in enumerate(times):
-            j = bisect_left(times, at + 60.0)
-            if sums[j] - sums[i] > rate + slack:
-                yield (
-                    f"{sums[j] - sums[i]} {kind} left in the 60 s from {at:.3f}, "
-                    f"the limit is {rate:g} (slack {slack:.1f})"
-                )
-                return
+        # a minute has no more than the limit; shorter times no more than a second's above theirs
+        windows = [(60.0, rate)] + [(w, rate / 60 * (w + 1.0) + 1) for w in (5.0, 20.0)]
+        for width_s, most in windows if index == 1 else windows[:1]:
+            for i, at in enumerate(times):
+                j = bisect_left(times, at + width_s)
+                if sums[j] - sums[i] > most + slack:
+                    yield (
+                        f"{sums[j] - sums[i]} {kind} left in the {width_s:g} s from {at:.3f}, "
+                        f"the limit is {rate:g} a minute (slack {slack:.1f})"
+                    )
+                    return
 
 
 def _peak_tokens(e: Evidence) -> float:
@@ -395,54 +402,76 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
         return
     if s["budget_usd"] is not None or s["slow_threads_s"] > 0.05 or any(t for *_, t in e.h.limits):
         return
-    first = {}
+    high = s["trip_s"][1]
+    first: dict[tuple[str, int], float] = {}
     for a in e.attempts:
         first.setdefault((a.process, a.row), a.departed_s)
-    waits = sorted(
-        (row.asked_s + 1.0, first.get((row.process, row.row), float("inf")))
-        for row in e.h.rows
-        if row.ended_s is None or (row.process, row.row) in first
-    )
-    # stretches during which some row that was never sent waits
-    stretches: list[list[float]] = []
-    for begin, end in waits:
-        end = min(end, e.h.ended_s)
-        if end <= begin:
-            continue
-        if stretches and begin <= stretches[-1][1]:
-            stretches[-1][1] = max(end, stretches[-1][1])
-        else:
-            stretches.append([begin, end])
-    high = s["trip_s"][1]
-    bad = [at for at, _ in e.h.troubles]
     times = sorted(a.departed_s for a in e.attempts)
+    excused = [(at, at + 15.0 + 4 * high) for at, _ in e.h.troubles] + _full(e)
+    rate = 0.99 * rpm / 60
+    for begin, end in _stretches(_waiting(e, first), excused):
+        if end - begin < 10.0:
+            continue
+        left = bisect_left(times, end) - bisect_left(times, begin)
+        needed = 0.9 * rate * (end - begin - 1.0 - 2 * high) - 1 - s["workers"]
+        if left < needed:
+            yield (
+                f"{left} requests left from {begin:.2f} to {end:.2f} s, {needed:.1f} could have "
+                f"({rpm}/min) while others waited"
+            )
+            return
+
+
+def _waiting(e: Evidence, first: dict[tuple[str, int], float]) -> list[tuple[float, float]]:
+    """When some row waited that was never sent."""
+    out = []
+    for row in e.h.rows:
+        ends = [first.get((row.process, row.row)), row.ended_s, e.death_s.get(row.process)]
+        out.append(
+            (row.asked_s + 1.0, min((t for t in ends if t is not None), default=e.h.ended_s))
+        )
+    return out
+
+
+def _full(e: Evidence) -> list[tuple[float, float]]:
+    """When a worker had so much in flight that the window may hold it back."""
+    most = max(1, min(e.s["concurrency"], 8 // e.s["workers"]))
     flights = sorted(
         (t, step, a.process)
         for a in e.attempts
         for t, step in ((a.departed_s, 1), (_end(e, a), -1))
     )
-    most = max(1, min(s["concurrency"], 8 // s["workers"]))
     counts: Counter[str] = Counter()
-    for at, step, process in flights:  # where the window may be what holds them back
+    since: dict[str, float] = {}
+    out = []
+    for at, step, process in flights:
         counts[process] += step
         if counts[process] >= most:
-            bad.append(at)
-    bad.sort()
-    rate = 0.99 * rpm / 60
-    for begin, end in stretches:
-        edges = [begin - 15.0, *(t for t in bad if begin - 15.0 < t < end), end]
-        for low, until in itertools.pairwise(edges):
-            start = max(begin, low + 15.0 + 4 * high)
-            if until - start < 10.0:
-                continue
-            left = bisect_left(times, until) - bisect_left(times, start)
-            needed = 0.9 * rate * (until - start - 1.0 - 2 * high) - 1 - s["workers"]
-            if left < needed:
-                yield (
-                    f"{left} requests left from {start:.2f} to {until:.2f} s, {needed:.1f} could "
-                    f"have ({rpm}/min) while others waited"
-                )
-                return
+            since.setdefault(process, at)
+        elif process in since:
+            out.append((since.pop(process), at + 1.0))
+    return out + [(at, e.h.ended_s) for at in since.values()]
+
+
+def _stretches(
+    inside: list[tuple[float, float]], outside: list[tuple[float, float]]
+) -> Iterator[tuple[float, float]]:
+    """Times within some interval of the first list and none of the second."""
+    edges = [
+        (t, i, step)
+        for i, some in enumerate((inside, outside))
+        for a, b in some
+        if a < b
+        for t, step in ((a, 1), (b, -1))
+    ]
+    depth, since = [0, 0], None
+    for at, which, step in sorted(edges):
+        depth[which] += step
+        if depth[0] > 0 and depth[1] == 0:
+            since = at if since is None else since
+        elif since is not None:
+            yield since, at
+            since = None
 
 
 def _end(e: Evidence, a: Attempt) -> float:
@@ -476,7 +505,7 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
                 return
         elif row.outcome != expected:
             exhausted = row.outcome == "row error" and _exhausted(e, mine)
-            luck = row.kind in ("nonsense", "always_nonsense") or row.kind in STOPS
+            luck = row.kind in ("nonsense", "always_nonsense")
             if not exhausted and not luck:
                 yield f"row {row.row} ({row.kind}): {row.outcome}: {row.said[:120]}"
                 return
@@ -488,6 +517,31 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
         if row.kind in REFUSED and refusals > 2 * max(1, s["choices"][row.row]):
             yield f"row {row.row} ({row.kind}) was refused {refusals} times"
             return
+
+
+def nothing_is_sent_too_often(e: Evidence) -> Iterator[str]:
+    """7: one worker sends a request max_attempts times at most; a 429 is no attempt."""
+    sent = Counter((a.process, a.name) for a in e.attempts if a.status != 429)
+    for (process, name), times in sent.items():
+        if times > e.s["max_attempts"]:
+            yield f"{process} sent {name[:8]} {times} times, max_attempts={e.s['max_attempts']}"
+            return
+
+
+def the_budget_is_used(e: Evidence) -> Iterator[str]:
+    """3: what stops for the budget has spent it, but for one request."""
+    budget = e.s["budget_usd"]
+    if budget is None or not any("budget_usd" in said for said in e.h.stops):
+        return
+    s = e.s
+    bill = sum(a.usd for bills in e.billed.values() for a in bills)
+    tokens = max(1, s["most_choices"]) * (5 + s["answer_tokens"]) * s["usd_output"]
+    one = (
+        1.3 * (30 + max(s["chars"])) * s["usd_input"] + tokens
+    ) / 1e6  # as it may be estimated, at most
+    doubtful = one * sum(e.doubtful(a) or e.open_at_death(a) for a in e.attempts)
+    if bill + doubtful + 2 * one < budget:
+        yield f"stopped at ${bill:.6f} of ${budget:.6f}, a request costs ${one:.6f} at most"
 
 
 def _exhausted(e: Evidence, mine: list[Attempt]) -> bool:
@@ -514,6 +568,8 @@ RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     the_limit_holds,
     permits_are_used,
     rows_end_as_they_should,
+    nothing_is_sent_too_often,
+    the_budget_is_used,
 )
 
 

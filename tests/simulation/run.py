@@ -20,7 +20,7 @@ import ray
 from facttune_ray import storage, telemetry
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import RowError, UserError
-from facttune_ray.llm import actors
+from facttune_ray.llm import actors, journal
 from facttune_ray.llm.client import Client, parameters
 from facttune_ray.llm.cost import MeterLost
 from facttune_ray.llm.endpoint import Endpoint, Transient
@@ -48,7 +48,8 @@ def simulate(scenario: Scenario) -> tuple[History, World]:
     world = World(scenario.seed)
     gc.disable()  # so that nothing is ended at a moment that depends on memory
     try:
-        with _cluster_of_one(), patched(world):
+        rewritten = replaced({(journal, "REWRITE_BYTES"): scenario.rewrite_bytes})
+        with _cluster_of_one(), rewritten, patched(world):
             return Run(world, scenario).go(), world
     finally:
         gc.enable()
@@ -82,6 +83,7 @@ class Run:
             model="simulated",
             api_key_env="FACTTUNE_SIMULATED_KEY",
             concurrency=s.concurrency,
+            max_tokens=5 + s.answer_tokens,
             timeout_s=s.timeout_s,
             max_attempts=s.max_attempts,
             max_elapsed_s=s.max_elapsed_s,
@@ -276,7 +278,11 @@ class Run:
     def _client(self, process: Process) -> Client:
         call = actors._Caller(lambda: self.limiter.handle(process), LimiterLost)
         tell = actors._Caller(lambda: self.meter.handle(process), MeterLost)
-        gate = Gate(lambda seen: call("renew", seen), self.cfg.concurrency, process.name, Queue())
+        folder = Folder(Mount(self.disk, process), "out/ledger")
+        self.history.openings.append((process.name, self.world.now))
+        cfg = self.cfg
+        ledger = Ledger(folder, cfg.flush_rows, cfg.flush_s, run="run", stage="table")
+        gate = Gate(lambda seen: call("renew", seen), cfg.concurrency, ledger.writer, Queue())
         send = self.provider.transport(process, self.cfg.timeout_s)
 
         async def transport(method: str, path: str, body: Any, headers: dict) -> HTTPReply:
@@ -288,11 +294,7 @@ class Run:
         endpoint = Endpoint(
             self.cfg.base_url, self.cfg.api_key_env, self.cfg.timeout_s, gate, transport
         )
-        folder = Folder(Mount(self.disk, process), "out/ledger")
-        self.history.openings.append((process.name, self.world.now))
-        cfg = self.cfg
-        ledger = Ledger(folder, cfg.flush_rows, cfg.flush_s, run="run", stage="table")
-        return Client(cfg, ledger, [endpoint], lambda ask: tell("report", ask), process.name)
+        return Client(cfg, ledger, [endpoint], lambda ask: tell("report", ask), ledger.writer)
 
     def _shards(self, i: int) -> list[int]:
         return list(range(i, self.s.shards, self.s.workers))
@@ -318,7 +320,7 @@ class Run:
         kind, choices = self.s.kinds[row], self.s.choices[row]
         said = Row(row, kind, process.name, self.world.now)
         self.history.rows.append(said)
-        text = f"row {row} {kind} " + "x" * (4 * (row % 50))
+        text = f"row {row} {kind} " + "x" * self.s.chars[row]
         messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": text}]
 
         def key(sample: int) -> str:
@@ -372,6 +374,7 @@ class Run:
         if self.over:
             return
         self.world.note("host", "crashes")
+        self.history.crashes.append(self.world.now)
         before = len(self.history.deaths)
         self._all_die()
         for death in self.history.deaths[before:]:
