@@ -61,6 +61,7 @@ def hunt(mutant: Mutant, seeds: int) -> tuple[int, str, str] | None:
         path = os.pathsep.join([folder, str(REPO / "tests")])
         done = subprocess.run(
             [sys.executable, "-c", HUNT, str(seeds)],
+            cwd=folder,  # what stands there goes before all else
             env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
