@@ -91,6 +91,7 @@ class Client:
             waits=self._waits,
         )
         self._refusals = Refusals(lambda: len(self._running), lambda: self._funds.calls > 0)
+        self._ended = asyncio.Event()  # one of those has
         self._tasks: set[asyncio.Task[None]] = set()  # that end those
         self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []
         self._reading: asyncio.Task[None] | None = None
@@ -183,6 +184,7 @@ class Client:
 
     def _over(self, key: bytes, _: object) -> None:
         del self._running[key]
+        self._ended.set()
         self._refusals.settle()  # there may be nothing left that could be answered
 
     def hungry(self) -> bool:
@@ -193,6 +195,12 @@ class Client:
         work = [e.gate.ahead_s * e.gate.requests_per_s for e in self.endpoints if e.gate.ready]
         soon = sum(min(w, 8 * self.cfg.concurrency) for w in work)
         return len(self._running) < max(2 * self.cfg.concurrency, soon)
+
+    async def until_hungry(self) -> None:
+        """Return when more requests are needed: as soon as enough of those here have ended."""
+        while not self.hungry():
+            self._ended.clear()
+            await self._ended.wait()
 
     def _waits(self) -> Waits | None:
         """What the requests wait for, for the run's progress line."""

@@ -13,6 +13,7 @@ given back. So what this worker may still pay is what it has in flight, whatever
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from facttune_ray.errors import BudgetReached, Stopped, UserError
 from facttune_ray.llm.cost import Allowance, Ask, MeterLost, Report, Usage, Waits
 
 REPORT_S = 0.5  # between two reports to the run's meter
-FUND_S = 0.1  # the same, where requests wait for the answer
+FUND_S = 0.1  # the same at least, where requests wait for the answer
 LOST_S = 300.0  # a meter that was silent for so long does not come back by itself
 
 
@@ -50,6 +51,7 @@ class Funds:
         self._in_flight_usd = 0.0
         # the estimates of those who wait for funds, since when, and what they await
         self._unfunded: deque[tuple[Callable[[], float], float, asyncio.Future[float]]] = deque()
+        self._wanted = asyncio.Event()  # somebody has come for funds
         self._stopped: Exception | None = None  # nothing more is sent
         self._lost_s: float | None = None  # since when the meter has not answered
 
@@ -66,6 +68,7 @@ class Funds:
         loop = asyncio.get_running_loop()
         funded = loop.create_future()
         self._unfunded.append((estimate, loop.time(), funded))
+        self._wanted.set()
         try:
             return await funded
         except asyncio.CancelledError:
@@ -98,8 +101,12 @@ class Funds:
         end nothing else runs, and who comes then finds the task done and starts another."""
         try:
             while self._unfunded or self._busy() or self._told != (self.usage, False):
+                self._wanted.clear()
                 await self._tell()
-                await asyncio.sleep(REPORT_S if self.cfg.budget_usd is None else FUND_S)
+                await asyncio.sleep(FUND_S)
+                if not self._unfunded:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._wanted.wait(), REPORT_S - FUND_S)
         except Exception as e:  # a bug: those who wait for funds must not wait for ever
             self.stop(e)
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,10 @@ class ShardWorker:
                 running.add(asyncio.create_task(self.make(shard)))
                 await asyncio.sleep(0.01)  # it reads its rows and makes its requests
                 while running and (len(running) >= OPEN_SHARDS or not client.hungry()):
-                    running = await _some_done(running, 0.05)
+                    full = len(running) >= OPEN_SHARDS
+                    running = await _some_done(running, None if full else client.until_hungry())
             while running:
-                running = await _some_done(running, None)
+                running = await _some_done(running)
         except Exception as e:  # also a bug, or a store that is away: what is under way is paid
             # those who wait get an error that none of them takes for its row's own
             why = e if isinstance(e, UserError) else UserError(f"{self.work.output} has stopped")
@@ -137,15 +139,18 @@ class ShardWorker:
 
 
 async def _some_done(
-    running: set[asyncio.Task[None]], timeout_s: float | None
+    running: set[asyncio.Task[None]], until: Coroutine[Any, Any, None] | None = None
 ) -> set[asyncio.Task[None]]:
-    """Those still running, after one has ended or the time is over; raises what they raised."""
-    done, running = await asyncio.wait(
-        running, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-    )
+    """Those still running, after one has ended or `until` has; raises what they raised."""
+    also = {asyncio.create_task(until)} if until is not None else set()
+    try:
+        done, _ = await asyncio.wait(running | also, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in also:
+            task.cancel()
     for task in done:
         task.result()
-    return running
+    return running - done
 
 
 _kept: dict[str, ShardWorker] = {}  # this process's worker, by table: at most one
