@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from facttune_ray.config import Config
 from facttune_ray.errors import RowError
-from facttune_ray.llm.client import as_sent, parameters
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
+from facttune_ray.llm.parameters import as_sent, parameters
 from facttune_ray.quickstart import rules
 from facttune_ray.stages.context import Context, Work
 

@@ -20,7 +20,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -30,14 +30,15 @@ from facttune_ray.llm.background import Background, as_response
 from facttune_ray.llm.batch import Batches
 from facttune_ray.llm.cost import Report, Usage, Waits, counted, price_of
 from facttune_ray.llm.endpoint import Endpoint
+from facttune_ray.llm.estimates import Estimates
 from facttune_ray.llm.funds import Funds
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
+from facttune_ray.llm.parameters import Prompt, as_sent, parameters
 from facttune_ray.llm.permits import permit
 from facttune_ray.llm.refusals import Limited, Refusals
 from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
 T = TypeVar("T")
-Prompt = list[dict[str, str]] | str  # messages of a chat, or the text that `completions` continues
 
 
 @dataclass
@@ -96,8 +97,7 @@ class Client:
         self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []
         self._reading: asyncio.Task[None] | None = None
         self._tickets = itertools.count()
-        # what the tokens of a request are guessed from; trued up by every answer
-        self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
+        self._estimates = Estimates()
         # with a budget nothing is sent beside the first request until it has told what one costs
         self._first = asyncio.Lock() if cfg.budget_usd is not None else None
 
@@ -314,7 +314,7 @@ class Client:
             body = as_response(body, self.endpoints[0].section)
         request = _Request(keys, body, chars, next(self._tickets))
         if self._batches is not None:
-            usd = await self._funds.take(lambda: self._usd(request))
+            usd = await self._funds.take(lambda: self.price.usd(*self._tokens(request)))
             try:
                 return [await self._batches.send(keys[0], body)]
             finally:
@@ -323,7 +323,7 @@ class Client:
 
     async def _keep(self, key: bytes, reply: Reply, attempts: int) -> Completion:
         """Return when the answer of a batch's line is in the ledger."""
-        (paid,) = self._paid(self._counted([reply], 1, self._chars), attempts)
+        (paid,) = self._paid(self._estimates.counted([reply], 1), attempts)
         await self.ledger.put(key, paid)
         return paid
 
@@ -356,12 +356,13 @@ class Client:
         ]
         self.usage.count(paid)
         self._first = None
-        if paid[0].counted != "estimate" and paid[0].prompt_tokens and chars:
-            self._chars += chars
-            self._prompt_tokens += paid[0].prompt_tokens
-            self._answers += len(paid)
-            self._answer_tokens += sum(p.completion_tokens for p in paid)
+        if replies[0].counted != "estimate":
+            self._estimates.learn(replies, chars)
         return paid
+
+    def _tokens(self, request: _Request) -> tuple[float, float]:
+        """(prompt, completion), estimated."""
+        return self._estimates.tokens(request.chars, len(request.keys))
 
     async def _send(self, request: _Request) -> list[Completion]:
         """Send until there is an answer. -> its completions, in the ledger"""
@@ -383,8 +384,8 @@ class Client:
     async def _attempt(self, request: _Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
         """(where it was sent, what came, what it paid for, its number in the journal)"""
         clock = asyncio.get_running_loop().time
-        usd = await self._funds.take(lambda: self._usd(request))
-        tokens = sum(self._guess(request))
+        usd = await self._funds.take(lambda: self.price.usd(*self._tokens(request)))
+        tokens = sum(self._tokens(request))
         try:
             gate = await permit(self._gates, tokens, request.ticket)
             try:
@@ -411,7 +412,7 @@ class Client:
                 raise
             paid: list[Completion] = []
             if meaning.kind == "answer":
-                found = self._counted(meaning.replies, len(request.keys), request.chars)
+                found = self._estimates.counted(meaning.replies, len(request.keys), request.chars)
                 used, latency_s = sum(map(total_tokens, found)), clock() - sent_s
                 gate.answered(tokens, used, latency_s, meaning.headers)
                 self._refusals.answered(endpoint)
@@ -464,34 +465,6 @@ class Client:
             wait_s = random.uniform(0.0, min(cfg.max_wait_s, 0.25 * 2.0**request.attempts))
         await asyncio.sleep(min(wait_s, cfg.max_wait_s))
 
-    def _counted(self, replies: Sequence[Reply], most: int, chars: int) -> list[Reply]:
-        """The first `most` choices with all tokens of the answer; estimated where the server has
-        not counted them."""
-        kept = list(replies[:most])
-        if kept[0].counted == "estimate":
-            each = self._prompt_tokens / self._chars
-            kept = [
-                replace(
-                    r,
-                    prompt_tokens=0 if i else math.ceil(chars * each),
-                    completion_tokens=math.ceil((len(r.text) + len(r.thoughts)) * each) + 1,
-                )
-                for i, r in enumerate(kept)
-            ]
-        more = sum(r.completion_tokens for r in replies[most:])
-        kept[-1] = replace(kept[-1], completion_tokens=kept[-1].completion_tokens + more)
-        return kept
-
-    def _guess(self, request: _Request) -> tuple[float, float]:
-        """(prompt, completion) tokens of a request, from what was answered so far."""
-        return (
-            request.chars * self._prompt_tokens / self._chars,
-            len(request.keys) * self._answer_tokens / self._answers,
-        )
-
-    def _usd(self, request: _Request) -> float:
-        return self.price.usd(*self._guess(request))
-
 
 def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:
     for future in waiting:
@@ -499,27 +472,3 @@ def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:
             future.set_exception(error)
         else:
             future.cancel()  # no-op when it is done
-
-
-def parameters(cfg: LLMConfig, sample: int, own: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What is sent beside model and messages. `own`: of this one request. A null of the config
-    takes a parameter away, whoever gives it."""
-    limit = "max_tokens" if cfg.max_completion_tokens is None else "max_completion_tokens"
-    params = {"temperature": cfg.temperature, limit: getattr(cfg, limit)} | cfg.params
-    if isinstance(params.get("seed"), int):
-        params["seed"] += sample  # the same seed would give the same refusal
-    params |= own or {}
-    away = {name for name, value in cfg.params.items() if value is None}
-    return {k: v for k, v in params.items() if v is not None and k not in away}
-
-
-def as_sent(cfg: LLMConfig, prompt: Prompt) -> Prompt:
-    """The prompt as the model takes it: with llm.system=user the system's text begins the first
-    message of the user, for models without that role."""
-    if cfg.system == "message" or isinstance(prompt, str):
-        return prompt
-    said = [m["content"] for m in prompt if m["role"] == "system"]
-    left = [m for m in prompt if m["role"] != "system"]
-    if not said or not left:
-        return prompt
-    return [left[0] | {"content": "\n\n".join([*said, left[0]["content"]])}, *left[1:]]

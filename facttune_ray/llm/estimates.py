@@ -1,0 +1,54 @@
+"""Tokens of requests that are not answered yet, and of answers that a server does not count.
+
+estimates = Estimates()
+estimates.tokens(chars=400, answers=2)  ->  (100.0, 128.0)     from what was answered so far
+estimates.counted(replies, most=1, chars=400)                  every reply with its tokens
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from facttune_ray.llm.replies import Reply
+
+
+class Estimates:
+    """Means over the answers so far; before the first, four characters a token and 64 tokens an
+    answer."""
+
+    def __init__(self) -> None:
+        self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
+
+    def tokens(self, chars: int, answers: int) -> tuple[float, float]:
+        """(prompt, completion) tokens of a request with so many characters for so many answers."""
+        each = self._answer_tokens / self._answers
+        return chars * self._prompt_tokens / self._chars, answers * each
+
+    def learn(self, replies: Sequence[Reply], chars: int) -> None:
+        """Take in an answer that the server has counted."""
+        if replies[0].prompt_tokens and chars:
+            self._chars += chars
+            self._prompt_tokens += replies[0].prompt_tokens
+            self._answers += len(replies)
+            self._answer_tokens += sum(r.completion_tokens for r in replies)
+
+    def counted(self, replies: Sequence[Reply], most: int, chars: int | None = None) -> list[Reply]:
+        """The first `most` choices of an answer with all of its tokens, estimated where the server
+        has not counted them. `chars`: of its prompt; None: not known, that of a mean one."""
+        kept = list(replies[:most])
+        if kept[0].counted == "estimate":
+            each = self._prompt_tokens / self._chars
+            prompt = self._chars / self._answers if chars is None else chars
+            kept = [
+                replace(
+                    r,
+                    prompt_tokens=0 if i else math.ceil(prompt * each),
+                    completion_tokens=math.ceil((len(r.text) + len(r.thoughts)) * each) + 1,
+                )
+                for i, r in enumerate(kept)
+            ]
+        more = sum(r.completion_tokens for r in replies[most:])
+        kept[-1] = replace(kept[-1], completion_tokens=kept[-1].completion_tokens + more)
+        return kept
