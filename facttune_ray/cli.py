@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ended() -> int:
-    print(ending.line(), file=sys.stderr)
+    ending.tell()
     return ending.exit_code()
 
 

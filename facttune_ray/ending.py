@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -24,10 +25,12 @@ from facttune_ray.errors import Stopped
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-DRAIN_S = 8.0  # for what is in flight; containers are killed 10 s after they were told to end
-JOB_STOP_S = 3.0  # the same of Ray's jobs, unless they are told otherwise
+KILLED_S = 10.0  # containers are killed so long after they were told to end
+JOB_KILLED_S = 3.0  # the same of Ray's jobs, unless they are told otherwise
+DRAIN = 0.6  # of that time, for what is in flight; the rest is for Ray to end in
 
 received: int | None = None  # the signal that ended this process's command
+_told = False
 _heeding = False
 _stops: list[Callable[[], None]] = []  # what lets the stages end that ask an endpoint
 
@@ -68,25 +71,47 @@ def install() -> None:
 
 def _heed(number: int, _: FrameType | None) -> None:
     global received
-    again, received = received is not None, received or number
-    if again and not (number == signal.SIGINT and _stops):
+    if received is not None:
+        if number == signal.SIGINT and _stops:
+            raise KeyboardInterrupt
         return
-    if again or not _stops:
+    received = number
+    _silence()
+    left_s = _left_s()
+    last = threading.Timer(left_s, _exit)
+    last.daemon = True
+    last.start()
+    if not _stops:
         raise KeyboardInterrupt
     for stop in _stops:  # in threads: this one may be in the midst of a call to Ray
         threading.Thread(target=stop, daemon=True).start()
     signal.signal(signal.SIGALRM, _late)
-    signal.setitimer(signal.ITIMER_REAL, _drain_s())
+    signal.setitimer(signal.ITIMER_REAL, DRAIN * left_s)
+
+
+def _silence() -> None:
+    """Ray's C++ part writes to the descriptor itself, where its other processes end, too."""
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _exit() -> None:
+    """The end of a command that waits for a Ray which has ended before it, say."""
+    tell()
+    sys.stdout.flush()
+    os._exit(exit_code())
 
 
 def _late(_: int, __: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _drain_s() -> float:
+def _left_s() -> float:
+    """Until this process is killed, less some time to be safe."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        return DRAIN_S
-    return max(0.5, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_S)) - 1.0)
+        return KILLED_S - 1.0
+    return max(1.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_KILLED_S)) - 0.4)
 
 
 @contextlib.contextmanager
@@ -115,9 +140,13 @@ def aside(call: Callable[[], T]) -> T:
     return made.result()
 
 
-def line() -> str:
-    how = "interrupted" if received in (None, signal.SIGINT) else "terminated"
-    return f"facttune: {how}; the same command goes on from here"
+def tell() -> None:
+    """The one line."""
+    global _told
+    if not _told:
+        _told = True
+        how = "interrupted" if received in (None, signal.SIGINT) else "terminated"
+        print(f"facttune: {how}; the same command goes on from here", file=sys.stderr, flush=True)
 
 
 def exit_code() -> int:

@@ -73,6 +73,7 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
         parts, elapsed_s = f"{now.parts}/{shards} parts", now.at_s - began_s
         what = rates(now, last) if meter else f"{elapsed_s:,.0f} s"
         text = "  ".join([f"{work.output:<36} {parts}", what, *notes])
+        fields: dict[str, Any] = now.used if meter else {}
         if terminal:
             width = shutil.get_terminal_size().columns - 1
             say(text[:width].ljust(width), end="\r")
@@ -86,7 +87,7 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
                 shards=shards,
                 elapsed_s=round(elapsed_s, 1),
                 waits=notes,
-                **dict[str, Any](now.used if meter else {}),
+                **fields,
             )
         last = now
     if terminal:
@@ -171,20 +172,29 @@ def lacks(work: Work) -> str:
 
     gpus, kind = gpus_of(work)
     size = options(gpus, kind, asks=bool(work.base_url))
+    mine = {"CPU": size.get("num_cpus", 0), "GPU": size.get("num_gpus", 0)}
+    tasks, _ = _demand()
+    if not any(all(b.bundle.get(k, 0) == v for k, v in mine.items()) for b in tasks):
+        return ""
+    unit = f"{gpus:g} GPU {kind}".strip() if gpus else "a CPU"
+    return f"{unit} to be free" if place(ray.nodes(), gpus, kind) else f"a host with {unit}"
+
+
+def lacks_group() -> str:
+    """The same of workers that begin together, as those of training do."""
+    return "room for its workers" if _demand()[1] else ""
+
+
+def _demand() -> tuple[list, list]:
+    """Bundles that tasks and actors, and that groups of them, want and do not have."""
+    import ray
+
     try:
         from ray.autoscaler.v2.sdk import get_cluster_status
 
-        status = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=5)
-        nodes = ray.nodes()
+        found = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=5)
+        wanted = found.resource_demands
+        tasks, groups = wanted.ray_task_actor_demand, wanted.placement_group_demand
+        return [b for d in tasks for b in d.bundles_by_count], list(groups)
     except Exception:  # an unstable interface of Ray's, of a cluster that may be about to end
-        return ""
-    wanted = [
-        bundle.bundle
-        for demand in status.resource_demands.ray_task_actor_demand
-        for bundle in demand.bundles_by_count
-    ]
-    mine = {"CPU": size.get("num_cpus", 0), "GPU": size.get("num_gpus", 0)}
-    if not any(all(b.get(k, 0) == v for k, v in mine.items()) for b in wanted):
-        return ""
-    unit = f"{gpus:g} GPU {kind}".strip() if gpus else "a CPU"
-    return f"{unit} to be free" if place(nodes, gpus, kind) else f"a host with {unit}"
+        return [], []

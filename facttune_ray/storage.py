@@ -322,6 +322,7 @@ FULL = "no space left: free some, then run the same command again"
 HINTS = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: "disk quota reached: free some, then run the same command again",
+    errno.EIO: "the disk does not work (input/output error): choose another folder",
     errno.EACCES: "permission denied: choose another folder",
     errno.EPERM: "not permitted there: choose another folder",
     errno.EROFS: "the file system is read-only: choose another folder",

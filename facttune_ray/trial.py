@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from facttune_ray.config import Config
 from facttune_ray.errors import RowError
-from facttune_ray.llm.client import parameters
+from facttune_ray.llm.client import as_sent, parameters
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
 from facttune_ray.quickstart import rules
 from facttune_ray.stages.context import Context, Work
@@ -53,7 +53,7 @@ class StandIn:
         params: dict[str, Any] | None = None,
     ) -> T:
         llm = self.cfg.llm
-        key = request_key(llm.model, messages, parameters(llm, 0, params), 0)
+        key = request_key(llm.model, as_sent(llm, messages), parameters(llm, 0, params), 0)
         if key not in self.seen:
             self.seen[key] = self._answer(key, messages)
         try:

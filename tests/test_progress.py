@@ -99,11 +99,13 @@ def test_a_stage_whose_workers_find_no_room_says_what_it_waits_for(tmp_path, ray
     import ray
 
     cpus = int(ray.cluster_resources()["CPU"])
-    held = ray.remote(num_cpus=cpus)(lambda: time.sleep(20)).remote()
+    held = ray.remote(num_cpus=cpus)(lambda: time.sleep(60)).remote()
+    until = time.monotonic() + 50
+    while ray.available_resources().get("CPU", 0) and time.monotonic() < until:
+        time.sleep(0.1)
     waiting = ray.remote(num_cpus=1)(lambda: None).remote()
     work = Work("rewards", "base/tune/rewards", {}, Config(run=RunConfig(out=str(tmp_path))))
     try:
-        until = time.monotonic() + 20
         while not (found := progress.lacks(work)) and time.monotonic() < until:
             time.sleep(0.2)
         assert found == "a CPU to be free"

@@ -13,6 +13,7 @@ ledger before it is returned; one request may bring several (`n`), each a row.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -36,8 +37,6 @@ from facttune_ray.llm.refusals import Limited, Refusals
 from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
 T = TypeVar("T")
-UNKNOWN_TOKENS = 512  # of an answer without a limit, before the first one has come
-LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 Prompt = list[dict[str, str]] | str  # messages of a chat, or the text that `completions` continues
 
 
@@ -98,7 +97,8 @@ class Client:
         self._tickets = itertools.count()
         # what the tokens of a request are guessed from; trued up by every answer
         self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
-        self._measured = False
+        # with a budget nothing is sent beside the first request until it has told what one costs
+        self._first = asyncio.Lock() if cfg.budget_usd is not None else None
 
     async def ask(
         self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
@@ -166,8 +166,7 @@ class Client:
         """The completions of these sample indices, as they will come; what runs, runs once."""
         new: dict[bytes, dict] = {}
         keys = []
-        if self.cfg.system == "user" and not isinstance(prompt, str):
-            prompt = without_system(prompt)
+        prompt = as_sent(self.cfg, prompt)
         for sample, own in each.items():
             params = parameters(self.cfg, sample, own)
             keys.append(key := request_key(self.cfg.model, prompt, params, sample))
@@ -348,8 +347,8 @@ class Client:
             for i, reply in enumerate(replies)
         ]
         self.usage.count(paid)
+        self._first = None
         if paid[0].counted != "estimate" and paid[0].prompt_tokens and chars:
-            self._measured = True
             self._chars += chars
             self._prompt_tokens += paid[0].prompt_tokens
             self._answers += len(paid)
@@ -359,7 +358,8 @@ class Client:
     async def _send(self, request: _Request) -> list[Completion]:
         """Send until there is an answer. -> its completions, in the ledger"""
         while True:
-            endpoint, meaning, paid, number = await self._attempt(request)
+            async with self._first or contextlib.nullcontext():
+                endpoint, meaning, paid, number = await self._attempt(request)
             if paid:
                 await self.ledger.put_all(dict(zip(request.keys, paid, strict=False)))
             if paid or not meaning.unknown:
@@ -482,13 +482,7 @@ class Client:
         )
 
     def _usd(self, request: _Request) -> float:
-        """Its estimated cost. Until something is known the most that it can be: a budget is not to
-        be passed by what a guess has funded."""
-        if self._measured:
-            return self.price.usd(*self._guess(request))
-        limits = (request.body.get(k) for k in LENGTHS)
-        most = next(filter(None, limits), UNKNOWN_TOKENS)
-        return self.price.usd(request.chars, len(request.keys) * most)
+        return self.price.usd(*self._guess(request))
 
 
 def _fail(waiting: Iterable[asyncio.Future], error: BaseException) -> None:
@@ -511,10 +505,13 @@ def parameters(cfg: LLMConfig, sample: int, own: dict[str, Any] | None = None) -
     return {k: v for k, v in params.items() if v is not None and k not in away}
 
 
-def without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The system's text begins the first message of the user: for models without that role."""
-    said = [m["content"] for m in messages if m["role"] == "system"]
-    left = [m for m in messages if m["role"] != "system"]
+def as_sent(cfg: LLMConfig, prompt: Prompt) -> Prompt:
+    """The prompt as the model takes it: with llm.system=user the system's text begins the first
+    message of the user, for models without that role."""
+    if cfg.system == "message" or isinstance(prompt, str):
+        return prompt
+    said = [m["content"] for m in prompt if m["role"] == "system"]
+    left = [m for m in prompt if m["role"] != "system"]
     if not said or not left:
-        return messages
+        return prompt
     return [left[0] | {"content": "\n\n".join([*said, left[0]["content"]])}, *left[1:]]

@@ -131,7 +131,7 @@ class Journal:
         if not self._last:
             return
         if self._open:
-            await asyncio.to_thread(self._file.write_bytes, _records(self._open))
+            await asyncio.to_thread(self._file.write_bytes, _records(self._open), durable=True)
         else:
             await asyncio.to_thread(self._file.delete_file)
 

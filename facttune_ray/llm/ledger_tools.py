@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray.errors import UserError
-from facttune_ray.llm.journal import unknown
+from facttune_ray.llm.journal import attempts, unknown
 from facttune_ray.llm.ledger import Ledger, crc
 from facttune_ray.llm.segments import Segment, key_ranges, read_segment, rows_in
 from facttune_ray.tables import Folder, writing
@@ -123,7 +123,8 @@ def _ranges(segments: dict[str, Segment]) -> Iterator[pa.Table]:
 
 def verify(folder: Folder) -> dict[str, int | list[str]]:
     """Read every row of every segment and check it. `torn`, `damaged`: names of segments;
-    `unknown`: keys of requests that may have been billed without an answer, or are in flight."""
+    `unknown`: keys of requests that may have been billed without an answer, or are in flight;
+    `stored`: of those whose answer the server keeps, and which are not fetched yet."""
     return _on(folder, _verify)
 
 
@@ -143,6 +144,7 @@ def _verify(ledger: Ledger) -> dict[str, int | list[str]]:
         if table is not None:
             rows += table.num_rows
             seen.append(segment.prefixes)
+    stored = {a.key for a in attempts(ledger.folder) if a.id}
     distinct = len(np.unique(np.concatenate(seen))) if seen else 0
     return {
         "segments": len(ledger.segments),
@@ -151,6 +153,7 @@ def _verify(ledger: Ledger) -> dict[str, int | list[str]]:
         "torn": sorted(ledger.torn),
         "damaged": sorted(damaged),
         "unknown": [u.key.hex() for u in unknown(ledger.folder)],
+        "stored": sorted(key.hex() for key in stored - ledger.find(stored).keys()),
     }
 
 
@@ -238,6 +241,13 @@ def main(action: str, folder: Folder, days: float | None, model: str | None) -> 
                 f"{len(lost):,} unknown: requests that were sent and whose answer never came (a "
                 f"kill, a timeout): each may have been billed. Those of a run that goes on now are "
                 f"in flight"
+            )
+        stored = found["stored"]
+        assert isinstance(stored, list)
+        if stored:
+            print(
+                f"{len(stored):,} stored: answers that the server keeps (llm.mode=background); the "
+                f"run that asks for them again fetches them"
             )
         for key in lost:
             print(f"unknown: {key}")

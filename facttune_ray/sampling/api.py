@@ -106,6 +106,11 @@ def _sample(completion: Completion | RowError, stop: str | None) -> Sample:
     try:
         if isinstance(completion, RowError):
             raise completion
+        if completion.cut and not completion.text.strip():
+            raise RowError(
+                "the model's thoughts took all of its tokens: raise "
+                "sampling.llm.max_completion_tokens, or the stage's max_tokens"
+            )
         text = completion.answer or completion.refusal or ""
     except RowError as e:
         return Sample("", 0, False, error=str(e))

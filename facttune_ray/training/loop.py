@@ -20,12 +20,13 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facttune_ray import ending
+from facttune_ray import ending, progress
 from facttune_ray.config import GroupsConfig, SFTConfig, TrainConfig
 from facttune_ray.errors import UserError
 from facttune_ray.storage import Folder
@@ -102,7 +103,7 @@ def train(job: TrainJob) -> int:
         ),
     )
     # in the main thread Ray Train would take Ctrl-C for itself, also when it is done
-    with _progress(Path(job.out) / "train.jsonl"):
+    with _progress(job.out):
         outcome = ending.aside(trainer.fit).return_value  # type: ignore[attr-defined]
     if isinstance(outcome, str):
         raise UserError(outcome)
@@ -126,29 +127,46 @@ def _check_room(cfg: TrainConfig, least: int) -> None:
 
 
 @contextlib.contextmanager
-def _progress(log: Path) -> Iterator[None]:
-    """A bar that follows the workers' log file while the trainer runs; none off a terminal."""
-    if not sys.stderr.isatty() or "://" in str(log):
-        yield
-        return
-    from tqdm import tqdm
-
+def _progress(out: str) -> Iterator[None]:
+    """A bar that follows the workers' log file while the trainer runs; off a terminal a line now
+    and then, also before they have begun."""
     done = threading.Event()
-
-    def follow() -> None:
-        with tqdm(desc="training", unit="step", leave=False) as bar:
-            while not done.wait(0.5):
-                lines = log.read_text().splitlines() if log.exists() else []
-                if lines:
-                    last = json.loads(lines[-1])
-                    bar.total = last["steps"]
-                    bar.set_postfix(loss=f"{last['loss']:.3f}", refresh=False)
-                    bar.update(len(lines) - bar.n)
-
-    thread = threading.Thread(target=follow, daemon=True)
+    follow = _bar if sys.stderr.isatty() and "://" not in out else _lines
+    thread = threading.Thread(target=follow, args=(out, done), daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
+
+
+def _steps(out: str) -> list[str]:
+    """Lines of the log; of a run in an object store it is there at the end."""
+    log = Path(out) / "train.jsonl"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def _bar(out: str, done: threading.Event) -> None:
+    from tqdm import tqdm
+
+    with tqdm(desc="training", unit="step", leave=False) as bar:
+        while not done.wait(0.5):
+            if lines := _steps(out):
+                last = json.loads(lines[-1])
+                bar.total = last["steps"]
+                bar.set_postfix(loss=f"{last['loss']:.3f}", refresh=False)
+                bar.update(len(lines) - bar.n)
+
+
+def _lines(out: str, done: threading.Event) -> None:
+    table, began_s = "/".join(out.split("/")[-3:]), time.monotonic()
+    while not done.wait(progress.LOG_S):
+        elapsed_s = time.monotonic() - began_s
+        text = f"{table:<36} {elapsed_s:,.0f} s"
+        if lines := _steps(out):
+            last = json.loads(lines[-1])
+            text += f"  {len(lines):,}/{last['steps']:,} steps  loss {last['loss']:.3f}"
+        elif lacking := progress.lacks_group():
+            text += f"  waits for {lacking}"
+        say(text, event="progress", table=table, elapsed_s=round(elapsed_s, 1), step=len(lines))

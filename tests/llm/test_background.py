@@ -16,6 +16,7 @@ from facttune_ray.llm.client import Client
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.journal import Journal
 from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.ledger_tools import verify
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.llm.replies import HTTPReply, read
@@ -159,9 +160,11 @@ def test_what_is_stored_counts_when_it_is_fetched(tmp_path):
     with running(SLOW) as url:
         stop_after_ids(tmp_path, url)
         folder = Folder.of(str(tmp_path / "ledger"))
+        assert [len(verify(folder)[name]) for name in ("unknown", "stored")] == [0, 5]
         assert Ledger(folder).spent_usd("r") == 0.0
         again = client(tmp_path, url)
         run(again, range(5))
+        assert [verify(folder)[name] for name in ("unknown", "stored")] == [[], []]
         assert Ledger(folder).spent_usd("r") == pytest.approx(again.usage.cost_usd)
 
 

@@ -99,11 +99,10 @@ class Evidence:
             if row["attempts"] > 0:
                 answer = [row]
                 for key in follows.get(row["key"].hex(), []):
-                    answer += [
-                        r
-                        for r in by_key[key]
-                        if r["created_s"] == row["created_s"] and r["attempts"] == 0
-                    ]
+                    same = [r for r in by_key[key] if r["created_s"] == row["created_s"]]
+                    if any(r["attempts"] > 0 for r in same):
+                        break  # another request's
+                    answer += same
                 out[row["key"].hex()].append(answer)
         return out
 
@@ -335,14 +334,17 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
             slack += 2 * _peak_tokens(e)
         times = [at for at, _ in sent]
         sums = [0, *itertools.accumulate(n for _, n in sent)]
-        for i, at in enumerate(times):
-            j = bisect_left(times, at + 60.0)
-            if sums[j] - sums[i] > rate + slack:
-                yield (
-                    f"{sums[j] - sums[i]} {kind} left in the 60 s from {at:.3f}, "
-                    f"the limit is {rate:g} (slack {slack:.1f})"
-                )
-                return
+        # a minute has no more than the limit; shorter times no more than a second's above theirs
+        windows = [(60.0, rate)] + [(w, rate / 60 * (w + 1.0) + 1) for w in (5.0, 20.0)]
+        for width_s, most in windows if index == 1 else windows[:1]:
+            for i, at in enumerate(times):
+                j = bisect_left(times, at + width_s)
+                if sums[j] - sums[i] > most + slack:
+                    yield (
+                        f"{sums[j] - sums[i]} {kind} left in the {width_s:g} s from {at:.3f}, "
+                        f"the limit is {rate:g} a minute (slack {slack:.1f})"
+                    )
+                    return
 
 
 def _peak_tokens(e: Evidence) -> float:
@@ -503,7 +505,7 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
                 return
         elif row.outcome != expected:
             exhausted = row.outcome == "row error" and _exhausted(e, mine)
-            luck = row.kind in ("nonsense", "always_nonsense") or row.kind in STOPS
+            luck = row.kind in ("nonsense", "always_nonsense")
             if not exhausted and not luck:
                 yield f"row {row.row} ({row.kind}): {row.outcome}: {row.said[:120]}"
                 return
@@ -515,6 +517,31 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
         if row.kind in REFUSED and refusals > 2 * max(1, s["choices"][row.row]):
             yield f"row {row.row} ({row.kind}) was refused {refusals} times"
             return
+
+
+def nothing_is_sent_too_often(e: Evidence) -> Iterator[str]:
+    """7: one worker sends a request max_attempts times at most; a 429 is no attempt."""
+    sent = Counter((a.process, a.name) for a in e.attempts if a.status != 429)
+    for (process, name), times in sent.items():
+        if times > e.s["max_attempts"]:
+            yield f"{process} sent {name[:8]} {times} times, max_attempts={e.s['max_attempts']}"
+            return
+
+
+def the_budget_is_used(e: Evidence) -> Iterator[str]:
+    """3: what stops for the budget has spent it, but for one request."""
+    budget = e.s["budget_usd"]
+    if budget is None or not any("budget_usd" in said for said in e.h.stops):
+        return
+    s = e.s
+    bill = sum(a.usd for bills in e.billed.values() for a in bills)
+    tokens = max(1, s["most_choices"]) * (5 + s["answer_tokens"]) * s["usd_output"]
+    one = (
+        1.3 * (30 + max(s["chars"])) * s["usd_input"] + tokens
+    ) / 1e6  # as it may be estimated, at most
+    doubtful = one * sum(e.doubtful(a) or e.open_at_death(a) for a in e.attempts)
+    if bill + doubtful + 2 * one < budget:
+        yield f"stopped at ${bill:.6f} of ${budget:.6f}, a request costs ${one:.6f} at most"
 
 
 def _exhausted(e: Evidence, mine: list[Attempt]) -> bool:
@@ -541,6 +568,8 @@ RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     the_limit_holds,
     permits_are_used,
     rows_end_as_they_should,
+    nothing_is_sent_too_often,
+    the_budget_is_used,
 )
 
 

@@ -153,7 +153,8 @@ class Provider:
             made.status = 200
             answer, made.garbled = self._kept[made.name]
             return answer, quick_s
-        prompt = 20 + dice.randint(0, s.prompt_tokens)
+        texts = [body["prompt"]] if "prompt" in body else [m["content"] for m in body["messages"]]
+        prompt = int(sum(map(len, texts)) * dice.uniform(0.2, 0.3))
         each = [5 + dice.randint(0, s.answer_tokens) for _ in range(made.choices)]
         if made.kind == "huge":  # larger than the minute's limit, whatever the hour
             made.status = 429

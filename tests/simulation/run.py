@@ -83,6 +83,7 @@ class Run:
             model="simulated",
             api_key_env="FACTTUNE_SIMULATED_KEY",
             concurrency=s.concurrency,
+            max_tokens=5 + s.answer_tokens,
             timeout_s=s.timeout_s,
             max_attempts=s.max_attempts,
             max_elapsed_s=s.max_elapsed_s,
@@ -319,7 +320,7 @@ class Run:
         kind, choices = self.s.kinds[row], self.s.choices[row]
         said = Row(row, kind, process.name, self.world.now)
         self.history.rows.append(said)
-        text = f"row {row} {kind} " + "x" * (4 * (row % 50))
+        text = f"row {row} {kind} " + "x" * self.s.chars[row]
         messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": text}]
 
         def key(sample: int) -> str:

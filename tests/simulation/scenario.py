@@ -27,6 +27,7 @@ class Scenario:
     kinds: list[str] = field(default_factory=list)  # one a row
     choices: list[int] = field(default_factory=list)  # completions of each row; 0: `ask`
     gaps_s: list[float] = field(default_factory=list)  # before each row is asked
+    chars: list[int] = field(default_factory=list)  # of each row's text, beside 30
     shards: int = 1
     concurrency: int = 8
     most_choices: int = 1
@@ -42,7 +43,6 @@ class Scenario:
     net_s: float = 0.01
     latency_s: float = 0.5
     latency_spread: float = 0.3
-    prompt_tokens: int = 100
     answer_tokens: int = 50
     limits: list[tuple[float, float | None, float | None]] = field(default_factory=list)
     enforced: bool = True
@@ -100,8 +100,13 @@ class Scenario:
         if self.budget_share is None:
             return None
         samples = sum(max(1, n) for n in self.choices)
-        each = self.usd(20 + self.prompt_tokens / 2, 5 + self.answer_tokens / 2)
+        each = self.usd(self.tokens_each - self.answer_tokens / 2, self.answer_tokens / 2)
         return self.budget_share * samples * each
+
+    @property
+    def tokens_each(self) -> float:
+        """Of a request, on average."""
+        return 10 + sum(self.chars) / 4 / max(1, len(self.chars)) + self.answer_tokens / 2
 
     def settings(self) -> dict[str, Any]:
         return asdict(self) | {"budget_usd": self.budget_usd}
@@ -159,7 +164,8 @@ def draw(seed: int, off: frozenset[str] = frozenset(), rows: int | None = None) 
         elif name == "lulls":
             s.gaps_s = [0.0] * len(s.gaps_s)
     if rows is not None:
-        s = replace(s, kinds=s.kinds[:rows], choices=s.choices[:rows], gaps_s=s.gaps_s[:rows])
+        some = {name: getattr(s, name)[:rows] for name in ("kinds", "choices", "gaps_s", "chars")}
+        s = replace(s, **some)
     s.shards = min(s.shards, len(s.kinds))
     s.workers = min(s.workers, s.shards)
     return s
@@ -186,7 +192,9 @@ def _draw(seed: int) -> Scenario:
     s.net_s = d.choice([0.0005, 0.01, 0.1, 0.4])
     s.latency_s = min(d.choice([0.003, 0.05, 0.3, 1.0, 4.0]), 0.3 * s.timeout_s)
     s.latency_spread = d.choice([0.0, 0.2, 0.5])
-    s.prompt_tokens, s.answer_tokens = d.choice([0, 100, 1000]), d.choice([0, 50, 500])
+    s.answer_tokens = d.choice([0, 50, 500])
+    longest = d.choice([0, 400, 4000])
+    s.chars = [d.randint(0, longest) for _ in range(rows)]
 
     # kinds of rows
     s.kinds = ["plain"] * rows
@@ -209,16 +217,14 @@ def _draw(seed: int) -> Scenario:
 
     # limit: so that a run takes some tens of seconds at most, mostly
     requests = sum(max(1, n) for n in s.choices)
-    tokens = 25 + (s.prompt_tokens + s.answer_tokens) / 2
+    tokens = s.tokens_each
     rpm: float | None = None
     tpm: float | None = None
     if chance(0.65):
-        least = max(6.0, 60.0 * requests / d.choice([2.0, 5.0, 12.0, 30.0]))
+        least = max(6.0, 60.0 * requests / d.choice([2.0, 2.0, 5.0, 5.0, 12.0, 12.0, 30.0, 90.0]))
         rpm = float(round(least * d.choice([1.0, 1.0, 1.5, 4.0])))
     if chance(0.25):
-        least = max(
-            3.0 * (25 + s.prompt_tokens + s.answer_tokens * 5), 60.0 * requests * tokens / 20.0
-        )
+        least = max(3.0 * (25 + longest / 3 + s.answer_tokens * 5), 3.0 * requests * tokens)
         tpm = float(round(least * d.choice([1.0, 2.0])))
     s.limits = [(0.0, rpm, tpm)]
     how = d.choice(["configured", "configured", "told", "unknown", "wrong", "both", "below"])

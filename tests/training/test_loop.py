@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -162,3 +163,31 @@ def test_supervised_tuning_lowers_the_loss(reference, run, tmp_path, ray_cluster
             reference, tmp_path / "two", sft=sft, workers=2, deepspeed="zero2", pass_tokens=30
         )
         assert [x["loss"] for x in two] == pytest.approx([x["loss"] for x in found], abs=1e-4)
+
+
+def test_training_off_a_terminal_tells_its_steps_and_before_them_what_it_waits_for(
+    tmp_path, ray_cluster, capsys, monkeypatch
+):
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from facttune_ray import progress
+    from facttune_ray.training import loop
+
+    monkeypatch.setattr(progress, "LOG_S", 0.2)
+    out = tmp_path / "facttune_fs" / "round_1" / "train"
+    out.mkdir(parents=True)
+    more = int(ray.cluster_resources()["CPU"]) + 1
+    group = placement_group([{"CPU": 1}] * more)
+    until = time.monotonic() + 20
+    while not progress.lacks_group() and time.monotonic() < until:
+        time.sleep(0.1)
+    with loop._progress(str(out)):
+        time.sleep(1.0)
+        remove_placement_group(group)
+        waited = capsys.readouterr().err.splitlines()[-1]
+        (out / "train.jsonl").write_text('{"step": 1, "steps": 60, "loss": 0.6123}\n' * 12)
+        time.sleep(1.0)
+    assert waited.startswith("facttune_fs/round_1/train ")
+    assert waited.endswith(" s  waits for room for its workers")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(" s  12/60 steps  loss 0.612")

@@ -1,0 +1,79 @@
+"""Bugs planted one by one in a copy of the package: the simulator must find each.
+
+for mutant in listed():
+    seed, rule = hunt(mutant, seeds=10_000)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parents[1]
+HUNT = """
+import sys
+from simulation.seeds import examine
+for seed in range(int(sys.argv[1])):
+    for rule, why in examine(seed)["broken"]:
+        print(seed, rule, why)
+        sys.exit()
+"""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str  # in facttune_ray
+    rule: str  # that is to notice it; another one may come first
+    old: str
+    new: str
+
+
+def listed() -> list[Mutant]:
+    found = tomllib.loads((HERE / "mutants.toml").read_text())
+    return [Mutant(**m) for m in found["mutant"]]
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """A copy of the package in `folder`, with this bug. ValueError when its text is not there."""
+    shutil.copytree(REPO / "facttune_ray", folder / "facttune_ray")
+    (folder / "conf").symlink_to(REPO / "conf")
+    file = folder / "facttune_ray" / mutant.file
+    text = file.read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(
+            f"{mutant.name}: {mutant.file} has its text {text.count(mutant.old)} times"
+        )
+    file.write_text(text.replace(mutant.old, mutant.new))
+
+
+def hunt(mutant: Mutant, seeds: int) -> tuple[int, str, str] | None:
+    """(the first seed that shows it, by which rule, why), or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        plant(mutant, Path(folder))
+        path = os.pathsep.join([folder, str(REPO / "tests")])
+        done = subprocess.run(
+            [sys.executable, "-c", HUNT, str(seeds)],
+            cwd=folder,  # what stands there goes before all else
+            env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    if not done.stdout:
+        return None
+    seed, rule, why = done.stdout.split(" ", 2)
+    return int(seed), rule, why.strip()
+
+
+if __name__ == "__main__":
+    for each in listed():
+        if not sys.argv[1:] or sys.argv[1] in each.name:
+            print(f"{each.name}: {hunt(each, 10_000)}, expected {each.rule}", flush=True)
