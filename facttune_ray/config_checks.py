@@ -319,6 +319,9 @@ def _sampling(cfg: Config, columns: set[str]) -> None:
         raise UserError("sampling.engine=vllm: needs a GPU: set sampling.gpus=1")
     if s.tensor_parallel > 1 and s.engine != "vllm":
         raise UserError("sampling.tensor_parallel: only sampling.engine=vllm spreads a model")
+    for section, llm in (("llm", cfg.llm), ("sampling.llm", s.llm)):
+        if llm.params.get("stream"):
+            raise UserError(f"{section}.params.stream: answers are read whole: leave it out")
     if s.llm.budget_usd is not None:
         raise UserError("sampling.llm.budget_usd: a run has one budget: set llm.budget_usd")
     if s.engine != "api":
@@ -341,7 +344,8 @@ def _sampling(cfg: Config, columns: set[str]) -> None:
         "seed",
         "stop",
     }
-    if found := taken & set(s.llm.params):
+    # a null takes a parameter away
+    if found := taken & {name for name, value in s.llm.params.items() if value is not None}:
         raise UserError(f"sampling.llm.params.{min(found)}: each stage sends its own: leave it out")
     if s.form == "completions" and s.llm.mode == "batch":
         raise UserError("sampling.form=completions: not with sampling.llm.mode=batch")

@@ -414,7 +414,9 @@ class Client:
             if meaning.kind == "answer":
                 found = self._estimates.counted(meaning.replies, len(request.keys), request.chars)
                 used, latency_s = sum(map(total_tokens, found)), clock() - sent_s
-                gate.answered(tokens, used, latency_s, meaning.headers)
+                # a stored response waits in the provider's queue, which is no sign of overload
+                seen_s = 0.0 if self._background is not None else latency_s
+                gate.answered(tokens, used, seen_s, meaning.headers)
                 self._refusals.answered(endpoint)
                 paid = self._paid(found, request.attempts, latency_s, request.chars)
             elif meaning.kind == "limit":
@@ -425,7 +427,8 @@ class Client:
                 request.attempts -= 1
                 self.usage.refused += 1
             elif meaning.kind == "retry":
-                gate.failed(meaning.unreachable)
+                lost = meaning.status is None and not meaning.unreachable
+                gate.failed(meaning.unreachable, clock() - sent_s if lost else None)
             else:  # it was not let in: its tokens are not used
                 gate.refused(tokens, meaning.headers, None, told=False)
             if meaning.unknown:

@@ -32,6 +32,7 @@ SHARE = 0.99  # of the limit that is given out: its 1% is what HOLD_S and LAG_S 
 HOLD_S = 0.4  # after its time a permit lapses: what a worker may catch up after a stall
 LAG_S = 0.2  # of capacity that nobody used, and may be used later
 CUT, SLOWED_S = 0.7, 0.5  # factor of a burst of 429; latency growth that does not matter
+LOST_S = 60.0  # until an answer counts half, where lost ones are compared with those that came
 REGAINED_S = 10.0  # until a rate that was learned and cut is what it was
 
 
@@ -58,6 +59,8 @@ class Seen:
     owed: float = 0.0  # tokens used beyond those of the permits; negative: not used after all
     answered: int = 0
     latency_s: float = 0.0  # mean of the answered
+    lost: int = 0  # answers that never came
+    lost_s: float = 0.0  # longest time that one of these was waited for
     refused: int = 0  # 429s
     exhausted: bool = False  # a 429 said, or left open, that the limit is used up
     retry_after_s: float | None = None  # longest of the 429s
@@ -117,6 +120,9 @@ class Limiter:
     latency_s: float = 0.0  # smoothed
     best_latency_s: float = math.inf
     slowed_s: float = -math.inf
+    came: float = 0.0  # answers of late
+    lost: float = 0.0  # those of late that never came
+    counted_s: float = 0.0
     updated_s: float = math.nan
     workers: dict[str, _Worker] = field(default_factory=dict)
 
@@ -198,6 +204,15 @@ class Limiter:
                 8.0, min(self.window, in_flight) * max(CUT, 2 * best / self.latency_s)
             )
             self.slowed_s, self.starting = now_s, False
+        # a server that works through what timed out here, too, answers less and less in time: where
+        # most answers of late were lost, half as much is sent at once, after each time-out again
+        fade = 0.5 ** (max(0.0, now_s - self.counted_s) / LOST_S) if self.counted_s else 1.0
+        self.counted_s, self.came = now_s, self.came * fade + report.answered
+        if report.lost and now_s - self.slowed_s > report.lost_s:
+            self.lost = self.lost * fade + report.lost
+            if self.lost > self.came:
+                self.window, self.starting = max(1.0, self.window / 2), False
+                self.slowed_s, self.lost, self.came = now_s, 0.0, 0.0
         held = self.workers.get(report.worker)
         full = held is not None and report.in_flight >= 0.8 * held.leased
         if full and report.waiting and grown <= max(best, SLOWED_S) / 2:

@@ -68,6 +68,7 @@ class Gate:
         self._hurry = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._answered, self._latency_s, self._refused = 0, 0.0, 0
+        self._lost, self._lost_s = 0, 0.0
         self._exhausted, self._retry_after_s = False, -1.0
         self._limits, self._looked_s = Limits(), -math.inf
         self._shut: Exception | None = None
@@ -179,9 +180,12 @@ class Gate:
             self._hurry.set()
         self._done()
 
-    def failed(self, unreachable: bool = False) -> None:
+    def failed(self, unreachable: bool = False, lost_s: float | None = None) -> None:
         """No answer: its tokens may have been used, and stay reserved. An endpoint where nothing
-        listens is left alone for a while, so that another one gets the requests."""
+        listens is left alone for a while, so that another one gets the requests. `lost_s`: how
+        long an answer was waited for that never came."""
+        if lost_s is not None:
+            self._lost, self._lost_s = self._lost + 1, max(self._lost_s, lost_s)
         now = asyncio.get_running_loop().time()
         if unreachable and now >= self._paused_s:
             self._down += 1
@@ -278,6 +282,8 @@ class Gate:
             owed=self._owed,
             answered=self._answered,
             latency_s=self._latency_s / max(1, self._answered),
+            lost=self._lost,
+            lost_s=self._lost_s,
             refused=self._refused,
             exhausted=self._exhausted,
             retry_after_s=None if self._retry_after_s < 0 else self._retry_after_s,
@@ -293,6 +299,7 @@ class Gate:
         self._answered -= report.answered
         self._latency_s -= report.latency_s * report.answered
         self._refused -= report.refused
+        self._lost -= report.lost
         self._owed -= report.owed
         if self._limits is report.limits:  # told once: another worker may see a new one
             self._limits = Limits()

@@ -58,7 +58,7 @@ NAMED = {"rate_limit_exceeded": 429, "rate_limit_error": 429, "authentication_er
 UNKNOWN_STATUSES = {408, 502, 504, 520, 521, 522, 523, 524}
 # our settings behind parameters, for the hint of a refusal that names one
 SETTINGS = {
-    "max_tokens": "set {section}.max_completion_tokens in place of {section}.max_tokens",
+    "max_tokens": "change {section}.max_tokens, or set {section}.max_completion_tokens instead",
     "max_completion_tokens": "set {section}.max_completion_tokens=null",
     "max_output_tokens": "set {section}.max_tokens=null",
     "temperature": "set {section}.temperature=null",

@@ -338,6 +338,41 @@ def test_latency_that_grows_without_429s_shrinks_the_window():
     assert 8 <= window <= 8 * 3  # never idle, and a queue of at most twice the work
 
 
+def test_a_server_that_answers_few_in_time_gets_half_as_many_at_once_each_time():
+    """One at a time, 6 s each, and it does not notice that a request has timed out after 60 s."""
+    limiter, now, free_s, sent, window, came = Limiter(), 0.0, 0.0, [], 0, 0
+    while now < 3600:
+        ended = [(begun, end) for begun, end in sent if end <= now or begun + 60 <= now]
+        sent = [request for request in sent if request not in ended]
+        answered = [end - begun for begun, end in ended if end <= begun + 60]
+        report = Seen(
+            "a",
+            waiting=1000,
+            in_flight=len(sent),
+            most=128,
+            answered=len(answered),
+            latency_s=sum(answered) / max(1, len(answered)),
+            lost=len(ended) - len(answered),
+            lost_s=60.0,
+        )
+        came += len(answered) if now > 1800 else 0
+        window = limiter.renew(report, now).in_flight
+        while len(sent) < window:
+            free_s = max(free_s, now) + 6.0
+            sent.append((now, free_s))
+        now += 1.0
+    assert came > 0.8 * 1800 / 6  # most of what it can
+    assert window <= 10
+
+
+def test_single_lost_answers_among_many_slow_nothing():
+    limiter, now = Limiter(), 0.0
+    for i in range(400):
+        lease = limiter.renew(busy("a", answered=40, latency_s=0.1, lost=i % 2, lost_s=3.0), now)
+        now += 0.25
+    assert lease.in_flight >= 60
+
+
 def test_a_fast_server_is_not_slowed_by_its_growing_milliseconds():
     limiter, now = Limiter(), 0.0
     for _ in range(100):

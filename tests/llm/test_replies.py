@@ -85,7 +85,7 @@ def test_the_servers_own_words_are_shown_wherever_they_are(body, shown):
         (
             {"message": "no", "param": "max_tokens"},
             {},
-            "set llm.max_completion_tokens in place of",
+            "change llm.max_tokens, or set llm.max_c",
         ),
         ({"message": "unsupported: 'temperature'"}, {"temperature": 0.0}, "llm.temperature=null"),
         ({"message": "no top_k here"}, {"top_k": 4}, "llm.params.top_k=null"),
