@@ -129,10 +129,6 @@ class Evidence:
         return {d.process: d.at_s for d in self.h.deaths}
 
     @cached_property
-    def crashed(self) -> set[str]:
-        return {d.process for d in self.h.deaths if d.crash}
-
-    @cached_property
     def row_of(self) -> dict[tuple[str, int], Row]:
         return {(row.process, row.row): row for row in self.h.rows}
 
@@ -228,7 +224,7 @@ def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
         doubtful = sum(e.doubtful(a) or e.open_at_death(a) for a in mine[key])
         # that an attempt is over is lost with a host, and in a store it is put with the next one
         late = sum(
-            a.process in e.crashed
+            any(a.departed_s < at for at in e.h.crashes)
             or (e.s["store"] and a.process in e.death_s and _end(e, a) > last_s[a.process] - 1.0)
             for a in mine[key]
         )
@@ -296,8 +292,15 @@ def the_budget_holds(e: Evidence) -> Iterator[str]:
     if budget is None:
         return
     bill = sum(a.usd for bills in e.billed.values() for a in bills)
-    doubtful = sum(a.usd for bills in e.billed.values() for a in bills if not e.delivered(a))
-    slack = e.peak_usd * (1 + len(e.h.deaths)) + doubtful
+    # what nobody told the client: no answer, or one without its tokens
+    doubtful = sum(
+        a.usd
+        for bills in e.billed.values()
+        for a in bills
+        if not e.delivered(a) or a.told == "none"
+    )
+    # and what was funded by an estimate and waited for a permit
+    slack = e.peak_usd * (1 + len(e.h.deaths)) + doubtful + 0.1 * budget
     if bill > budget + slack + 1e-9:
         yield f"billed ${bill:.6f}, the budget is ${budget:.6f}, in flight at most ${slack:.6f}"
 
@@ -330,6 +333,7 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
         ]
         slack = rate / 60 * (high - low) + 1e-6
         slack += sum(t for _, _, t in s["stalls"]) * rate / 60
+        slack += len(e.h.crashes)  # the limiter after one knows of no request before
         if index == 2:
             slack += 2 * _peak_tokens(e)
         times = [at for at, _ in sent]
@@ -407,7 +411,10 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
     for a in e.attempts:
         first.setdefault((a.process, a.row), a.departed_s)
     times = sorted(a.departed_s for a in e.attempts)
-    excused = [(at, at + 15.0 + 4 * high) for at, _ in e.h.troubles] + _full(e)
+    # after a 429 the rate rises again, slowly
+    lasts = {"429": 90.0}
+    excused = [(at, at + lasts.get(what, 15.0) + 4 * high) for at, what in e.h.troubles]
+    excused += _full(e)
     rate = 0.99 * rpm / 60
     for begin, end in _stretches(_waiting(e, first), excused):
         if end - begin < 10.0:
@@ -498,9 +505,9 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
         if row.kind in STOPS:
             expected = "stop"
         if row.outcome == "stop":
-            refused = row.kind in REFUSED or row.kind == "huge"
             early = any(k in REFUSED or k == "huge" for k in s["kinds"])
-            if not may_stop and not ((refused or early) and row.ended_s <= first_good + 5.0):
+            early = early and row.ended_s <= first_good + 5.0
+            if not may_stop and not early and not _refused_in_a_row(e, row.process):
                 yield f"row {row.row} ({row.kind}) was stopped: {row.said[:120]}"
                 return
         elif row.outcome != expected:
@@ -521,7 +528,7 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
 
 def nothing_is_sent_too_often(e: Evidence) -> Iterator[str]:
     """7: one worker sends a request max_attempts times at most; a 429 is no attempt."""
-    sent = Counter((a.process, a.name) for a in e.attempts if a.status != 429)
+    sent = Counter((a.process, a.name) for a in e.attempts if not _slowed(a))
     for (process, name), times in sent.items():
         if times > e.s["max_attempts"]:
             yield f"{process} sent {name[:8]} {times} times, max_attempts={e.s['max_attempts']}"
@@ -535,7 +542,7 @@ def the_budget_is_used(e: Evidence) -> Iterator[str]:
         return
     s = e.s
     bill = sum(a.usd for bills in e.billed.values() for a in bills)
-    tokens = max(1, s["most_choices"]) * (5 + s["answer_tokens"]) * s["usd_output"]
+    tokens = max(1, s["most_choices"]) * (69 + s["answer_tokens"]) * s["usd_output"]
     one = (
         1.3 * (30 + max(s["chars"])) * s["usd_input"] + tokens
     ) / 1e6  # as it may be estimated, at most
@@ -544,13 +551,28 @@ def the_budget_is_used(e: Evidence) -> Iterator[str]:
         yield f"stopped at ${bill:.6f} of ${budget:.6f}, a request costs ${one:.6f} at most"
 
 
+def _refused_in_a_row(e: Evidence, process: str) -> bool:
+    """Whether a worker saw so many refusals without an answer that it may doubt its settings."""
+    most = now = 0
+    for a in sorted(e.attempts, key=lambda a: _end(e, a)):
+        if a.process == process and a.failed == "":
+            now = now + 1 if a.status in (400, 403) else 0 if e.delivered(a) else now
+            most = max(most, now)
+    return most >= 16
+
+
+def _slowed(a: Attempt) -> bool:
+    """The client was told to slow down: that is no attempt."""
+    return a.status == 429 and a.failed == ""
+
+
 def _exhausted(e: Evidence, mine: list[Attempt]) -> bool:
     """Whether so many attempts of one request failed, or for so long, that the row may end."""
     by_name = defaultdict(list)
     for a in mine:
         by_name[a.name].append(a)
     for same in by_name.values():
-        failures = [a for a in same if not e.delivered(a) and a.status != 429]
+        failures = [a for a in same if not e.delivered(a) and not _slowed(a)]
         span = max(_end(e, a) for a in same) - min(a.departed_s for a in same)
         if len(failures) >= e.s["max_attempts"] or span > e.s["max_elapsed_s"] - e.s["max_wait_s"]:
             return True

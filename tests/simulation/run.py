@@ -20,7 +20,7 @@ import ray
 from facttune_ray import storage, telemetry
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import RowError, UserError
-from facttune_ray.llm import actors, journal
+from facttune_ray.llm import actors, journal, ledger
 from facttune_ray.llm.client import Client, parameters
 from facttune_ray.llm.cost import MeterLost
 from facttune_ray.llm.endpoint import Endpoint, Transient
@@ -48,8 +48,11 @@ def simulate(scenario: Scenario) -> tuple[History, World]:
     world = World(scenario.seed)
     gc.disable()  # so that nothing is ended at a moment that depends on memory
     try:
-        rewritten = replaced({(journal, "REWRITE_BYTES"): scenario.rewrite_bytes})
-        with _cluster_of_one(), rewritten, patched(world):
+        small = {
+            (journal, "REWRITE_BYTES"): scenario.rewrite_bytes,
+            (ledger, "MERGE"): scenario.merge,
+        }
+        with _cluster_of_one(), replaced(small), patched(world):
             return Run(world, scenario).go(), world
     finally:
         gc.enable()
@@ -281,8 +284,8 @@ class Run:
         folder = Folder(Mount(self.disk, process), "out/ledger")
         self.history.openings.append((process.name, self.world.now))
         cfg = self.cfg
-        ledger = Ledger(folder, cfg.flush_rows, cfg.flush_s, run="run", stage="table")
-        gate = Gate(lambda seen: call("renew", seen), cfg.concurrency, ledger.writer, Queue())
+        kept = Ledger(folder, cfg.flush_rows, cfg.flush_s, run="run", stage="table")
+        gate = Gate(lambda seen: call("renew", seen), cfg.concurrency, kept.writer, Queue())
         send = self.provider.transport(process, self.cfg.timeout_s)
 
         async def transport(method: str, path: str, body: Any, headers: dict) -> HTTPReply:
@@ -294,7 +297,7 @@ class Run:
         endpoint = Endpoint(
             self.cfg.base_url, self.cfg.api_key_env, self.cfg.timeout_s, gate, transport
         )
-        return Client(cfg, ledger, [endpoint], lambda ask: tell("report", ask), ledger.writer)
+        return Client(cfg, kept, [endpoint], lambda ask: tell("report", ask), kept.writer)
 
     def _shards(self, i: int) -> list[int]:
         return list(range(i, self.s.shards, self.s.workers))

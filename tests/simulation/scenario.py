@@ -80,6 +80,7 @@ class Scenario:
     disk_full: list[tuple[float, float]] = field(default_factory=list)
     disk_broken: float = 0.0
     slow_threads_s: float = 0.002
+    merge: int = 16  # small segments of a writer that are merged
     rewrite_bytes: int = 2**18  # until a journal's file is made anew
 
     usd_input: float = 1.0  # a million tokens
@@ -288,7 +289,7 @@ def _draw(seed: int) -> Scenario:
         s.run_kills = [when()]
     if chance(0.12):
         s.limiter_restarts = [when() for _ in range(d.choice([1, 1, 2]))]
-    if chance(0.1):
+    if chance(0.3 if s.budget_share else 0.1):
         s.meter_restarts = [when() for _ in range(d.choice([1, 1, 2]))]
     s.restart_s = d.choice([0.1, 1.0, 3.0])
     slow = d.random()
@@ -310,11 +311,12 @@ def _draw(seed: int) -> Scenario:
     s.store = chance(0.15)
     if s.store and chance(0.4):
         s.stale_s = d.choice([0.5, 3.0])
-    if chance(0.04):
+    if chance(0.06):
         at = when()
         s.disk_full = [(at, at + d.choice([0.5, 3.0, 15.0]))]
-    if chance(0.04):
+    if chance(0.06):
         s.disk_broken = d.choice([0.003, 0.02])
+    s.merge = d.choice([2, 4, 16])
     s.rewrite_bytes = d.choice([0, 200, 2**18, 2**18])
     s.slow_threads_s = d.choice([0.0005, 0.002, 0.02, 0.2])
     return s
