@@ -201,7 +201,7 @@ def _lost_in_crash(e: Evidence, a: Attempt) -> bool:
     """Sent just before its host crashed: the journal's record may be lost, too. A process that was
     killed syncs nothing any more."""
     dead_s = e.death_s.get(a.process, float("inf"))
-    stalled_s = sum(t for _, _, t in e.h.scenario["stalls"])  # a loop that stands still writes nothing
+    stalled_s = sum(t for _, _, t in e.s["stalls"])  # a loop that stands still syncs nothing
     return any(
         a.departed_s <= at and min(at, dead_s) - a.departed_s < 0.3 + stalled_s
         for at in e.h.crashes
