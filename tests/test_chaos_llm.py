@@ -1,4 +1,7 @@
-"""Requests under faults and kills: all answered, none paid twice, never over the limit."""
+"""Requests under faults and kills: all answered, none paid twice, never over the limit.
+
+By real processes, sockets and clocks; tests/simulation/ tries many thousand times as many faults.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from facttune_ray.llm.limiter import HOLD_S, LAG_S
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.tables import Folder, rows
 
-COUNT, WORKERS, SHARDS, IN_FLIGHT = 4000, 2, 16, 64
+COUNT, WORKERS, SHARDS, IN_FLIGHT = 2500, 2, 16, 64
 COLUMNS = ["key", "created_s", "latency_s"]
 DRIVER = f"""
 import sys
@@ -79,13 +82,13 @@ def kill(driver: subprocess.Popen, kind: str) -> bool:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
-def test_killed_at_ten_random_moments(tmp_path):
+def test_killed_at_six_random_moments(tmp_path):
     options = AnnotatorOptions(latency_min_ms=50, latency_max_ms=250, requests_per_minute=9000)
     chance = random.Random(3)
     with running(options) as url:
         calm = start(tmp_path / "calm", url)
         assert calm.wait(timeout=300) == 0, calm.communicate()[1][-2000:]
-    kinds = ["worker", "limiter", "driver", "worker", "limiter"] * 2
+    kinds = ["worker", "limiter", "driver"] * 2
     chance.shuffle(kinds)
     killed = []
     with running(options) as url:
@@ -137,7 +140,7 @@ def sent_s(ledger: Path) -> list[float]:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-def test_twenty_thousand_requests_under_every_fault(tmp_path, ray_cluster):
+def test_eight_thousand_requests_under_every_fault(tmp_path, ray_cluster):
     faults = AnnotatorOptions(
         latency_min_ms=20,
         latency_max_ms=100,
@@ -150,15 +153,15 @@ def test_twenty_thousand_requests_under_every_fault(tmp_path, ray_cluster):
         malformed_share=0.01,
         refuse_every_s=15.0,
         refuse_for_s=0.5,
-        halve_after_s=25.0,
+        halve_after_s=8.0,
         journal=str(tmp_path / "journal.jsonl"),
     )
     llm = LLMConfig(timeout_s=3.0, requests_per_minute=24_000, max_attempts=12)
     with running(faults) as url:
-        found = ours.run(url, 20_000, 2, llm)
+        found = ours.run(url, 8000, 2, llm)
         seen = stats(url)
-    assert None not in ours.texts(found, range(20_000))
-    assert seen["answered"] == 20_000 and seen["repeated"] == 0
+    assert None not in ours.texts(found, range(8000))
+    assert seen["answered"] == 8000 and seen["repeated"] == 0
     # a second answer to one request is a replay here: those whose first was lost on its way, and a
     # few that came later than timeout_s. A hang is never answered, a 500 or half a body never made.
     assert seen["replayed"] <= seen["faults"]["reset"] + 40
@@ -166,6 +169,6 @@ def test_twenty_thousand_requests_under_every_fault(tmp_path, ray_cluster):
     assert seen["rejected_429"] - seen["refused_429"] <= 0.01 * seen["received"]
     # and a burst is noticed: 5% would come of sending on through each
     assert seen["rejected_429"] <= 0.03 * seen["received"]
-    later = [s["accepted"] for s in seen["seconds"] if s["t"] >= 25 + 5]
-    assert len(later) > 20 and sum(later) / len(later) <= 12_000 / 60
+    later = [s["accepted"] for s in seen["seconds"] if s["t"] >= 8 + 5]
+    assert len(later) > 12 and sum(later) / len(later) <= 12_000 / 60
     assert max(later) <= 1.6 * 12_000 / 60  # catching up within a bucket of one second

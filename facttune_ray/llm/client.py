@@ -34,11 +34,14 @@ from facttune_ray.llm.estimates import Estimates
 from facttune_ray.llm.funds import Funds
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
 from facttune_ray.llm.parameters import Prompt, as_sent, parameters
-from facttune_ray.llm.permits import permit
+from facttune_ray.llm.permits import Gate, permit
 from facttune_ray.llm.refusals import Limited, Refusals
 from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
 T = TypeVar("T")
+# a request that has waited so long for its permit is funded anew: what it will cost, and what is
+# left, is known better by then
+FUNDED_S = 5.0
 
 
 @dataclass
@@ -381,13 +384,25 @@ class Client:
                 self.stop(e)  # the same would be said to every request
                 raise
 
+    async def _admit(self, request: _Request) -> tuple[float, Gate, float]:
+        """(dollars taken from the budget, the gate that gave a permit, tokens that it is for)"""
+        held_s = None if self.cfg.budget_usd is None else FUNDED_S
+        while True:
+            usd = await self._funds.take(lambda: self.price.usd(*self._tokens(request)))
+            try:
+                tokens = sum(self._tokens(request))
+                async with asyncio.timeout(held_s):
+                    return usd, await permit(self._gates, tokens, request.ticket), tokens
+            except BaseException as e:
+                self._funds.done(usd)
+                if not isinstance(e, TimeoutError):
+                    raise
+
     async def _attempt(self, request: _Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
         """(where it was sent, what came, what it paid for, its number in the journal)"""
         clock = asyncio.get_running_loop().time
-        usd = await self._funds.take(lambda: self.price.usd(*self._tokens(request)))
-        tokens = sum(self._tokens(request))
+        usd, gate, tokens = await self._admit(request)
         try:
-            gate = await permit(self._gates, tokens, request.ticket)
             try:
                 number = await self.ledger.journal.begin(request.name, usd)
             except BaseException:

@@ -47,6 +47,11 @@ class Queue:
         heapq.heappush(self.heap, (ticket, self.arrivals, tokens, taken))
         return taken
 
+    def drop(self, taken: asyncio.Future[Gate]) -> None:
+        """Forget a request that waits no more."""
+        self.heap[:] = [entry for entry in self.heap if entry[3] is not taken]
+        heapq.heapify(self.heap)
+
 
 class Gate:
     """Permits of one worker at one endpoint. Lives on one event loop."""
@@ -166,9 +171,9 @@ class Gate:
         """A 429. Refused tokens are not used. The cluster is told at once, unless it is not
         `told`, because the request itself may be at fault: then nobody pauses for it."""
         self._owed -= reserved
+        self._looked_s = -math.inf
+        self._look(headers)
         if told:
-            self._looked_s = -math.inf
-            self._look(headers)
             requests, tokens = (_number(headers, f"remaining-{k}") for k in ("requests", "tokens"))
             self._exhausted |= not ((requests or 0) > 0 and (tokens or 0) > reserved)
             if retry_s is not None:
@@ -333,6 +338,7 @@ async def permit(gates: Sequence[Gate], tokens: float, ticket: int) -> Gate:
     try:
         return await taken
     except asyncio.CancelledError:
+        gates[0]._queue.drop(taken)
         if taken.done() and not taken.cancelled() and taken.exception() is None:
             taken.result().give_back()
         raise

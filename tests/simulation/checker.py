@@ -323,8 +323,10 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
         if told is None or told > min(values):
             if not s["tells_limits"] or told is not None:
                 continue  # unknown, or the configured one has to be refused first
-            first = [a.ended_s for a in e.attempts if a.status == 200 and e.had(a)]
-            known_s = min(first, default=0.0) + 11.0 + 2 * high
+            # a host that crashes takes what was known with it
+            new_s = max((at for at in e.h.crashes), default=0.0)
+            heard = [a.ended_s for a in e.attempts if a.status == 200 and e.had(a)]
+            known_s = min((at for at in heard if at > new_s), default=new_s) + 11.0 + 2 * high
         if len(limits) > 1 and told is None:
             known_s = max(known_s, limits[-1][0] + 15.0)
         rate = max(values) if told is None else told
