@@ -182,6 +182,7 @@ class Run:
         if self.over or number != self.next_start:
             return
         self.lives += 1
+        self.history.starts.append(self.world.now)
         self.moved_s = self.world.now
         self.stopped, self.ended = None, set()
         self.meter = self._meter()
