@@ -94,7 +94,9 @@ class Client:
             end=self.stop,
             waits=self._waits,
         )
-        self._refusals = Refusals(lambda: len(self._running), lambda: self._funds.calls > 0)
+        self._refusals = Refusals(
+            lambda: len(self._running), lambda: self._funds.calls + self.usage.cached > 0
+        )
         self._ended = asyncio.Event()  # one of those has
         self._tasks: set[asyncio.Task[None]] = set()  # that end those
         self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []

@@ -6,7 +6,6 @@ await actor.handle(process).renew.remote(seen)
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -68,18 +67,18 @@ class Actor:
         return wrong
 
     def call(self, caller: Process, method: str, argument: Any) -> Any:
-        answered, sent = caller.create_future(), pickle.dumps(argument)
+        answered = caller.create_future()
         if self._goes_wrong(self.scenario.lost_calls):
             if self.dice.random() < 0.5:
                 self.world.later(1.0, self._settle, caller, answered, None, _lost())
             return answered
-        self.world.later(self.trip_s(), self._arrive, caller, method, sent, answered)
+        self.world.later(self.trip_s(), self._arrive, caller, method, argument, answered)
         if self._goes_wrong(self.scenario.repeated_calls):
             late_s = self.trip_s() * 2 + self.dice.choice([0.0, 0.1, 1.0])
-            self.world.later(late_s, self._arrive, None, method, sent, None)
+            self.world.later(late_s, self._arrive, None, method, argument, None)
         return answered
 
-    def _arrive(self, caller: Process | None, method: str, sent: bytes, answered: Any) -> None:
+    def _arrive(self, caller: Process | None, method: str, argument: Any, answered: Any) -> None:
         if self.instance is None and not self.process.dead:
             self.process.kill()
             self.start()
@@ -88,21 +87,20 @@ class Actor:
                 self.world.later(self.trip_s(), self._settle, caller, answered, None, _lost())
             return
         with self.process:
-            result = getattr(self.instance, method)(pickle.loads(sent))
+            result = getattr(self.instance, method)(argument)
         if caller is None:
             return
         if self._goes_wrong(self.scenario.lost_calls):
             if self.dice.random() < 0.5:
                 self.world.later(1.0, self._settle, caller, answered, None, _lost())
             return
-        returned = pickle.dumps(result)
-        self.world.later(self.trip_s(), self._return, self.process, caller, answered, returned)
+        self.world.later(self.trip_s(), self._return, self.process, caller, answered, result)
 
-    def _return(self, process: Process, caller: Process, answered: Any, returned: bytes) -> None:
+    def _return(self, process: Process, caller: Process, answered: Any, result: Any) -> None:
         if process.dead:  # the reply went down with it
             self._settle(caller, answered, None, _lost())
         else:
-            self._settle(caller, answered, pickle.loads(returned), None)
+            self._settle(caller, answered, result, None)
 
     def _settle(self, caller: Process, answered: Any, result: Any, error: Any) -> None:
         def tell() -> None:

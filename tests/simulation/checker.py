@@ -323,10 +323,13 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
         if told is None or told > min(values):
             if not s["tells_limits"] or told is not None:
                 continue  # unknown, or the configured one has to be refused first
-            # a host that crashes takes what was known with it
-            new_s = max((at for at in e.h.crashes), default=0.0)
-            heard = [a.ended_s for a in e.attempts if a.status == 200 and e.had(a)]
-            known_s = min((at for at in heard if at > new_s), default=new_s) + 11.0 + 2 * high
+            since_s = max(e.h.crashes, default=0.0)  # nobody remembers what was told before
+            first = [
+                a.ended_s
+                for a in e.attempts
+                if a.status == 200 and e.had(a) and a.departed_s >= since_s
+            ]
+            known_s = min(first, default=e.h.ended_s) + 11.0 + 2 * high
         if len(limits) > 1 and told is None:
             known_s = max(known_s, limits[-1][0] + 15.0)
         rate = max(values) if told is None else told
@@ -426,7 +429,7 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
         if end - begin < 10.0:
             continue
         left = bisect_left(times, end) - bisect_left(times, begin)
-        needed = 0.9 * rate * (end - begin - 1.0 - 2 * high) - 1 - s["workers"]
+        needed = 0.85 * rate * (end - begin - 1.0 - 2 * high) - 2 - s["workers"]
         if left < needed:
             yield (
                 f"{left} requests left from {begin:.2f} to {end:.2f} s, {needed:.1f} could have "
@@ -496,11 +499,9 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
     s = e.s
     reached = any("budget_usd" in said for said in e.h.stops)
     may_stop = e.justified or reached
-    good = sorted(a.ended_s for a in e.attempts if e.delivered(a) and a.kind in ANSWERED)
     tried: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
     for a in e.attempts:
         tried[(a.process, a.row)].append(a)
-    first_good = good[0] if good else float("inf")
     for row in e.h.rows:
         if row.outcome in ("", "cancelled"):
             continue
@@ -511,8 +512,8 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
         if row.kind in STOPS:
             expected = "stop"
         if row.outcome == "stop":
-            early = any(k in REFUSED or k == "huge" for k in s["kinds"])
-            early = early and row.ended_s <= first_good + 5.0
+            refused = any(k in REFUSED or k == "huge" for k in s["kinds"])
+            early = refused and not _others_were_answered(e, row)
             if not may_stop and not early and not _refused_in_a_row(e, row.process):
                 yield f"row {row.row} ({row.kind}) was stopped: {row.said[:120]}"
                 return
@@ -555,6 +556,21 @@ def the_budget_is_used(e: Evidence) -> Iterator[str]:
     doubtful = one * sum(e.doubtful(a) or e.open_at_death(a) for a in e.attempts)
     if bill + doubtful + 2 * one < budget:
         yield f"stopped at ${bill:.6f} of ${budget:.6f}, a request costs ${one:.6f} at most"
+
+
+def _others_were_answered(e: Evidence, stopped: Row) -> bool:
+    """Whether this life of the run had an answer so long before that every worker had heard of it,
+    or this worker one from the ledger."""
+    began_s = max((at for at in e.h.starts if at <= stopped.asked_s), default=0.0)
+    told_s = stopped.ended_s - 12.0 - 8 * e.s["trip_s"][1]
+    return any(
+        e.delivered(a)
+        and began_s <= a.ended_s < (told_s if a.process != stopped.process else stopped.ended_s)
+        for a in e.attempts
+    ) or any(
+        row.process == stopped.process and row.outcome == "answer" and row.ended_s < stopped.ended_s
+        for row in e.h.rows
+    )
 
 
 def _refused_in_a_row(e: Evidence, process: str) -> bool:

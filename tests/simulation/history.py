@@ -57,6 +57,7 @@ class History:
     attempts: list[Attempt] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     deaths: list[Death] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)  # of the run: its command was given
     crashes: list[float] = field(default_factory=list)  # of the host, when
     troubles: list[tuple[float, str]] = field(default_factory=list)  # faults, when
     limits: list[tuple[float, float | None, float | None]] = field(default_factory=list)

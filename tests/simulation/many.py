@@ -1,7 +1,7 @@
 """Many seeds in several processes, with a line every ten seconds.
 
-    found = many(range(2000), processes=2)
-    found["broken"]    {"the_limit_holds": [1374, ...], ...}: rule -> the seeds that break it
+found = many(range(2000), processes=2)
+found["broken"]    {"the_limit_holds": [1374, ...], ...}: rule -> the seeds that break it
 """
 
 from __future__ import annotations

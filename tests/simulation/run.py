@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from facttune_ray import storage, telemetry
+from facttune_ray import secrets, storage, telemetry
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.llm import actors, journal, ledger
@@ -66,6 +66,7 @@ def _cluster_of_one() -> Any:
     new = {
         (ray, "get_runtime_context"): lambda: context,
         (actors, "threading"): SimpleNamespace(Thread=lambda **_: SimpleNamespace(start=int)),
+        (secrets, "known"): frozenset,  # the environment is not looked at for each answer
         (telemetry, "count"): lambda *_, **__: None,
         (telemetry, "gauge"): lambda *_, **__: None,
         (Folder, "local"): local,
@@ -182,6 +183,7 @@ class Run:
         if self.over or number != self.next_start:
             return
         self.lives += 1
+        self.history.starts.append(self.world.now)
         self.moved_s = self.world.now
         self.stopped, self.ended = None, set()
         self.meter = self._meter()

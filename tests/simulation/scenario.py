@@ -180,18 +180,18 @@ def _draw(seed: int) -> Scenario:
         return d.random() < p
 
     s.workers = d.choice([1, 1, 1, 2, 2, 3, 4])
-    rows = int(d.triangular(1, 50, 3)) if chance(0.7) else d.randint(1, 8)
+    rows = int(d.triangular(1, 32, 2)) if chance(0.7) else d.randint(1, 8)
     s.shards = d.randint(1, max(1, min(12, rows // 2)))
     s.concurrency = d.choice([1, 2, 4, 8, 16, 128])
     s.flush_rows = d.choice([1, 2, 4, 16, 256])
     s.flush_s = d.choice([0.0, 0.01, 0.1, 0.1, 0.3])
-    s.timeout_s = d.choice([1.0, 3.0, 10.0, 60.0])
+    s.timeout_s = d.choice([1.0, 1.0, 3.0, 3.0, 10.0, 60.0])
     s.max_attempts = d.choice([1, 2, 3, 8, 8])
     s.max_elapsed_s = d.choice([20.0, 100.0, 900.0, 900.0])
-    s.max_wait_s = d.choice([1.0, 5.0, 30.0])
+    s.max_wait_s = d.choice([1.0, 1.0, 5.0, 30.0])
     s.reasks = d.choice([0, 1, 2, 2])
     s.net_s = d.choice([0.0005, 0.01, 0.1, 0.4])
-    s.latency_s = min(d.choice([0.003, 0.05, 0.3, 1.0, 4.0]), 0.3 * s.timeout_s)
+    s.latency_s = min(d.choice([0.003, 0.05, 0.05, 0.3, 0.3, 1.0, 3.0]), 0.3 * s.timeout_s)
     s.latency_spread = d.choice([0.0, 0.2, 0.5])
     s.answer_tokens = d.choice([0, 50, 500])
     longest = d.choice([0, 400, 4000])
@@ -222,7 +222,7 @@ def _draw(seed: int) -> Scenario:
     rpm: float | None = None
     tpm: float | None = None
     if chance(0.65):
-        least = max(6.0, 60.0 * requests / d.choice([2.0, 2.0, 5.0, 5.0, 12.0, 12.0, 30.0, 90.0]))
+        least = max(6.0, 60.0 * requests / d.choice([1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0, 60.0]))
         rpm = float(round(least * d.choice([1.0, 1.0, 1.5, 4.0])))
     if chance(0.25):
         least = max(3.0 * (25 + longest / 3 + s.answer_tokens * 5), 3.0 * requests * tokens)
@@ -240,7 +240,7 @@ def _draw(seed: int) -> Scenario:
     elif how == "below":
         s.configured = _whole(rpm and max(6.0, rpm / 2)), _whole(tpm)
     s.retry_after = chance(0.5)
-    s.retry_after_s = d.choice([0.1, 1.0, 3.0, 10.0])
+    s.retry_after_s = d.choice([0.1, 1.0, 1.0, 3.0, 10.0])
     if rpm is not None and chance(0.1):
         s.limits.append(
             (d.uniform(1.0, 20.0), float(round(max(6.0, rpm * d.choice([0.5, 2.0])))), tpm)
@@ -316,7 +316,7 @@ def _draw(seed: int) -> Scenario:
         s.disk_full = [(at, at + d.choice([0.5, 3.0, 15.0]))]
     if chance(0.06):
         s.disk_broken = d.choice([0.003, 0.02])
-    s.merge = d.choice([2, 4, 16])
+    s.merge = d.choice([2, 4, 16, 16, 16, 16])
     s.rewrite_bytes = d.choice([0, 200, 2**18, 2**18])
     s.slow_threads_s = d.choice([0.0005, 0.002, 0.02, 0.2])
     return s
