@@ -310,8 +310,10 @@ class Limiter:
         share = shares({n: w.wants_s for n, w in self.workers.items()}, 1.0)[report.worker]
         credit_s = worker.credit_s + share * (now_s - worker.seen_s)
         worker.credit_s = min(credit_s, share * MAX_HORIZON_S)
-        # a permit that is there only after its time is of no use
-        earliest_s = max(now_s + max(0.0, (report.trip_s or 0.0) - HOLD_S / 2), self.pause_until_s)
+        # a permit that is there only after its time is of no use; a way that took longer than the
+        # horizon was a stall, and is not waited for
+        way_s = min((report.trip_s or 0.0) - HOLD_S / 2, horizon_s - HOLD_S)
+        earliest_s = max(now_s + max(0.0, way_s), self.pause_until_s)
         if self.restarted:
             earliest_s = max(earliest_s, self.began_s + MAX_HORIZON_S + cost_s)
         permits: list[tuple[float, float]] = []

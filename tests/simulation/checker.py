@@ -149,7 +149,10 @@ class Evidence:
     def open_at_death(self, a: Attempt) -> bool:
         """Whether the process died with this row, so perhaps with an answer in memory."""
         row = self.row_of.get((a.process, a.row))
-        return a.process in self.death_s and (row is None or row.ended_s is None)
+        over = (
+            row is not None and row.ended_s is not None and row.outcome in ("answer", "row error")
+        )
+        return a.process in self.death_s and not over
 
     @cached_property
     def storage_failed(self) -> bool:
@@ -275,7 +278,7 @@ def the_ledger_costs_what_was_billed(e: Evidence) -> Iterator[str]:
             prompt = sum(r["prompt_tokens"] for r in answer)
             completion = sum(r["completion_tokens"] for r in answer)
             usd = sum(r["cost_usd"] for r in answer)
-            for a in left:
+            for a in left if not e.s["replays"] else e.billed.get(key, []):
                 same = prompt == a.prompt_tokens and completion == a.completion_tokens
                 same &= abs(usd - a.usd) < 1e-12 + 1e-9 * a.usd
                 if a.told == "total":
@@ -283,7 +286,7 @@ def the_ledger_costs_what_was_billed(e: Evidence) -> Iterator[str]:
                 elif a.told == "none":
                     same = prompt + completion > 0 and usd > 0
                 if same:
-                    left.remove(a)
+                    left = [other for other in left if other is not a]
                     break
             else:
                 told = [(a.told, a.prompt_tokens, a.completion_tokens) for a in left]
@@ -423,8 +426,13 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
     # after a 429 the rate rises again, slowly
     lasts = {"429": 90.0}
     excused = [(at, at + lasts.get(what, 15.0) + 4 * high) for at, what in e.h.troubles]
-    excused += _full(e)
+    # nor does a server that fails get as much as the limit lets through
+    failed = [a for a in e.attempts if a.failed or (a.status or 0) >= 500]
+    excused += [(_end(e, a), _end(e, a) + 30.0) for a in failed] + _full(e)
     rate = 0.99 * rpm / 60
+    if high > 0.1:  # permits come in turns as long as the way: a worker's places wait for theirs
+        places = s["workers"] * max(1, min(s["concurrency"], 8 // s["workers"]))
+        rate = min(rate, 0.2 * places / (s["latency_s"] + 2 * s["net_s"]))
     for begin, end in _stretches(_waiting(e, first), excused):
         if end - begin < 10.0:
             continue
