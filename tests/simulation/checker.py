@@ -204,10 +204,10 @@ def _lost_in_crash(e: Evidence, a: Attempt) -> bool:
     """Sent just before its host crashed: the journal's record may be lost, too. A process that was
     killed syncs nothing any more."""
     dead_s = e.death_s.get(a.process, float("inf"))
-    stalled_s = sum(t for _, _, t in e.s["stalls"])  # a loop that stands still syncs nothing
+    # nor a loop that stands still; and a sync is done by a thread
+    synced_s = 0.3 + 2 * e.s["slow_threads_s"] + sum(t for _, _, t in e.s["stalls"])
     return any(
-        a.departed_s <= at and min(at, dead_s) - a.departed_s < 0.3 + stalled_s
-        for at in e.h.crashes
+        a.departed_s <= at and min(at, dead_s) - a.departed_s < synced_s for at in e.h.crashes
     )
 
 
@@ -306,8 +306,9 @@ def the_budget_holds(e: Evidence) -> Iterator[str]:
         for a in bills
         if not e.delivered(a) or a.told == "none"
     )
-    # and what was funded by an estimate and waited for a permit
-    slack = e.peak_usd * (1 + len(e.h.deaths)) + doubtful + 0.1 * budget
+    # and what was funded by an estimate and waited for a permit: the first of each worker by a guess
+    guessed = e.s["workers"] * max((a.usd for a in e.attempts), default=0.0)
+    slack = e.peak_usd * (1 + len(e.h.deaths)) + doubtful + 0.1 * budget + guessed
     if bill > budget + slack + 1e-9:
         yield f"billed ${bill:.6f}, the budget is ${budget:.6f}, in flight at most ${slack:.6f}"
 
