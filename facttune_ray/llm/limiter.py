@@ -31,6 +31,7 @@ MAX_HORIZON_S = 5.0  # no permit is issued longer before its time
 SHARE = 0.99  # of the limit that is given out: its 1% is what HOLD_S and LAG_S are of a minute
 HOLD_S = 0.4  # after its time a permit lapses: what a worker may catch up after a stall
 LAG_S = 0.2  # of capacity that nobody used, and may be used later
+START = 32.0  # requests in flight at first
 CUT, SLOWED_S = 0.7, 0.5  # factor of a burst of 429; latency growth that does not matter
 LOST_S = 60.0  # until an answer counts half, where lost ones are compared with those that came
 REGAINED_S = 10.0  # until a rate that was learned and cut is what it was
@@ -111,7 +112,7 @@ class Limiter:
     failed: float | None = None  # requests/s that were refused, where no limit is told
     answered: int = 0  # since the last burst of 429s
     worked_s: float = 0.0  # since then, neither paused nor idle
-    window: float = 32.0  # requests in flight, all workers
+    window: float = START  # requests in flight, all workers
     starting: bool = True  # doubling
     pause_until_s: float = -math.inf
     cut_s: float = -math.inf  # end of the burst that was cut
@@ -260,6 +261,8 @@ class Limiter:
         if worker.need == 0:  # done for now: its share goes to the others at once
             self.workers.pop(report.worker, None)
             return Lease(0.0, 1, now_s=now_s, epoch=self.epoch, seen=self.seen)
+        if self.starting and report.worker not in self.workers:  # it brings places of its own
+            self.window = max(self.window, min(START, self.window + report.most))
         self.workers[report.worker] = worker
         worker.gone_s = now_s + 1.0 + 3 * (report.trip_s or 0.0)
         worker.horizon_s = horizon(report.trip_s)
