@@ -306,7 +306,7 @@ def the_budget_holds(e: Evidence) -> Iterator[str]:
         for a in bills
         if not e.delivered(a) or a.told == "none"
     )
-    # and what was funded by an estimate and waited for a permit: each worker's first by a guess
+    # and what was funded by an estimate and waited for a permit, each first one by a guess
     guessed = e.s["workers"] * max((a.usd for a in e.attempts), default=0.0)
     slack = e.peak_usd * (1 + len(e.h.deaths)) + doubtful + 0.1 * budget + guessed
     if bill > budget + slack + 1e-9:

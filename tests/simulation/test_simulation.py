@@ -189,7 +189,12 @@ BAD = {
     },
     "the_budget_holds": {
         "settings": settings(budget_usd=1e-5),
-        "attempts": [attempt(), attempt(name="ff" * 32, departed_s=3.0, ended_s=4.0)],
+        "attempts": [
+            attempt(
+                name=f"{i:064x}", departed_s=2.0 * i, finished_s=2.0 * i + 1, ended_s=2.0 * i + 1
+            )
+            for i in range(5)
+        ],
     },
     "the_limit_holds": {"attempts": BUSY},
     "permits_are_used": {
