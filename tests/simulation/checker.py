@@ -401,6 +401,8 @@ def _longest_s(e: Evidence) -> float:
     rates = [v / 60 for _, v, _ in e.h.limits if v] + [c / 60 for c in s["configured"][:1] if c]
     requests = sum(max(1, n) for n in s["choices"]) * (1 + s["reasks"])
     each = s["timeout_s"] + s["max_wait_s"]
+    if any(tpm for *_, tpm in e.h.limits) or s["configured"][1]:  # it may let one through a minute
+        each += 65.0
     return (
         2 * requests / min(rates, default=1.0)
         + min(2 * s["max_elapsed_s"], s["max_attempts"] * each * (1 + s["reasks"]))
@@ -429,7 +431,7 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
     excused = [(at, at + lasts.get(what, 15.0) + 4 * high) for at, what in e.h.troubles]
     # nor does a server that fails get as much as the limit lets through
     failed = [a for a in e.attempts if a.failed or (a.status or 0) >= 500]
-    excused += [(_end(e, a), _end(e, a) + 30.0) for a in failed] + _full(e)
+    excused += [(_end(e, a), _end(e, a) + 30.0 + s["timeout_s"]) for a in failed] + _full(e)
     rate = 0.99 * rpm / 60
     if high > 0.1:  # permits come in turns as long as the way: a worker's places wait for theirs
         places = s["workers"] * max(1, min(s["concurrency"], 8 // s["workers"]))
