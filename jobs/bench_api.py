@@ -23,9 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1,200 requests instead of 6,000")
     parser.add_argument("--memory", action="store_true", help="only a worker's memory as it grows")
-    parser.add_argument(
-        "--limiter", action="store_true", help="only how much of a limit is used, by round trip"
-    )
+    parser.add_argument("--limiter", action="store_true", help="only the share of a limit in use")
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args()
     if args.memory:
@@ -34,10 +32,7 @@ def main() -> int:
         return 0
     if args.limiter:
         shares = limiter.table()
-        print("share of the limit that 4 workers use in 120 s of virtual time, by round trip:")
-        print("       s" + "".join(f"{limit:>9,}/min" for limit in limiter.LIMITS))
-        for trip_s, by_limit in shares.items():
-            print(f"{trip_s:>8}" + "".join(f"{share:>13.3f}" for share in by_limit.values()))
+        print(limiter.show(shares))
         if args.out:
             Path(args.out).write_text(json.dumps({"virtual_time": True, "shares": shares}) + "\n")
         return 0

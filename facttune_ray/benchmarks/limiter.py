@@ -126,3 +126,12 @@ def table(workers: int = 4) -> dict[str, dict[int, float]]:
 
             found.setdefault(name, {})[limit] = round(used(limit, way, workers).share, 4)
     return found
+
+
+def show(shares: dict) -> str:
+    """`table` as a text."""
+    lines = ["share of the limit that 4 workers use in 120 s of virtual time, by round trip:"]
+    lines.append("       s" + "".join(f"{limit:>9,}/min" for limit in LIMITS))
+    for trip_s, by_limit in shares.items():
+        lines.append(f"{trip_s:>8}" + "".join(f"{share:>13.3f}" for share in by_limit.values()))
+    return "\n".join(lines)
