@@ -1,7 +1,7 @@
 """Bugs planted one by one in a copy of the package: the simulator must find each.
 
 for mutant in listed():
-    seed, rule = hunt(mutant, seeds=10_000)
+    seed, rule, why = hunt(mutant, range(10_000))
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPO = HERE.parents[1]
 HUNT = """
 import sys
 from simulation.seeds import examine
-for seed in range(int(sys.argv[1])):
+for seed in range(int(sys.argv[1]), int(sys.argv[2])):
     for rule, why in examine(seed)["broken"]:
         print(seed, rule, why)
         sys.exit()
@@ -30,6 +30,7 @@ for seed in range(int(sys.argv[1])):
 @dataclass(frozen=True)
 class Mutant:
     name: str
+    seed: int  # the first that showed it when it was planted first
     file: str  # in facttune_ray
     rule: str  # that is to notice it; another one may come first
     old: str
@@ -54,13 +55,13 @@ def plant(mutant: Mutant, folder: Path) -> None:
     file.write_text(text.replace(mutant.old, mutant.new))
 
 
-def hunt(mutant: Mutant, seeds: int) -> tuple[int, str, str] | None:
+def hunt(mutant: Mutant, seeds: range) -> tuple[int, str, str] | None:
     """(the first seed that shows it, by which rule, why), or None."""
     with tempfile.TemporaryDirectory() as folder:
         plant(mutant, Path(folder))
         path = os.pathsep.join([folder, str(REPO / "tests")])
         done = subprocess.run(
-            [sys.executable, "-c", HUNT, str(seeds)],
+            [sys.executable, "-c", HUNT, str(seeds.start), str(seeds.stop)],
             cwd=folder,  # what stands there goes before all else
             env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
@@ -76,4 +77,4 @@ def hunt(mutant: Mutant, seeds: int) -> tuple[int, str, str] | None:
 if __name__ == "__main__":
     for each in listed():
         if not sys.argv[1:] or sys.argv[1] in each.name:
-            print(f"{each.name}: {hunt(each, 10_000)}, expected {each.rule}", flush=True)
+            print(f"{each.name}: {hunt(each, range(10_000))}, expected {each.rule}", flush=True)
