@@ -118,9 +118,8 @@ class Journal:
         loses none."""
         await asyncio.sleep(SYNC_S)
         self._syncing = None
-        if self._stream is not None:
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(storage.sync, self._folder.fs, self._file.path)
+        with contextlib.suppress(OSError):  # closed and removed, or the disk is full
+            await asyncio.to_thread(storage.sync, self._folder.fs, self._file.path)
 
     async def close(self) -> None:
         """Leave the open attempts alone on disk, and no file without any."""
