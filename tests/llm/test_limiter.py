@@ -388,11 +388,13 @@ WAYS = {
     "after it": lambda s: (0.0, s),
     "around it": lambda s: (s / 2, s / 2),
 }
+# one way in the fast tests, all of them in the slow ones
+SOME_WAYS = [w if "around" in w else pytest.param(w, marks=pytest.mark.slow) for w in WAYS]
 
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("trip_s", [0.0, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SOME_WAYS)
 @pytest.mark.parametrize("limit", EACH)
 def test_95_percent_of_the_limit_is_used_however_far_it_is(limit, way, trip_s, workers):
     found = used(limit, lambda: WAYS[way](trip_s), workers)
@@ -400,7 +402,7 @@ def test_95_percent_of_the_limit_is_used_however_far_it_is(limit, way, trip_s, w
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SOME_WAYS)
 @pytest.mark.parametrize("limit", EACH)
 def test_95_percent_of_the_limit_is_used_when_the_way_changes(limit, way, workers):
     chance = random.Random(0)
