@@ -66,19 +66,6 @@ def handles(child: subprocess.Popen, number: int) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize(
-    ("number", "says"),
-    [(signal.SIGTERM, "terminated"), (signal.SIGHUP, "terminated"), (signal.SIGINT, "interrupted")],
-)
-def test_a_signal_before_anything_has_begun_is_one_line(tmp_path, number, says):
-    os.mkfifo(tmp_path / "slow.yaml")  # the command waits for what it is to read
-    with command("run", str(tmp_path / "slow.yaml")) as child:
-        wait(child, lambda: handles(child, signal.SIGHUP))
-        time.sleep(1.0)
-        lines = ended(child, number, times=1 if number == signal.SIGINT else 3)
-    assert lines == [f"facttune: {says}; the same command goes on from here"]
-
-
 def others(lines: list[str]) -> list[str]:
     """The lines that are not about a table: those begin with its name, in a column."""
     return [line for line in lines if not re.match(r"[\w/]+  ", line)]
