@@ -118,8 +118,11 @@ def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluste
     assert spent_usd() == 0.75
     asyncio.run(pay(0.375, "a"))  # the rest of what it paid is not written yet
     ray.kill(meter, no_restart=False)
-    assert asyncio.run(ask(Usage(calls=2, cost_usd=0.5))).usd == pytest.approx(0.25)
-    assert spent_usd() == 0.75
+    for _ in range(20):  # the old one may still answer
+        assert asyncio.run(ask(Usage(calls=2, cost_usd=0.5))).usd == pytest.approx(0.25)
+        if (found := spent_usd()) == 0.75:
+            break
+    assert found == 0.75
 
 
 def test_a_meter_that_never_was_is_named_lost(ray_cluster):
