@@ -194,7 +194,7 @@ class Mount:
         if self._begin("append", path):
             raise Killed
         if self.disk.store:
-            raise NotImplementedError("append")
+            raise OSError("an object store cannot append")
         if path not in self.disk.files:
             self.disk.name(path, File(mtime_s=self.disk.world.now))
         return Writer(self, path, self.disk.files[path])
