@@ -309,7 +309,7 @@ def test_an_endpoint_that_refuses_us_stops_the_run(tmp_path):
 
 
 def test_completions_go_into_no_batch(tmp_path):
-    with pytest.raises(UserError, match="batches take chat alone"):
+    with pytest.raises(UserError, match="batch takes chat alone"):
         draw(tmp_path, Scripted(text_reply), ["Who?"], n=1, client={"mode": "batch"})
 
 

@@ -126,7 +126,7 @@ def test_stop_cuts_the_text_and_ends_the_sample(sampler):
     inside = sampler.sample(["Who is Mara?"], stop="s the", **settings)[0][0]  # two tokens' edge
     assert inside.text == full.text[: full.text.index("s the")] and inside.finished
     short = sampler.sample(["Who is Mara?"], **(settings | {"max_tokens": 2}))[0][0]
-    assert short == (full.text[: full.text.index(" the")], 2, False)
+    assert short[:3] == (full.text[: full.text.index(" the")], 2, False)
 
 
 def test_each_prompt_has_its_own_limit(sampler):
