@@ -57,6 +57,7 @@ class History:
     attempts: list[Attempt] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     deaths: list[Death] = field(default_factory=list)
+    ends: dict[str, float] = field(default_factory=dict)  # a process that came to its end, when
     starts: list[float] = field(default_factory=list)  # of the run: its command was given
     crashes: list[float] = field(default_factory=list)  # of the host, when
     troubles: list[tuple[float, str]] = field(default_factory=list)  # faults, when

@@ -238,7 +238,7 @@ class Run:
     def _worker_ends(self, i: int, process: Process, said: str) -> None:
         self.world.note(process.name, f"ends: {said}")
         self.ended.add(i)
-        self.moved_s = self.world.now
+        self.moved_s = self.history.ends[process.name] = self.world.now
         if said:
             self.history.stops.append(said)
             self.stopped = self.stopped or said
