@@ -26,12 +26,13 @@ from typing import Any
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.llm.background import as_response
-from facttune_ray.llm.client import Client, parameters
+from facttune_ray.llm.client import Client
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.journal import attempts
 from facttune_ray.llm.ledger import Ledger, request_key
 from facttune_ray.llm.ledger_tools import verify
 from facttune_ray.llm.limiter import Lease, Limits, Seen
+from facttune_ray.llm.parameters import parameters
 from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running

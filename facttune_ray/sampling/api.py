@@ -24,8 +24,9 @@ from facttune_ray.sampling.protocol import Sample, check_settings
 from facttune_ray.schema import seed_from
 
 if TYPE_CHECKING:
-    from facttune_ray.llm.client import Client, Prompt
+    from facttune_ray.llm.client import Client
     from facttune_ray.llm.ledger import Completion
+    from facttune_ray.llm.parameters import Prompt
 
 
 class ApiSampler:

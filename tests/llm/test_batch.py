@@ -15,10 +15,11 @@ from openai.resources.files import AsyncFiles
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, RowError, UserError
 from facttune_ray.llm.batch import Batches
-from facttune_ray.llm.client import Client, parameters
+from facttune_ray.llm.client import Client
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger, request_key
 from facttune_ray.llm.limiter import Limits
+from facttune_ray.llm.parameters import parameters
 from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running

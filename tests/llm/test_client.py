@@ -15,11 +15,12 @@ import pytest
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import BudgetReached, EndpointError, RowError, Stopped, UserError
 from facttune_ray.llm import funds
-from facttune_ray.llm.client import Client, parameters
+from facttune_ray.llm.client import Client
 from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Usage
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
+from facttune_ray.llm.parameters import parameters
 from facttune_ray.llm.permits import Gate, Queue, local_renew
 from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running

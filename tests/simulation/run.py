@@ -21,11 +21,12 @@ from facttune_ray import secrets, storage, telemetry
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.llm import actors, journal, ledger
-from facttune_ray.llm.client import Client, parameters
+from facttune_ray.llm.client import Client
 from facttune_ray.llm.cost import MeterLost
 from facttune_ray.llm.endpoint import Endpoint, Transient
 from facttune_ray.llm.ledger import Ledger, request_key
 from facttune_ray.llm.limiter import Limits
+from facttune_ray.llm.parameters import parameters
 from facttune_ray.llm.permits import Gate, LimiterLost, Queue
 from facttune_ray.llm.replies import HTTPReply
 from facttune_ray.stages.worker import ShardWorker

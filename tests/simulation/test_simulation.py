@@ -12,7 +12,7 @@ import pytest
 
 from simulation.checker import RULES, Broken, check
 from simulation.history import Attempt, Death, History, Row
-from simulation.mutants import hunt, listed
+from simulation.mutants import hunt, listed, plant
 from simulation.scenario import Scenario, draw
 from simulation.seeds import examine, report, shrink
 
@@ -80,6 +80,12 @@ def test_a_planted_bug_is_found(mutant):
     """By the seed that showed it once; where code has changed and it does not, by another one."""
     known = range(mutant.seed, mutant.seed + 1)
     assert hunt(mutant, known) is not None or hunt(mutant, range(MUTANT_SEEDS)) is not None
+
+
+def test_every_bug_can_be_planted(tmp_path):
+    """Its text stands in the code exactly once. `slow` tests find the bugs."""
+    for i, mutant in enumerate(listed()):
+        plant(mutant, tmp_path / str(i))
 
 
 def test_the_planted_bugs_are_at_least_twenty():

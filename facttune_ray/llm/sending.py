@@ -1,0 +1,249 @@
+"""Requests on their way: budget, permit, journal, endpoint, ledger, until there is an answer.
+
+    sender = Sender(cfg, ledger, endpoints, funds, refusals, usage)
+    completions = await sender.send(sender.request([key], prompt, {"max_tokens": 64}))
+
+One loop repeats what may succeed later, with full jitter; a 429 is no attempt: the limiter pauses
+the cluster instead. A completion is in the ledger before it is returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from facttune_ray.config import LLMConfig
+from facttune_ray.errors import RowError
+from facttune_ray.llm.background import Background, as_response
+from facttune_ray.llm.cost import Usage, price_of
+from facttune_ray.llm.endpoint import Endpoint
+from facttune_ray.llm.estimates import Estimates
+from facttune_ray.llm.funds import Funds
+from facttune_ray.llm.ledger import Completion, Ledger
+from facttune_ray.llm.parameters import Prompt
+from facttune_ray.llm.permits import Gate, permit
+from facttune_ray.llm.refusals import Limited, Refusals
+from facttune_ray.llm.replies import Meaning, Reply, total_tokens
+
+# a request that has waited so long for its permit is funded anew: what it will cost, and what is
+# left, is known better by then
+FUNDED_S = 5.0
+
+
+@dataclass
+class Request:
+    """One request, until it has an answer."""
+
+    keys: list[bytes]  # of the completions that it is to bring
+    body: dict[str, Any]
+    chars: int  # of its prompt
+    ticket: int
+    attempts: int = 0
+    first_s: float = math.inf  # when the first of them was sent
+    limited: Limited = field(default_factory=Limited)
+
+    @functools.cached_property
+    def name(self) -> bytes:
+        """Of several keys a name of them all: the same choices are asked for again."""
+        return self.keys[0] if len(self.keys) == 1 else hashlib.sha256(b"".join(self.keys)).digest()
+
+
+class Sender:
+    """Sends one worker's requests. Lives on one event loop."""
+
+    def __init__(
+        self,
+        cfg: LLMConfig,
+        ledger: Ledger,
+        endpoints: list[Endpoint],
+        funds: Funds,
+        refusals: Refusals,
+        usage: Usage,
+    ) -> None:
+        self.cfg, self.ledger, self.endpoints, self.usage = cfg, ledger, endpoints, usage
+        self._funds, self._refusals = funds, refusals
+        self._gates = [e.gate for e in endpoints]
+        self._background: Background | None = None
+        if cfg.mode == "background":
+            self._background = Background(ledger.folder, ledger.journal, cfg.max_elapsed_s)
+        self._tickets = itertools.count()
+        self._price, self._estimates = price_of(cfg), Estimates()
+        # with a budget nothing is sent beside the first request until it has told what one costs
+        self._first = asyncio.Lock() if cfg.budget_usd is not None else None
+
+    def request(self, keys: list[bytes], prompt: Prompt, params: dict[str, Any]) -> Request:
+        """One request for as many completions as there are keys."""
+        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
+        form = "prompt" if isinstance(prompt, str) else "messages"
+        body = {"model": self.cfg.model, form: prompt, **params}
+        if len(keys) > 1:
+            body["n"] = len(keys)
+        if self._background is not None:
+            body = as_response(body, self.endpoints[0].section)
+        return Request(keys, body, sum(map(len, texts)), next(self._tickets))
+
+    def estimated_usd(self, request: Request) -> float:
+        return self._price.usd(*self._tokens(request))
+
+    def _tokens(self, request: Request) -> tuple[float, float]:
+        """(prompt, completion), estimated."""
+        return self._estimates.tokens(request.chars, len(request.keys))
+
+    async def send(self, request: Request) -> list[Completion]:
+        """Send until there is an answer. -> its completions, in the ledger. EndpointError when the
+        same would be said to every request, RowError when this one is not answered."""
+        while True:
+            async with self._first or contextlib.nullcontext():
+                endpoint, meaning, paid, number = await self._attempt(request)
+            if paid:
+                await self.ledger.put_all(dict(zip(request.keys, paid, strict=False)))
+            if paid or not meaning.unknown:
+                self.ledger.journal.end(number)
+            if paid:
+                return paid
+            await self._after(request, endpoint, meaning)
+
+    async def _admit(self, request: Request) -> tuple[float, Gate, float]:
+        """(dollars taken from the budget, the gate that gave a permit, tokens that it is for)"""
+        held_s = None if self.cfg.budget_usd is None else FUNDED_S
+        while True:
+            usd = await self._funds.take(lambda: self.estimated_usd(request))
+            try:
+                tokens = sum(self._tokens(request))
+                async with asyncio.timeout(held_s):
+                    return usd, await permit(self._gates, tokens, request.ticket), tokens
+            except BaseException as e:
+                self._funds.done(usd)
+                if not isinstance(e, TimeoutError):
+                    raise
+
+    async def _attempt(self, request: Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
+        """(where it was sent, what came, what it paid for, its number in the journal)"""
+        clock = asyncio.get_running_loop().time
+        usd, gate, tokens = await self._admit(request)
+        try:
+            try:
+                number = await self.ledger.journal.begin(request.name, usd)
+            except BaseException:
+                gate.give_back()
+                raise
+            endpoint, sent_s = self.endpoints[self._gates.index(gate)], clock()
+            request.attempts += 1
+            request.first_s = min(request.first_s, sent_s)
+            self._refusals.sent += 1
+            try:
+                # a server that knows this header answers a repeated key without charging again:
+                # the request that was in flight when we were killed
+                headers = {"Idempotency-Key": request.name.hex()}
+                if self._background is not None:
+                    meaning = await self._background.send(
+                        endpoint, number, request.name, request.body, headers
+                    )
+                else:
+                    meaning = await endpoint.send(request.body, headers)
+            except BaseException:
+                gate.failed()
+                raise
+            paid: list[Completion] = []
+            if meaning.kind == "answer":
+                found = self._estimates.counted(meaning.replies, len(request.keys), request.chars)
+                used, latency_s = sum(map(total_tokens, found)), clock() - sent_s
+                # a stored response waits in the provider's queue, which is no sign of overload
+                seen_s = 0.0 if self._background is not None else latency_s
+                gate.answered(tokens, used, seen_s, meaning.headers)
+                self._refusals.answered(endpoint)
+                paid = self._paid(found, request.attempts, latency_s, request.chars)
+            elif meaning.kind == "limit":
+                told = self._refusals.limited(request.limited, clock())
+                # a limit of days ends the run: the next one asks again
+                told &= (meaning.retry_after_s or 0.0) <= self.cfg.max_elapsed_s
+                gate.refused(tokens, meaning.headers, meaning.retry_after_s, told)
+                request.attempts -= 1
+                self.usage.refused += 1
+            elif meaning.kind == "retry":
+                lost = meaning.status is None and not meaning.unreachable
+                gate.failed(meaning.unreachable, clock() - sent_s if lost else None)
+            else:  # it was not let in: its tokens are not used
+                gate.refused(tokens, meaning.headers, None, told=False)
+            if meaning.unknown:
+                self.usage.unknown += 1
+                self.usage.unknown_usd += usd
+            return endpoint, meaning, paid, number
+        finally:
+            self._funds.done(usd)  # what it cost is in `usage`
+
+    async def _after(self, request: Request, endpoint: Endpoint, meaning: Meaning) -> None:
+        """Return when the request may be sent again; raise when it is not to be."""
+        cfg, kind = self.cfg, meaning.kind
+        if kind == "stop":
+            raise endpoint.refusal(meaning)
+        if kind == "refused":
+            raise await self._refusals.judge(
+                endpoint, len(request.keys), meaning.message, endpoint.refusal(meaning)
+            )
+        if kind == "row error" or request.limited.fault:
+            raise RowError(meaning.message)
+        if (meaning.retry_after_s or 0.0) > cfg.max_elapsed_s:
+            raise endpoint.closed_for(meaning.retry_after_s or 0.0)
+        late = asyncio.get_running_loop().time() - request.first_s > cfg.max_elapsed_s
+        if late or (kind == "retry" and request.attempts >= cfg.max_attempts):
+            if meaning.unreachable:
+                raise endpoint.down(request.attempts)
+            raise RowError(f"{meaning.message}, {request.attempts} attempts")
+        self.usage.retries += 1
+        if kind == "limit":
+            wait_s = 0.0  # the gate waits, and the cluster with it
+            if request.limited.times > 1:  # the others go first
+                request.ticket = next(self._tickets)
+                wait_s = 2.0 ** (request.limited.times - 2)
+        elif meaning.retry_after_s is not None:
+            wait_s = meaning.retry_after_s
+        else:
+            wait_s = random.uniform(0.0, min(cfg.max_wait_s, 0.25 * 2.0**request.attempts))
+        await asyncio.sleep(min(wait_s, cfg.max_wait_s))
+
+    def batched(self, reply: Reply, attempts: int) -> Completion:
+        """Count the answer of a batch's line."""
+        (paid,) = self._paid(self._estimates.counted([reply], 1), attempts)
+        return paid
+
+    def _paid(
+        self,
+        replies: Sequence[Reply],
+        attempts: int,
+        latency_s: float | None = None,
+        chars: int = 0,
+    ) -> list[Completion]:
+        """Count one answer. Its rows: what is the request's, not a choice's, stands in the first,
+        so that sums over rows are right."""
+        paid = [
+            Completion(
+                text=reply.text,
+                refusal=reply.refusal,
+                finish_reason=reply.finish_reason,
+                prompt_tokens=reply.prompt_tokens,
+                completion_tokens=reply.completion_tokens,
+                prompt_chars=0 if i else chars,
+                served_model=reply.model,
+                cost_usd=self._price.usd(reply.prompt_tokens, reply.completion_tokens),
+                attempts=0 if i else attempts,
+                latency_s=None if i else latency_s,
+                top_logprobs=reply.top_logprobs,
+                thoughts=reply.thoughts or None,
+                counted=reply.counted,
+            )
+            for i, reply in enumerate(replies)
+        ]
+        self.usage.count(paid)
+        self._first = None
+        if replies[0].counted != "estimate":
+            self._estimates.learn(replies, chars)
+        return paid
