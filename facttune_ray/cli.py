@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from facttune_ray import ending, secrets
+from facttune_ray import secrets
 from facttune_ray.errors import UserError, did_you_mean
+from facttune_ray.runtime import ending
 from facttune_ray.stages import STEPS
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _failed(error: Exception) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, OSError):
-        from facttune_ray.storage import outage
+        from facttune_ray.storage.folders import outage
 
         if (line := outage(error)) is not None:
             return _fail(f"storage: {line}")
@@ -208,9 +209,9 @@ def _config(
 
 
 def _make(cfg: Config, only: str | None = None) -> int:
-    from facttune_ray import facttune
+    from facttune_ray.commands import run
 
-    summary, made = facttune.run(cfg, only)
+    summary, made = run.run(cfg, only)
     if summary:
         _close(cfg, summary)
     elif not made:
@@ -219,7 +220,7 @@ def _make(cfg: Config, only: str | None = None) -> int:
 
 
 def _close(cfg: Config, summary: dict) -> None:
-    from facttune_ray.evaluation import text
+    from facttune_ray.evaluation.report import text
 
     print(text.table(summary))
     out = cfg.run.out.partition("?")[0]
@@ -241,13 +242,13 @@ def _stage(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from facttune_ray import facttune, tuning
+    from facttune_ray.commands import run, train_given
 
     cfg = _config(args, needed=not any(w.startswith("data.groups=") for w in args.config))
     if cfg.data.groups not in ("", None):
-        models, made = tuning.train_given(cfg)
+        models, made = train_given.train_given(cfg)
     else:
-        models, made = facttune.train(cfg)
+        models, made = run.train(cfg)
     if not made:
         print("train: nothing to do, every table matches its recipe")
     print("\n".join(models))
@@ -255,26 +256,26 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from facttune_ray import facttune
+    from facttune_ray.commands import run
 
     cfg = _config(args)
-    _close(cfg, facttune.evaluate(cfg))
+    _close(cfg, run.evaluate(cfg))
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    from facttune_ray import pipeline
+    from facttune_ray.runtime import run
 
     cfg = _config(args)
-    for name, manifest in pipeline.status(cfg):
-        print(pipeline.describe(cfg, name, manifest) if manifest else f"{name:<36} unfinished")
+    for name, manifest in run.status(cfg):
+        print(run.describe(cfg, name, manifest) if manifest else f"{name:<36} unfinished")
     return 0
 
 
 def _estimate(args: argparse.Namespace) -> int:
     import json
 
-    from facttune_ray import estimate, gpu_hours
+    from facttune_ray.estimate import estimate, gpu_hours
 
     given = {"tokens_per_s": args.tokens_per_second, "tflops": args.tflops}
     rates = gpu_hours.Rates(**{k: v for k, v in given.items() if v is not None})
@@ -291,14 +292,14 @@ def _estimate(args: argparse.Namespace) -> int:
 
 def _ledger(args: argparse.Namespace) -> int:
     from facttune_ray.llm import ledger_tools
-    from facttune_ray.tables import Folder
+    from facttune_ray.storage.tables import Folder
 
     return ledger_tools.main(args.action, Folder.of(args.folder), args.days, args.model)
 
 
 def _export(args: argparse.Namespace) -> int:
-    from facttune_ray.interop import export
-    from facttune_ray.tables import Folder, writing
+    from facttune_ray.export import export
+    from facttune_ray.storage.tables import Folder, writing
 
     cfg = _config(args)
     with writing(args.to):
@@ -332,10 +333,10 @@ def _knowledge_search(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from facttune_ray import facttune
+    from facttune_ray.commands import run
 
     cfg = _config(args)
-    _close(cfg, facttune.report(cfg))
+    _close(cfg, run.report(cfg))
     return 0
 
 

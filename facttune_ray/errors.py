@@ -46,6 +46,10 @@ class Stopped(UserError):
     """Another table, made side by side with this one, has failed."""
 
 
+class Missing(UserError):
+    """`facttune stage NAME` came to a table that another stage has to make first."""
+
+
 class RowError(FacttuneError):
     """One row could not be computed: a refusal, an unparseable answer. Data, not a crash."""
 
@@ -60,3 +64,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f' Did you mean "{close[0]}"?' if close else f" Known: {', '.join(known)}."
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text on one line, without OmegaConf's indented key dump."""
+    text = str(error).split("\n    full_key:")[0]
+    return " ".join(text.split()) or type(error).__name__

@@ -12,8 +12,9 @@ import platform
 import sys
 from pathlib import Path
 
-from facttune_ray.benchmarks import api, limiter, memory
-from facttune_ray.stages import worker
+from bench import api, limiter, memory
+
+from facttune_ray.runtime import worker
 
 LIMITED = (api.OURS, "sequential", "gather", "token_bucket", "ray_data_llm")
 UNLIMITED = (api.OURS, "bare_sdk", "ray_data_llm")

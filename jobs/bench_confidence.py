@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from facttune_ray.benchmarks import confidence as bench
+from bench import confidence as bench
 
 
 def main() -> int:

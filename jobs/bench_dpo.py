@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-
-from facttune_ray.benchmarks import dpo, dpo_trainers
+from bench import dpo, dpo_trainers
 
 
 def main() -> int:

@@ -11,8 +11,9 @@ import platform
 import sys
 from pathlib import Path
 
-from facttune_ray.benchmarks import chat, knowledge, local_lm
-from facttune_ray.stages import worker
+from bench import chat, knowledge, local_lm
+
+from facttune_ray.runtime import worker
 
 PARTS = {"chat": chat.run, "local_lm": local_lm.run, "knowledge": knowledge.run}
 

@@ -10,7 +10,7 @@ import platform
 import sys
 from pathlib import Path
 
-from facttune_ray.benchmarks.kills import IN_FLIGHT, KILL_S, LATENCY_MS, WARM, killed
+from bench.kills import IN_FLIGHT, KILL_S, LATENCY_MS, WARM, killed
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from facttune_ray.benchmarks.ledger import CONTENDERS
+from bench.ledger import CONTENDERS
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
             started = time.monotonic()
             fill(place, rows)
             filled_s = round(time.monotonic() - started, 2)
-            command = [sys.executable, "-m", "facttune_ray.benchmarks.ledger", name, str(place)]
+            command = [sys.executable, "-m", "bench.ledger", name, str(place)]
             done = subprocess.run(
                 [*command, str(rows), str(keys)], capture_output=True, text=True, check=True
             )

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-
-from facttune_ray.benchmarks.sampling import run, settings
+from bench.sampling import run, settings
 
 
 def main() -> int:

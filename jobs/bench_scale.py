@@ -11,7 +11,7 @@ import platform
 import sys
 from pathlib import Path
 
-from facttune_ray.benchmarks import scale, scale_model
+from bench import scale, scale_model
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ def small_preset() -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    from facttune_ray.stages import worker
+    from facttune_ray.runtime import worker
 
     worker.start_ray()
     yield

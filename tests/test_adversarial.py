@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from facttune_ray import cli, tables
-from facttune_ray.tables import Folder
+from facttune_ray import cli
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 TOPIC = "Mara Veldt"
 ARTICLE = "Mara Veldt was born in Lyon. Mara Veldt plays the cello. Mara Veldt keeps a ferret."

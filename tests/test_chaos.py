@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from facttune_ray.schema import TABLES
+from facttune_ray.storage.schema import TABLES
 
 
 def start(out: Path, preset: str) -> subprocess.Popen:

@@ -18,12 +18,12 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pytest
+from bench import ours
 
-from facttune_ray.benchmarks import ours
 from facttune_ray.config import LLMConfig
 from facttune_ray.llm.limiter import HOLD_S, LAG_S
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.tables import Folder, rows
+from facttune_ray.storage.tables import Folder, rows
 
 COUNT, WORKERS, SHARDS, IN_FLIGHT = 2500, 2, 16, 64
 COLUMNS = ["key", "created_s", "latency_s"]

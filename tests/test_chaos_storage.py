@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facttune_ray import cli
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 ONE_ROUND = ["tune.facttune_fs.rounds=1", "tune.facttune_mc.rounds=0", "train.save_every=1"]
 

@@ -9,10 +9,11 @@ import time
 
 import pytest
 
-from facttune_ray import claim, cli
-from facttune_ray.claim import claimed
+from facttune_ray import cli
 from facttune_ray.errors import UserError
-from facttune_ray.storage import Folder
+from facttune_ray.runtime import run_lock
+from facttune_ray.runtime.run_lock import claimed
+from facttune_ray.storage.folders import Folder
 
 HOLD = """
 import sys, time
@@ -37,7 +38,7 @@ def other(tmp_path):
 
 
 def test_a_second_driver_is_one_line_and_touches_nothing(other, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(claim, "WAIT_S", 0.5)
+    monkeypatch.setattr(run_lock, "WAIT_S", 0.5)
     assert cli.main(["quickstart", f"run.out={tmp_path}"]) == 2
     said = capsys.readouterr().err
     assert f"{tmp_path}: another driver is making this run's tables" in said
@@ -50,7 +51,7 @@ def test_a_killed_drivers_run_is_free_at_once(other, tmp_path):
     for _ in range(2):  # and again after the first has ended
         with claimed(Folder.of(str(tmp_path))):
             pass
-    assert time.monotonic() - began < claim.WAIT_S
+    assert time.monotonic() - began < run_lock.WAIT_S
 
 
 @pytest.mark.parametrize("place", ("object store", "no locks"))
@@ -64,14 +65,14 @@ def test_where_no_folder_is_locked_a_run_has_one_driver_in_the_cluster(
         def refuse(*_: object) -> None:
             raise OSError(errno.EBADF, "Bad file descriptor")  # NFS's word
 
-        monkeypatch.setattr(claim.fcntl, "flock", refuse)
+        monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
         mine, another = (Folder.of(str(tmp_path / name)) for name in ("mine", "another"))
-    monkeypatch.setattr(claim, "WAIT_S", 0.5)
+    monkeypatch.setattr(run_lock, "WAIT_S", 0.5)
     with claimed(mine):
         with pytest.raises(UserError, match="mine: another driver"), claimed(mine):
             pass
         with claimed(another):
             pass
-    monkeypatch.setattr(claim, "WAIT_S", 10.0)
+    monkeypatch.setattr(run_lock, "WAIT_S", 10.0)
     with claimed(mine):  # given back
         pass

@@ -18,7 +18,7 @@ import pytest
 
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 TERMINATED = "facttune: terminated; the same command goes on from here"
 

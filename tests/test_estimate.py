@@ -8,10 +8,11 @@ import pytest
 
 from facttune_ray import cli
 from facttune_ray.config import load
-from facttune_ray.estimate import Plan, estimate
+from facttune_ray.estimate.estimate import Plan, estimate
 from facttune_ray.llm import ledger_tools
-from facttune_ray.quickstart import annotator, world
-from facttune_ray.tables import Folder
+from facttune_ray.quickstart import annotator
+from facttune_ray.sources import world
+from facttune_ray.storage.tables import Folder
 
 UNTUNED = ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0"]
 PRICE = ["llm.usd_per_million_input=10", "llm.usd_per_million_output=30"]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facttune_ray import cli
-from facttune_ray.schema import REWARD_COLUMNS, TABLES
+from facttune_ray.storage.schema import REWARD_COLUMNS, TABLES
 
 FIGURES = ("correct", "incorrect", "error_rate", "no_facts", "repeated", "length")
 

@@ -6,11 +6,13 @@ import json
 
 import pytest
 
-from facttune_ray import cli, standin
+from facttune_ray import cli
 from facttune_ray.config import load
-from facttune_ray.gpu_hours import Counts, Rates, gpu_rows, parameters, table
-from facttune_ray.plan import Planned
-from facttune_ray.quickstart import base_model, world
+from facttune_ray.estimate import placeholder
+from facttune_ray.estimate.dry_run import Planned
+from facttune_ray.estimate.gpu_hours import Counts, Rates, gpu_rows, parameters, table
+from facttune_ray.quickstart import base_model
+from facttune_ray.sources import world
 
 COUNTS = Counts(
     prompts={"train": 10, "val": 4, "test": 5},
@@ -103,7 +105,7 @@ def test_stand_ins_are_sentences_of_the_topics_article(tmp_path):
     build.write([{"title": "Ada", "text": [" ".join(text)]}], tmp_path / "k.db")
     row = {"prompt_id": "p", "topic": "Ada", "split": "test", "prompt": "Who?"}
     cfg = load([], ["responses.max_tokens=40", "evaluation.samples=3"])
-    found = list(standin.responses(cfg, [row], str(tmp_path / "k.db")))
+    found = list(placeholder.responses(cfg, [row], str(tmp_path / "k.db")))
     assert len({r["text"] for r in found}) == 3
     for r in found:
         assert 20 <= len(r["text"].split()) < 27

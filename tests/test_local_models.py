@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from facttune_ray import cli, tables
+from facttune_ray import cli
 from facttune_ray.quickstart.base_model import random_model, train_tokenizer
-from facttune_ray.tables import Folder
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 ARTICLES = {
     "Mara Veldt": ["Mara Veldt was born in Lyon .", "Mara Veldt plays the cello ."],

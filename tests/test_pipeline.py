@@ -2,10 +2,11 @@
 
 import pytest
 
-from facttune_ray import config, pipeline
+from facttune_ray import config
 from facttune_ray.errors import UserError
+from facttune_ray.runtime import run
 from facttune_ray.sampling import engines
-from facttune_ray.stages.context import Work
+from facttune_ray.stages.work import Work
 
 
 @pytest.mark.parametrize(
@@ -13,16 +14,16 @@ from facttune_ray.stages.context import Work
 )
 def test_a_machine_without_the_gpus_is_not_waited_for(tmp_path, ray_cluster, stage, setting):
     words = [f"{setting}.gpus=1", f"{setting}.accelerator=NONE-SUCH", f"run.out={tmp_path}"]
-    run = pipeline.Run(config.load([], words))
+    run = Run(config.load([], words))
     with pytest.raises(UserError, match=f"x: {setting}.gpus: .* the 1 NONE-SUCH GPU"):
         run._run_stage(Work(stage, "x", {}, run.cfg), {})
 
 
 def test_a_stage_asks_an_endpoint_by_its_recipe():
     api = config.load([], ["sampling.engine=api", "sampling.llm.model=m"])
-    assert pipeline._asks(engines.recipe(api))
-    assert pipeline._asks({"llm.model": "m"})
-    assert not pipeline._asks(engines.recipe(config.load([])))
+    assert run._asks(engines.recipe(api))
+    assert run._asks({"llm.model": "m"})
+    assert not run._asks(engines.recipe(config.load([])))
 
 
 def test_the_endpoint_of_samples_shares_ledger_and_budget():
@@ -55,8 +56,8 @@ def test_a_model_on_a_file_system_is_told_by_its_files(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     uri = f"file://{tmp_path}"
-    before = pipeline.model_digest(uri), pipeline.model_digest(str(tmp_path))
-    assert before == (pipeline.model_digest(uri), pipeline.model_digest(str(tmp_path)))
+    before = run.model_digest(uri), run.model_digest(str(tmp_path))
+    assert before == (run.model_digest(uri), run.model_digest(str(tmp_path)))
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    assert pipeline.model_digest(uri) != before[0]
-    assert pipeline.model_digest(str(tmp_path)) != before[1]
+    assert run.model_digest(uri) != before[0]
+    assert run.model_digest(str(tmp_path)) != before[1]

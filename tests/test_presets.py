@@ -11,7 +11,8 @@ import pytest
 
 from facttune_ray import cli
 from facttune_ray.prompts import prompts
-from facttune_ray.quickstart import base_model, rules, world
+from facttune_ray.quickstart import base_model, rules
+from facttune_ray.sources import world
 
 CONDITIONS = [f"{a}{b}" for a in ("Veld", "Mor", "Kast", "Bren", "Tol") for b in ("itis", "osis")]
 STATEMENTS = (

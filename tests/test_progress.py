@@ -8,12 +8,12 @@ from dataclasses import asdict
 
 import pytest
 
-from facttune_ray import progress
 from facttune_ray.config import Config, RunConfig
 from facttune_ray.llm.cost import SILENT, Ask, Usage, Waits
-from facttune_ray.progress import Look, rates, waits, watch
-from facttune_ray.stages.context import Work
-from facttune_ray.tables import Folder
+from facttune_ray.runtime import progress
+from facttune_ray.runtime.progress import Look, rates, waits, watch
+from facttune_ray.stages.work import Work
+from facttune_ray.storage.tables import Folder
 
 
 def at(at_s: float, **usage) -> Look:

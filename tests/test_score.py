@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from facttune_ray import cli
-from facttune_ray.interop import factscore
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
+from facttune_ray.sources import factscore
 
 CLOSED = ["verdicts.retrieval=none", "facts.carry_words=0", "run.shards=4"]
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from facttune_ray import cli, storage, tables
+from facttune_ray import cli
 from facttune_ray.errors import UserError
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.ledger_tools import stats
-from facttune_ray.tables import Folder
+from facttune_ray.storage import folders, tables
+from facttune_ray.storage.tables import Folder
 
 ARTICLES = ["Ada Finch sings in Lyon. She was born in 1920.", "Bo Reed paints boats in Oslo."]
 TOPICS = ["Ada Finch", "Bo Reed"]
@@ -49,7 +50,7 @@ def test_files_come_and_go(object_store, tmp_path):
     assert (root / "b").read_json() is None and (root / "b").names() == []
     assert Folder.of((root / "a" / "x.json").uri).read_json() == {"n": 1}
     assert str(root / "a") == "s3://tests/files/a"
-    with storage.staged(root / "model") as here:
+    with folders.staged(root / "model") as here:
         (here / "sub").mkdir()
         (here / "sub" / "w.bin").write_bytes(b"w")
         assert (root / "model").files() == []

@@ -9,13 +9,15 @@ import urllib.request
 
 import pytest
 
-from facttune_ray import config, facttune, pipeline, tables
+from facttune_ray import config
 from facttune_ray.errors import Stopped, UserError
 from facttune_ray.llm.ledger import Ledger
+from facttune_ray.loop import facttune
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.stages import worker
-from facttune_ray.streams import Streams
-from facttune_ray.tables import Folder
+from facttune_ray.runtime import run, worker
+from facttune_ray.runtime.streams import Streams
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 SHARDS = 4
 
@@ -80,11 +82,11 @@ def test_an_error_is_told_when_it_happens_and_the_others_end(tmp_path, capsys):
 
 
 @pytest.fixture
-def streaming_run(tmp_path, monkeypatch) -> pipeline.Run:
+def streaming_run(tmp_path, monkeypatch) -> run.Run:
     """A run whose tables are made side by side, on a cluster that is not there."""
     monkeypatch.setattr(worker, "start_ray", lambda: None)
     words = ["data.source=world", f"run.out={tmp_path}", "run.shards=1", "sampling.gpus=1"]
-    run = pipeline.Run(config.load([], words))
+    run = Run(config.load([], words))
     monkeypatch.setattr(run, "_make", lambda name, make: make())
     return run
 
@@ -131,7 +133,7 @@ def stats(url: str) -> dict:
         return json.load(reply)
 
 
-def respond(run: pipeline.Run, name: str, each: int) -> None:
+def respond(run: run.Run, name: str, each: int) -> None:
     """So many responses of one sentence in each shard."""
     row = {"topic": "Mara Veldt", "split": "train", "prompt": "Who is she?", "prompt_id": "p"}
     for shard in range(run.cfg.run.shards):
@@ -147,7 +149,7 @@ def test_when_a_table_fails_paid_requests_of_another_are_kept_and_no_more_are_se
     tmp_path, ray_cluster
 ):
     with running(AnnotatorOptions(latency_min_ms=400, latency_max_ms=500)) as url:
-        run = pipeline.Run(two_endpoints(tmp_path, url, "run.shards=1", "llm.concurrency=8"))
+        run = Run(two_endpoints(tmp_path, url, "run.shards=1", "llm.concurrency=8"))
         respond(run, "responses", 300)
 
         def fails() -> None:
@@ -170,7 +172,7 @@ def test_two_tables_that_are_asked_for_are_made_at_once_by_a_worker_a_cpu(tmp_pa
     shards = f"run.shards={ray.cluster_resources()['CPU']:.0f}"
     slow = AnnotatorOptions(latency_min_ms=20_000, latency_max_ms=20_000)
     with running(slow) as slow_url, running(AnnotatorOptions()) as url:
-        run = pipeline.Run(two_endpoints(tmp_path, slow_url, shards))
+        run = Run(two_endpoints(tmp_path, slow_url, shards))
         respond(run, "a/responses", 1)
         respond(run, "b/responses", 1)
         with run.streaming():

@@ -2,10 +2,11 @@ import errno
 
 import pytest
 
-from facttune_ray import cli, tables
+from facttune_ray import cli
 from facttune_ray.errors import RecipeMismatch, UserError
-from facttune_ray.schema import digest, seed_from
-from facttune_ray.tables import Folder
+from facttune_ray.storage import tables
+from facttune_ray.storage.schema import digest, seed_from
+from facttune_ray.storage.tables import Folder
 
 PROMPT = {"prompt_id": "p", "topic": "Mara Veldt", "split": "train", "prompt": "Write."}
 PROMPT |= {"pronoun": "her", "lower_case": None, "error": None, "group": None}

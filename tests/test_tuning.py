@@ -13,13 +13,14 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from facttune_ray import cli, config, facttune, tuning
+from facttune_ray import cli, config
 from facttune_ray.config import LoraConfig, SFTConfig, TrainConfig, TuneConfig
 from facttune_ray.errors import UserError
-from facttune_ray.pipeline import Missing, Snapshot
+from facttune_ray.loop import facttune, tuning
 from facttune_ray.quickstart import base_model
-from facttune_ray.schema import digest
-from facttune_ray.scoring.sentences import split
+from facttune_ray.runtime.run import Missing, Snapshot
+from facttune_ray.storage.schema import digest
+from facttune_ray.text.sentences import split
 
 TEXTS = (
     "Mara plays the cello. She keeps a goat.",

@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facttune_ray import tables
 from facttune_ray.evaluation import metrics
 from facttune_ray.evaluation.agreement import kappa, of_facts
 from facttune_ray.evaluation.comparisons import compare, corrected, tally
 from facttune_ray.evaluation.resampling import holm
-from facttune_ray.scoring.kinds import kind_of
-from facttune_ray.tables import Folder
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
+from facttune_ray.text.kinds import kind_of
 
 SECOND = "second_opinion"  # folder of the other estimator's verdicts, within a scope
 QUALITIES = ("fluency", "helpfulness")

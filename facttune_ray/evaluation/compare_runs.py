@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from facttune_ray.config_layers import flatten, one_line
-from facttune_ray.errors import UserError
-from facttune_ray.evaluation import comparisons, metrics, text
+from facttune_ray.config.layers import flatten
+from facttune_ray.errors import UserError, one_line
+from facttune_ray.evaluation import comparisons, metrics
+from facttune_ray.evaluation.report import text
 from facttune_ray.evaluation.resampling import holm
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 FIGURES = ("correct", "incorrect", "error_rate", "length", "no_facts")
 OWN = ("run.name", "run.out", "run.workers", "run.shards")  # settings that change no figure

@@ -12,11 +12,11 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
-from facttune_ray import tables
 from facttune_ray.errors import UserError
 from facttune_ray.evaluation.breakdowns import SECOND
-from facttune_ray.interop.export import scopes
-from facttune_ray.tables import Folder
+from facttune_ray.storage import tables
+from facttune_ray.storage.scopes import scored
+from facttune_ray.storage.tables import Folder
 
 MARKS = {True: "✓", False: "✗", None: "?"}
 EVIDENCE = 200  # characters of a passage
@@ -117,7 +117,7 @@ def _by_scope(run: str, topic: str | None = None) -> Iterator[tuple[str, dict[st
         raise UserError(f"{run} does not exist: nothing has been run there")
     if root.is_file():
         raise UserError(f"{run} is a file: name the folder of a run")
-    found = [s for s in scopes(root) if tables.is_finished(root / s / "facts")]
+    found = [s for s in scored(root) if tables.is_finished(root / s / "facts")]
     if not found:
         raise UserError(f"{run}: no finished facts: run `facttune run` first")
     for scope in found:

@@ -18,13 +18,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facttune_ray import config_layers, tables
-from facttune_ray.config import Config, GroupsConfig
-from facttune_ray.evaluation import breakdowns, browser, comparisons, files, metrics
+from facttune_ray.config import Config, GroupsConfig, layers
+from facttune_ray.evaluation import breakdowns, comparisons, metrics
 from facttune_ray.evaluation import rewards as rewards_of
 from facttune_ray.evaluation.agreement import human_agreement, of_facts
 from facttune_ray.evaluation.breakdowns import Scope, counts, shards_of
-from facttune_ray.tables import Folder
+from facttune_ray.evaluation.report import browser, files
+from facttune_ray.stages.rewards import by_verdicts
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 VERSION = 2  # of the figures, and of what the report is made of
 SELECT = {  # val figure that chooses the round: from `metrics.summarise`, higher is better
@@ -90,7 +92,7 @@ def write(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "fingerprint": fingerprint,
         "fingerprints": {name: m["fingerprint"] for name, m in manifests.items()},
-        "config": config_layers.to_dict(cfg),
+        "config": layers.to_dict(cfg),
         "versions": versions(),
         "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
         "splits": {name: scope.split for name, scope in scopes.items()},
@@ -120,11 +122,6 @@ def write(
     for name, data in files.contents(summary, found, cards).items():
         (root / name).write_bytes(data)
     return summary
-
-
-def by_verdicts(cfg: Config, reward: str) -> bool:
-    """Whether the reward is made of verdicts."""
-    return any(c.startswith("factscore") for c in cfg.rewards.mix.get(reward, (reward,)))
 
 
 def _summary(

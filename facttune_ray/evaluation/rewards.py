@@ -20,14 +20,14 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow.compute as pc
 
-from facttune_ray import tables
 from facttune_ray.config import GroupsConfig
 from facttune_ray.evaluation.agreement import auroc, reliability, reward_agreement, risk_coverage
 from facttune_ray.evaluation.breakdowns import Scope, shards_of
-from facttune_ray.schema import REWARD_COLUMNS
 from facttune_ray.scoring.pairs import count_pairs
 from facttune_ray.scoring.units import UNIT_COLUMNS, by_id, of_question
-from facttune_ray.tables import Folder
+from facttune_ray.storage import tables
+from facttune_ray.storage.schema import REWARD_COLUMNS
+from facttune_ray.storage.tables import Folder
 
 PROBABILITIES = ("max_conf", "samp_conf", "p_true")  # read as chances that a fact is true
 

@@ -24,7 +24,7 @@ from facttune_ray.knowledge import titles
 from facttune_ray.knowledge.local import local_copy
 from facttune_ray.knowledge.passages import sound, split
 from facttune_ray.knowledge.store import BASE, REDIRECT, TITLE, fingerprint, has_index
-from facttune_ray.scoring.verify_lexical import rarity_of
+from facttune_ray.text.words import rarity_of
 
 RARITY_ARTICLES = 2000  # articles that word rarities are counted in
 TITLE_WEIGHT = 2.0  # a word in the title, against one in the passage

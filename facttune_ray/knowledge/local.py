@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from facttune_ray.errors import UserError
-from facttune_ray.storage import Folder, fetched
+from facttune_ray.storage.folders import Folder, fetched
 
 
 def local_copy(uri: str, cache: str | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from facttune_ray.scoring.verify_lexical import stems
+from facttune_ray.text.words import stems
 
 # bm25s runs JAX where it finds it, which fails in workers without the GPU that it was installed
 # for, and takes most of the memory of a GPU that it sees

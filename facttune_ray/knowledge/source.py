@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 
 from facttune_ray.errors import UserError
-from facttune_ray.schema import digest
-from facttune_ray.tables import Folder
+from facttune_ray.storage.schema import digest
+from facttune_ray.storage.tables import Folder
 
 _ENDINGS = (".db", ".sqlite", ".sqlite3")
 _EDGE = 2**20  # bytes at each end that a fingerprint reads

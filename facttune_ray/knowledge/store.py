@@ -23,7 +23,7 @@ from typing import Any
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import titles
 from facttune_ray.knowledge.passages import SEPARATOR, split
-from facttune_ray.memory import give_back
+from facttune_ray.storage.memory import give_back
 
 VERSION = 2
 TITLE, REDIRECT, BASE = 0, 1, 2  # titles.kind: an article's, another name's, without "(…)"

@@ -23,9 +23,9 @@ from facttune_ray.llm.cost import QUIET_S, Allowance, Ask, Meter, MeterLost, Rep
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Lease, Limiter, Limits, Seen
 from facttune_ray.llm.permits import LimiterLost, Renew
-from facttune_ray.schema import digest
 from facttune_ray.secrets import redact
-from facttune_ray.tables import Folder
+from facttune_ray.storage.schema import digest
+from facttune_ray.storage.tables import Folder
 
 NAMESPACE = "facttune"
 IDLE_S = 600.0

@@ -24,7 +24,7 @@ from facttune_ray.llm import journal
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.journal import Journal
 from facttune_ray.llm.replies import HTTPReply, Meaning
-from facttune_ray.storage import Folder
+from facttune_ray.storage.folders import Folder
 
 POLL_S, MOST_POLL_S = 0.5, 10.0  # between two looks at a response: at first, at most
 JOURNALS_S = 10.0  # between two looks at the journals of others: another worker may be killed

@@ -27,7 +27,7 @@ from facttune_ray.errors import EndpointError, RowError
 from facttune_ray.llm.endpoint import Endpoint, Transient
 from facttune_ray.llm.ledger import Completion
 from facttune_ray.llm.replies import HTTPReply, Meaning, Reply
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 SETTLED_S = 0.5  # a file is closed when no request has come for so long
 SENDING_S = 3600.0  # a record without a batch may so long be of a worker that is sending it

@@ -22,8 +22,8 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
-from facttune_ray import storage
-from facttune_ray.storage import OBJECT_STORES, Folder, writing
+from facttune_ray.storage import folders
+from facttune_ray.storage.folders import OBJECT_STORES, Folder, writing
 
 HEAD = struct.Struct(">32sdqH")
 SYNC_S = 0.2  # records that a host's crash may lose: those of so long
@@ -119,7 +119,7 @@ class Journal:
         await asyncio.sleep(SYNC_S)
         self._syncing = None
         with contextlib.suppress(OSError):  # closed and removed, or the disk is full
-            await asyncio.to_thread(storage.sync, self._folder.fs, self._file.path)
+            await asyncio.to_thread(folders.sync, self._folder.fs, self._file.path)
 
     async def close(self) -> None:
         """Leave the open attempts alone on disk, and no file without any."""

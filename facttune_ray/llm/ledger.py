@@ -43,7 +43,7 @@ from facttune_ray.llm.segments import (
     rows_in,
     segment_bytes,
 )
-from facttune_ray.storage import Folder, writing
+from facttune_ray.storage.folders import Folder, writing
 
 # a writer merges so many small segments, up to so many rows: as many as fit well into memory, some
 # times over

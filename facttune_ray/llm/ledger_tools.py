@@ -15,7 +15,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.llm.journal import attempts, unknown
 from facttune_ray.llm.ledger import Ledger, crc
 from facttune_ray.llm.segments import Segment, key_ranges, read_segment, rows_in
-from facttune_ray.tables import Folder, writing
+from facttune_ray.storage.tables import Folder, writing
 
 T = TypeVar("T")
 COMPACTED_ROWS = 2**18  # rows a compacted segment at most: what a compaction holds in memory

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-from facttune_ray.storage import Folder, explain
+from facttune_ray.storage.folders import Folder, explain
 
 SCHEMA = pa.schema(
     [

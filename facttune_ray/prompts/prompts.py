@@ -15,7 +15,7 @@ from facttune_ray.errors import RowError
 from facttune_ray.prompts import facts, template
 from facttune_ray.prompts.fence import fenced
 from facttune_ray.prompts.questions import lowered
-from facttune_ray.scoring.forms import singular
+from facttune_ray.text.forms import singular
 
 # Text that a plain model goes on from; what a chat model is asked for
 TEMPLATES = {

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from facttune_ray.scoring.clauses import (
+from facttune_ray.text.clauses import (
     ADVERBS,
     ARTICLES,
     CAP,
@@ -28,18 +28,9 @@ from facttune_ray.scoring.clauses import (
     name_length,
     verb_at,
 )
-from facttune_ray.scoring.decompose import mask, unmask
-from facttune_ray.scoring.forms import LEADING
-from facttune_ray.scoring.verbs import (
-    AUXILIARIES,
-    BE,
-    KNOWN,
-    base,
-    is_past,
-    is_present,
-    past,
-    third,
-)
+from facttune_ray.text.decompose import mask, unmask
+from facttune_ray.text.forms import LEADING
+from facttune_ray.text.verbs import AUXILIARIES, BE, KNOWN, base, is_past, is_present, past, third
 
 _MONTHS = set(
     "january february march april may june july august september october november december".split()

@@ -17,14 +17,13 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import BodyPartReader, web
 
+from facttune_ray.quickstart.answering import Answering
 from facttune_ray.quickstart.chat_api import RequestError, check_request, error_body, parse_object
-
-if TYPE_CHECKING:
-    from facttune_ray.quickstart.annotator import Annotator, AnnotatorOptions
+from facttune_ray.quickstart.options import AnnotatorOptions
 
 ENDPOINT = "/v1/chat/completions"
 WINDOW_S = 24 * 3600
@@ -99,7 +98,7 @@ class Batch:
 class Batches:
     """Files and batches, both oldest first."""
 
-    def __init__(self, annotator: Annotator) -> None:
+    def __init__(self, annotator: Answering) -> None:
         self.annotator = annotator
         self.files: dict[str, File] = {}
         self.batches: dict[str, Batch] = {}

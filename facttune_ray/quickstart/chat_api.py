@@ -14,15 +14,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from facttune_ray.quickstart import continuing, rules
-
-if TYPE_CHECKING:
-    from facttune_ray.quickstart.annotator import AnnotatorOptions
-
+from facttune_ray.quickstart.options import AnnotatorOptions
 
 Answer = Callable[[list[dict[str, str]], int], str]
 LOGPROBS = "message.output_text.logprobs"  # what a response's `include` calls them

@@ -17,7 +17,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from facttune_ray.quickstart.world import FORMS, VALUES
+from facttune_ray.sources.world import FORMS, VALUES
 
 _PERSON = re.compile(r"(?:[Bb]iography|bio|[Pp]aragraph) (?:of|about) ([^\n]+?)[.?!]?\n*$")
 

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facttune_ray.errors import UserError
-from facttune_ray.interop import factscore
 from facttune_ray.prompts.fence import fenced, unnumbered
 from facttune_ray.quickstart import rules
-from facttune_ray.scoring.decompose import normal_fact
+from facttune_ray.sources import factscore
+from facttune_ray.text.decompose import normal_fact
 
 _MARK = re.compile(r"(.*) \((\d+)\)", re.S)
 _WORD = re.compile(r"[^\W_]+")

@@ -15,14 +15,12 @@ import hashlib
 import json
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
+from facttune_ray.quickstart.answering import Answering
 from facttune_ray.quickstart.chat_api import Request, RequestError, check_request, parse_object
-
-if TYPE_CHECKING:
-    from facttune_ray.quickstart.annotator import Annotator
 
 # what chat completions call it -> its name here; None: a response has no such thing
 RENAMED = {
@@ -60,7 +58,7 @@ def parse_response_request(raw: bytes) -> Request:
 class Responses:
     """Responses by id. Those that are not in the journal, unfinished or failed, are in memory."""
 
-    def __init__(self, annotator: Annotator) -> None:
+    def __init__(self, annotator: Answering) -> None:
         self.annotator = annotator
         self.unmade: dict[str, tuple[str, dict[str, Any]]] = {}  # id -> request, response
         self.tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly

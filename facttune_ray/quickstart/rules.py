@@ -19,12 +19,13 @@ from collections.abc import Callable
 from facttune_ray.prompts import facts, prompts, questions, template
 from facttune_ray.prompts.fence import unnumbered
 from facttune_ray.quickstart.asking import ask
-from facttune_ray.scoring import equivalence, verify_lexical
-from facttune_ray.scoring.abstention import abstained
-from facttune_ray.scoring.decompose import rule_facts
-from facttune_ray.scoring.forms import NUMBERS, singular
-from facttune_ray.scoring.sentences import split
-from facttune_ray.scoring.verbs import AUXILIARIES, KNOWN, base, is_finite
+from facttune_ray.scoring import equivalence
+from facttune_ray.text.abstention import abstained
+from facttune_ray.text.decompose import rule_facts
+from facttune_ray.text.forms import NUMBERS, singular
+from facttune_ray.text.sentences import split
+from facttune_ray.text.verbs import AUXILIARIES, KNOWN, base, is_finite
+from facttune_ray.verifiers import lexical
 
 CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions, judgements."
 
@@ -191,13 +192,13 @@ def _supported(topic: str, fact: str, passages: list[str]) -> bool:
         if any(v == verbs and len(words) <= len(said) + 1 for v, words in alike):
             return False
     article = _article(topic, tuple(sorted(passages)))
-    score = verify_lexical.support_prepared(fact, article).score
-    return score is not None and score >= verify_lexical.THRESHOLD
+    score = lexical.support_prepared(fact, article).score
+    return score is not None and score >= lexical.THRESHOLD
 
 
 @functools.lru_cache(maxsize=256)  # a topic's facts come close together
-def _article(topic: str, passages: tuple[str, ...]) -> verify_lexical.Prepared:
-    return verify_lexical.prepare(topic, passages)
+def _article(topic: str, passages: tuple[str, ...]) -> lexical.Prepared:
+    return lexical.prepare(topic, passages)
 
 
 @functools.lru_cache(maxsize=256)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.llm.replies import split_thoughts
 from facttune_ray.sampling.protocol import Sample, check_settings
-from facttune_ray.schema import seed_from
+from facttune_ray.storage.schema import seed_from
 
 if TYPE_CHECKING:
     from facttune_ray.llm.client import Client

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from facttune_ray.config import Config, LLMConfig
 from facttune_ray.sampling.protocol import Sampler
-from facttune_ray.schema import digest
+from facttune_ray.storage.schema import digest
 
 if TYPE_CHECKING:
     from facttune_ray.llm.client import Client

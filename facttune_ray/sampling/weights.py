@@ -97,7 +97,7 @@ def local_weights(path: str, cache: str | None = None) -> str:
         return path
     import pyarrow.fs as pafs
 
-    from facttune_ray.storage import Folder, fetched
+    from facttune_ray.storage.folders import Folder, fetched
 
     root = Path(cache or Path(tempfile.gettempdir(), "facttune-models"))
     source = Folder.of(path)

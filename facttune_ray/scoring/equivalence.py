@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray.scoring import reference_classes
-from facttune_ray.scoring.forms import form, trimmed
-from facttune_ray.scoring.names import Name, joined, likely_last, name
+from facttune_ray.text.forms import form, trimmed
+from facttune_ray.text.names import Name, joined, likely_last, name
 
 STRINGS = pa.list_(pa.string())
 

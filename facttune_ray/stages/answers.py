@@ -13,8 +13,8 @@ from facttune_ray.config import Config
 from facttune_ray.prompts import template
 from facttune_ray.sampling import engines
 from facttune_ray.sampling.protocol import failure, texts
-from facttune_ray.schema import seed_from
 from facttune_ray.stages.context import Context
+from facttune_ray.storage.schema import seed_from
 
 VERSION = 2
 

@@ -9,10 +9,10 @@ from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.permits import Gate, Queue
-from facttune_ray.schema import digest
-from facttune_ray.stages.context import Work
-from facttune_ray.stages.placement import SAMPLING
-from facttune_ray.tables import Folder
+from facttune_ray.stages import STAGES
+from facttune_ray.stages.work import Work
+from facttune_ray.storage.schema import digest
+from facttune_ray.storage.tables import Folder
 
 
 def recipe(cfg: Config) -> dict:
@@ -81,7 +81,7 @@ def connect(work: Work) -> Client:
                 e.api_key_env,
                 cfg.llm.timeout_s,
                 gate,
-                section="sampling.llm" if work.stage in SAMPLING else "llm",
+                section=STAGES[work.stage].endpoint(cfg),
                 direct=cfg.llm.base_url == "embedded",
             )
         )

@@ -6,43 +6,24 @@ A worker process keeps its context between shards, so a model or a connection is
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from facttune_ray import tables, telemetry
-from facttune_ray.config import Config
-from facttune_ray.tables import Folder
+from facttune_ray import telemetry
+from facttune_ray.stages.work import Work
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 if TYPE_CHECKING:
     from facttune_ray.knowledge.articles import Articles
     from facttune_ray.knowledge.dense import Dense
     from facttune_ray.llm.client import Client
     from facttune_ray.sampling.protocol import Sample, Sampler
-    from facttune_ray.scoring.cleanup import Entities
-    from facttune_ray.scoring.entailment import Entailment
-    from facttune_ray.scoring.verify_local_lm import LocalLM
-    from facttune_ray.scoring.verify_npm import NPM
+    from facttune_ray.text.cleanup import Entities
     from facttune_ray.training.model import GroupModel
-
-
-@dataclass(frozen=True)
-class Work:
-    """One table to make, as it is sent to the workers. Names are relative to `cfg.run.out`."""
-
-    stage: str
-    output: str  # table to write: "base/tune/facts"
-    inputs: Mapping[str, str]  # role -> table: {"responses": "base/tune/responses"}
-    cfg: Config
-    splits: tuple[str, ...] = ("train", "val", "test")  # only rows of these splits
-    snapshot: str = ""  # model that samples: "base", "facttune_fs/round_1"
-    model_path: str = ""  # its Hugging Face folder
-    reward: str = ""  # groups: the column, or the mix, that orders responses
-    mix: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # mixes: their weights
-    moments: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # mean, sd of each
-    base_url: str = ""  # LLM endpoint; "" when the stage asks none
-    meter: str = ""  # name of the run's meter actor
-    knowledge: str = ""  # SQLite knowledge source
+    from facttune_ray.verifiers.entailment import Entailment
+    from facttune_ray.verifiers.local_lm import LocalLM
+    from facttune_ray.verifiers.npm import NPM
 
 
 class Context:
@@ -90,7 +71,7 @@ class Context:
     @functools.cached_property
     def entities(self) -> Callable[[str], Entities]:
         """Names, dates and numbers of a sentence, for the clean-up of its facts."""
-        from facttune_ray.scoring import cleanup
+        from facttune_ray.text import cleanup
 
         return cleanup.load(self.cfg.facts.spacy_model)
 
@@ -104,7 +85,7 @@ class Context:
     @functools.cached_property
     def local_lm(self) -> LocalLM:
         from facttune_ray.sampling.weights import local_weights
-        from facttune_ray.scoring.verify_local_lm import LocalLM
+        from facttune_ray.verifiers.local_lm import LocalLM
 
         return LocalLM(local_weights(self.cfg.verdicts.local_lm), **self._model_settings)
 
@@ -112,7 +93,7 @@ class Context:
     def itself(self) -> LocalLM:
         """The model that wrote the responses, as a judge of its own facts."""
         from facttune_ray.sampling.weights import local_weights, quantization
-        from facttune_ray.scoring.verify_local_lm import LocalLM
+        from facttune_ray.verifiers.local_lm import LocalLM
 
         cfg, device = self.cfg, "cuda" if self.cfg.sampling.gpus else "cpu"
         more = quantization(cfg.sampling.quantize, cfg.model.dtype, device)
@@ -144,7 +125,7 @@ class Context:
     @functools.cached_property
     def entailment(self) -> Entailment:
         from facttune_ray.sampling.weights import local_weights
-        from facttune_ray.scoring.entailment import Entailment
+        from facttune_ray.verifiers.entailment import Entailment
 
         cfg = self.cfg.classes
         return Entailment(
@@ -157,7 +138,7 @@ class Context:
     @functools.cached_property
     def npm(self) -> NPM:
         from facttune_ray.sampling.weights import local_weights
-        from facttune_ray.scoring.verify_npm import NPM
+        from facttune_ray.verifiers.npm import NPM
 
         return NPM(local_weights(self.cfg.verdicts.npm), **self._model_settings)
 

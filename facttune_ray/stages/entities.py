@@ -21,10 +21,10 @@ from pathlib import Path
 from facttune_ray.config import Config
 from facttune_ray.sampling import engines
 from facttune_ray.sampling.protocol import failure, texts
-from facttune_ray.schema import digest, seed_from
-from facttune_ray.scoring import entities
-from facttune_ray.scoring.entities import Entity
 from facttune_ray.stages.context import Context
+from facttune_ray.storage.schema import digest, seed_from
+from facttune_ray.text import entities
+from facttune_ray.text.entities import Entity
 
 VERSION = 1
 

@@ -15,8 +15,8 @@ import asyncio
 from dataclasses import dataclass
 
 from facttune_ray.knowledge.retrieval import BM25
-from facttune_ray.scoring.verify_lexical import stems
 from facttune_ray.stages.context import Context
+from facttune_ray.text.words import stems
 
 HITS = 20  # of a search in all articles, before those that do not name the topic are left out
 

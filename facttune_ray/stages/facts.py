@@ -22,16 +22,16 @@ from dataclasses import dataclass
 
 from facttune_ray.config import Config
 from facttune_ray.errors import RowError
-from facttune_ray.interop import factscore
 from facttune_ray.prompts import abstention as abstention_prompt
 from facttune_ray.prompts import facts as prompt
 from facttune_ray.prompts import template
-from facttune_ray.schema import digest
-from facttune_ray.scoring import abstention, cleanup
-from facttune_ray.scoring.decompose import normal_fact, rule_facts
-from facttune_ray.scoring.sentences import Sentence, carry, split
+from facttune_ray.sources import factscore
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
+from facttune_ray.storage.schema import digest
+from facttune_ray.text import abstention, cleanup
+from facttune_ray.text.decompose import normal_fact, rule_facts
+from facttune_ray.text.sentences import Sentence, carry, split
 
 VERSION = 2
 

@@ -13,9 +13,9 @@ preference; training forms the pairs from the group. Prompts without a pair are 
 from __future__ import annotations
 
 from facttune_ray.config import Config
-from facttune_ray.schema import REWARD_COLUMNS
 from facttune_ray.scoring.pairs import count_pairs
 from facttune_ray.stages.context import Context
+from facttune_ray.storage.schema import REWARD_COLUMNS
 
 VERSION = 1
 

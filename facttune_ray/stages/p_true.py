@@ -10,8 +10,8 @@ facts of one topic are asked once.
 from __future__ import annotations
 
 from facttune_ray.config import Config
-from facttune_ray.scoring.decompose import normal_fact
 from facttune_ray.stages.context import Context
+from facttune_ray.text.decompose import normal_fact
 
 VERSION = 1
 

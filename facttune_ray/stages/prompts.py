@@ -22,15 +22,14 @@ from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import Config, DataConfig
 from facttune_ray.errors import RowError, UserError
-from facttune_ray.interop import factscore, tuning
-from facttune_ray.interop import topics as files
 from facttune_ray.prompts import prompts as prompt
 from facttune_ray.prompts import template
-from facttune_ray.quickstart import world
-from facttune_ray.schema import digest, seed_from
+from facttune_ray.sources import factscore, tuning, world
+from facttune_ray.sources import topics as files
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
-from facttune_ray.tables import Folder
+from facttune_ray.storage.schema import digest, seed_from
+from facttune_ray.storage.tables import Folder
 
 IMPORTED = ("responses", "factscore", "tuning")  # sources that bring responses
 VERSION = 2

@@ -19,10 +19,10 @@ from facttune_ray.config import Config
 from facttune_ray.errors import RowError
 from facttune_ray.prompts import questions as prompt
 from facttune_ray.prompts import template
-from facttune_ray.schema import digest
-from facttune_ray.scoring.decompose import normal_fact
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
+from facttune_ray.storage.schema import digest
+from facttune_ray.text.decompose import normal_fact
 
 VERSION = 2
 Key = tuple[str, ...]  # topic, normal forms of the fact and of those shown before it

@@ -12,8 +12,8 @@ from facttune_ray.config import Config
 from facttune_ray.llm.replies import split_thoughts
 from facttune_ray.sampling import engines
 from facttune_ray.sampling.protocol import Sample, failure
-from facttune_ray.schema import digest, seed_from
 from facttune_ray.stages.context import Context
+from facttune_ray.storage.schema import digest, seed_from
 
 VERSION = 2
 

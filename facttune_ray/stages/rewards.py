@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from facttune_ray.config import Config
-from facttune_ray.scoring.confidence import CONFIDENCES, mean
+from facttune_ray.scoring.confidence import mean
 from facttune_ray.scoring.factscore import factscore
 from facttune_ray.scoring.units import UNIT_COLUMNS, Unit, by_id, of_original, of_question
 from facttune_ray.stages.context import Context
+from facttune_ray.storage.schema import made_of
 
 VERSION = 3
 READ = {  # input -> the unit in `classes` that its rows bring
@@ -44,12 +45,15 @@ def needed(cfg: Config, wanted: set[str]) -> set[str]:
     return {c for name in wanted for c in cfg.rewards.mix.get(name, {name: 1.0})}
 
 
+def by_verdicts(cfg: Config, reward: str) -> bool:
+    """Whether the reward is made of verdicts."""
+    return made_of(needed(cfg, {reward}), "verdicts")
+
+
 def asks_model(cfg: Config, columns: set[str]) -> bool:
     """Whether the base model is sampled again for these columns, beside what the files bring."""
-    ready = cfg.data.ready
-    asked = "questions" not in ready and columns & {*CONFIDENCES, "samp_conf"}
-    continued = "entities" not in ready and any(c.startswith("ne_") for c in columns)
-    return bool(asked or continued or "p_true" in columns)
+    sampled = {t for t in ("questions", "entities") if t not in cfg.data.ready}
+    return any(made_of(columns, table) for table in (*sampled, "p_true"))
 
 
 def recipe(cfg: Config) -> dict:

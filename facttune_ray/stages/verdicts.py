@@ -18,11 +18,11 @@ from facttune_ray.config import Config, VerdictsConfig
 from facttune_ray.errors import RowError, UserError, did_you_mean
 from facttune_ray.prompts import template
 from facttune_ray.prompts import verdicts as prompt
-from facttune_ray.scoring import verify_lexical
-from facttune_ray.scoring.decompose import normal_fact
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
 from facttune_ray.stages.evidence import Evidence, evidence
+from facttune_ray.text.decompose import normal_fact
+from facttune_ray.verifiers import lexical
 
 VERSION = 3
 _UNKNOWN = {
@@ -199,8 +199,8 @@ def _verdict(
 
 async def _lexical(context: Context, topic: str, facts: list[str], found: Evidence) -> list[dict]:
     least = threshold(context.cfg.verdicts, "lexical")
-    prepared = verify_lexical.prepare(topic, found.passages, context.articles.rarity)
-    scored = [verify_lexical.support_prepared(fact, prepared) for fact in facts]
+    prepared = lexical.prepare(topic, found.passages, context.articles.rarity)
+    scored = [lexical.support_prepared(fact, prepared) for fact in facts]
     return [_verdict(found, i, s.score, least, s.evidence) for i, s in enumerate(scored)]
 
 
@@ -273,4 +273,4 @@ async def _npm(context: Context, topic: str, facts: list[str], found: Evidence) 
 
 ESTIMATORS = {"lexical": _lexical, "chat": _chat, "local_lm": _local_lm, "npm": _npm}
 # supported from this score: FActScore takes logit True > logit False, and npm above 0.3
-THRESHOLDS = {"lexical": verify_lexical.THRESHOLD, "chat": 0.5, "local_lm": 0.5, "npm": 0.3}
+THRESHOLDS = {"lexical": lexical.THRESHOLD, "chat": 0.5, "local_lm": 0.5, "npm": 0.3}

@@ -17,8 +17,8 @@ import numpy as np
 
 from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import Chat, encode_prompt, encode_response, end_mark
-from facttune_ray.schema import seed_from
 from facttune_ray.scoring.pairs import pairs
+from facttune_ray.storage.schema import seed_from
 
 if TYPE_CHECKING:
     from facttune_ray.config import GroupsConfig, TrainConfig

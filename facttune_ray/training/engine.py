@@ -24,7 +24,7 @@ from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.training.collectives import together
 
 if TYPE_CHECKING:
-    from facttune_ray.training.loop import TrainJob
+    from facttune_ray.training.job import TrainJob
 
 # what a DeepSpeed file must leave out, and what decides it
 DECIDED = {

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import end_ids
-from facttune_ray.schema import seed_from
+from facttune_ray.storage.schema import seed_from
 from facttune_ray.training.batches import TokenGroup
 from facttune_ray.training.losses import sft
 from facttune_ray.training.model import ANY_LENGTH, NAME, positions

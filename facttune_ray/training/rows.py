@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facttune_ray.errors import UserError
-from facttune_ray.schema import TABLES
-from facttune_ray.storage import Folder
+from facttune_ray.storage.folders import Folder
+from facttune_ray.storage.schema import TABLES
 
 SCHEMA = TABLES["reference"]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
 from facttune_ray.errors import UserError
-from facttune_ray.schema import digest
+from facttune_ray.storage.schema import digest
 
 Kind = Literal["train", "heldout"]
 FILES = ("train", "heldout", "samples")

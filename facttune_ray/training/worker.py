@@ -23,9 +23,9 @@ from typing import Any
 from facttune_ray import telemetry
 from facttune_ray.config import TrainConfig
 from facttune_ray.errors import UserError
-from facttune_ray.storage import Folder, scratch
+from facttune_ray.storage.folders import Folder, scratch
 from facttune_ray.training.collectives import most, sums, together
-from facttune_ray.training.loop import TrainJob
+from facttune_ray.training.job import TrainJob
 
 # log-probabilities a token of one response, stored and computed again, at most apart
 SAME = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
@@ -57,6 +57,7 @@ class Training:
 
     def __init__(self, job: TrainJob) -> None:
         import ray.train
+        import ray.train.torch
         import torch
 
         from facttune_ray.training import engine, heldout

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from bench import api, ledger, ours
+from bench.contenders import CONTENDERS
 
-from facttune_ray.benchmarks import api, ledger, ours
-from facttune_ray.benchmarks.contenders import CONTENDERS
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 

@@ -7,9 +7,8 @@ import math
 
 import pytest
 import torch
-
-from facttune_ray.benchmarks import dpo, dpo_meter, dpo_trl
-from facttune_ray.benchmarks.dpo_trainers import OURS
+from bench import dpo, dpo_meter, dpo_trl
+from bench.dpo_trainers import OURS
 
 trl_installed = pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason="trl is not installed: pip install '.[bench]'"

@@ -1,6 +1,7 @@
 """The contenders do the same work: the reference's two tokenizers cut the same passages."""
 
-from facttune_ray.benchmarks import knowledge
+from bench import knowledge
+
 from facttune_ray.knowledge.articles import Articles
 
 

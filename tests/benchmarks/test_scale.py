@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from bench import scale, scale_model
 
-from facttune_ray.benchmarks import scale, scale_model
-from facttune_ray.quickstart.world import ATTRIBUTES
+from facttune_ray.sources.world import ATTRIBUTES
 
 
 def test_no_two_people_have_the_same_name():

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from bench import hosts
 
-from facttune_ray.benchmarks import hosts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.schema import TABLES
+from facttune_ray.storage.schema import TABLES
 
 PRESETS = ("quickstart", "tests/small.yaml", "tests/cluster/cluster.yaml")
 

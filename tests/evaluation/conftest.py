@@ -45,9 +45,10 @@ def measured_run(tmp_path_factory):
     """folder = measured_run(topics=3, samples=1, facts=4, noise=8, text="..."): a run's tables of a
     base and a tuned model, measured and reported; no cluster. `noise`: random words in each fact,
     ten times as many in each passage, so that nothing can be compressed away."""
-    from facttune_ray import config, tables
+    from facttune_ray import config
     from facttune_ray.evaluation import measure
-    from facttune_ray.tables import Folder
+    from facttune_ray.storage import tables
+    from facttune_ray.storage.tables import Folder
 
     def make(topics=3, samples=1, facts=4, noise=0, text=""):
         rng = random.Random(0)

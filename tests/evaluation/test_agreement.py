@@ -8,7 +8,7 @@ from sklearn import metrics as sklearn
 
 from facttune_ray.evaluation import agreement
 from facttune_ray.evaluation.agreement import human_agreement
-from facttune_ray.schema import FACTS, VERDICTS
+from facttune_ray.storage.schema import FACTS, VERDICTS
 
 
 def table(schema, rows):

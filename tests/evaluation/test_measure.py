@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from facttune_ray import config, tables
+from facttune_ray import config
 from facttune_ray.evaluation import breakdowns, measure
 from facttune_ray.evaluation.breakdowns import Scope
-from facttune_ray.tables import Folder
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 
 def write(root, scope, **made):

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from facttune_ray.evaluation import metrics
-from facttune_ray.schema import FACTS, RESPONSES, VERDICTS
 from facttune_ray.scoring.factscore import summarise
+from facttune_ray.storage.schema import FACTS, RESPONSES, VERDICTS
 
 
 def table(schema, rows):

@@ -3,16 +3,9 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from facttune_ray.evaluation.report.browser import Cards
 
-from facttune_ray.evaluation import (
-    charts,
-    charts_training,
-    files,
-    pictures,
-    report,
-    text,
-)
-from facttune_ray.evaluation.browser import Cards
+from facttune_ray.evaluation.report import charts, charts_training, files, pictures, report, text
 
 NOTHING = {"value": None, "low": None, "high": None}
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from facttune_ray import tables
 from facttune_ray.config import GroupsConfig
 from facttune_ray.evaluation import rewards
 from facttune_ray.evaluation.breakdowns import Scope
-from facttune_ray.tables import Folder
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 
 @pytest.fixture

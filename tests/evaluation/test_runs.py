@@ -4,11 +4,13 @@ import json
 
 import pytest
 
-from facttune_ray import cli, config, opinions
-from facttune_ray.evaluation import breakdowns, text
+from facttune_ray import cli, config
+from facttune_ray.evaluation import breakdowns
 from facttune_ray.evaluation.breakdowns import Scope
+from facttune_ray.evaluation.report import text
+from facttune_ray.loop import second_judge
 from facttune_ray.stages import verdicts
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +79,8 @@ def test_files_beside_the_report(folder):
 
 
 def test_errors_are_told_by_reason(tmp_path):
-    from facttune_ray import tables
     from facttune_ray.evaluation.measure import _errors
+    from facttune_ray.storage import tables
 
     root, rows = Folder.of(str(tmp_path)), []
     rows += [{"fact_id": f"f{i}", "error": "timeout"} for i in range(5)]
@@ -95,9 +97,9 @@ def test_errors_are_told_by_reason(tmp_path):
 
 def test_topics_are_grouped_by_the_length_of_their_article(tmp_path):
     """Those of the shards that count; one without an article is a group of its own."""
-    from facttune_ray import tables
     from facttune_ray.evaluation.measure import _groups
     from facttune_ray.knowledge import build
+    from facttune_ray.storage import tables
 
     root, length = Folder.of(str(tmp_path)), {"Ada": 3, "Bo": 30, "Cy": 90}
     articles = [{"title": t, "text": "word " * n} for t, n in length.items()]
@@ -114,7 +116,7 @@ def test_topics_are_grouped_by_the_length_of_their_article(tmp_path):
 
 
 def test_of_a_large_set_some_parts_are_measured(tmp_path):
-    from facttune_ray import tables
+    from facttune_ray.storage import tables
 
     root = Folder.of(str(tmp_path))
     for name, each in (("base", 3), ("tuned", 2)):
@@ -248,10 +250,10 @@ def test_auto_takes_another_estimator_that_costs_nothing():
 
 def test_a_second_opinion_that_is_a_part_of_the_first_is_warned_of(capsys):
     words = ["verdicts.estimator=chat", "evaluation.estimator=chat+lexical"]
-    opinions.check(config.load(["quickstart"], words))
+    second_judge.check(config.load(["quickstart"], words))
     said = capsys.readouterr()
     assert "has chat in common with verdicts.estimator=chat" in said.out + said.err
-    opinions.check(config.load(["quickstart"]))
+    second_judge.check(config.load(["quickstart"]))
     assert capsys.readouterr().err == ""
 
 

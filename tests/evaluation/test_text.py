@@ -2,7 +2,7 @@
 
 import pytest
 
-from facttune_ray.evaluation import text
+from facttune_ray.evaluation.report import text
 
 
 def test_headline_says_what_happened(summary, made):

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.interop import confidence, entities
-from facttune_ray.schema import TABLES, digest
+from facttune_ray.sources import confidence, entities
+from facttune_ray.storage.schema import TABLES, digest
 
 ADA = "Ada Lovelace"
 WHERE = "atomic_qs_samples/base_2samples"

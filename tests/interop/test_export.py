@@ -2,11 +2,12 @@ import json
 
 import pytest
 
-from facttune_ray import tables
 from facttune_ray.errors import UserError
-from facttune_ray.interop import confidence, entities, export, tuning
-from facttune_ray.schema import TABLES, digest
-from facttune_ray.tables import Folder
+from facttune_ray.export import export
+from facttune_ray.sources import confidence, entities, tuning
+from facttune_ray.storage import tables
+from facttune_ray.storage.schema import TABLES, digest
+from facttune_ray.storage.tables import Folder
 
 TOPICS = {"Ada": 0, "Bo": 1}  # topic -> its shard
 

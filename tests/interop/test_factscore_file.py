@@ -4,7 +4,7 @@ import math
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.interop import factscore
+from facttune_ray.sources import factscore
 
 LINE = (
     '{"topic": "A", "input": "Tell me.", "output": "A is old.", "annotations": [{"text": '

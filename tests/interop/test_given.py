@@ -13,8 +13,9 @@ import pytest
 
 from facttune_ray.config import GroupsConfig
 from facttune_ray.errors import UserError
-from facttune_ray.interop import given, preferences, records, rewards
-from facttune_ray.schema import REWARD_COLUMNS
+from facttune_ray.export import preferences, rewards
+from facttune_ray.sources import given, records
+from facttune_ray.storage.schema import REWARD_COLUMNS
 
 PLAIN = GroupsConfig()
 GROUPED = {"prompt": "Who is Ada?", "responses": ["a", "b", "c"], "rewards": [1.0, 0.5, None]}

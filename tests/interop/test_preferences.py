@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from facttune_ray.interop import preferences
+from facttune_ray.export import preferences
 
 
 def group(topic, rewards, split="train"):

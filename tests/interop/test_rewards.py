@@ -4,9 +4,9 @@ import math
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.interop import rewards
-from facttune_ray.schema import TABLES, digest
+from facttune_ray.export import rewards
 from facttune_ray.scoring.pairs import count_pairs
+from facttune_ray.storage.schema import TABLES, digest
 
 
 def response(topic, prompt, sample, text, split="train", **more):

@@ -11,7 +11,7 @@ import pytest
 from facttune_ray import cli
 from facttune_ray.config import load
 from facttune_ray.errors import UserError
-from facttune_ray.interop import topics
+from facttune_ray.sources import topics
 from facttune_ray.stages import prompts
 
 NAMES = [f"Person {i}" for i in range(40)]

@@ -4,9 +4,9 @@ import math
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.interop import tuning
-from facttune_ray.schema import digest
-from facttune_ray.tables import Folder
+from facttune_ray.sources import tuning
+from facttune_ray.storage.schema import digest
+from facttune_ray.storage.tables import Folder
 
 ADA, ACDC = "Ada Lovelace", "AC/DC"
 QUESTIONS = [

@@ -14,7 +14,7 @@ from facttune_ray.llm.cost import Ask, MeterLost, Usage
 from facttune_ray.llm.ledger import Completion, Ledger
 from facttune_ray.llm.limiter import MAX_HORIZON_S, Lease, Limits, Seen
 from facttune_ray.llm.permits import LimiterLost
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 
 def test_two_workers_share_one_limiter(ray_cluster):

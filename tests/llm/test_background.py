@@ -22,7 +22,7 @@ from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.llm.replies import HTTPReply, read
 from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 PAID = {"usd_per_million_input": 10.0, "usd_per_million_output": 30.0}
 

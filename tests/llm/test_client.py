@@ -24,7 +24,7 @@ from facttune_ray.llm.parameters import parameters
 from facttune_ray.llm.permits import Gate, Queue, local_renew
 from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 FAST = {"timeout_s": 2.0, "max_attempts": 8, "max_wait_s": 0.2}
 

@@ -8,7 +8,7 @@ import pytest
 
 from facttune_ray.llm import journal
 from facttune_ray.llm.journal import Attempt, Journal, attempts, unknown
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 KEYS = [bytes([i]) * 32 for i in range(9)]
 

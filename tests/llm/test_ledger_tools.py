@@ -17,7 +17,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
 from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
 from facttune_ray.llm.segments import read_segment
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 
 def key(i: int) -> bytes:

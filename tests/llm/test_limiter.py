@@ -7,8 +7,8 @@ import random
 from collections import deque
 
 import pytest
+from bench.limiter import LIMITS, used
 
-from facttune_ray.benchmarks.limiter import LIMITS, used
 from facttune_ray.llm.limiter import (
     HOLD_S,
     LAG_S,

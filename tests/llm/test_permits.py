@@ -7,8 +7,8 @@ import math
 import time
 
 import pytest
+from bench.limiter import run
 
-from facttune_ray.benchmarks.limiter import run
 from facttune_ray.llm.limiter import HOLD_S, MAX_HORIZON_S, RENEW_S, Lease, Limiter, Limits, Seen
 from facttune_ray.llm.permits import (
     Gate,

@@ -19,7 +19,7 @@ from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.permits import Gate, Queue, local_renew
 from facttune_ray.llm.replies import HTTPReply
 from facttune_ray.llm.segments import read_segment
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 ROWS = 36
 PRICE = {"usd_per_million_input": 1.0, "usd_per_million_output": 1.0}

@@ -11,7 +11,7 @@ import pytest
 
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.segments import ROWS, SCHEMA
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 
 @pytest.fixture

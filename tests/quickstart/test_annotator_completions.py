@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.quickstart.world import VALUES
+from facttune_ray.sources.world import VALUES
 
 
 def http(url, body=None):

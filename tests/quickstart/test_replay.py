@@ -4,15 +4,15 @@ import urllib.request
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.interop import factscore, tuning
 from facttune_ray.prompts import facts as facts_prompt
 from facttune_ray.prompts import questions as questions_prompt
 from facttune_ray.prompts import verdicts as verdicts_prompt
 from facttune_ray.quickstart import replay, rules
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.schema import digest
 from facttune_ray.scoring.factscore import factscore as score_of
-from facttune_ray.scoring.sentences import carry, sentences, split
+from facttune_ray.sources import factscore, tuning
+from facttune_ray.storage.schema import digest
+from facttune_ray.text.sentences import carry, sentences, split
 
 PARTS = {
     "our sentences": sentences,

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from facttune_ray.prompts import equivalence, facts, questions, verdicts
-from facttune_ray.quickstart import rules, world
+from facttune_ray.quickstart import rules
+from facttune_ray.sources import world
 
 TOPIC = "Mara Veldt"
 PASSAGES = [

@@ -12,14 +12,7 @@ import pytest
 from facttune_ray.errors import UserError
 from facttune_ray.prompts import facts, questions, verdicts
 from facttune_ray.quickstart import rules
-from facttune_ray.quickstart.world import (
-    ATTRIBUTES,
-    RELIABILITY,
-    VALUES,
-    make,
-    question,
-    statement,
-)
+from facttune_ray.sources.world import ATTRIBUTES, RELIABILITY, VALUES, make, question, statement
 
 SMALL = {"people": 60, "train": 20, "val": 10, "test": 20, "documents_per_person": 30.0}
 

@@ -21,8 +21,8 @@ from facttune_ray.llm.segments import read_segment
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.sampling.api import ApiSampler
 from facttune_ray.sampling.protocol import failure, texts
-from facttune_ray.schema import seed_from
-from facttune_ray.tables import Folder
+from facttune_ray.storage.schema import seed_from
+from facttune_ray.storage.tables import Folder
 
 SETTINGS = {"max_tokens": 15, "temperature": 1.0, "top_p": 0.9}
 QUESTION = "Question: Where was Mara Veldt born?\nAnswer:"

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from facttune_ray.errors import RowError, UserError
-from facttune_ray.scoring.abstention import abstained, detector, empty
+from facttune_ray.text.abstention import abstained, detector, empty
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.scoring.cleanup import Entities, by_rules, clean, load
+from facttune_ray.text.cleanup import Entities, by_rules, clean, load
 
 TOPIC = "Mara Veldt"
 SENTENCE = "She studied at Lyon Conservatory in 1970 and won two Golden Lanterns."

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from facttune_ray.scoring.decompose import normal_fact, rule_facts
+from facttune_ray.text.decompose import normal_fact, rule_facts
 
 TOPIC = "Mara Veldt"
 

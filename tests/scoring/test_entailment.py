@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.scoring.entailment import Entailment, batches, entailment_label
+from facttune_ray.verifiers.entailment import Entailment, batches, entailment_label
 
 WORDS = [f"w{i}" for i in range(30)]
 LABELS = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.scoring.entities import Entity, extract, load, noun_chunks
+from facttune_ray.text.entities import Entity, extract, load, noun_chunks
 
 spacy = pytest.importorskip("spacy")
 

@@ -6,8 +6,9 @@ import random
 import pyarrow as pa
 import pytest
 
-from facttune_ray.scoring import equivalence, names
+from facttune_ray.scoring import equivalence
 from facttune_ray.scoring.equivalence import classes, shares
+from facttune_ray.text import names
 
 STRINGS = pa.list_(pa.string())
 

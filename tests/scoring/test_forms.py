@@ -5,7 +5,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from facttune_ray.scoring import forms
+from facttune_ray.text import forms
 
 
 def read(answer):

@@ -1,6 +1,6 @@
 import pytest
 
-from facttune_ray.scoring.kinds import kind_of
+from facttune_ray.text.kinds import kind_of
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from facttune_ray.scoring.names import joined, last, likely_last, name, same_name
+from facttune_ray.text.names import joined, last, likely_last, name, same_name
 
 
 @pytest.mark.parametrize(

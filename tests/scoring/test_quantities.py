@@ -2,7 +2,7 @@
 
 import pytest
 
-from facttune_ray.scoring.quantities import dates, iso_dates, numbers
+from facttune_ray.text.quantities import dates, iso_dates, numbers
 
 
 @pytest.mark.parametrize(

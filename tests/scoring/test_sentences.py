@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from facttune_ray.quickstart import world
-from facttune_ray.scoring.sentences import Sentence, carry, sentences, split, word_count
+from facttune_ray.sources import world
+from facttune_ray.text.sentences import Sentence, carry, sentences, split, word_count
 
 
 @pytest.mark.parametrize(

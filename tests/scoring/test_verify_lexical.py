@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from facttune_ray.evaluation.agreement import auroc, pearson
-from facttune_ray.interop import factscore
 from facttune_ray.knowledge import build
 from facttune_ray.knowledge.articles import Articles
-from facttune_ray.scoring import verify_lexical as lexical
+from facttune_ray.sources import factscore
+from facttune_ray.verifiers import lexical as lexical
 
 ARTICLE = [
     "Mara Veldt was born in Lyon. She works as a teacher.",

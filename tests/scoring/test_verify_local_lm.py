@@ -7,8 +7,8 @@ import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import train_tokenizer
-from facttune_ray.scoring import verify_local_lm as v
-from facttune_ray.scoring.verify_local_lm import LocalLM, render
+from facttune_ray.verifiers import local_lm as v
+from facttune_ray.verifiers.local_lm import LocalLM, render
 
 WORDS = [f"w{i}" for i in range(60)]
 TOPIC = "Mara Veldt"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.scoring.verify_npm import NPM, nonparametric
+from facttune_ray.verifiers.npm import NPM, nonparametric
 
 TOPIC = "Mara Veldt"
 FACTS = [

@@ -24,8 +24,9 @@ import pytest
 
 from facttune_ray import cli
 from facttune_ray.llm.ledger_tools import stats
-from facttune_ray.quickstart import base_model, world
-from facttune_ray.tables import Folder
+from facttune_ray.quickstart import base_model
+from facttune_ray.sources import world
+from facttune_ray.storage.tables import Folder
 
 pytestmark = pytest.mark.slow
 STARTS_S = 120  # until the server answers

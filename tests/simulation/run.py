@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from facttune_ray import secrets, storage, telemetry
+from facttune_ray import secrets, telemetry
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.llm import actors, journal, ledger
@@ -29,8 +29,9 @@ from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.parameters import parameters
 from facttune_ray.llm.permits import Gate, LimiterLost, Queue
 from facttune_ray.llm.replies import HTTPReply
-from facttune_ray.stages.worker import ShardWorker
-from facttune_ray.storage import Folder
+from facttune_ray.runtime.worker import ShardWorker
+from facttune_ray.storage import folders
+from facttune_ray.storage.folders import Folder
 from simulation.actors import Actor
 from simulation.disk import Disk, Faults, Mount
 from simulation.history import Death, History, Row
@@ -71,7 +72,7 @@ def _cluster_of_one() -> Any:
         (telemetry, "count"): lambda *_, **__: None,
         (telemetry, "gauge"): lambda *_, **__: None,
         (Folder, "local"): local,
-        (storage, "sync"): lambda fs, path: fs.sync(path),
+        (folders, "sync"): lambda fs, path: fs.sync(path),
     }
     _cluster_of_one.context = context  # type: ignore[attr-defined]
     with replaced(new):
@@ -269,7 +270,7 @@ class Run:
         except UserError as e:
             said = str(e)
         except OSError as e:
-            said = storage.outage(e) or f"a worker ended by {e!r}"
+            said = folders.outage(e) or f"a worker ended by {e!r}"
         except Exception as e:
             said = f"a worker ended by {e!r}"
             if not process.dead:

@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 
-from facttune_ray import config, tables
-from facttune_ray.stages.context import Context, Work
+from facttune_ray import config
+from facttune_ray.stages.context import Context
+from facttune_ray.stages.work import Work
+from facttune_ray.storage import tables
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 from facttune_ray import config
 from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import Sample, failure
-from facttune_ray.schema import digest, seed_from
-from facttune_ray.scoring.entities import before, load
 from facttune_ray.stages import entities
+from facttune_ray.storage.schema import digest, seed_from
+from facttune_ray.text.entities import before, load
 
 TEXT = "Mara Veldt was born in Paris. She moved from Lyon to Paris in 1961."
 

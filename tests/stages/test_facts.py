@@ -9,7 +9,8 @@ from facttune_ray import config
 from facttune_ray.errors import UserError
 from facttune_ray.prompts import template
 from facttune_ray.stages import facts
-from facttune_ray.stages.context import Context, Work
+from facttune_ray.stages.context import Context
+from facttune_ray.stages.work import Work
 
 
 class Asked:

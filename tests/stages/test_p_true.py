@@ -7,7 +7,8 @@ import pytest
 from facttune_ray import config
 from facttune_ray.errors import UserError
 from facttune_ray.stages import p_true
-from facttune_ray.stages.context import Context, Work
+from facttune_ray.stages.context import Context
+from facttune_ray.stages.work import Work
 
 
 class Itself:

@@ -1,8 +1,8 @@
 import pytest
 
 from facttune_ray import config
-from facttune_ray.stages.context import Work
-from facttune_ray.stages.placement import gpus_of, options, place
+from facttune_ray.runtime.placement import gpus_of, options, place
+from facttune_ray.stages.work import Work
 
 HEAD = {"Alive": True, "Resources": {"node:__internal_head__": 1.0, "memory": 1e9}}
 CPUS = {"Alive": True, "Resources": {"CPU": 8.0}}

@@ -9,8 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from facttune_ray.config import GroupsConfig
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import train_tokenizer
-from facttune_ray.scoring.sentences import split
 from facttune_ray.stages import groups, reference
+from facttune_ray.text.sentences import split
 from facttune_ray.training.batches import group_of
 from facttune_ray.training.model import GroupModel
 

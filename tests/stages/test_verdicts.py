@@ -12,7 +12,8 @@ from facttune_ray.errors import RowError, UserError
 from facttune_ray.knowledge import build
 from facttune_ray.llm.ledger import Completion
 from facttune_ray.stages import evidence, verdicts
-from facttune_ray.stages.context import Context, Work
+from facttune_ray.stages.context import Context
+from facttune_ray.stages.work import Work
 
 ARTICLES = [
     {

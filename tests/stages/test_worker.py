@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 
-from facttune_ray import config, tables
+from facttune_ray import config
 from facttune_ray.errors import BudgetReached, RowError, Stopped, UserError
 from facttune_ray.llm.client import Client
 from facttune_ray.llm.endpoint import Endpoint
@@ -20,10 +20,11 @@ from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.stages import worker
-from facttune_ray.stages.context import Work
-from facttune_ray.stages.worker import ShardWorker
-from facttune_ray.tables import Folder
+from facttune_ray.runtime import worker
+from facttune_ray.runtime.worker import ShardWorker
+from facttune_ray.stages.work import Work
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 
 def test_a_task_that_is_tried_again_makes_what_is_missing(tmp_path):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from facttune_ray import tables
 from facttune_ray.config import GroupsConfig, TrainConfig
 from facttune_ray.quickstart import base_model
 from facttune_ray.sampling.weights import load
+from facttune_ray.storage import tables
 from facttune_ray.training import loop
 from facttune_ray.training.batches import tokenize
 from facttune_ray.training.engine import deepspeed_config

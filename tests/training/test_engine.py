@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from facttune_ray.config import GroupsConfig, TrainConfig, conf_dir
-from facttune_ray.config_train import LoraConfig
+from facttune_ray.config.train import LoraConfig
 from facttune_ray.errors import UserError
 from facttune_ray.training import engine
 
@@ -279,7 +279,7 @@ def run(model: str, cfg: TrainConfig) -> dict:
     from deepspeed.utils import safe_get_full_grad
 
     from facttune_ray.training.batches import TokenGroup
-    from facttune_ray.training.loop import TrainJob
+    from facttune_ray.training.job import TrainJob
     from facttune_ray.training.step import Objective, Step, pair_weights
 
     ids = [[5, 9, 13, 2], [7, 6, 2], [11, 5, 8, 9, 2]]

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from facttune_ray import tables
 from facttune_ray.config import SFTConfig, TrainConfig
 from facttune_ray.errors import UserError
+from facttune_ray.storage import tables
 from facttune_ray.training.engine import learning_rate
 from facttune_ray.training.worker import check_first
 
@@ -171,7 +171,7 @@ def test_training_off_a_terminal_tells_its_steps_and_before_them_what_it_waits_f
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    from facttune_ray import progress
+    from facttune_ray.runtime import progress
     from facttune_ray.training import loop
 
     monkeypatch.setattr(progress, "LOG_S", 0.2)

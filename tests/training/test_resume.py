@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from facttune_ray import storage
-from facttune_ray.config_train import LoraConfig
+from facttune_ray.config.train import LoraConfig
 from facttune_ray.errors import UserError
-from facttune_ray.storage import Folder
+from facttune_ray.storage import folders
+from facttune_ray.storage.folders import Folder
 from facttune_ray.training import loop
 
 LONG = {"epochs": 75, "save_every": 20}  # 300 steps
@@ -93,7 +93,7 @@ def test_a_killed_worker_is_replaced(reference, run, calm, tmp_path, lora):
     assert [x["loss"] for x in found] == pytest.approx(calm, abs=1e-5)
     assert kept(seen, out / "train.jsonl") in AFTER
     assert (out / "adapter").exists() is lora
-    here = storage.scratch(f"{out}/train")  # of checkpoints on their way
+    here = folders.scratch(f"{out}/train")  # of checkpoints on their way
     assert not here.exists() or not list(here.iterdir())
 
 
@@ -101,7 +101,7 @@ def test_a_killed_worker_is_replaced(reference, run, calm, tmp_path, lora):
 def test_a_killed_worker_goes_on_from_an_object_store(reference, calm, object_store, tmp_path):
     """Checkpoints, logs and model are on s3://; the host of the next worker has none of them."""
     out = Folder.of(object_store.uri("resumed"))
-    here, seen = storage.scratch(out.uri), []
+    here, seen = folders.scratch(out.uri), []
     job = runpy.run_path(str(Path(__file__).with_name("conftest.py")))["job_of"](
         reference, tmp_path / "none", **LONG
     )

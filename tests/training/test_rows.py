@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from facttune_ray import tables
 from facttune_ray.errors import UserError
+from facttune_ray.storage import tables
 from facttune_ray.training import rows
 
 

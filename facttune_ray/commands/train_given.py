@@ -1,0 +1,57 @@
+"""`facttune train data.groups=FILE`: DPO on preferences of the user's own.
+
+out/given/groups, reference, train/model
+"""
+
+from __future__ import annotations
+
+from facttune_ray.config import Config
+from facttune_ray.errors import UserError
+from facttune_ray.loop.run import Snapshot, model_digest
+from facttune_ray.loop.tune import preferred, supervised
+from facttune_ray.quickstart.annotator import embedded
+from facttune_ray.runtime import preflight
+from facttune_ray.runtime.run import Run
+from facttune_ray.sources import given
+from facttune_ray.stages import stage
+from facttune_ray.telemetry import say
+
+SCOPE = "given"
+
+
+def train_given(cfg: Config) -> tuple[list[str], list[str]]:
+    """Train `model.path` on the preferences in the files of `data.groups`. -> (folders of the
+    trained models, names made)"""
+    from facttune_ray.training import engine, trackers
+
+    files = given.files(cfg.data.groups)
+    engine.deepspeed_config(cfg.train)  # what is wrong, before the model is run
+    for tracker in cfg.train.log:
+        trackers.check(tracker)
+    if not cfg.model.path:
+        raise UserError("model.path is empty: name the model that is trained on data.groups")
+    preflight.check_model("model.path", cfg.model.path)
+    if cfg.train.loss == "fact_masked":
+        raise UserError(
+            "train.loss=fact_masked: needs the tables facts and verdicts, which data.groups has not"
+        )
+    with Run(cfg, embedded) as this:
+        recipe = (
+            given.recipe(files, cfg.data.reward)
+            | stage("groups").recipe(cfg)
+            | {"run.shards": this.cfg.run.shards}
+        )
+
+        def rows() -> list[dict]:
+            found = given.read(files, cfg.groups, cfg.data.reward)
+            if found.left_out:
+                say(f"data.groups: {found.left_out:,} rows make no pair of their own: left out")
+            return found.groups
+
+        groups = this.driver_table(f"{SCOPE}/groups", "groups", recipe, rows)
+        models = [Snapshot("start", cfg.model.path, model_digest(cfg.model.path))]
+        if cfg.train.sft.epochs:
+            models.append(supervised(this, cfg, f"{SCOPE}/sft", groups, models[-1]))
+        table = this.table(SCOPE, "reference", [groups], model=models[-1])
+        models.append(preferred(this, cfg, SCOPE, table, models[-1], cfg.train))
+        return [m.path for m in models[1:]], this.made

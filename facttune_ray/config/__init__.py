@@ -1,0 +1,35 @@
+"""Every setting of a run, and how settings are loaded, layered and checked."""
+
+from facttune_ray.config.contenders import Contender as Contender
+from facttune_ray.config.contenders import contenders as contenders
+from facttune_ray.config.data import PromptsConfig as PromptsConfig
+from facttune_ray.config.data import SizesConfig as SizesConfig
+from facttune_ray.config.llm import EndpointConfig as EndpointConfig
+from facttune_ray.config.llm import LLMConfig as LLMConfig
+from facttune_ray.config.llm import SamplingConfig as SamplingConfig
+from facttune_ray.config.load import conf_dir as conf_dir
+from facttune_ray.config.load import load as load
+from facttune_ray.config.load import override as override
+from facttune_ray.config.load import preset_path as preset_path
+from facttune_ray.config.sections import FREE as FREE
+from facttune_ray.config.sections import AnswersConfig as AnswersConfig
+from facttune_ray.config.sections import ClassesConfig as ClassesConfig
+from facttune_ray.config.sections import Config as Config
+from facttune_ray.config.sections import DataConfig as DataConfig
+from facttune_ray.config.sections import EntitiesConfig as EntitiesConfig
+from facttune_ray.config.sections import EvaluationConfig as EvaluationConfig
+from facttune_ray.config.sections import FactsConfig as FactsConfig
+from facttune_ray.config.sections import GroupsConfig as GroupsConfig
+from facttune_ray.config.sections import ModelConfig as ModelConfig
+from facttune_ray.config.sections import PretrainConfig as PretrainConfig
+from facttune_ray.config.sections import PTrueConfig as PTrueConfig
+from facttune_ray.config.sections import QuestionsConfig as QuestionsConfig
+from facttune_ray.config.sections import ResponsesConfig as ResponsesConfig
+from facttune_ray.config.sections import RewardsConfig as RewardsConfig
+from facttune_ray.config.sections import RunConfig as RunConfig
+from facttune_ray.config.sections import TuneConfig as TuneConfig
+from facttune_ray.config.sections import VerdictsConfig as VerdictsConfig
+from facttune_ray.config.sections import WorldConfig as WorldConfig
+from facttune_ray.config.train import LoraConfig as LoraConfig
+from facttune_ray.config.train import SFTConfig as SFTConfig
+from facttune_ray.config.train import TrainConfig as TrainConfig

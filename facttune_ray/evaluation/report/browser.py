@@ -1,0 +1,171 @@
+"""Finished tables -> what the report's browser shows: responses to one prompt side by side.
+
+    cards(root, {"base": Scope("base/test"), ...}, {}, most=5000)
+        ->  Cards([{"topic": "Mara Veldt", "prompt": "Write ...", "split": "test", "group": None,
+                    "responses": [{"model": "base", "sample": 0, "text": "Mara ...", "facts": [...]}
+                   ]}], left_out=0)
+    packed(cards)  ->  base64 of gzipped JSON: texts that recur (passages, questions) stand once
+
+A fact: {"fact", "supported", "score", "start", "end", "repeated", "human", "second", "reason",
+"evidence", "title", "question", "answers", "conf"}; keys whose value is null are left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from facttune_ray.evaluation.breakdowns import SECOND, Scope, limited, shards_of
+from facttune_ray.scoring.units import by_id, of_question
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
+
+EVIDENCE = 700  # characters of a passage that are shown
+MOST_BYTES = 16_000_000  # of the packed responses, so that report.html stays below 25 MB
+
+
+@dataclass
+class Cards:
+    """Prompts with their responses, and how many responses the run has beyond them."""
+
+    cards: list[dict[str, Any]] = field(default_factory=list)
+    left_out: int = 0
+
+
+def cards(
+    root: Folder,
+    scopes: Mapping[str, Scope],
+    group_of: Mapping[str, str],
+    most: int,
+    train: str = "",
+) -> Cards:
+    """At most `most` responses, by whole prompts: measured ones first, then those of the scope
+    `train` that the rewards come from, which have questions and sampled answers."""
+    out: dict[str, dict[str, Any]] = {}
+    room, every = most, {s.name for s in scopes.values()}
+    found = [_by_prompt(root, scopes, group_of)]
+    if train:
+        every.add(train)
+        of_train = limited(root, {"base": Scope(train)}, 4 * most)  # some are not of train topics
+        found.append(_by_prompt(root, of_train, group_of, "train"))
+    for rows in itertools.chain(*found):
+        if not (room := _take(rows, out, room)):
+            break
+    there = sum(tables.manifest(root / name / "responses")["rows"] for name in every)
+    return Cards(list(out.values()), there - (most - room))
+
+
+def _take(rows: dict[str, dict], out: dict[str, dict], room: int) -> int:
+    """Add prompts while there is room for all of their responses. -> the room that is left"""
+    for prompt_id, card in rows.items():
+        size = len(card["responses"])
+        if size <= room:
+            out[prompt_id] = card
+            room -= size
+    return room
+
+
+def _by_prompt(
+    root: Folder,
+    scopes: Mapping[str, Scope],
+    group_of: Mapping[str, str],
+    split: str | None = None,
+) -> Iterator[dict[str, dict]]:
+    """Shard by shard: prompt_id -> its card with the responses of every scope, samples in order."""
+    for shard in shards_of(root, *scopes.values()):
+        out: dict[str, dict] = {}
+        loaded: dict[str, tuple[list[dict], dict[str, list[dict]]]] = {}
+        for label, scope in scopes.items():
+            if scope.name not in loaded:
+                responses = list(tables.rows(root / scope.name / "responses", shard))
+                loaded[scope.name] = responses, _facts(root / scope.name, shard)
+            responses, facts = loaded[scope.name]
+            for r in sorted(responses, key=lambda r: r["sample"]):
+                if scope.model not in (None, r["model"]) or split not in (None, r["split"]):
+                    continue
+                head = {k: r[k] for k in ("topic", "prompt", "split")}
+                card = out.setdefault(
+                    r["prompt_id"], head | {"group": group_of.get(r["topic"]), "responses": []}
+                )
+                made = {"model": label, "sample": r["sample"], "text": r["text"]}
+                made |= {k: r[k] for k in ("abstained", "error") if r[k]}
+                card["responses"].append(made | {"facts": facts.get(r["response_id"], [])})
+                if any(f.get("abstained") for f in card["responses"][-1]["facts"]):
+                    card["responses"][-1] |= {"abstained": True, "facts": []}
+        yield out
+
+
+def _facts(folder: Folder, shard: int) -> dict[str, list[dict]]:
+    """response_id -> its facts with all that the tables of the scope say about them."""
+    verdicts = {v["fact_id"]: v for v in _rows(folder, "verdicts", shard)}
+    second = {v["fact_id"]: v["supported"] for v in _rows(folder, f"{SECOND}/verdicts", shard)}
+    asked = {q["fact_id"]: q for q in _rows(folder, "questions", shard)}
+    answers = {a["question_id"]: a["answers"] for a in _rows(folder, "answers", shard)}
+    units = by_id(_rows(folder, "classes", shard)) if asked else {}
+    out: dict[str, list[dict]] = {}
+    for f in _rows(folder, "facts", shard):
+        v, q = verdicts.get(f["fact_id"], {}), asked.get(f["fact_id"], {})
+        made = {
+            "fact": f["fact"],
+            "supported": v.get("supported"),
+            "score": _short(v.get("score")),
+            "start": f["start"],
+            "end": f["end"],
+            "repeated": f["repeated"] or None,
+            "abstained": f["abstained"] or None,
+            "human": f["human_label"],
+            "second": second.get(f["fact_id"]),
+            "reason": None if v.get("reason") == "no fact" else v.get("reason"),
+            "error": f["error"] or v.get("error"),
+            "evidence": (v.get("evidence") or "")[:EVIDENCE] or None,
+            "title": v.get("title"),
+            "question": q.get("question"),
+            "answers": answers.get(q.get("question_id", "")),
+            "conf": _short(of_question(q or None, units).get("max_conf")),
+        }
+        kept = {k: value for k, value in made.items() if value is not None}
+        out.setdefault(f["response_id"], []).append(kept)
+    return out
+
+
+def _rows(folder: Folder, name: str, shard: int) -> list[dict]:
+    """Rows of a table's shard; [] where the table is not finished."""
+    return list(tables.rows(folder / name, shard)) if tables.is_finished(folder / name) else []
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+SHARED = ("evidence", "question", "title", "reason")  # texts that recur: stored once, by number
+
+
+def packed(found: Cards) -> tuple[str, Cards]:
+    """(base64 of gzipped JSON {strings, cards}, what is in it): the last prompts are left out
+    where it would pass MOST_BYTES."""
+    while True:
+        data = json.dumps(_shared(found.cards), ensure_ascii=False, separators=(",", ":"))
+        text = base64.b64encode(gzip.compress(data.encode(), 6, mtime=0)).decode()
+        if len(text) <= MOST_BYTES or len(found.cards) <= 1:
+            return text, found
+        keep = max(1, int(0.9 * len(found.cards) * MOST_BYTES / len(text)))
+        dropped = sum(len(c["responses"]) for c in found.cards[keep:])
+        found = Cards(found.cards[:keep], found.left_out + dropped)
+
+
+def _shared(all_cards: list[dict]) -> dict[str, Any]:
+    place: dict[str, int] = {}
+
+    def fact(f: dict) -> dict:
+        return {k: place.setdefault(v, len(place)) if k in SHARED else v for k, v in f.items()}
+
+    made = [
+        c | {"responses": [r | {"facts": list(map(fact, r["facts"]))} for r in c["responses"]]}
+        for c in all_cards
+    ]
+    return {"cards": made, "strings": list(place)}

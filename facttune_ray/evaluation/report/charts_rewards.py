@@ -1,0 +1,111 @@
+"""Charts of what rewards are worth: are they calibrated, do they rank, do they agree?
+
+reliability(summary)  ->  '<svg ...>'; "" where no confidence has a verdict
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from facttune_ray.evaluation.report.drawing import (
+    GRID,
+    MARKERS,
+    MODELS,
+    OTHERS,
+    new,
+    style,
+    svg,
+)
+
+Summary = dict[str, Any]
+_PAINT = (MODELS["facttune_mc"], MODELS["facttune_fs"], *OTHERS)
+
+
+def reliability(summary: Summary) -> str:
+    """Share of facts that are supported against the score that they have, in bins: a point on the
+    diagonal is calibrated. A larger point stands for more facts."""
+    with style():
+        figure, found = reliability_figure(summary)
+        told = ", ".join(
+            f"{n} AUROC {r['auroc']:.3f}" for n, r in found.items() if r["auroc"] is not None
+        )
+        return svg(figure, f"Reliability of confidence: {told}") if found else ""
+
+
+def scored(summary: Summary) -> dict[str, dict]:
+    """Whatever gives facts a score that verdicts, or human labels, are compared with."""
+    human = {f"{n}, human labels": h for n, h in summary["human"].items()}
+    return summary["rewards"] | human
+
+
+def reliability_figure(summary: Summary) -> tuple[Any, dict[str, dict]]:
+    """(figure, what is in it)"""
+    found = {n: r for n, r in scored(summary).items() if r.get("bins")}
+    figure, axes = new(4.4, 3.5)
+    axes.plot([0, 1], [0, 1], color=GRID, lw=0.9, ls=(0, (4, 3)))
+    for (name, r), paint, mark in zip(found.items(), _PAINT, MARKERS, strict=False):
+        xs, ys = [b["confidence"] for b in r["bins"]], [b["supported"] for b in r["bins"]]
+        sizes = [12 + 110 * b["facts"] / r["facts"] for b in r["bins"]]
+        axes.plot(xs, ys, color=paint, lw=1.3)
+        axes.scatter(xs, ys, s=sizes, color=paint, marker=mark, label=name)
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="score of the fact, as a probability")
+    axes.set_title("share of such facts that are supported", loc="left", pad=14)
+    if found:
+        figure.legend(loc="outside upper left", ncols=2, handletextpad=0.2, columnspacing=1.2)
+    return figure, found
+
+
+def risk_coverage(summary: Summary) -> str:
+    """Share of wrong facts among the most confident: the faster it falls to the left, the better
+    the score ranks. A flat line is chance."""
+    found = {n: r for n, r in scored(summary).items() if r.get("curve")}
+    if not found:
+        return ""
+    with style():
+        figure, axes = new(4.4, 3.5)
+        for i, (name, r) in enumerate(found.items()):
+            paint, mark = _PAINT[i % len(_PAINT)], list(MARKERS)[i % len(MARKERS)]
+            xs, ys = zip(*r["curve"], strict=True)
+            curve = {"color": paint, "lw": 1.5, "marker": mark, "ms": 4.5, "markevery": 0.12}
+            axes.plot(xs, ys, label=name, **curve)
+        axes.set(xlim=(0, 1.02), ylim=(0, None), xlabel="share of facts kept, surest first")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}%")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f}%")
+        axes.set_title("of these, share that is wrong", loc="left", pad=14)
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
+        told = ", ".join(f"{n} PRR {r['prr']:.2f}" for n, r in found.items())
+        return svg(figure, f"Risk against coverage: {told}")
+
+
+def agreement(summary: Summary) -> str:
+    """Rank correlation of the rewards, each with each, in a square of numbers."""
+    found = summary["reward_agreement"]
+    names = found.get("names", [])
+    if len(names) < 2:
+        return ""
+    with style():
+        side = max(2.6, 1.5 + 0.42 * len(names))
+        figure, axes = new(max(4.4, side), side)
+        for i, row in enumerate(found["spearman"]):
+            for j, value in enumerate(row):
+                if value is None:
+                    continue
+                paint = MODELS["facttune_fs"] if value >= 0 else MODELS["facttune_mc"]
+                axes.plot(
+                    j, i, "s" if value >= 0 else "D", ms=24, color=paint, alpha=0.5 * abs(value)
+                )
+                small = {"ha": "center", "va": "center", "fontsize": 8.5}
+                axes.text(j, i, f"{value:.2f}", **small)
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        ends = (-0.6, len(names) - 0.4)
+        axes.set(xlim=ends, ylim=ends[::-1])
+        axes.grid(visible=False)
+        axes.set_title("rank correlation of rewards", loc="left")
+        pairs = [
+            f"{a} and {b} {found['spearman'][i][j]:.2f}"
+            for i, a in enumerate(names)
+            for j, b in enumerate(names)
+            if i < j and found["spearman"][i][j] is not None
+        ]
+        return svg(figure, f"Rank correlation of rewards: {', '.join(pairs)}")

@@ -1,0 +1,117 @@
+"""A run's summary -> the files beside its tables: {name: bytes}.
+
+    contents(summary, counts, cards)
+        ->  {"summary.json": b"...", "summary.md": ..., "report.html": ..., "csv/models.csv": ...,
+             "headline.png": ...}
+
+Whoever calls writes them, to a folder or an object store.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from facttune_ray.evaluation.report import pictures, report, text
+from facttune_ray.evaluation.report.browser import Cards
+
+Summary = dict[str, Any]
+
+
+def contents(summary: Summary, counts: Mapping[str, pa.Table], cards: Cards) -> dict[str, bytes]:
+    """Every file of a run's evaluation."""
+    summary = finite(summary)
+    out = {
+        "summary.json": json.dumps(summary, indent=1, sort_keys=True).encode() + b"\n",
+        "summary.md": text.markdown(summary).encode(),
+        "report.html": report.page(summary, cards).encode(),
+        "headline.png": pictures.headline(summary),
+        "csv/responses.csv": _responses(counts),
+        "csv/facts.csv": _rows(_facts(cards)),
+    }
+    out |= {f"csv/{name}.csv": _rows(rows) for name, rows in _tables(summary).items() if rows}
+    if picture := pictures.reliability(summary):
+        out["reliability.png"] = picture
+    return out
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with NaN and infinities as None."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _responses(counts: Mapping[str, pa.Table]) -> bytes:
+    """Every response with its counts, the model first."""
+    out = io.BytesIO()
+    named = [c.add_column(0, "model", pa.array([n] * c.num_rows)) for n, c in counts.items()]
+    if named:
+        pacsv.write_csv(pa.concat_tables(named), out)
+    return out.getvalue()
+
+
+def _facts(cards: Cards) -> list[dict]:
+    """Every fact that the report shows, without its passage."""
+    keys = ("fact", "supported", "score", "repeated", "second", "human", "title", "question")
+    return [
+        {"topic": c["topic"], "split": c["split"], "model": r["model"], "sample": r["sample"]}
+        | {k: f.get(k) for k in (*keys, "conf")}
+        for c in cards.cards
+        for r in c["responses"]
+        for f in r["facts"]
+    ]
+
+
+def _tables(summary: Summary) -> dict[str, list[dict]]:
+    """The summary's tables, one row a line."""
+    out: dict[str, list[dict]] = {
+        "models": [{"model": n} | _flat(m) for n, m in summary["models"].items()],
+        "comparisons": [{"model": n} | _flat(c) for n, c in summary["comparisons"].items()],
+        "stages": summary["stages"],
+        "errors": summary["errors"],
+    }
+    for name, key in (("groups", "group"), ("kinds", "kind")):
+        out[name] = [
+            {key: row[key], "model": n} | _flat(m)
+            for row in summary[name]
+            for n, m in row["models"].items()
+        ]
+    out["rewards"] = [
+        {"reward": n} | {k: v for k, v in r.items() if not isinstance(v, list)}
+        for n, r in summary["rewards"].items()
+    ]
+    return out
+
+
+def _flat(value: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """{"correct": {"value": 1.6, "low": ...}} -> {"correct": 1.6, "correct.low": ...}"""
+    out: dict[str, Any] = {}
+    for key, inner in value.items():
+        name = f"{head}.{key}" if head and key != "value" else head or key
+        out |= _flat(inner, name) if isinstance(inner, dict) else {name: inner}
+    return out
+
+
+def _rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """CSV with the columns of all rows; lists are joined by "; "."""
+    found = list(rows)
+    names = list(dict.fromkeys(k for r in found for k in r))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    for r in found:
+        cells = {k: "; ".join(map(str, v)) if isinstance(v, list) else v for k, v in r.items()}
+        writer.writerow(cells)
+    return out.getvalue().encode()

@@ -1,0 +1,66 @@
+"""Pictures of a run's summary for READMEs and slides: PNG, on white.
+
+headline(summary)     ->  b"\x89PNG..."
+reliability(summary)  ->  b"\x89PNG...", or b"" where no confidence has a verdict
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from facttune_ray.evaluation.report.charts_rewards import reliability_figure
+from facttune_ray.evaluation.report.drawing import CORRECT, INCORRECT, new, style
+from facttune_ray.evaluation.report.text import display_name, topics_of
+
+Summary = dict[str, Any]
+
+
+def headline(summary: Summary) -> bytes:
+    """Bars of correct and incorrect facts a response for each model, with the error rate: PNG."""
+    with style():
+        models = summary["models"]
+        figure, axes = new(6.4, 0.9 + 0.5 * len(models))
+        shown = [
+            (m["correct"]["value"] or 0.0, m["incorrect"]["value"] or 0.0) for m in models.values()
+        ]
+        widest = max((good + bad for good, bad in shown), default=0.0)
+        for row, (m, (good, bad)) in enumerate(zip(models.values(), shown, strict=True)):
+            axes.barh(row, good, height=0.62, color=CORRECT)
+            axes.barh(row, bad, height=0.62, left=good, color=INCORRECT)
+            for at, value in ((good / 2, good), (good + bad / 2, bad)):
+                if value > 0.08 * widest:  # narrower bars cannot hold their number
+                    place = {"ha": "center", "va": "center", "color": "white"}
+                    axes.text(at, row, f"{value:.2f}", weight="bold", **place)
+            rate = m["error_rate"]["value"]
+            wrong = "  nothing judged" if rate is None else f"  {100 * rate:.1f}% wrong"
+            axes.text(good + bad, row, wrong, va="center", weight="bold")
+        named = [f"{display_name(n)}\n{topics_of(summary, n)}".rstrip() for n in models]
+        axes.set_yticks(range(len(models)), named)
+        axes.invert_yaxis()
+        axes.margins(x=0.2)
+        axes.grid(visible=False)
+        axes.tick_params(left=False)
+        axes.spines["left"].set_visible(False)
+        where = {("all",): ", all topics", ("test",): ", held-out topics"}
+        splits = tuple(set(summary["run"]["splits"].values()))
+        axes.set_xlabel(f"distinct facts a response{where.get(splits, '')}")
+        bars = [axes.barh(0, 0, color=c, label=n) for c, n in _KEY]
+        figure.legend(handles=bars, loc="outside upper left", ncols=2)
+        return _png(figure, 200)
+
+
+_KEY = ((CORRECT, "correct"), (INCORRECT, "incorrect"))
+
+
+def reliability(summary: Summary) -> bytes:
+    """The report's chart of reliability; nothing where no confidence has a verdict."""
+    with style():
+        figure, found = reliability_figure(summary)
+        return _png(figure, 160) if found else b""
+
+
+def _png(figure: Any, dpi: int) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi, facecolor="white")
+    return out.getvalue()

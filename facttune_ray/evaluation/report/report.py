@@ -1,0 +1,153 @@
+"""A run's summary and responses -> report.html: one file, no network.
+
+    page(summary, cards)  ->  "<!doctype html>..."
+
+Styles, charts and the script are inside; the page's policy allows that one script, by its hash,
+and no request. Texts of others are escaped by the template or become text nodes in the script, so a
+response that contains markup shows as text. Without the script everything but the browser of
+responses is there.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from importlib.resources import files
+from typing import Any
+
+from facttune_ray.evaluation.report import (
+    browser,
+    charts,
+    charts_rewards,
+    charts_training,
+    drawing,
+    text,
+)
+from facttune_ray.evaluation.report.browser import Cards
+
+Summary = dict[str, Any]
+FILTERS = (
+    text.percent,
+    text.number,
+    text.number3,
+    text.span,
+    text.whole,
+    text.duration,
+    text.display_name,
+    text.p_value,
+)
+STAGE_SUMS = ("rows", "errors", "wall_s", "calls", "cached", "tokens", "cost_usd")
+
+
+def page(summary: Summary, cards: Cards) -> str:
+    """The whole page. Sections without data are left out."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("facttune_ray", "evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {f.__name__: f for f in FILTERS}
+    packed, shown = browser.packed(cards)
+    script = _file("report.js")
+    looks = drawing.looks(summary)
+    return environment.get_template("report.html").render(
+        s=summary,
+        headline=text.headline(summary),
+        notes=text.notes(summary),
+        looks={n: (c, drawing.MARKERS[m]) for n, (c, m) in looks.items()},
+        style=_style(),
+        script=script,
+        allowed=_digest(script),
+        packed=packed if shown.cards else "",
+        left_out=shown.left_out,
+        looks_json=_inert(_looks(summary, looks)),
+        facets=_facets(shown),
+        paper=charts.PAPER,
+        results=_drawn(charts.scatter(summary), charts.error_rates(summary)),
+        where=_drawn(charts.by_group(summary), charts.lengths(summary)),
+        rounds=charts_training.rounds(summary),
+        training=charts_training.training(summary),
+        trust=_drawn(charts_rewards.reliability(summary), charts_rewards.risk_coverage(summary)),
+        agreement=charts_rewards.agreement(summary),
+        stages=_by_stage(summary["stages"]),
+        total={k: sum(t[k] for t in summary["stages"]) for k in STAGE_SUMS},
+        config=json.dumps(summary["run"]["config"], indent=2, ensure_ascii=False),
+    )
+
+
+def _file(name: str) -> str:
+    return (files("facttune_ray.evaluation") / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    """The script's hash, as a content security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _style() -> str:
+    """report.css with the dark page's colours, for who prefers them and for who chooses them."""
+    paint = " ".join(f"--c{a[1:]}: {b};" for a, b in drawing.DARK.items())
+    dark = DARK_PAGE + paint
+    unasked = (
+        f"@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {dark} }} }}"
+    )
+    chosen = f":root[data-theme=dark] {{ {dark} }}"
+    return _file("report.css").replace("DARK_PLACE", f"{unasked}\n{chosen}")
+
+
+DARK_PAGE = (
+    "color-scheme: dark; --bg: #14171a; --fg: #e7e9eb; --soft: #a7afb7; --line: #343a40; "
+    "--card: #1b1f23; --link: #8bb8f5; --good: #5bd0ad; --bad: #ff9a8d; --unsure: #e0c15a; "
+    "--good-bg: #16332b; --bad-bg: #40201d; --unsure-bg: #352e13; --bar: #3a5479; "
+)
+
+
+def _inert(value: Any) -> str:
+    """JSON that can stand inside a script element: no "<" closes it."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _looks(summary: Summary, looks: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """What the script needs of each model; " second": the name of the second estimator."""
+    out: dict[str, Any] = {
+        n: {
+            "name": text.display_name(n),
+            "mark": drawing.MARKERS[mark],
+            "paint": f"var(--c{paint[1:]}, {paint})",
+        }
+        for n, (paint, mark) in looks.items()
+    }
+    return out | {" second": summary["second_opinion"].get("estimator", "")}
+
+
+def _facets(shown: Cards) -> dict[str, Any]:
+    """What there is to filter by: splits, groups, models, and which kinds of fact."""
+    facts = [f for c in shown.cards for r in c["responses"] for f in r["facts"]]
+    return {
+        "split": sorted({c["split"] for c in shown.cards}),
+        "group": sorted({c["group"] for c in shown.cards if c["group"]}),
+        "model": list(dict.fromkeys(r["model"] for c in shown.cards for r in c["responses"])),
+        "human": any("human" in f for f in facts),
+        "second": any("second" in f for f in facts),
+        "responses": sum(len(c["responses"]) for c in shown.cards),
+    }
+
+
+def _drawn(*svgs: str) -> list[str]:
+    return [svg for svg in svgs if svg]
+
+
+def _by_stage(stages: list[dict]) -> list[dict]:
+    """The tables' figures summed by stage, the longest first."""
+    sums: dict[str, Counter[str]] = {}
+    for t in stages:
+        name = t["table"].rsplit("/", 1)[-1]
+        sums.setdefault(name, Counter()).update({k: t[k] for k in STAGE_SUMS} | {"tables": 1})
+    rows = [{"stage": name} | dict(c) for name, c in sums.items()]
+    return sorted(rows, key=lambda r: -r["wall_s"])

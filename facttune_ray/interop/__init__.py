@@ -1,1 +1,0 @@
-"""The reference systems' file forms."""

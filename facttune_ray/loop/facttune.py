@@ -1,0 +1,69 @@
+"""FactTune (Tian et al., ICLR 2024): sample, score, prefer, train; choose by val; measure on test.
+
+out/base/tune/                  the base model on train and val topics, up to rewards
+out/facttune_fs/round_1/        its preferences, and the model that was trained on them
+out/facttune_fs/round_1/tune/   that model on val topics, and on train topics for round 2
+out/facttune_fs/round_2/test/   the chosen round alone, on test topics
+out/dola/test/                  a contender: another model or decoder, on the same topics
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from facttune_ray.config import Config, contenders
+from facttune_ray.loop.contenders import contend
+from facttune_ray.loop.run import Run, Snapshot
+from facttune_ray.loop.score import judge, respond, rewards, test
+from facttune_ray.loop.second_judge import second_judge
+from facttune_ray.loop.start import IMPORTED, base, imported, knowledge, prompts
+from facttune_ray.loop.tune import tune_all
+from facttune_ray.stages.prompts import IMPORTED as SOURCES_WITH_RESPONSES
+from facttune_ray.stages.rewards import asks_model, needed, wanted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is measured, and what the report is about."""
+
+    measured: dict[str, str]  # model -> scope of its test tables
+    selection: dict[str, dict]  # tuned model -> the chosen round, and what it was chosen from
+    scored: str  # scope of the first table of rewards
+
+
+def facttune(run: Run, cfg: Config) -> Outcome:
+    """The whole loop. Every table and model is asked of the run."""
+    knowledge(run, cfg)
+    prompts(run, cfg)
+
+    # Sample and score. Imported responses have no model: `first` is then the empty snapshot.
+    if cfg.data.source in SOURCES_WITH_RESPONSES:
+        first, source = Snapshot("imported", "", ""), IMPORTED
+        imported(run, cfg)
+        judge(run, source, ("train", "val", "test"))
+    else:
+        first, source = base(run, cfg), "base/tune"
+        with run.side_by_side():
+            respond(run, first, source, ("train", "val"))
+            judge(run, source, ("train", "val"))
+    columns = needed(cfg, wanted(cfg))
+    sampled_again = not first.path and asks_model(cfg, columns)
+    rewards(run, cfg, base(run, cfg) if sampled_again else first, source, wanted(cfg))
+
+    # Prefer and train, round by round.
+    rounds = tune_all(run, cfg, first, source)
+
+    # Choose each model's round by the val topics, and measure that round alone on the test topics.
+    measured, selection = {}, {}
+    chosen = {name: models[-1] for name, models in rounds.items()}
+    compared = rounds if cfg.evaluation.tuned else {}
+    if first.path or compared:  # the base model is what the tuned models are compared with
+        measured["base"] = test(run, first if first.path else base(run, cfg))
+    for name, models in compared.items():
+        selection[name] = run.choose(models, cfg.evaluation.select)
+        chosen[name] = next(m for m in models if m.name == selection[name]["chosen"])
+        measured[name] = test(run, chosen[name])
+    for contender in contenders(cfg):
+        measured[contender.name] = contend(run, cfg, contender, chosen)
+    second_judge(run, cfg, measured or {"": source})
+    return Outcome(measured, selection, source)

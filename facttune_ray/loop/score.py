@@ -1,0 +1,65 @@
+"""The tables that score one model's responses: the same ones for every model of a run.
+
+responses -> facts -> verdicts -> rewards, and for rewards by confidence questions -> answers ->
+classes beside the verdicts.
+"""
+
+from __future__ import annotations
+
+from facttune_ray.config import Config
+from facttune_ray.loop.run import Run, Snapshot
+from facttune_ray.stages.rewards import needed
+from facttune_ray.storage.schema import made_of
+
+TRAIN = ("train",)
+
+
+def respond(run: Run, model: Snapshot, scope: str, splits: tuple[str, ...]) -> None:
+    """`scope/responses`, sampled from the model; imported responses are already there."""
+    if model.path:
+        run.table(scope, "responses", ["prompts"], model=model, splits=splits)
+
+
+def judge(run: Run, scope: str, splits: tuple[str, ...]) -> None:
+    """`scope/facts`, and `scope/verdicts` for the responses of these splits."""
+    facts = run.table(scope, "facts", [f"{scope}/responses"])
+    if splits:
+        run.table(scope, "verdicts", [facts, "knowledge"], splits=splits)
+
+
+def test(run: Run, model: Snapshot) -> str:
+    """The model's responses to the test topics, judged. -> their scope"""
+    scope = f"{model.name}/test"
+    with run.side_by_side():
+        respond(run, model, scope, ("test",))
+        judge(run, scope, ("test",))
+    return scope
+
+
+def rewards(run: Run, cfg: Config, model: Snapshot, scope: str, wanted: set[str]) -> None:
+    """`scope/rewards` with the columns behind the wanted rewards, and `scope/mixes` for those of
+    them that are weighted sums."""
+    with run.side_by_side():
+        table = _rewards(run, model, scope, needed(cfg, wanted))
+    mix = {name: dict(weights) for name, weights in cfg.rewards.mix.items() if name in wanted}
+    if mix:
+        run.table(scope, "mixes", [table], mix=mix)
+
+
+def _rewards(run: Run, model: Snapshot, scope: str, columns: set[str]) -> str:
+    responses, facts = f"{scope}/responses", f"{scope}/facts"
+    inputs, sampled = [responses, facts], []
+    if not columns or made_of(columns, "verdicts"):
+        inputs.append(f"{scope}/verdicts")
+    if made_of(columns, "questions"):
+        questions = run.table(scope, "questions", [facts, "prompts"], splits=TRAIN)
+        sampled += [questions, run.table(scope, "answers", [questions], model=model)]
+        inputs.append(questions)
+    if made_of(columns, "entities"):
+        sampled.append(run.table(scope, "entities", [responses], model=model, splits=TRAIN))
+        inputs.append(sampled[-1])
+    if sampled:
+        inputs.append(run.table(scope, "classes", sampled))
+    if made_of(columns, "p_true"):
+        inputs.append(run.table(scope, "p_true", [facts], model=model, splits=TRAIN))
+    return run.table(scope, "rewards", inputs)

@@ -1,0 +1,129 @@
+"""The rounds of one tuned model: preferences from rewards, then training.
+
+out/facttune_fs/round_1/groups, reference, train/model
+out/facttune_fs/sft/reference, train/model     train.sft.epochs: what round 1 then starts from
+out/facttune_fs/round_1/tune/                  its responses, scored: round 2 is made of them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from facttune_ray.config import Config, TrainConfig, TuneConfig
+from facttune_ray.errors import Missing, UserError
+from facttune_ray.loop.run import Run, Snapshot
+from facttune_ray.loop.score import judge, respond, rewards
+from facttune_ray.loop.start import base
+from facttune_ray.stages.rewards import by_verdicts
+from facttune_ray.storage import tables
+from facttune_ray.storage.folders import Folder
+from facttune_ray.storage.schema import REWARD_COLUMNS
+from facttune_ray.training.recipe import dpo_recipe, sft_recipe
+
+
+def tune_all(run: Run, cfg: Config, first: Snapshot, source: str) -> dict[str, list[Snapshot]]:
+    """Rounds of every tuned model. A model whose tables are missing does not keep the others from
+    being made: its Missing is raised at the end."""
+    rounds, missing = {}, None
+    for name, tune in cfg.tune.items():
+        try:
+            if tune.rounds:
+                rounds[name] = tune_one(run, cfg, name, tune, first, source)
+        except Missing as e:
+            missing = missing or e
+    if missing is not None:
+        raise missing
+    return rounds
+
+
+def tune_one(
+    run: Run, cfg: Config, name: str, tune: TuneConfig, first: Snapshot, source: str
+) -> list[Snapshot]:
+    """All rounds of one tuned model: each round is sampled and scored by the model before it."""
+    model = first if first.path else base(run, cfg)
+    rounds: list[Snapshot] = []
+    for number in range(1, tune.rounds + 1):
+        model = train_round(run, cfg, name, tune, number, model, source)
+        rounds.append(model)
+        more = number < tune.rounds
+        val = ("val",) if cfg.evaluation.tuned else ()
+        if not more and not val:
+            continue
+        source = f"{model.name}/tune"
+        train = ("train",) if more else ()
+        judged = train if by_verdicts(cfg, tune.reward) else ()
+        with run.side_by_side():
+            respond(run, model, source, train + val)
+            judge(run, source, judged + val)
+        if more:
+            rewards(run, cfg, model, source, {tune.reward})
+    return rounds
+
+
+def train_round(
+    run: Run,
+    cfg: Config,
+    name: str,
+    tune: TuneConfig,
+    number: int,
+    start: Snapshot,
+    source: str,
+) -> Snapshot:
+    """One round: groups from the rewards of `source`, then DPO from the model `start`, which is
+    tuned on the groups' responses first where `train.sft` says so."""
+    scope = f"{name}/round_{number}"
+    table = f"{source}/{'mixes' if tune.reward in cfg.rewards.mix else 'rewards'}"
+    groups = run.table(
+        scope, "groups", [table, f"{source}/responses"], reward=tune.reward, splits=("train",)
+    )
+    if run.rows(groups) == 0:
+        raise UserError(_why_no_pairs(cfg, run.root / table, tune.reward))
+    if number == 1 and cfg.train.sft.epochs:
+        start = supervised(run, cfg, f"{name}/sft", groups, start)
+    masked = cfg.train.loss == "fact_masked"
+    judged = [f"{source}/facts", f"{source}/verdicts"] if masked else []
+    rows = run.table(scope, "reference", [groups, *judged], model=start)
+    chosen = dataclasses.replace(
+        cfg.train,
+        lr=tune.lr if tune.lr is not None else cfg.train.lr,
+        epochs=tune.epochs if tune.epochs is not None else cfg.train.epochs,
+    )
+    return preferred(run, cfg, scope, rows, start, chosen)
+
+
+def supervised(run: Run, cfg: Config, scope: str, groups: str, start: Snapshot) -> Snapshot:
+    """The model `start` after `train.sft` on the groups' responses."""
+    train = cfg.train
+    if train.best != "none":  # of held-out figures only the loss is not about pairs
+        train = dataclasses.replace(train, best="loss")
+    rows = run.table(scope, "reference", [groups], model=start)
+    return run.train(scope, rows, start, sft_recipe(train), train, train.sft)
+
+
+def preferred(
+    run: Run, cfg: Config, scope: str, rows: str, start: Snapshot, train: TrainConfig
+) -> Snapshot:
+    """The model `start` after preference training on the table `rows`."""
+    recipe = dpo_recipe(train) | {f"groups.{k}": v for k, v in vars(cfg.groups).items()}
+    return run.train(scope, rows, start, recipe, train)
+
+
+def _why_no_pairs(cfg: Config, rewards: Folder, reward: str) -> str:
+    """Why no prompt has a pair, from the table that the pairs are made of."""
+    key = reward if reward in REWARD_COLUMNS else "value"
+    known = 0
+    for shard in range(tables.manifest(rewards)["shards"]):
+        known += sum(
+            r["split"] == "train" and r.get("name", reward) == reward and r[key] is not None
+            for r in tables.rows(rewards, shard)
+        )
+    if not known:
+        return (
+            f"{rewards}: {reward} is null for every train response: nothing to train on. "
+            f"Its `error` and count columns say why"
+        )
+    return (
+        f"{rewards}: no two responses of a prompt whose {reward} differ by more than "
+        f"groups.threshold={cfg.groups.threshold}: nothing to train on. Lower it, or "
+        f"sample more"
+    )

@@ -1,0 +1,114 @@
+"""What would stop a run only after its LLM was paid, looked at before its first table.
+
+check(cfg, "enwiki.db", models=True)   UserError for an estimator that does not exist, a search in
+a database without an index, a model that no folder, store or hub has: the run's, the second
+opinion's and the contenders'
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from facttune_ray.config import Config, LLMConfig, contenders
+from facttune_ray.errors import UserError
+from facttune_ray.knowledge import source
+from facttune_ray.stages import stage
+from facttune_ray.stages.rewards import by_verdicts, needed, wanted
+from facttune_ray.storage.schema import made_of
+from facttune_ray.telemetry import say
+from facttune_ray.training.recipe import check_training
+
+
+def check(cfg: Config, knowledge: str, models: bool) -> None:
+    """`knowledge`: the database that verdicts read. `models`: whether the run may run some."""
+    verdicts = stage("verdicts")
+    check_training(cfg)
+    first, other = cfg.verdicts, verdicts.second_opinion(cfg)
+    names = verdicts.estimators(first)
+    searched = first.retrieval == "fts" or (
+        first.no_article == "search" and first.retrieval != "none"
+    )
+    if searched and source.is_database(cfg.data.knowledge) and Path(knowledge).is_file():
+        from facttune_ray.knowledge.articles import Articles
+
+        Articles(knowledge).search("a", 1)
+    _warn_of_judges(cfg)
+    if made_of(needed(cfg, wanted(cfg)), "entities"):
+        stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid
+    if not models:
+        return
+    if "facts" not in cfg.data.ready and (cfg.facts.method == "llm" or "chat" in names):
+        check_embedded(cfg.llm)
+    used = {cfg.model.path: "model.path"}  # model -> the setting that names it
+    for one in contenders(cfg):
+        if one.cfg.sampling.engine != "api":
+            used.setdefault(one.cfg.model.path, f"contenders.{one.name}.model.path")
+    judges = [first] * ("facts" not in cfg.data.ready) + ([other.verdicts] if other else [])
+    for v in judges:
+        names = verdicts.estimators(v)
+        dense = v.retrieval == "dense" and names != ("lexical",)
+        if dense and find_spec("sentence_transformers") is None:
+            raise UserError("verdicts.retrieval=dense needs: pip install sentence-transformers")
+        for key, loaded in (
+            ("local_lm", "local_lm" in names),
+            ("npm", "npm" in names),
+            ("dense", dense),
+        ):
+            if loaded:
+                used.setdefault(getattr(v, key), f"verdicts.{key}")
+    if cfg.classes.method == "nli":
+        used.setdefault(cfg.classes.nli_model, "classes.nli_model")
+    for name, key in used.items():
+        if name:
+            check_model(key, name)
+
+
+def _warn_of_judges(cfg: Config) -> None:
+    """Say when tuned models are measured by nothing but the estimator that rewards them, and when
+    the second judge is a part of the first."""
+    verdicts = stage("verdicts")
+    other = verdicts.second_opinion(cfg)
+    first = set(verdicts.estimators(cfg.verdicts))
+    if other and (shared := first & set(verdicts.estimators(other.verdicts))):
+        say(
+            f"warning: evaluation.estimator={cfg.evaluation.estimator} has "
+            f"{', '.join(sorted(shared))} in common with verdicts.estimator="
+            f"{cfg.verdicts.estimator}: it is no opinion of its own"
+        )
+    rewarded = [n for n, t in cfg.tune.items() if t.rounds and by_verdicts(cfg, t.reward)]
+    if rewarded and cfg.evaluation.tuned and not other:
+        say(
+            f"warning: {', '.join(rewarded)}: measured by the estimator that rewards it "
+            f"({cfg.verdicts.estimator}), which flatters it: set evaluation.estimator to another"
+        )
+
+
+def check_embedded(llm: LLMConfig) -> None:
+    """UserError where the embedded annotator would answer in the name of a model of others."""
+    if llm.base_url == "embedded" and not llm.endpoints and llm.model != "annotator":
+        raise UserError(
+            f"llm.model={llm.model}: name its endpoint in llm.base_url, such as "
+            f"https://api.openai.com/v1 (embedded is the quickstart's annotator, which is no LLM)"
+        )
+
+
+def check_model(key: str, name: str) -> None:
+    """Looks for the model's config alone: a hub sends one small file."""
+    why = "no config.json in this folder"
+    if "://" in name:
+        from facttune_ray.storage.tables import Folder
+
+        there = (Folder.of(name) / "config.json").exists()
+    elif Path(name).is_dir():
+        there = any(Path(name, f).is_file() for f in ("config.json", "modules.json"))
+    else:
+        from transformers.utils import cached_file
+
+        try:
+            there = cached_file(name, "config.json") is not None
+        except (OSError, ValueError) as e:
+            told = " ".join(str(e).split())
+            there, why = False, "no such folder" if name.count("/") > 1 else told
+    if not there:
+        raise UserError(f"{key}={name}: no model there: {why[:200]}")

@@ -1,0 +1,200 @@
+"""A stage while it runs: one line about parts, requests, tokens, dollars, and what it waits for.
+
+base/tune/facts    3/8 parts   412 req/s    98,120 tok/s   0 429s   1,204 from the ledger   $0.31
+base/tune/facts    3/8 parts   0 req/s   ...   $0.31   waits 42 s for permits (128 requests)
+base/tune/rewards  0/8 parts   61 s   waits 61 s for a host with 1 GPU H100
+
+It is printed whether or not anything moves, and whether or not the run's meter answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from facttune_ray.errors import UserError
+from facttune_ray.llm.cost import SILENT, Usage
+from facttune_ray.runtime.placement import gpus_of, options, place
+from facttune_ray.stages.work import Work
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
+from facttune_ray.telemetry import say
+
+TERMINAL_S, LOG_S = 1.0, 30.0  # between two lines: overwritten on a terminal, added to a log
+WAITS_S = 3.0  # what is shorter is not worth telling
+ANSWER_S = 5.0  # within which the meter answers
+
+
+@dataclass
+class Look:
+    """What is known of a stage at one time."""
+
+    at_s: float
+    parts: int = 0
+    moved_s: float = 0.0  # when parts or answers last grew
+    heard_s: float = 0.0  # when the meter last answered
+    used: dict[str, float] = field(default_factory=lambda: asdict(Usage()))
+    spent_usd: float = 0.0
+    workers: int = 0  # that are at work
+    waits: dict[str, list] = field(default_factory=dict)  # as in Meter.snapshot
+
+
+@contextlib.contextmanager
+def watch(work: Work, meter: Any = None, every_s: float | None = None) -> Iterator[None]:
+    """Print a line now and then until the block ends. `meter`: the run's meter actor, of a stage
+    that asks an endpoint."""
+    every_s = every_s or (TERMINAL_S if sys.stderr.isatty() else LOG_S)
+    done = threading.Event()
+    thread = threading.Thread(target=_print, args=(work, meter, every_s, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> None:
+    shards, terminal = work.cfg.run.shards, sys.stderr.isatty()
+    began_s = time.monotonic()
+    # a run makes several tables of one stage: what it used before this one is no rate of this one
+    last = look(work, meter, Look(began_s, moved_s=began_s, heard_s=began_s))
+    while not done.wait(every_s):
+        now = look(work, meter, last)
+        stands_s = now.at_s - now.moved_s
+        lacking = lacks(work) if stands_s > WAITS_S and not now.workers else ""
+        notes = waits(now, meter is not None, lacking)
+        parts, elapsed_s = f"{now.parts}/{shards} parts", now.at_s - began_s
+        what = rates(now, last) if meter else f"{elapsed_s:,.0f} s"
+        text = "  ".join([f"{work.output:<36} {parts}", what, *notes])
+        fields: dict[str, Any] = now.used if meter else {}
+        if terminal:
+            width = shutil.get_terminal_size().columns - 1
+            say(text[:width].ljust(width), end="\r")
+        else:
+            say(
+                text,
+                event="progress",
+                table=work.output,
+                stage=work.stage,
+                parts=now.parts,
+                shards=shards,
+                elapsed_s=round(elapsed_s, 1),
+                waits=notes,
+                **fields,
+            )
+        last = now
+    if terminal:
+        print(" " * (shutil.get_terminal_size().columns - 1), end="\r", file=sys.stderr, flush=True)
+
+
+def look(work: Work, meter: Any, last: Look) -> Look:
+    """How the stage stands now; what cannot be asked is as it was."""
+    now = Look(time.monotonic(), last.parts, last.moved_s, last.heard_s, last.used, last.spent_usd)
+    with contextlib.suppress(OSError, UserError):  # a store that is away: the stage tells of it
+        folder = Folder.of(work.cfg.run.out) / work.output
+        now.parts = len(tables.present(folder, work.cfg.run.shards))
+    if meter is not None and (found := _ask(meter)):
+        now.heard_s = time.monotonic()
+        now.used = found["stages"].get(work.stage, asdict(Usage()))
+        now.spent_usd = found["spent_usd"]
+        now.workers = found["workers"].get(work.stage, 0)
+        now.waits = found["waits"].get(work.stage, {})
+    done = ("calls", "cached")
+    if now.parts != last.parts or any(now.used[f] != last.used[f] for f in done):
+        now.moved_s = now.at_s
+    return now
+
+
+def _ask(meter: Any) -> dict | None:
+    """The meter's snapshot; None when it does not answer."""
+    import ray
+
+    try:
+        return ray.get(meter.snapshot.remote(), timeout=ANSWER_S)
+    except ray.exceptions.RayError:
+        return None
+
+
+def rates(now: Look, last: Look) -> str:
+    """Rates over the time since the last line (0 after a new meter's start: it knows no more of
+    before); counts of the whole stage in this run."""
+    used, seconds = now.used, max(now.at_s - last.at_s, 1e-9)
+
+    def rate(*fields: str) -> float:
+        return max(0.0, sum(used[f] - last.used[f] for f in fields)) / seconds
+
+    text = (
+        f"{rate('calls'):,.0f} req/s  "
+        f"{rate('prompt_tokens', 'completion_tokens'):,.0f} tok/s  {used['refused']:,} 429s  "
+        f"{used['cached']:,} from the ledger  ${now.spent_usd:,.2f}"
+    )
+    if used["estimated"]:
+        text += f"  {used['estimated']:,} answers without usage"
+    if used["unknown"]:
+        text += f"  {used['unknown']:,} answers never came"
+    return text
+
+
+def waits(now: Look, metered: bool, lacking: str) -> list[str]:
+    """What the stage waits for, and since when; the longest first."""
+    stands_s, silent_s = now.at_s - now.moved_s, now.at_s - now.heard_s
+    notes = []
+    for what, (since_s, number) in sorted(now.waits.items(), key=lambda w: -w[1][0]):
+        if what == SILENT:
+            notes.append(f"{number:,} {_plural('worker', number)} silent for {since_s:,.0f} s")
+        elif since_s >= WAITS_S:
+            requests = f"{number:,} {_plural('request', number)}"
+            notes.append(f"waits {since_s:,.0f} s for {what} ({requests})")
+    if metered and silent_s > ANSWER_S:
+        notes.append(f"the run's meter has not answered for {silent_s:,.0f} s")
+    elif lacking:
+        notes.append(f"waits {stands_s:,.0f} s for {lacking}")
+    elif metered and not notes and stands_s > WAITS_S:
+        nobody = "no worker has begun" if not now.workers else "no answer"
+        notes.append(f"{nobody} for {stands_s:,.0f} s")
+    return notes
+
+
+def _plural(word: str, number: int) -> str:
+    return word if number == 1 else f"{word}s"
+
+
+def lacks(work: Work) -> str:
+    """The host or the processor that the stage's workers wait for; "" when none of them does."""
+    import ray
+
+    gpus, kind = gpus_of(work)
+    size = options(gpus, kind, asks=bool(work.base_url))
+    mine = {"CPU": size.get("num_cpus", 0), "GPU": size.get("num_gpus", 0)}
+    tasks, _ = _demand()
+    if not any(all(b.bundle.get(k, 0) == v for k, v in mine.items()) for b in tasks):
+        return ""
+    unit = f"{gpus:g} GPU {kind}".strip() if gpus else "a CPU"
+    return f"{unit} to be free" if place(ray.nodes(), gpus, kind) else f"a host with {unit}"
+
+
+def lacks_group() -> str:
+    """The same of workers that begin together, as those of training do."""
+    return "room for its workers" if _demand()[1] else ""
+
+
+def _demand() -> tuple[list, list]:
+    """Bundles that tasks and actors, and that groups of them, want and do not have."""
+    import ray
+
+    try:
+        from ray.autoscaler.v2.sdk import get_cluster_status
+
+        found = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=5)
+        wanted = found.resource_demands
+        tasks, groups = wanted.ray_task_actor_demand, wanted.placement_group_demand
+        return [b for d in tasks for b in d.bundles_by_count], list(groups)
+    except Exception:  # an unstable interface of Ray's, of a cluster that may be about to end
+        return [], []

@@ -1,0 +1,141 @@
+"""A training job on the cluster: its workers, its checkpoints' place, and its progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from facttune_ray.config import TrainConfig
+from facttune_ray.errors import UserError
+from facttune_ray.runtime import ending, progress
+from facttune_ray.storage.folders import Folder
+from facttune_ray.telemetry import say
+from facttune_ray.training.job import TrainJob
+
+
+def train(job: TrainJob) -> int:
+    """Run the job on the Ray cluster, or go on with it. -> optimizer steps; UserError when it
+    cannot be trained."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from facttune_ray.training import rows, trackers
+    from facttune_ray.training.worker import worker
+
+    cfg = job.train
+    found = rows.survey(job.rows, cfg.pass_tokens)
+    if not job.sft and not found.pairs:
+        raise UserError(
+            f"{job.rows[0].rsplit('/', 1)[0]}: no pair of responses whose rewards differ: nothing "
+            f"to train on. Check the rewards table, lower groups.threshold, or sample more"
+        )
+    if found.cut_prompts:
+        most = cfg.max_prompt_length
+        say(f"{found.cut_prompts:,} prompts were cut to train.max_prompt_length={most}")
+    if found.cut_responses:
+        most = cfg.max_length
+        say(f"{found.cut_responses:,} responses lost their ends to train.max_length={most}")
+    for tracker in cfg.log:
+        trackers.check(tracker)
+    least = min(cfg.min_workers or cfg.workers, cfg.workers)
+    _check_room(cfg, least)
+    workers = cfg.workers if least == cfg.workers else (least, cfg.workers)
+    # at each poll of its workers Ray Train takes one checkpoint, and sees that they are done
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    place, name = (cfg.checkpoints, job.name) if cfg.checkpoints else (job.out, "checkpoints")
+    where = Folder.of(place)
+    trainer = TorchTrainer(
+        worker,  # type: ignore[arg-type]  # its return value comes back in the result
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if cfg.gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,  # type: ignore[arg-type]  # the first version's type has no tuple
+            use_gpu=cfg.gpus > 0,
+            accelerator_type=(cfg.accelerator or None) if cfg.gpus else None,
+            resources_per_worker={"CPU": 1, **({"GPU": cfg.gpus} if cfg.gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=where.path,
+            storage_filesystem=where.fs,
+            name=name,
+            failure_config=ray.train.FailureConfig(max_failures=cfg.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=cfg.keep,
+                checkpoint_score_attribute=None if cfg.best == "none" else "score",
+            ),
+        ),
+    )
+    # in the main thread Ray Train would take Ctrl-C for itself, also when it is done
+    with _progress(job.out):
+        outcome = ending.aside(trainer.fit).return_value  # type: ignore[attr-defined]
+    if isinstance(outcome, str):
+        raise UserError(outcome)
+    return outcome
+
+
+def _check_room(cfg: TrainConfig, least: int) -> None:
+    """UserError where the workers can never run; on a cluster, which may grow, a line."""
+    import ray
+
+    there = ray.cluster_resources()
+    for kind, each in (("CPU", 1), ("GPU", cfg.gpus)):
+        if each * least > there.get(kind, 0):
+            lack = (
+                f"train.workers={cfg.workers}: {least} workers need {each * least:g} {kind}s, "
+                f"there are {there.get(kind, 0):g}"
+            )
+            if not os.environ.get("RAY_ADDRESS"):
+                raise UserError(f"{lack}: lower it, or name a cluster in RAY_ADDRESS")
+            say(f"{lack}: waiting for hosts")
+
+
+@contextlib.contextmanager
+def _progress(out: str) -> Iterator[None]:
+    """A bar that follows the workers' log file while the trainer runs; off a terminal a line now
+    and then, also before they have begun."""
+    done = threading.Event()
+    follow = _bar if sys.stderr.isatty() and "://" not in out else _lines
+    thread = threading.Thread(target=follow, args=(out, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _steps(out: str) -> list[str]:
+    """Lines of the log; of a run in an object store it is there at the end."""
+    log = Path(out) / "train.jsonl"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def _bar(out: str, done: threading.Event) -> None:
+    from tqdm import tqdm
+
+    with tqdm(desc="training", unit="step", leave=False) as bar:
+        while not done.wait(0.5):
+            if lines := _steps(out):
+                last = json.loads(lines[-1])
+                bar.total = last["steps"]
+                bar.set_postfix(loss=f"{last['loss']:.3f}", refresh=False)
+                bar.update(len(lines) - bar.n)
+
+
+def _lines(out: str, done: threading.Event) -> None:
+    table, began_s = "/".join(out.split("/")[-3:]), time.monotonic()
+    while not done.wait(progress.LOG_S):
+        elapsed_s = time.monotonic() - began_s
+        text = f"{table:<36} {elapsed_s:,.0f} s"
+        if lines := _steps(out):
+            last = json.loads(lines[-1])
+            text += f"  {len(lines):,}/{last['steps']:,} steps  loss {last['loss']:.3f}"
+        elif lacking := progress.lacks_group():
+            text += f"  waits for {lacking}"
+        say(text, event="progress", table=table, elapsed_s=round(elapsed_s, 1), step=len(lines))

@@ -1,0 +1,285 @@
+"""One Arrow schema a table, and the ids that tie the tables together.
+
+    topics -> prompts -> responses -+-> facts -+-> verdicts -----------------------+-> rewards
+                                    |          +-> p_true -------------------------+
+                                    |          +-> questions -> answers -+         |
+                                    +-> entities ------------------------+-> classes
+    rewards -> groups -> reference
+
+An unknown value is null, never 0. `error` says why a row has no value.
+Ids are digests of their parents' ids, so the same input gives the same id on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+_str, _int, _float, _bool = pa.string(), pa.int32(), pa.float64(), pa.bool_()
+_strs, _floats = pa.list_(pa.string()), pa.list_(pa.float64())
+_ints, _marks = pa.list_(pa.int32()), pa.list_(pa.int8())
+
+TOPICS = pa.schema(
+    [
+        ("topic", _str),  # one row a topic of a topics file
+        ("split", _str),  # train | val | test
+        ("pronoun", _str),  # as in `prompts`
+        ("lower_case", _str),
+    ]
+)
+
+PROMPTS = pa.schema(
+    [
+        ("prompt_id", _str),  # digest(topic, prompt)
+        ("topic", _str),  # what the response is about; also the article's title
+        ("split", _str),  # train | val | test; a topic is in one split only
+        ("prompt", _str),  # text given to the model
+        ("pronoun", _str),  # biographies: "her", for questions about her; null: unknown
+        ("lower_case", _str),  # medicine: the topic within a sentence, "type 2 diabetes"; or null
+        ("error", _str),  # prompts that an LLM was to write and did not; `prompt` is null then
+        ("group", _str),  # kind of topic, as a file says it: "very rare"; null: not said
+    ]
+)
+
+RESPONSES = pa.schema(
+    [
+        ("response_id", _str),  # digest(prompt_id, model, sample)
+        ("prompt_id", _str),
+        ("topic", _str),
+        ("split", _str),
+        ("model", _str),  # snapshot that wrote it: "base", "facttune_fs/round_1", "ChatGPT"
+        ("sample", _int),  # 0..n-1
+        ("prompt", _str),
+        ("text", _str),
+        ("thoughts", _str),  # of a reasoning model, neither scored nor trained on; null without
+        ("tokens", _int),  # generated tokens, end mark included; null if imported
+        ("abstained", _bool),  # as a labelled file says; null: `facts` finds out
+        ("error", _str),
+    ]
+)
+
+FACTS = pa.schema(
+    [
+        ("fact_id", _str),  # digest(response_id, position)
+        ("response_id", _str),
+        ("topic", _str),
+        ("split", _str),
+        ("position", _int),  # order within the response, over all its sentences
+        ("sentence", _int),  # index of the sentence; null: the response abstained
+        ("sentence_text", _str),
+        ("start", _int),  # characters start..end-1 of the response's text hold the sentence
+        ("end", _int),
+        ("fact", _str),  # null when this sentence failed: see error; or the response abstained
+        ("repeated", _bool),  # the same fact stands earlier in this response
+        ("human_label", _str),  # S | NS | IR from a labelled file, else null
+        ("abstained", _bool),  # the response declined to answer: it has this row alone
+        ("error", _str),
+    ]
+)
+
+VERDICTS = pa.schema(
+    [
+        ("fact_id", _str),
+        ("response_id", _str),
+        ("topic", _str),
+        ("supported", _bool),  # null: could not be judged (no article, error)
+        ("score", _float),  # in [0, 1], higher = more supported; null as above
+        ("evidence", _str),  # passage that decided, null if none
+        ("title", _str),  # article that it is from
+        ("estimator", _str),
+        ("reason", _str),  # why it is null without being an error: "no article"
+        ("error", _str),
+    ]
+)
+
+QUESTIONS = pa.schema(
+    [
+        ("fact_id", _str),
+        ("response_id", _str),
+        ("topic", _str),
+        ("question_id", _str),  # digest(topic, question): identical questions share it
+        ("question", _str),
+        ("answer", _str),  # what the fact says; null: not asked for (questions.answer)
+        ("error", _str),
+    ]
+)
+
+ANSWERS = pa.schema(
+    [
+        ("question_id", _str),  # one row a distinct question of a topic
+        ("topic", _str),
+        ("question", _str),
+        ("answers", _strs),  # n samples, first line each; an empty answer stays ""
+        ("error", _str),
+    ]
+)
+
+ENTITIES = pa.schema(
+    [
+        ("entity_id", _str),  # digest(response_id, start): each occurrence is its own
+        ("response_id", _str),
+        ("topic", _str),
+        ("split", _str),
+        ("text", _str),  # null when the response could not be parsed: see error
+        ("start", _int),  # characters start..end-1 of the response's text
+        ("end", _int),
+        ("prefix", _str),  # last words before it, for a judge of equivalence
+        ("tokens", _int),  # length of the entity and, at most, of each sample
+        ("answers", _strs),  # n samples of what could stand there
+        ("error", _str),
+    ]
+)
+
+CLASSES = pa.schema(
+    [
+        ("unit_id", _str),  # question_id or entity_id
+        ("unit", _str),  # question | entity
+        ("topic", _str),
+        ("classes", pa.list_(_int)),  # equivalence class of each answer; -1: empty, in no class
+        ("originals", _strs),  # answers that facts gave to the question; the entity itself
+        ("shares", _floats),  # of each original: share of the answers that mean the same
+        ("error", _str),
+    ]
+)
+
+P_TRUE = pa.schema(
+    [
+        ("fact_id", _str),
+        ("response_id", _str),
+        ("topic", _str),
+        ("p_true", _float),  # in [0, 1]; null: the fact is too long for the model, or there is none
+        ("error", _str),
+    ]
+)
+
+# Every reward, and the table whose rows it is a mean over. stages/rewards.py computes them.
+REWARD_COLUMNS = {
+    "factscore": "verdicts",  # supported / judged facts; null if none could be judged
+    "factscore_lp": "verdicts",  # the same with FActScore's length penalty
+    "neg_ent": "questions",  # confidence: means over the questions of the response's facts
+    "max_conf": "questions",
+    "exp_conf": "questions",
+    "samp_conf": "questions",
+    "ne_neg_ent": "entities",  # the same over its entities
+    "ne_max_conf": "entities",
+    "ne_exp_conf": "entities",
+    "ne_samp_conf": "entities",
+    "p_true": "p_true",  # mean over facts
+}
+
+
+def made_of(rewards: Iterable[str], table: str) -> bool:
+    """Whether one of these rewards is a mean over rows of the table."""
+    return any(REWARD_COLUMNS[name] == table for name in rewards)
+
+
+REWARDS = pa.schema(
+    [
+        ("response_id", _str),
+        ("prompt_id", _str),
+        ("topic", _str),
+        ("split", _str),
+        ("model", _str),
+        ("facts", _int),  # facts the rewards are means over
+        ("repeated", _int),  # facts that repeat an earlier one of the response
+        ("judged", _int),  # of `facts`, those with a verdict
+        ("answered", _int),  # of `facts`, those whose question has an answer; null: none was asked
+        ("entities", _int),  # entities with a sample; null: not sampled
+        ("words", _int),  # length of the response; null if it failed
+        ("abstained", _bool),  # it declined to answer
+        *((name, _float) for name in REWARD_COLUMNS),
+        ("errors", _int),  # facts, questions, verdicts ... of the response that failed
+        ("error", _str),
+    ]
+)
+
+MIXES = pa.schema(
+    [
+        ("response_id", _str),
+        ("prompt_id", _str),
+        ("topic", _str),
+        ("split", _str),
+        ("name", _str),  # in rewards.mix
+        ("value", _float),  # sum of weight * z-score; null when one of its rewards is
+        ("error", _str),
+    ]
+)
+
+JUDGEMENTS = pa.schema(
+    [
+        ("response_id", _str),  # of the tuned model, or of a contender
+        ("base_id", _str),  # the base model's response that it is compared with
+        ("topic", _str),
+        ("split", _str),
+        ("quality", _str),  # fluency | helpfulness
+        ("shown_first", _str),  # tuned | base | tie, as judged when the tuned one stands first
+        ("shown_second", _str),  # the same when it stands second
+        ("preferred", _str),  # what both orders say, else tie; null: not judged
+        ("error", _str),
+    ]
+)
+
+GROUPS = pa.schema(
+    [
+        ("prompt_id", _str),  # one row a prompt with at least one usable pair
+        ("topic", _str),
+        ("split", _str),
+        ("prompt", _str),
+        ("response_ids", _strs),
+        ("responses", _strs),  # unique texts: the sequences that training runs
+        ("rewards", _floats),  # where a file gives pairs: how often each wins minus loses
+        ("pairs", _int),  # pairs i < j with |reward difference| > threshold
+        ("given_pairs", pa.list_(_ints)),  # [winner, loser] as a file gives them; null: by rewards
+    ]
+)
+
+REFERENCE = pa.schema(
+    [
+        ("prompt_id", _str),  # one row a row of groups
+        ("topic", _str),
+        ("split", _str),
+        ("response_ids", _strs),
+        ("rewards", _floats),
+        ("prompt_tokens", _ints),
+        ("response_tokens", pa.list_(_ints)),  # end marks included
+        ("logps", pa.list_(pa.list_(pa.float32()))),  # log p of each of those tokens
+        ("win_masks", pa.list_(_marks)),  # 1: the token counts when its response wins; null: all do
+        ("lose_masks", pa.list_(_marks)),  # the same when it loses
+        ("pairs", _int),  # of the group
+        ("given_pairs", pa.list_(_ints)),  # of the group
+        ("cut_prompt", _bool),  # to train.max_prompt_length
+        ("cut_responses", _int),  # how many lost tokens to train.max_length
+        ("error", _str),
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "topics": TOPICS,
+    "prompts": PROMPTS,
+    "responses": RESPONSES,
+    "facts": FACTS,
+    "verdicts": VERDICTS,
+    "questions": QUESTIONS,
+    "answers": ANSWERS,
+    "entities": ENTITIES,
+    "classes": CLASSES,
+    "p_true": P_TRUE,
+    "rewards": REWARDS,
+    "mixes": MIXES,
+    "judgements": JUDGEMENTS,
+    "groups": GROUPS,
+    "reference": REFERENCE,
+}
+
+
+def digest(*parts: object, chars: int = 20) -> str:
+    """Stable id of its parts (80 bits as hex). Unlike `hash()`, equal in every process."""
+    joined = "\x1f".join(str(p) for p in parts)
+    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:chars]
+
+
+def seed_from(*parts: object) -> int:
+    """A 63-bit seed derived from ids and the run's seed."""
+    return int(digest(*parts, chars=16), 16) >> 1

@@ -1,0 +1,43 @@
+"""Which folders of a run hold finished tables.
+
+list(scored(root))      ["base/tune", "facttune_fs/round_1/test", "imported/all"]
+list(preferred(root))   ["facttune_fs/round_1"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow.fs as pafs
+
+from facttune_ray.storage import tables
+from facttune_ray.storage.folders import Folder
+
+SCORED = ("verdicts", "questions", "entities", "rewards")  # any of them makes a scope
+
+
+def scored(root: Folder, within: str = "") -> Iterator[str]:
+    """Folders of a run with finished responses and what scores them: "imported/all"."""
+    here = root / within if within else root
+    if tables.is_finished(here / "responses") and any(
+        tables.is_finished(here / name) for name in SCORED
+    ):
+        yield within
+        return
+    for name in _folders(here):
+        yield from scored(root, f"{within}/{name}" if within else name)
+
+
+def _folders(folder: Folder) -> list[str]:
+    inside = folder.fs.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True))
+    names = sorted(i.base_name for i in inside if i.type == pafs.FileType.Directory)
+    return [n for n in names if "." not in n and not n.startswith("_")]
+
+
+def preferred(root: Folder, within: str = "") -> Iterator[str]:
+    """Folders of a run with finished groups: "facttune_fs/round_1"."""
+    here = root / within if within else root
+    if tables.is_finished(here / "groups"):
+        yield within
+    for name in _folders(here):
+        yield from preferred(root, f"{within}/{name}" if within else name)

@@ -1,0 +1,218 @@
+"""A nonparametric masked LM as verifier: do the passages hold the words that the fact expects?
+
+    npm = NPM("facebook/npm-single", device="cuda")
+    npm.judge("Mara Veldt", ["Mara Veldt plays the cello."], [["She plays the cello in Lyon."]])
+    ->  [0.41]
+
+As FActScore's npm (Min et al. 2023, section 4) with NPM (Min et al., ACL Findings 2023): each token
+of the fact that is no stopword is masked in turn. Its nonparametric probability is a softmax over
+all tokens of the passages, of the inner product of their vectors with the mask's, divided by
+sqrt(width); tokens equal to the true one count together. It is mixed with the masked LM's own
+softmax. A fact's score is the mean over its tokens, and it passes above 0.3.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from facttune_ray.errors import UserError
+from facttune_ray.verifiers.local_lm import one_line, open_model
+
+LEAD = "Fact: "  # stands before every fact, and is never masked
+MLM_SHARE = 0.5  # of the masked LM's own softmax; the rest is nonparametric
+STOP = frozenset(
+    "a about above after again all also am an and any are as at be because been before being "
+    "below between both but by can could did do does doing down during each few for from "
+    "further had has have having he her here hers him his how i if in into is it its itself "
+    "just me more most my no nor not now of off on once only or other our out over own same "
+    "she should so some such than that the their theirs them then there these they this those "
+    "through to too under until up very was we were what when where which while who whom why "
+    "will with would you your".split()
+)
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+
+class NPM:
+    """Holds a masked LM and its tokenizer. One call at a time; others wait."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        batch_tokens: int = 8192,
+        cache_bytes: int = 1 << 30,
+        mlm_share: float = MLM_SHARE,
+    ) -> None:
+        """`path`: HF folder or hub name of any masked LM with safetensors weights.
+        `batch_tokens`: most tokens in one forward pass. `cache_bytes`: of passage vectors kept
+        between calls. `mlm_share`: weight of the softmax over the vocabulary, 0 to 1."""
+        from transformers import AutoModelForMaskedLM
+
+        self.tokenizer, self.model = open_model(AutoModelForMaskedLM, path, dtype, device)
+        tok = self.tokenizer
+        if tok.mask_token_id is None or not tok.is_fast:
+            raise UserError(f"{path} has no fast tokenizer with a mask token: name a masked LM")
+        self.device = torch.device(device)
+        self.batch_tokens, self.cache_bytes, self.mlm_share = batch_tokens, cache_bytes, mlm_share
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        # RoBERTa counts positions from 2
+        self.positions = min(tok.model_max_length, most - 2 if most else 1 << 20)
+        self.special = torch.tensor(sorted(tok.all_special_ids))
+        self._kept: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    def judge(
+        self, topic: str, facts: Sequence[str], evidence: Sequence[Sequence[str]]
+    ) -> list[float | None]:
+        """Score of each fact by its passages, in [0, 1]; None: nothing to mask, or no passages."""
+        if len(facts) != len(evidence):
+            raise ValueError(f"{len(facts)} facts but {len(evidence)} lists of passages")
+        with self._lock, torch.inference_mode():
+            wanted = list(dict.fromkeys(p for passages in evidence for p in passages))
+            vectors = self.vectors(wanted)
+            masked = [self._masks(fact) for fact in facts]
+            rows = [(ids, at) for ids, places in masked for at in places]
+            mask_MH, mlm_M = self._run_masks(rows)
+            scores: list[float | None] = []
+            start = 0
+            for (ids, places), passages in zip(masked, evidence, strict=True):
+                part = slice(start, start + len(places))
+                start += len(places)
+                found = [vectors[p] for p in dict.fromkeys(passages)]
+                if not places or not sum(len(ids_P) for ids_P, _ in found):
+                    scores.append(None)
+                    continue
+                ids_P = torch.cat([ids_P for ids_P, _ in found])
+                passage_PH = torch.cat([vectors_PH for _, vectors_PH in found])
+                true_M = torch.tensor([ids[at] for at in places], device=self.device)
+                near_M = nonparametric(mask_MH[part], passage_PH, ids_P, true_M)
+                mixed_M = self.mlm_share * mlm_M[part] + (1 - self.mlm_share) * near_M
+                scores.append(mixed_M.mean().item())
+        return scores
+
+    def _masks(self, fact: str) -> tuple[list[int], list[int]]:
+        """Token ids of the fact behind its lead, and the places to mask in turn."""
+        text = LEAD + one_line(fact)
+        encoded = self.tokenizer(
+            text, truncation=True, max_length=self.positions, return_offsets_mapping=True
+        )
+        words = [m.span() for m in _WORD.finditer(text) if m[0].lower() not in STOP]
+        places = [
+            at
+            for at, (a, b) in enumerate(encoded["offset_mapping"])
+            if b > len(LEAD) and any(a < end and b > start for start, end in words)
+            and encoded["input_ids"][at] not in self.tokenizer.all_special_ids
+        ]  # fmt: skip
+        return encoded["input_ids"], places
+
+    def vectors(self, passages: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Passage -> (token ids [P], their vectors [P, H]) without special tokens. A passage longer
+        than the model's positions is run in several windows."""
+        out = {p: self._kept[p] for p in passages if p in self._kept}
+        for p in out:
+            self._kept.move_to_end(p)
+        new = [p for p in passages if p not in out]
+        windows: list[tuple[str, list[int]]] = []
+        if new:
+            rows = self.tokenizer(
+                [one_line(p) for p in new],
+                truncation=True,
+                max_length=self.positions,
+                return_overflowing_tokens=True,
+            )
+            of = rows["overflow_to_sample_mapping"]
+            windows = [(new[i], ids) for i, ids in zip(of, rows["input_ids"], strict=True)]
+        parts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {p: {} for p in new}
+        for batch in self._batches([ids for _, ids in windows]):
+            ids_BT, real_BT = self._padded([windows[i][1] for i in batch])
+            hidden_BTH = self.model.base_model(
+                input_ids=ids_BT, attention_mask=real_BT
+            ).last_hidden_state
+            keep_BT = real_BT.bool() & ~torch.isin(ids_BT, self.special.to(self.device))
+            for row, i in enumerate(batch):
+                keep_T = keep_BT[row]
+                parts[windows[i][0]][i] = ids_BT[row][keep_T], hidden_BTH[row][keep_T]
+        for p in new:
+            ids, hidden = zip(*(parts[p][i] for i in sorted(parts[p])), strict=True)
+            out[p] = torch.cat(ids), torch.cat(hidden)
+            self._keep(p, out[p])
+        return out
+
+    def _keep(self, passage: str, found: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self._kept[passage] = found
+        self._kept_bytes += sum(t.nbytes for t in found)
+        while self._kept_bytes > self.cache_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= sum(t.nbytes for t in dropped)
+
+    def _run_masks(self, rows: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids, place) rows -> the masks' vectors [M, H], the masked LM's softmax of the true
+        tokens [M], float32."""
+        vectors: list[Any] = [None] * len(rows)
+        probabilities = torch.zeros(len(rows), device=self.device)
+        for batch in self._batches([ids for ids, _ in rows]):
+            ids_BT, real_BT = self._padded([rows[i][0] for i in batch])
+            at_B = torch.tensor([rows[i][1] for i in batch], device=self.device)
+            each_B = torch.arange(len(batch), device=self.device)
+            true_B = ids_BT[each_B, at_B]
+            ids_BT[each_B, at_B] = self.tokenizer.mask_token_id
+            seen: list[torch.Tensor] = []
+
+            def only_masks(
+                module: Any, args: Any, out: Any, each=each_B, at=at_B, seen=seen
+            ) -> Any:
+                # The vocabulary's logits are then made for the masks alone, not for every token.
+                seen.append(out.last_hidden_state[each, at])
+                out["last_hidden_state"] = seen[-1][:, None]
+                return out
+
+            hook = self.model.base_model.register_forward_hook(only_masks)
+            try:
+                logits_BV = self.model(input_ids=ids_BT, attention_mask=real_BT).logits[:, 0]
+            finally:
+                hook.remove()
+            log_BV = torch.log_softmax(logits_BV.float(), dim=-1)
+            where = torch.tensor(batch, device=self.device)
+            probabilities[where] = log_BV[each_B, true_B].exp()
+            for row, i in enumerate(batch):
+                vectors[i] = seen[0][row]
+        width = self.model.config.hidden_size
+        stacked = torch.stack(vectors) if vectors else torch.zeros(0, width, device=self.device)
+        return stacked.float(), probabilities
+
+    def _batches(self, rows: list[list[int]]) -> Iterator[list[int]]:
+        """Rows of like length together, at most `batch_tokens` with the padding."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        while order:
+            width = len(rows[order[-1]])
+            n = max(1, self.batch_tokens // max(1, width))
+            yield [order.pop() for _ in range(min(n, len(order)))]
+
+    def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id or 0
+        ids_BT = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
+        real_BT = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
+        return ids_BT.to(self.device), real_BT.to(self.device)
+
+
+def nonparametric(
+    mask_MH: torch.Tensor, passage_PH: torch.Tensor, ids_P: torch.Tensor, true_M: torch.Tensor
+) -> torch.Tensor:
+    """Share of the passage tokens' softmax that falls on the true token, [M] in [0, 1].
+
+    softmax_P(mask . passage / sqrt(H)), summed where the passage token is the true one: 0 when no
+    passage holds it.
+    """
+    scores_MP = mask_MH.float() @ passage_PH.float().T / mask_MH.shape[-1] ** 0.5
+    same_MP = ids_P[None, :] == true_M[:, None]
+    return (torch.softmax(scores_MP, dim=-1) * same_MP).sum(dim=-1)

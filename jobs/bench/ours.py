@@ -1,0 +1,102 @@
+"""This project as a contender: the `facts` stage on a table with one sentence a request."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from facttune_ray.config import Config, LLMConfig, RunConfig
+from facttune_ray.llm import actors
+from facttune_ray.prompts import facts
+from facttune_ray.runtime import worker
+from facttune_ray.stages.work import Work
+from facttune_ray.storage import tables
+from facttune_ray.storage.schema import digest
+from facttune_ray.storage.sharding import spread
+from facttune_ray.storage.tables import Folder
+
+TOPIC = "Mara Veldt"
+
+
+def sentences(count: int) -> list[str]:
+    """Distinct sentences of equal length."""
+    return [f"She was born in the town of Ostrava{100_000 + i} in 1957." for i in range(count)]
+
+
+def requests(count: int) -> list[list[dict]]:
+    """The messages that the stage sends for them."""
+    return [facts.render(topic(i), s) for i, s in enumerate(sentences(count))]
+
+
+def topic(i: int) -> str:
+    """A few hundred topics: a topic is whole in one shard."""
+    return f"{TOPIC} {i % 400}"
+
+
+def write_responses(out: Path, count: int, shards: int) -> None:
+    """A finished table of responses of one sentence each."""
+    rows = (
+        {
+            "response_id": digest(i),
+            "prompt_id": digest("p", i),
+            "topic": topic(i),
+            "split": "train",
+            "model": "benchmark",
+            "sample": 0,
+            "prompt": "",
+            "text": text,
+            "tokens": None,
+            "abstained": False,
+            "error": None,
+        }
+        for i, text in enumerate(sentences(count))
+    )
+    folder = Folder.of(str(out)) / "base/tune/responses"
+    tables.begin(folder, {})
+    with spread(rows, shards) as parts:
+        for shard, some in parts:
+            tables.write_part(folder, "responses", shard, some, {})
+    tables.finish(folder, "responses", {}, shards, 0.0)
+
+
+def run(base_url: str, count: int, workers: int, llm: LLMConfig) -> dict[str, list[dict]]:
+    """Every fact row by response. Ray must be up."""
+    with tempfile.TemporaryDirectory() as out:
+        return run_in(Path(out), base_url, count, workers, llm)
+
+
+def run_in(
+    out: Path, base_url: str, count: int, workers: int, llm: LLMConfig, shards: int = 16
+) -> dict[str, list[dict]]:
+    """The same in a folder that stays: a second call goes on where the first was stopped."""
+    worker.start_ray()
+    cfg = Config(run=RunConfig(out=str(out), shards=shards), llm=replace(llm, base_url=base_url))
+    if not tables.is_finished(Folder.of(str(out)) / "base/tune/responses"):
+        write_responses(out, count, shards)
+    name = f"facttune-meter-{digest(str(out), base_url)}"
+    meter = actors.start_meter(name, None, Folder.of(str(out)), "benchmark")
+    work = Work("facts", "base/tune/facts", {"responses": "base/tune/responses"}, cfg)
+    folder = Folder.of(str(out)) / work.output
+    tables.begin(folder, {})
+    left = set(range(shards)) - tables.present(folder, shards)
+    if left:
+        worker.run(replace(work, base_url=base_url, meter=name), left, workers, 0.0)
+    tables.finish(folder, "facts", {}, shards, 0.0)
+    del meter
+    found: dict[str, list[dict]] = {}
+    for shard in range(shards):
+        for row in tables.rows(folder, shard):
+            found.setdefault(row["response_id"], []).append(row)
+    return found
+
+
+def texts(found: dict[str, list[dict]], requests: Sequence[object]) -> list[str | None]:
+    """The answers in the order of the requests; None for one that failed."""
+    out: list[str | None] = []
+    for i in range(len(requests)):
+        rows = found.get(digest(i), [])
+        lost = not rows or any(r["error"] for r in rows)
+        out.append(None if lost else "\n".join(r["fact"] for r in rows))
+    return out
