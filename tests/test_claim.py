@@ -17,8 +17,8 @@ from facttune_ray.storage.folders import Folder
 
 HOLD = """
 import sys, time
-from facttune_ray.claim import claimed
-from facttune_ray.storage import Folder
+from facttune_ray.runtime.run_lock import claimed
+from facttune_ray.storage.folders import Folder
 with claimed(Folder.of(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -4,8 +4,12 @@ import pytest
 
 from facttune_ray import config
 from facttune_ray.errors import UserError
-from facttune_ray.runtime import run
+from facttune_ray.loop.run import model_digest
+from facttune_ray.quickstart.annotator import embedded
+from facttune_ray.runtime import stage_table
+from facttune_ray.runtime.run import Run
 from facttune_ray.sampling import engines
+from facttune_ray.stages import STAGES, stage
 from facttune_ray.stages.work import Work
 
 
@@ -14,16 +18,32 @@ from facttune_ray.stages.work import Work
 )
 def test_a_machine_without_the_gpus_is_not_waited_for(tmp_path, ray_cluster, stage, setting):
     words = [f"{setting}.gpus=1", f"{setting}.accelerator=NONE-SUCH", f"run.out={tmp_path}"]
-    run = Run(config.load([], words))
+    run = Run(config.load([], [*words, "run.shards=1"]), embedded)
     with pytest.raises(UserError, match=f"x: {setting}.gpus: .* the 1 NONE-SUCH GPU"):
-        run._run_stage(Work(stage, "x", {}, run.cfg), {})
+        stage_table.make(Work(stage, "x", {}, run.cfg), {}, run._services)
 
 
-def test_a_stage_asks_an_endpoint_by_its_recipe():
-    api = config.load([], ["sampling.engine=api", "sampling.llm.model=m"])
-    assert run._asks(engines.recipe(api))
-    assert run._asks({"llm.model": "m"})
-    assert not run._asks(engines.recipe(config.load([])))
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["facts.method=rules", "verdicts.estimator=lexical"],
+        ["facts.method=rules", "facts.abstention=llm"],
+        ["facts.method=labels", "verdicts.estimator=lexical", "facts.abstention=llm"],
+        ["verdicts.estimator=chat+lexical", "classes.method=llm"],
+        ["sampling.engine=api", "sampling.llm.model=m"],
+        ["data.source=topics", "data.topics=t.txt", "prompts.method=llm"],
+    ],
+    ids=str,
+)
+def test_a_stage_is_declared_to_ask_where_its_recipe_has_a_model(words):
+    cfg = config.load([], words)
+    for name, declared in STAGES.items():
+        recipe = stage(name).recipe(cfg) if name != "prompts" or cfg.data.source == "topics" else {}
+        asks = {"llm"} if "llm.model" in recipe else {""}
+        if recipe.get("sampling.engine") == "api":
+            asks = {"sampling.llm"}
+        assert {declared.endpoint(cfg)} == asks, name
 
 
 def test_the_endpoint_of_samples_shares_ledger_and_budget():
@@ -56,8 +76,8 @@ def test_a_model_on_a_file_system_is_told_by_its_files(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     uri = f"file://{tmp_path}"
-    before = run.model_digest(uri), run.model_digest(str(tmp_path))
-    assert before == (run.model_digest(uri), run.model_digest(str(tmp_path)))
+    before = model_digest(uri), model_digest(str(tmp_path))
+    assert before == (model_digest(uri), model_digest(str(tmp_path)))
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    assert run.model_digest(uri) != before[0]
-    assert run.model_digest(str(tmp_path)) != before[1]
+    assert model_digest(uri) != before[0]
+    assert model_digest(str(tmp_path)) != before[1]

@@ -13,8 +13,9 @@ from facttune_ray import config
 from facttune_ray.errors import Stopped, UserError
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.loop import facttune
-from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.runtime import run, worker
+from facttune_ray.quickstart.annotator import AnnotatorOptions, embedded, running
+from facttune_ray.runtime import worker
+from facttune_ray.runtime.run import Run
 from facttune_ray.runtime.streams import Streams
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
@@ -82,11 +83,11 @@ def test_an_error_is_told_when_it_happens_and_the_others_end(tmp_path, capsys):
 
 
 @pytest.fixture
-def streaming_run(tmp_path, monkeypatch) -> run.Run:
+def streaming_run(tmp_path, monkeypatch) -> Run:
     """A run whose tables are made side by side, on a cluster that is not there."""
     monkeypatch.setattr(worker, "start_ray", lambda: None)
     words = ["data.source=world", f"run.out={tmp_path}", "run.shards=1", "sampling.gpus=1"]
-    run = Run(config.load([], words))
+    run = Run(config.load([], words), embedded)
     monkeypatch.setattr(run, "_make", lambda name, make: make())
     return run
 
@@ -100,7 +101,7 @@ def test_a_stream_finds_ray_started(streaming_run, monkeypatch):
         steps.append("table")
         tables.finish(run.root / "facts", "facts", {}, 0, 0.0)
 
-    with run.streaming():
+    with run.side_by_side():
         run.ensure("facts", "facts", {}, make)
     assert steps == [threading.main_thread(), "table"]
 
@@ -114,7 +115,7 @@ def test_parts_of_another_recipe_are_gone_before_a_table_is_read(streaming_run):
         go.wait()
         tables.finish(run.root / "responses", "responses", {}, 0, 0.0)
 
-    with run.streaming():
+    with run.side_by_side():
         run.ensure("responses", "responses", {"temperature": 0.5}, make)
         there = tables.present(run.root / "responses", 1)
         go.set()
@@ -133,7 +134,7 @@ def stats(url: str) -> dict:
         return json.load(reply)
 
 
-def respond(run: run.Run, name: str, each: int) -> None:
+def respond(run: Run, name: str, each: int) -> None:
     """So many responses of one sentence in each shard."""
     row = {"topic": "Mara Veldt", "split": "train", "prompt": "Who is she?", "prompt_id": "p"}
     for shard in range(run.cfg.run.shards):
@@ -149,7 +150,7 @@ def test_when_a_table_fails_paid_requests_of_another_are_kept_and_no_more_are_se
     tmp_path, ray_cluster
 ):
     with running(AnnotatorOptions(latency_min_ms=400, latency_max_ms=500)) as url:
-        run = Run(two_endpoints(tmp_path, url, "run.shards=1", "llm.concurrency=8"))
+        run = Run(two_endpoints(tmp_path, url, "run.shards=1", "llm.concurrency=8"), embedded)
         respond(run, "responses", 300)
 
         def fails() -> None:
@@ -157,7 +158,7 @@ def test_when_a_table_fails_paid_requests_of_another_are_kept_and_no_more_are_se
                 time.sleep(0.05)
             raise UserError("no such model")
 
-        with pytest.raises(UserError, match="no such model"), run.streaming():
+        with pytest.raises(UserError, match="no such model"), run.side_by_side():
             run.table("", "facts", ["responses"])
             run.ensure("verdicts", "verdicts", {}, fails)
         segments = Ledger(run.root / "ledger").segments
@@ -172,10 +173,10 @@ def test_two_tables_that_are_asked_for_are_made_at_once_by_a_worker_a_cpu(tmp_pa
     shards = f"run.shards={ray.cluster_resources()['CPU']:.0f}"
     slow = AnnotatorOptions(latency_min_ms=20_000, latency_max_ms=20_000)
     with running(slow) as slow_url, running(AnnotatorOptions()) as url:
-        run = Run(two_endpoints(tmp_path, slow_url, shards))
+        run = Run(two_endpoints(tmp_path, slow_url, shards), embedded)
         respond(run, "a/responses", 1)
         respond(run, "b/responses", 1)
-        with run.streaming():
+        with run.side_by_side():
             run.table("a", "facts", ["a/responses"])
             while stats(slow_url)["received"] < run.cfg.run.shards:
                 time.sleep(0.1)

@@ -16,11 +16,13 @@ import pytest
 from facttune_ray import cli, config
 from facttune_ray.config import LoraConfig, SFTConfig, TrainConfig, TuneConfig
 from facttune_ray.errors import UserError
-from facttune_ray.loop import facttune, tuning
+from facttune_ray.loop import tune
 from facttune_ray.quickstart import base_model
-from facttune_ray.runtime.run import Missing, Snapshot
+from facttune_ray.quickstart.annotator import embedded
+from facttune_ray.runtime.run import Missing, Run, Snapshot
 from facttune_ray.storage.schema import digest
 from facttune_ray.text.sentences import split
+from facttune_ray.training.recipe import check_training, dpo_recipe, sft_recipe
 
 TEXTS = (
     "Mara plays the cello. She keeps a goat.",
@@ -85,11 +87,10 @@ def made_tables(
 def one_round(words, *more, only=None, **made):
     """Train a round on those tables, or make its table `only`. -> the names made"""
     cfg = config.load([], [*words, *more])
-    with facttune.FactTune(cfg, only) as run:
-        run.also = frozenset({"groups", *TABLES})
+    with Run(cfg, embedded, only, also={"groups", *TABLES}) as run:
         made_tables(run, **made)
         start = Snapshot("base", cfg.model.path, "base")
-        run.train("fs", TuneConfig(reward="factscore"), 1, start, "src")
+        tune.train_round(run, cfg, "fs", TuneConfig(reward="factscore"), 1, start, "src")
         return [name for name in run.made if not name.startswith("src/")]
 
 
@@ -189,40 +190,40 @@ def test_what_changes_no_weight_is_in_no_recipe():
         eval_samples=2,
         sft=SFTConfig(epochs=2),  # its own node; DPO's input.model tells of it
     )
-    assert tuning.dpo_recipe(plain) == tuning.dpo_recipe(faster)
+    assert dpo_recipe(plain) == dpo_recipe(faster)
     for other in (
         replace(plain, lr=1.0),
         replace(plain, lora=LoraConfig(rank=4)),
         replace(plain, eval_topics=3),
         replace(plain, best="loss", eval_every=5),
     ):
-        assert tuning.dpo_recipe(plain) != tuning.dpo_recipe(other)
-    json.dumps(tuning.dpo_recipe(replace(plain, lora=LoraConfig(rank=4))))
+        assert dpo_recipe(plain) != dpo_recipe(other)
+    json.dumps(dpo_recipe(replace(plain, lora=LoraConfig(rank=4))))
 
 
 def test_the_recipe_of_supervised_tuning_knows_nothing_of_pairs():
     plain = TrainConfig(sft=SFTConfig(epochs=1))
     other = replace(plain, loss="ipo", beta=0.5, lr=1.0, epochs=9, pairs_per_step=4)
-    assert tuning.sft_recipe(plain) == tuning.sft_recipe(other)
+    assert sft_recipe(plain) == sft_recipe(other)
     for changed in (
         replace(plain, sft=SFTConfig(epochs=1, targets="best")),
         replace(plain, sft=SFTConfig(epochs=2)),
         replace(plain, optimizer="adamw"),
         replace(plain, max_steps=5),
     ):
-        assert tuning.sft_recipe(plain) != tuning.sft_recipe(changed)
+        assert sft_recipe(plain) != sft_recipe(changed)
 
 
 def test_later_rounds_of_a_confidence_reward_have_no_verdicts():
     words = ["train.loss=fact_masked", "tune.mc.reward=max_conf"]
-    tuning.check_training(config.load([], [*words, "tune.mc.rounds=1"]))
-    tuning.check_training(config.load([], ["tune.mc.reward=max_conf", "tune.mc.rounds=2"]))
-    tuning.check_training(config.load([], [words[0], "tune.fs.reward=factscore_lp",
+    check_training(config.load([], [*words, "tune.mc.rounds=1"]))
+    check_training(config.load([], ["tune.mc.reward=max_conf", "tune.mc.rounds=2"]))
+    check_training(config.load([], [words[0], "tune.fs.reward=factscore_lp",
                                            "tune.fs.rounds=2"]))  # fmt: skip
     with pytest.raises(UserError, match="train.loss=fact_masked: .*round 2 of tune.mc"):
-        tuning.check_training(config.load([], [*words, "tune.mc.rounds=2"]))
+        check_training(config.load([], [*words, "tune.mc.rounds=2"]))
     mix = ["rewards.mix.both={factscore: 1.0, max_conf: 0.5}", "tune.mc.reward=both"]
-    tuning.check_training(config.load([], [words[0], *mix, "tune.mc.rounds=2"]))
+    check_training(config.load([], [words[0], *mix, "tune.mc.rounds=2"]))
 
 
 # ---------------------------------------------------------------- facttune train

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from facttune_ray.config import Config
+from facttune_ray.config.wanted import needed, wanted
 from facttune_ray.errors import UserError
 from facttune_ray.estimate import gpu_hours, placeholder
 from facttune_ray.estimate.dry_run import DryRun, judged_scope
@@ -38,7 +39,6 @@ from facttune_ray.runtime.run import Run
 from facttune_ray.sources import topics as topics_files
 from facttune_ray.stages import STAGES, connect, prompts, stage
 from facttune_ray.stages.responses import count
-from facttune_ray.stages.rewards import needed, wanted
 from facttune_ray.stages.verdicts import estimators
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables

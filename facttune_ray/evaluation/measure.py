@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray.config import Config, GroupsConfig, layers
+from facttune_ray.config.wanted import by_verdicts
 from facttune_ray.evaluation import breakdowns, comparisons, metrics
 from facttune_ray.evaluation import rewards as rewards_of
 from facttune_ray.evaluation.agreement import human_agreement, of_facts
 from facttune_ray.evaluation.breakdowns import Scope, counts, shards_of
 from facttune_ray.evaluation.report import browser, files
-from facttune_ray.stages.rewards import by_verdicts
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from facttune_ray.config import Config, contenders
+from facttune_ray.config.wanted import asks_model, needed, wanted
 from facttune_ray.loop.contenders import contend
 from facttune_ray.loop.run import Run, Snapshot
 from facttune_ray.loop.score import judge, respond, rewards, test
@@ -19,7 +20,6 @@ from facttune_ray.loop.second_judge import second_judge
 from facttune_ray.loop.start import IMPORTED, base, imported, knowledge, prompts
 from facttune_ray.loop.tune import tune_all
 from facttune_ray.stages.prompts import IMPORTED as SOURCES_WITH_RESPONSES
-from facttune_ray.stages.rewards import asks_model, needed, wanted
 
 
 @dataclass(frozen=True)

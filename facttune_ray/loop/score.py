@@ -7,8 +7,8 @@ classes beside the verdicts.
 from __future__ import annotations
 
 from facttune_ray.config import Config
+from facttune_ray.config.wanted import needed
 from facttune_ray.loop.run import Run, Snapshot
-from facttune_ray.stages.rewards import needed
 from facttune_ray.storage.schema import made_of
 
 TRAIN = ("train",)

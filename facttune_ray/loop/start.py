@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from facttune_ray.config import Config
+from facttune_ray.config.wanted import needed, wanted
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import source
 from facttune_ray.loop.run import Run, Snapshot, model_digest
@@ -22,7 +23,6 @@ from facttune_ray.quickstart import base_model
 from facttune_ray.sources import ready
 from facttune_ray.sources import topics as topic_files
 from facttune_ray.stages import prompts as prompts_stage
-from facttune_ray.stages.rewards import needed, wanted
 from facttune_ray.storage.folders import Folder, join
 from facttune_ray.storage.schema import made_of
 

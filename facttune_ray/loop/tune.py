@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 
 from facttune_ray.config import Config, TrainConfig, TuneConfig
+from facttune_ray.config.wanted import by_verdicts
 from facttune_ray.errors import Missing, UserError
 from facttune_ray.loop.run import Run, Snapshot
 from facttune_ray.loop.score import judge, respond, rewards
 from facttune_ray.loop.start import base
-from facttune_ray.stages.rewards import by_verdicts
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.schema import REWARD_COLUMNS

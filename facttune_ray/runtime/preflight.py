@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from facttune_ray.config import Config, LLMConfig, contenders
+from facttune_ray.config.wanted import by_verdicts, needed, wanted
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import source
 from facttune_ray.stages import stage
-from facttune_ray.stages.rewards import by_verdicts, needed, wanted
 from facttune_ray.storage.schema import made_of
 from facttune_ray.telemetry import say
 from facttune_ray.training.recipe import check_training

@@ -23,7 +23,6 @@ from facttune_ray.scoring.confidence import mean
 from facttune_ray.scoring.factscore import factscore
 from facttune_ray.scoring.units import UNIT_COLUMNS, Unit, by_id, of_original, of_question
 from facttune_ray.stages.context import Context
-from facttune_ray.storage.schema import made_of
 
 VERSION = 3
 READ = {  # input -> the unit in `classes` that its rows bring
@@ -33,27 +32,6 @@ READ = {  # input -> the unit in `classes` that its rows bring
     "entities": "entity_id",
     "p_true": "",
 }
-
-
-def wanted(cfg: Config) -> set[str]:
-    """Rewards of the base model's responses: those that `tune` uses, and rewards.columns."""
-    return {t.reward for t in cfg.tune.values() if t.rounds} | {*cfg.rewards.columns}
-
-
-def needed(cfg: Config, wanted: set[str]) -> set[str]:
-    """Columns of `rewards` behind these rewards; a mix stands for those that it sums."""
-    return {c for name in wanted for c in cfg.rewards.mix.get(name, {name: 1.0})}
-
-
-def by_verdicts(cfg: Config, reward: str) -> bool:
-    """Whether the reward is made of verdicts."""
-    return made_of(needed(cfg, {reward}), "verdicts")
-
-
-def asks_model(cfg: Config, columns: set[str]) -> bool:
-    """Whether the base model is sampled again for these columns, beside what the files bring."""
-    sampled = {t for t in ("questions", "entities") if t not in cfg.data.ready}
-    return any(made_of(columns, table) for table in (*sampled, "p_true"))
 
 
 def recipe(cfg: Config) -> dict:

@@ -3,9 +3,9 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from facttune_ray.evaluation.report.browser import Cards
 
-from facttune_ray.evaluation.report import charts, charts_training, files, pictures, report, text
+from facttune_ray.evaluation.report import charts, charts_training, files, pictures, text
+from facttune_ray.evaluation.report.browser import Cards
 
 NOTHING = {"value": None, "low": None, "high": None}
 
@@ -31,7 +31,7 @@ CARDS = Cards(
 
 
 def page_of(summary, cards=CARDS):
-    return report.page(files.finite(summary), cards)
+    return page.page(files.finite(summary), cards)
 
 
 def test_report_is_self_contained(summary):

@@ -8,7 +8,7 @@ from facttune_ray import cli, config
 from facttune_ray.evaluation import breakdowns
 from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.evaluation.report import text
-from facttune_ray.loop import second_judge
+from facttune_ray.runtime import preflight
 from facttune_ray.stages import verdicts
 from facttune_ray.storage.tables import Folder
 
@@ -250,10 +250,10 @@ def test_auto_takes_another_estimator_that_costs_nothing():
 
 def test_a_second_opinion_that_is_a_part_of_the_first_is_warned_of(capsys):
     words = ["verdicts.estimator=chat", "evaluation.estimator=chat+lexical"]
-    second_judge.check(config.load(["quickstart"], words))
+    preflight._warn_of_judges(config.load(["quickstart"], words))
     said = capsys.readouterr()
     assert "has chat in common with verdicts.estimator=chat" in said.out + said.err
-    second_judge.check(config.load(["quickstart"]))
+    preflight._warn_of_judges(config.load(["quickstart"]))
     assert capsys.readouterr().err == ""
 
 

@@ -62,7 +62,7 @@ def test_a_missing_file_or_a_cache_that_cannot_be_written(remote, tmp_path):
 FETCH = """
 import sys
 from facttune_ray.knowledge.local import local_copy
-from facttune_ray.storage import Folder
+from facttune_ray.storage.folders import Folder
 download = Folder.download
 def counted(source, target):
     print("fetched", flush=True)

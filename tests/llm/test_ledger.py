@@ -211,7 +211,7 @@ def test_key_depends_on_all_that_decides_a_completion():
 WRITER = """
 import asyncio, hashlib, sys
 from facttune_ray.llm.ledger import Completion, Ledger
-from facttune_ray.tables import Folder
+from facttune_ray.storage.tables import Folder
 
 async def one(ledger, i):
     row = Completion(f"- fact {i}.", 12, 3, "m-1", 1, 0.2, cost_usd=0.01)

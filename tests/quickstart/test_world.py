@@ -24,7 +24,7 @@ def world():
 
 def test_same_seed_same_world_in_another_process_and_another_hash_seed(world):
     script = (
-        "import hashlib; from facttune_ray.quickstart.world import make;"
+        "import hashlib; from facttune_ray.sources.world import make;"
         f"w = make(3, **{SMALL!r});"
         "print(hashlib.sha256(repr((w.documents, w.articles, w.splits)).encode()).hexdigest())"
     )

@@ -10,11 +10,12 @@ import pytest
 
 from facttune_ray.config import GroupsConfig, TrainConfig
 from facttune_ray.quickstart import base_model
+from facttune_ray.runtime import training
 from facttune_ray.sampling.weights import load
 from facttune_ray.storage import tables
-from facttune_ray.training import loop
 from facttune_ray.training.batches import tokenize
 from facttune_ray.training.engine import deepspeed_config
+from facttune_ray.training.job import TrainJob
 from facttune_ray.training.model import GroupModel
 from facttune_ray.training.reference import token_logps_of
 
@@ -51,11 +52,11 @@ def make_reference(folder: Path, seed: int = 0) -> tuple[str, str]:
     return str(folder / "part-00000.parquet"), str(folder / "model")
 
 
-def job_of(reference: tuple[str, str], out: Path, sft=None, **settings) -> loop.TrainJob:
+def job_of(reference: tuple[str, str], out: Path, sft=None, **settings) -> TrainJob:
     path, model = reference
     cfg = TrainConfig(**(STEPS | settings))
     out.mkdir(exist_ok=True)
-    return loop.TrainJob(
+    return TrainJob(
         rows=(path,),
         model=model,
         out=str(out),
@@ -81,7 +82,7 @@ def run():
     """run(reference, out, **settings) -> lines of train.jsonl"""
 
     def run(reference, out, **settings) -> list[dict]:
-        loop.train(job_of(reference, out, **settings))
+        training.train(job_of(reference, out, **settings))
         return lines_of(out)
 
     return run

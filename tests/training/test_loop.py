@@ -171,8 +171,7 @@ def test_training_off_a_terminal_tells_its_steps_and_before_them_what_it_waits_f
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    from facttune_ray.runtime import progress
-    from facttune_ray.training import loop
+    from facttune_ray.runtime import progress, training
 
     monkeypatch.setattr(progress, "LOG_S", 0.2)
     out = tmp_path / "facttune_fs" / "round_1" / "train"
@@ -182,7 +181,7 @@ def test_training_off_a_terminal_tells_its_steps_and_before_them_what_it_waits_f
     until = time.monotonic() + 20
     while not progress.lacks_group() and time.monotonic() < until:
         time.sleep(0.1)
-    with loop._progress(str(out)):
+    with training._progress(str(out)):
         time.sleep(1.0)
         remove_placement_group(group)
         waited = capsys.readouterr().err.splitlines()[-1]

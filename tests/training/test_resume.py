@@ -19,9 +19,9 @@ import pytest
 
 from facttune_ray.config.train import LoraConfig
 from facttune_ray.errors import UserError
+from facttune_ray.runtime import training
 from facttune_ray.storage import folders
 from facttune_ray.storage.folders import Folder
-from facttune_ray.training import loop
 
 LONG = {"epochs": 75, "save_every": 20}  # 300 steps
 KILL_AT = 100  # or later, when the first checkpoint stands
@@ -116,7 +116,7 @@ def test_a_killed_worker_goes_on_from_an_object_store(reference, calm, object_st
 
     killer = threading.Thread(target=kill)
     killer.start()
-    loop.train(replace(job, out=out.uri))
+    training.train(replace(job, out=out.uri))
     killer.join()
     lines = [json.loads(x) for x in (out / "train.jsonl").read_bytes().decode().splitlines()]
     assert [x["step"] for x in lines] == list(range(1, 301))
@@ -131,11 +131,11 @@ SMALLER = """
 import runpy, sys
 from pathlib import Path
 import ray
-from facttune_ray.training import loop
+from facttune_ray.runtime import training
 conftest = runpy.run_path(sys.argv[1])
 ray.init(num_cpus=1, include_dashboard=False)
 elastic = {"workers": 2, "min_workers": 1, "deepspeed": "zero1"}
-loop.train(conftest["job_of"](
+training.train(conftest["job_of"](
     tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=75, save_every=20, **elastic
 ))
 """
@@ -162,10 +162,11 @@ DRIVER = """
 import runpy, sys
 from pathlib import Path
 from facttune_ray.stages import worker
-from facttune_ray.training import loop
+from facttune_ray.runtime import training
 conftest = runpy.run_path(sys.argv[1])
 worker.start_ray()
-loop.train(conftest["job_of"](tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=75, save_every=20))
+job = conftest["job_of"](tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=75, save_every=20)
+training.train(job)
 """
 
 
@@ -204,5 +205,5 @@ def test_a_checkpoint_of_another_model_is_one_clear_line(
     run(reference, out, save_every=2, max_steps=2)
     base_model.pretrain(["she plays"], tmp_path / "other", seed=0, epochs=0, hidden=64)
     with pytest.raises(UserError, match="of another model") as caught:
-        loop.train(job((reference[0], str(tmp_path / "other")), out, save_every=2, max_steps=2))
+        training.train(job((reference[0], str(tmp_path / "other")), out, save_every=2, max_steps=2))
     assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from facttune_ray.evaluation.report import pictures, report, text
+from facttune_ray.evaluation.report import page, pictures, text
 from facttune_ray.evaluation.report.browser import Cards
 
 Summary = dict[str, Any]
@@ -31,7 +31,7 @@ def contents(summary: Summary, counts: Mapping[str, pa.Table], cards: Cards) -> 
     out = {
         "summary.json": json.dumps(summary, indent=1, sort_keys=True).encode() + b"\n",
         "summary.md": text.markdown(summary).encode(),
-        "report.html": report.page(summary, cards).encode(),
+        "report.html": page.page(summary, cards).encode(),
         "headline.png": pictures.headline(summary),
         "csv/responses.csv": _responses(counts),
         "csv/facts.csv": _rows(_facts(cards)),

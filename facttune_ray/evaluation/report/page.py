@@ -82,7 +82,7 @@ def page(summary: Summary, cards: Cards) -> str:
 
 
 def _file(name: str) -> str:
-    return (files("facttune_ray.evaluation") / name).read_text(encoding="utf-8")
+    return (files("facttune_ray.evaluation.report") / name).read_text(encoding="utf-8")
 
 
 def _digest(script: str) -> str:
