@@ -15,7 +15,7 @@ from facttune_ray.quickstart.annotator import embedded
 from facttune_ray.runtime import preflight
 from facttune_ray.runtime.run import Run
 from facttune_ray.storage import tables
-from facttune_ray.storage.memory import give_back
+from facttune_ray.storage.memory import release_memory
 
 
 def run(cfg: Config, only: str | None = None) -> tuple[dict, list[str]]:
@@ -74,7 +74,7 @@ def _evaluate(this: Run, outcome: Outcome, again: bool = False) -> dict:
     if found and not again and found["run"]["fingerprint"] == tables.fingerprint(recipe):
         if (this.root / "report.html").exists():
             return found
-    give_back()  # what the stages' coordination has left
+    release_memory()  # what the stages' coordination has left
     with tables.writing(this.root):
         return measure.write(
             this.root,

@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from facttune_ray.errors import UserError, did_you_mean, one_line
 
 # Sections whose keys are the user's: prefix -> dataclass of what stands there, None for anything
@@ -29,6 +26,8 @@ TOLD = {
 
 def layered(merged: Any, overrides: Sequence[str], free: Open) -> Any:
     """`key=value` strings over what is there."""
+    from omegaconf import OmegaConf
+
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key:
@@ -43,6 +42,9 @@ def layered(merged: Any, overrides: Sequence[str], free: Open) -> Any:
 
 def frozen(merged: Any) -> Any:
     """The frozen dataclass of what was merged."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as e:
@@ -51,6 +53,9 @@ def frozen(merged: Any) -> Any:
 
 def merge(base: Any, layer: Any, source: str, free: Open) -> Any:
     """A layer over the base; `source` names it in errors."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     if not OmegaConf.is_dict(layer):
         raise UserError(f"{source}: expected sections such as `run:`, got {layer!r:.60}")
     try:
@@ -65,6 +70,8 @@ def merge(base: Any, layer: Any, source: str, free: Open) -> Any:
 
 def _unknown_key(base: Any, layer: Any, free: Open, prefix: str = "") -> str:
     """One line about the first key of `layer` that no dataclass has, or ''."""
+    from omegaconf import OmegaConf
+
     for key in layer:
         here = f"{prefix}{key}"
         if prefix in free:
@@ -84,6 +91,8 @@ def _unknown_key(base: Any, layer: Any, free: Open, prefix: str = "") -> str:
 
 def to_dict(cfg: Any) -> dict[str, Any]:
     """Nested plain dict of the whole config (for the report and manifests)."""
+    from omegaconf import OmegaConf
+
     out = OmegaConf.to_container(OmegaConf.structured(cfg))
     assert isinstance(out, dict)
     return {str(k): v for k, v in out.items()}

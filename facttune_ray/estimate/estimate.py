@@ -161,7 +161,7 @@ def _asks(cfg: Config, name: str) -> bool:
 
 
 def _finished(cfg: Config, scope: str, name: str) -> bool:
-    return tables.is_finished(Folder.of(cfg.run.out) / full_name(scope, name))
+    return tables.has_manifest(Folder.of(cfg.run.out) / full_name(scope, name))
 
 
 def _responses(cfg: Config, splits: tuple[str, ...]) -> int:
@@ -201,7 +201,7 @@ def _sample(cfg: Config, scope: str, splits: tuple[str, ...], topics: int) -> Sa
         rows: Iterable[dict] = prompts.numbered(prompts.imported_responses(cfg))
     else:
         folder = Folder.of(cfg.run.out) / scope / "responses"
-        there = tables.is_finished(folder)
+        there = tables.has_manifest(folder)
         if not there and cfg.data.source == "topics":
             return _foreseen(cfg, splits, topics)
         if not there:

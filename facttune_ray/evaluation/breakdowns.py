@@ -163,7 +163,7 @@ def second_opinion(
     the first a fact (share, Cohen's kappa). shared: estimators that the two have in common, where
     they are made of several. {} where no scope has it."""
     there = {
-        n: s for n, s in scopes.items() if tables.is_finished(root / s.name / SECOND / "verdicts")
+        n: s for n, s in scopes.items() if tables.has_manifest(root / s.name / SECOND / "verdicts")
     }
     if not there:
         return {}
@@ -210,7 +210,7 @@ def judged(root: Folder, scopes: Mapping[str, Scope]) -> dict[str, dict[str, Any
     another), failed; win_rate over topics, ties half, with p of the sign test over topics and
     p_holm, corrected for the number of models. Models of which nothing was judged are left out.
     """
-    there = {n: s for n, s in scopes.items() if tables.is_finished(root / s.name / "judgements")}
+    there = {n: s for n, s in scopes.items() if tables.has_manifest(root / s.name / "judgements")}
     out = {name: _judged(root, scope) for name, scope in there.items()}
     for quality in QUALITIES:
         adjusted = holm({name: found[quality]["p"] for name, found in out.items()})

@@ -117,7 +117,7 @@ def _by_scope(run: str, topic: str | None = None) -> Iterator[tuple[str, dict[st
         raise UserError(f"{run} does not exist: nothing has been run there")
     if root.is_file():
         raise UserError(f"{run} is a file: name the folder of a run")
-    found = [s for s in scored(root) if tables.is_finished(root / s / "facts")]
+    found = [s for s in scored(root) if tables.has_manifest(root / s / "facts")]
     if not found:
         raise UserError(f"{run}: no finished facts: run `facttune run` first")
     for scope in found:
@@ -132,7 +132,7 @@ def _by_scope(run: str, topic: str | None = None) -> Iterator[tuple[str, dict[st
                     if topic in (None, r["topic"])
                 ]
                 for role, name in names.items()
-                if tables.is_finished(root / scope / name)
+                if tables.has_manifest(root / scope / name)
             }
             yield scope, {role: [] for role in names} | rows
 

@@ -178,7 +178,7 @@ def _groups(root: Folder, knowledge: str, shards: range) -> dict[str, str]:
     article."""
     said: dict[str, str] = {}
     topics: dict[str, None] = {}
-    if not tables.is_finished(root / "prompts"):
+    if not tables.has_manifest(root / "prompts"):
         return {}
     for shard in shards:
         for row in tables.rows(root / "prompts", shard):

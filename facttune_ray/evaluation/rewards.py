@@ -147,7 +147,7 @@ def _of_verdicts(name: str, labels_F: np.ndarray, scores_F: np.ndarray) -> dict:
 
 def _shards(root: Folder, scope: Scope, names: tuple[str, ...]) -> Iterator[dict[str, list[dict]]]:
     """Rows of these tables, shard by shard; of a table that is not finished, none."""
-    there = {n: tables.is_finished(root / scope.name / n) for n in names}
+    there = {n: tables.has_manifest(root / scope.name / n) for n in names}
     for shard in shards_of(root, scope):
         yield {
             n: list(tables.rows(root / scope.name / n, shard)) if there[n] else [] for n in names

@@ -35,7 +35,7 @@ class ScopeTables:
     model: str
 
     def has(self, *names: str) -> bool:
-        return all(tables.is_finished(self.folder / name) for name in names)
+        return all(tables.has_manifest(self.folder / name) for name in names)
 
     @property
     def shards(self) -> range:

@@ -23,7 +23,7 @@ from typing import Any
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import titles
 from facttune_ray.knowledge.passages import SEPARATOR, split
-from facttune_ray.storage.memory import give_back
+from facttune_ray.storage.memory import release_memory
 
 VERSION = 2
 TITLE, REDIRECT, BASE = 0, 1, 2  # titles.kind: an article's, another name's, without "(…)"
@@ -199,7 +199,7 @@ class Store:
     def close(self) -> None:
         """What is committed stays for the next attempt."""
         self.database.close()
-        give_back()  # its cache
+        release_memory()  # its cache
 
     def note(self, key: str, value: object) -> None:
         self.database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))

@@ -129,7 +129,7 @@ class Gate:
         """Return when one request of about this many tokens may be sent."""
         await permit([self], tokens, ticket)
 
-    def give_back(self) -> None:
+    def return_permit(self) -> None:
         """A permit that was not used after all."""
         self._done()
 
@@ -340,7 +340,7 @@ async def permit(gates: Sequence[Gate], tokens: float, ticket: int) -> Gate:
     except asyncio.CancelledError:
         gates[0]._queue.drop(taken)
         if taken.done() and not taken.cancelled() and taken.exception() is None:
-            taken.result().give_back()
+            taken.result().return_permit()
         raise
 
 

@@ -133,7 +133,7 @@ class Sender:
             try:
                 number = await self.ledger.journal.begin(request.name, usd)
             except BaseException:
-                gate.give_back()
+                gate.return_permit()
                 raise
             endpoint, sent_s = self.endpoints[self._gates.index(gate)], clock()
             request.attempts += 1

@@ -28,7 +28,7 @@ from facttune_ray.evaluation.rewards import moments
 from facttune_ray.loop.run import Snapshot, full_name
 from facttune_ray.loop.start import knowledge_file
 from facttune_ray.runtime import stage_table, worker
-from facttune_ray.runtime.run_lock import claimed
+from facttune_ray.runtime.run_lock import locked
 from facttune_ray.runtime.services import Embedded, Services
 from facttune_ray.runtime.streams import Streams
 from facttune_ray.sampling import engines
@@ -37,7 +37,7 @@ from facttune_ray.stages import STAGES, STEPS, connect, stage
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import folders, schema, tables
 from facttune_ray.storage.folders import Folder
-from facttune_ray.storage.sharding import spread
+from facttune_ray.storage.sharding import sharded
 from facttune_ray.storage.tables import Recipe
 from facttune_ray.telemetry import say
 from facttune_ray.training import job
@@ -81,7 +81,7 @@ class Run:
     def ensure(self, name: str, step: str, recipe: Recipe, make: Callable[[], Any]) -> str:
         """Keep, make or refuse `out/name`. `make` writes the folder, its manifest last."""
         folder = self.root / name
-        found = tables.finished(folder, recipe)
+        found = tables.matching_manifest(folder, recipe)
         if found is None:
             if self.only is not None and step not in self._may_make:
                 raise Missing(
@@ -89,9 +89,9 @@ class Run:
                     f"run `facttune stage {step}` with the same config first"
                 )
             if not self._locked:  # another driver may have made this very table while we wait
-                self._held.enter_context(claimed(self.root))
+                self._held.enter_context(locked(self.root))
                 self._locked = True
-                found = tables.finished(folder, recipe)
+                found = tables.matching_manifest(folder, recipe)
         if found is None:
             if self._streams is not None and step in STAGES:
                 # before its thread runs: who reads it must not take parts of another recipe for its
@@ -209,12 +209,12 @@ class Run:
     ) -> str:
         def make() -> None:
             started, folder = time.monotonic(), self.root / name
-            with spread(rows(), self.cfg.run.shards) as parts:
+            with sharded(rows(), self.cfg.run.shards) as parts:
                 tables.begin(folder, recipe)
                 for shard, some in parts:
                     tables.write_part(folder, table, shard, list(settle(some)), {})
             wall_s = time.monotonic() - started
-            tables.finish(folder, table, recipe, self.cfg.run.shards, wall_s)
+            tables.write_manifest(folder, table, recipe, self.cfg.run.shards, wall_s)
 
         self._written_here.add(name)
         return self.ensure(name, table, recipe, make)

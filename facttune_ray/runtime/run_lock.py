@@ -1,6 +1,6 @@
 """One driver at a time makes a run's tables: two would both pay for the same requests.
 
-    with claimed(Folder.of("runs/bio")):     UserError when another driver has it
+    with locked(Folder.of("runs/bio")):     UserError when another driver has it
 
 A folder is locked; one in an object store, or on a network's file system that locks none, has an
 actor of its name on the cluster. Both end with the process that took them, however it ends, so
@@ -28,7 +28,7 @@ class Owner:
 
 
 @contextlib.contextmanager
-def claimed(root: Folder) -> Iterator[None]:
+def locked(root: Folder) -> Iterator[None]:
     began = time.monotonic()
     with contextlib.ExitStack() as held:
         take = _lock if root.local else _name
@@ -76,11 +76,11 @@ def _name(root: Folder, held: contextlib.ExitStack) -> bool:
         made = owner.options(name=name, namespace=NAMESPACE, num_cpus=0, resources=ON_HEAD).remote()
     except ValueError:  # the name is taken
         return False
-    held.callback(_give_back, made)
+    held.callback(_release, made)
     return True
 
 
-def _give_back(owner: Any) -> None:
+def _release(owner: Any) -> None:
     import ray
 
     if ray.is_initialized():  # `kill` would start another

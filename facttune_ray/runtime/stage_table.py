@@ -50,7 +50,7 @@ def make(work: Work, recipe: Recipe, services: Services, streams: Streams | None
                     worker.run(work, now, workers, gpus, kind, ended)
             left = left - now
     _check_errors(work, folder, streams)
-    tables.finish(folder, work.stage, recipe, shards, time.monotonic() - started)
+    tables.write_manifest(folder, work.stage, recipe, shards, time.monotonic() - started)
 
 
 def _room(work: Work, gpus: float, kind: str) -> int:

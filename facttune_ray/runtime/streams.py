@@ -63,7 +63,7 @@ class Streams:
         while not self.stopped.is_set():
             found = set(left)
             for name in growing:
-                if not tables.is_finished(root / name):
+                if not tables.has_manifest(root / name):
                     found &= tables.present(root / name, max(left) + 1)
             if found:
                 return found
@@ -77,7 +77,7 @@ class Streams:
         later = list(self.threads)[list(self.threads).index(name) + 1 :]
         for other in later:
             self.threads[other].join()
-            if not tables.is_finished(root / other):
+            if not tables.has_manifest(root / other):
                 (root / other).delete()
 
     def finish(self) -> None:

@@ -30,7 +30,7 @@ from facttune_ray.stages.context import Context
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import outage
-from facttune_ray.storage.memory import give_back
+from facttune_ray.storage.memory import release_memory
 from facttune_ray.storage.schema import digest
 from facttune_ray.telemetry import say
 
@@ -162,7 +162,7 @@ def run_shards(batch: Batch, work: Work) -> Batch:
     """`ShardWorker` as a task: made once a process and table."""
     if work.output not in _kept or _kept[work.output].work != work:
         _let_go()
-        give_back()
+        release_memory()
         _kept[work.output] = ShardWorker(work)
     made = None
     try:

@@ -90,7 +90,7 @@ class Context:
         return LocalLM(local_weights(self.cfg.verdicts.local_lm), **self._model_settings)
 
     @functools.cached_property
-    def itself(self) -> LocalLM:
+    def self_judge(self) -> LocalLM:
         """The model that wrote the responses, as a judge of its own facts."""
         from facttune_ray.sampling.weights import local_weights, quantization
         from facttune_ray.verifiers.local_lm import LocalLM

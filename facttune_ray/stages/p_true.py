@@ -30,7 +30,7 @@ async def run(context: Context, shard: int) -> list[dict]:
         by_topic.setdefault(f["topic"], {}).setdefault(normal_fact(f["fact"]), f["fact"])
     found: dict[tuple[str, str], float | None] = {}
     for topic, distinct in by_topic.items():
-        judged = context.itself.judge(topic, list(distinct.values()), [[]] * len(distinct))
+        judged = context.self_judge.judge(topic, list(distinct.values()), [[]] * len(distinct))
         found |= {(topic, normal): p for normal, p in zip(distinct, judged, strict=True)}
     return [
         {

@@ -7,7 +7,7 @@ import ctypes
 import gc
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """For the end of a piece of work in a process that lives on: a table, a database."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc

@@ -19,8 +19,8 @@ SCORED = ("verdicts", "questions", "entities", "rewards")  # any of them makes a
 def scored(root: Folder, within: str = "") -> Iterator[str]:
     """Folders of a run with finished responses and what scores them: "imported/all"."""
     here = root / within if within else root
-    if tables.is_finished(here / "responses") and any(
-        tables.is_finished(here / name) for name in SCORED
+    if tables.has_manifest(here / "responses") and any(
+        tables.has_manifest(here / name) for name in SCORED
     ):
         yield within
         return
@@ -37,7 +37,7 @@ def _folders(folder: Folder) -> list[str]:
 def preferred(root: Folder, within: str = "") -> Iterator[str]:
     """Folders of a run with finished groups: "facttune_fs/round_1"."""
     here = root / within if within else root
-    if tables.is_finished(here / "groups"):
+    if tables.has_manifest(here / "groups"):
         yield within
     for name in _folders(here):
         yield from preferred(root, f"{within}/{name}" if within else name)

@@ -1,6 +1,6 @@
 """Rows as they come -> rows by shard, in order, never all of them in memory.
 
-    with spread(prompts(cfg), shards=400) as parts:      # has read every row
+    with sharded(prompts(cfg), shards=400) as parts:      # has read every row
         for shard, rows in parts:
             ...                                          # a shard's rows; also of empty shards
 
@@ -26,7 +26,7 @@ def shard_of(topic: str, shards: int) -> int:
 
 
 @contextlib.contextmanager
-def spread(
+def sharded(
     rows: Iterable[dict], shards: int, held: int = HELD
 ) -> Iterator[Iterator[tuple[int, list[dict]]]]:
     """(shard, its rows) of every shard, once all rows have been read."""

@@ -92,11 +92,11 @@ def manifest(folder: Folder) -> dict:
     return found
 
 
-def is_finished(folder: Folder) -> bool:
+def has_manifest(folder: Folder) -> bool:
     return (folder / MANIFEST).exists()
 
 
-def finished(folder: Folder, recipe: Recipe) -> dict | None:
+def matching_manifest(folder: Folder, recipe: Recipe) -> dict | None:
     """The manifest when the table is there and made by this recipe, None when there is none.
 
     RecipeMismatch when another recipe made it: the line names each key that differs.
@@ -137,7 +137,7 @@ def present(folder: Folder, shards: int) -> set[int]:
     return {s for s in range(shards) if part(s) in names}
 
 
-def finish(folder: Folder, table: str, recipe: Recipe, shards: int, wall_s: float) -> dict:
+def write_manifest(folder: Folder, table: str, recipe: Recipe, shards: int, wall_s: float) -> dict:
     """Write the manifest from the parts' stats, and return it."""
     totals: dict[str, float] = {}
     for shard in range(shards):

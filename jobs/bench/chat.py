@@ -29,7 +29,7 @@ from facttune_ray.sources import world
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
 from facttune_ray.storage.schema import digest
-from facttune_ray.storage.sharding import spread
+from facttune_ray.storage.sharding import sharded
 from facttune_ray.storage.tables import Folder
 
 LATENCY_MS, SHARDS, WORKERS = 200, 16, 2
@@ -105,7 +105,7 @@ def _ours(out: Path, url: str, facts: list[dict], knowledge: Path) -> dict[str, 
     cfg = Config(run=RunConfig(out=str(out), shards=SHARDS), llm=llm)
     root = Folder.of(str(out))
     tables.begin(root / "facts", {})
-    with spread(facts, SHARDS) as parts:
+    with sharded(facts, SHARDS) as parts:
         for shard, some in parts:
             tables.write_part(root / "facts", "facts", shard, some, {})
     name = f"facttune-meter-{digest(str(out))}"

@@ -14,7 +14,7 @@ from facttune_ray.runtime import worker
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
 from facttune_ray.storage.schema import digest
-from facttune_ray.storage.sharding import spread
+from facttune_ray.storage.sharding import sharded
 from facttune_ray.storage.tables import Folder
 
 TOPIC = "Mara Veldt"
@@ -55,10 +55,10 @@ def write_responses(out: Path, count: int, shards: int) -> None:
     )
     folder = Folder.of(str(out)) / "base/tune/responses"
     tables.begin(folder, {})
-    with spread(rows, shards) as parts:
+    with sharded(rows, shards) as parts:
         for shard, some in parts:
             tables.write_part(folder, "responses", shard, some, {})
-    tables.finish(folder, "responses", {}, shards, 0.0)
+    tables.write_manifest(folder, "responses", {}, shards, 0.0)
 
 
 def run(base_url: str, count: int, workers: int, llm: LLMConfig) -> dict[str, list[dict]]:
@@ -73,7 +73,7 @@ def run_in(
     """The same in a folder that stays: a second call goes on where the first was stopped."""
     worker.start_ray()
     cfg = Config(run=RunConfig(out=str(out), shards=shards), llm=replace(llm, base_url=base_url))
-    if not tables.is_finished(Folder.of(str(out)) / "base/tune/responses"):
+    if not tables.has_manifest(Folder.of(str(out)) / "base/tune/responses"):
         write_responses(out, count, shards)
     name = f"facttune-meter-{digest(str(out), base_url)}"
     meter = actors.start_meter(name, None, Folder.of(str(out)), "benchmark")
@@ -83,7 +83,7 @@ def run_in(
     left = set(range(shards)) - tables.present(folder, shards)
     if left:
         worker.run(replace(work, base_url=base_url, meter=name), left, workers, 0.0)
-    tables.finish(folder, "facts", {}, shards, 0.0)
+    tables.write_manifest(folder, "facts", {}, shards, 0.0)
     del meter
     found: dict[str, list[dict]] = {}
     for shard in range(shards):

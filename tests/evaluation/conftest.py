@@ -62,7 +62,7 @@ def measured_run(tmp_path_factory):
         def write(name, rows, recipe=None):
             table = name.rsplit("/", 1)[-1]
             tables.write_part(root / name, table, 0, rows, {})
-            made = tables.finish(root / name, table, recipe or {}, 1, 1.5)
+            made = tables.write_manifest(root / name, table, recipe or {}, 1, 1.5)
             manifests[name] = made | {"calls": 3, "tokens": 30, "cost_usd": 0.01}
 
         def scope(folder, model, right, split="test"):

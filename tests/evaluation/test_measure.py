@@ -17,7 +17,7 @@ def write(root, scope, **made):
     for name, shards in made.items():
         for shard, rows in enumerate(shards):
             tables.write_part(root / scope / name, name, shard, rows, {})
-        tables.finish(root / scope / name, name, {}, len(shards), 0.0)
+        tables.write_manifest(root / scope / name, name, {}, len(shards), 0.0)
 
 
 def response(rid, split="test", **more):
@@ -150,7 +150,7 @@ def test_what_the_second_estimator_shares_with_the_first_is_told(measured_run):
 
     def shared(estimator):
         folder = root / "base/test/verdicts"
-        tables.finish(folder, "verdicts", {"verdicts.estimator": estimator}, 1, 0.0)
+        tables.write_manifest(folder, "verdicts", {"verdicts.estimator": estimator}, 1, 0.0)
         return breakdowns.second_opinion(root, scopes, found, resamples=0, seed=0)["shared"]
 
     assert shared("chat+lexical") == ["lexical"]

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from facttune_ray.evaluation.report import charts, charts_training, files, pictures, text
+from facttune_ray.evaluation.report import page as page_file
 from facttune_ray.evaluation.report.browser import Cards
 
 NOTHING = {"value": None, "low": None, "high": None}
@@ -31,7 +32,7 @@ CARDS = Cards(
 
 
 def page_of(summary, cards=CARDS):
-    return page.page(files.finite(summary), cards)
+    return page_file.page(files.finite(summary), cards)
 
 
 def test_report_is_self_contained(summary):

@@ -19,7 +19,7 @@ def scope(tmp_path):
         for name, shards in made.items():
             for shard, rows in enumerate(shards):
                 tables.write_part(root / "base" / name, name, shard, rows, {})
-            tables.finish(root / "base" / name, name, {}, len(shards), 0.0)
+            tables.write_manifest(root / "base" / name, name, {}, len(shards), 0.0)
         return root
 
     return write

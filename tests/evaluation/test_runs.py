@@ -86,7 +86,7 @@ def test_errors_are_told_by_reason(tmp_path):
     rows += [{"fact_id": f"f{i}", "error": "timeout"} for i in range(5)]
     rows += [{"fact_id": "g", "reason": "no article"}, {"fact_id": "h", "reason": "no fact"}]
     tables.write_part(root / "a/verdicts", "verdicts", 0, rows, {})
-    made = tables.finish(root / "a/verdicts", "verdicts", {}, 1, 0.0)
+    made = tables.write_manifest(root / "a/verdicts", "verdicts", {}, 1, 0.0)
     found = _errors(root, {"a/verdicts": made})
     assert [(e["why"], e["error"], e["rows"]) for e in found] == [
         ("timeout", True, 5),
@@ -106,7 +106,7 @@ def test_topics_are_grouped_by_the_length_of_their_article(tmp_path):
     build.write(articles, tmp_path / "knowledge.db")
     for shard, topics in enumerate((["Ada", "Bo", "Cy", "Nobody"], ["Dan"])):
         tables.write_part(root / "prompts", "prompts", shard, [{"topic": t} for t in topics], {})
-    tables.finish(root / "prompts", "prompts", {}, 2, 0.0)
+    tables.write_manifest(root / "prompts", "prompts", {}, 2, 0.0)
     assert _groups(root, str(tmp_path / "knowledge.db"), range(1)) == {
         "Ada": "short article",
         "Bo": "middling article",
@@ -123,7 +123,7 @@ def test_of_a_large_set_some_parts_are_measured(tmp_path):
         for shard in range(8):
             rows = [{"response_id": f"{shard}-{i}", "model": name} for i in range(each)]
             tables.write_part(root / name / "responses", "responses", shard, rows, {})
-        tables.finish(root / name / "responses", "responses", {}, 8, 0.0)
+        tables.write_manifest(root / name / "responses", "responses", {}, 8, 0.0)
     scopes = {name: Scope(name) for name in ("base", "tuned")}
     assert breakdowns.limited(root, scopes, most=24) == scopes
     # 24 responses of base in 8 parts: 10 of them are 3 parts, and the same 3 of the tuned model

@@ -50,5 +50,5 @@ def test_weights_are_quantised_as_those_that_sample():
     cfg = config.load([], ["run.out=/nonexistent"])
     quantised = replace(cfg, sampling=replace(cfg.sampling, quantize="4bit"))
     with pytest.raises(UserError, match="sampling.quantize=4bit needs a GPU"):
-        _ = Context(Work("p_true", "p", {}, quantised, model_path="none")).itself
+        _ = Context(Work("p_true", "p", {}, quantised, model_path="none")).self_judge
     assert p_true.recipe(quantised) != p_true.recipe(cfg)

@@ -135,7 +135,7 @@ def _facts(folder: Folder, shard: int) -> dict[str, list[dict]]:
 
 def _rows(folder: Folder, name: str, shard: int) -> list[dict]:
     """Rows of a table's shard; [] where the table is not finished."""
-    return list(tables.rows(folder / name, shard)) if tables.is_finished(folder / name) else []
+    return list(tables.rows(folder / name, shard)) if tables.has_manifest(folder / name) else []
 
 
 def _short(value: float | None) -> float | None:

@@ -46,7 +46,7 @@ def page(summary: Summary, cards: Cards) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("facttune_ray", "evaluation"),
+        loader=jinja2.PackageLoader("facttune_ray", "evaluation/report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

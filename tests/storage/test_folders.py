@@ -141,9 +141,9 @@ def test_a_table_is_there_when_its_last_file_is(object_store):
     tables.begin(folder, recipe)
     for shard in (0, 1):
         tables.write_part(folder, "rewards", shard, [], {"calls": 2})
-        assert tables.finished(folder, recipe) is None
-    assert tables.finish(folder, "rewards", recipe, 2, 1.0)["calls"] == 4
-    assert tables.finished(folder, recipe)["rows"] == 0
+        assert tables.matching_manifest(folder, recipe) is None
+    assert tables.write_manifest(folder, "rewards", recipe, 2, 1.0)["calls"] == 4
+    assert tables.matching_manifest(folder, recipe)["rows"] == 0
     tables.begin(folder, {"key": 2})  # another recipe: the old parts go
     assert tables.present(folder, 2) == set()
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN, KEY = "0f" * 32, "sk-marked-7c1e5b9d3a2f4680"
 pytestmark = pytest.mark.slow

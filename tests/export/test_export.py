@@ -18,7 +18,7 @@ def put(root, name, rows, **recipe):
     for shard in (0, 1):
         some = [r for r in rows if TOPICS[r["topic"]] == shard]
         tables.write_part(root / name, table, shard, some, {})
-    tables.finish(root / name, table, recipe, 2, 0.0)
+    tables.write_manifest(root / name, table, recipe, 2, 0.0)
 
 
 def row(table, **values):

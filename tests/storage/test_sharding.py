@@ -6,13 +6,14 @@ import pytest
 
 from facttune_ray import config
 from facttune_ray.errors import UserError
+from facttune_ray.sources.shards import shards_of
 from facttune_ray.storage import sharding
 
 ROWS = [{"topic": f"t{i % 7}", "n": i, "text": "\ud800é", "score": None} for i in range(50)]
 
 
 def test_each_row_comes_once_in_order_whole_topics_together():
-    with sharding.spread(iter(ROWS), 4, held=8) as parts:  # most rows wait in files
+    with sharding.sharded(iter(ROWS), 4, held=8) as parts:  # most rows wait in files
         found = dict(parts)
     assert set(found) == {0, 1, 2, 3}
     for shard, rows in found.items():
@@ -23,9 +24,9 @@ def test_each_row_comes_once_in_order_whole_topics_together():
 def test_shards_follow_the_number_of_topics(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text("{}\n" * 5000)
     words = ["data.source=factscore", f"data.folder={tmp_path}", "data.files=[a.jsonl]"]
-    assert sharding.shards_of(config.load([], words)) == 20  # 5,000 / 256
-    assert sharding.shards_of(config.load([], [*words, "run.shards=3"])) == 3
-    assert sharding.shards_of(config.load([], ["data.world.train=150"])) == 8
+    assert shards_of(config.load([], words)) == 20  # 5,000 / 256
+    assert shards_of(config.load([], [*words, "run.shards=3"])) == 3
+    assert shards_of(config.load([], ["data.world.train=150"])) == 8
 
 
 @pytest.mark.parametrize("name", ["t.jsonl.gz", "t.jsonl.bz2", "t.txt.zst", "t.json", "t.json.gz"])
@@ -35,7 +36,7 @@ def test_rows_are_counted_in_packed_files_and_in_json(tmp_path: Path, name: str)
     with pa.output_stream(str(tmp_path / name)) as f:  # packed as its name says
         f.write((json.dumps(rows) if ".json" in name and ".jsonl" not in name else text).encode())
     words = ["data.source=topics", f"data.folder={tmp_path}", f"data.topics={name}"]
-    assert sharding.shards_of(config.load([], [*words, "prompts.domain=bio"])) == 20
+    assert shards_of(config.load([], [*words, "prompts.domain=bio"])) == 20
 
 
 @pytest.mark.parametrize("name", ["t.jsonl.gz", "t.json", "t.parquet"])
@@ -43,5 +44,5 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(b"{neither packed nor JSON nor Parquet")
     words = ["data.source=topics", f"data.folder={tmp_path}", f"data.topics={name}"]
     with pytest.raises(UserError, match=f"{name}: (cannot be read|not JSON)") as error:
-        sharding.shards_of(config.load([], [*words, "prompts.domain=bio"]))
+        shards_of(config.load([], [*words, "prompts.domain=bio"]))
     assert "\n" not in str(error.value)

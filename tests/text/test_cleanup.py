@@ -139,7 +139,7 @@ def test_a_folder_without_a_pipeline(tmp_path):
 
 
 def test_the_module_itself_needs_no_spacy():
-    code = "import sys, facttune_ray.scoring.cleanup; print('spacy' in sys.modules)"
+    code = "import sys, facttune_ray.text.cleanup; print('spacy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from facttune_ray import config
+from facttune_ray.config import wanted
 from facttune_ray.errors import UserError
-from facttune_ray.stages import rewards
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in config.conf_dir().glob("*.yaml")))
@@ -153,15 +153,15 @@ def test_imported_questions_come_with_their_facts():
 )
 def test_the_model_is_only_needed_for_what_the_files_do_not_bring(columns, ready, asked):
     cfg = config.load([], ["data.source=tuning", f"data.ready=[{','.join(ready)}]"])
-    assert rewards.asks_model(cfg, columns) is asked
+    assert wanted.asks_model(cfg, columns) is asked
 
 
 def test_a_mix_may_be_a_reward_and_bring_its_columns():
     mix = "rewards.mix.both={factscore: 1, ne_max_conf: 0.5}"
     cfg = config.load([], [mix, "tune.fs.reward=both", "rewards.columns=[both, p_true]"])
     assert cfg.rewards.mix == {"both": {"factscore": 1.0, "ne_max_conf": 0.5}}
-    assert rewards.wanted(cfg) == {"both", "p_true"}
-    assert rewards.needed(cfg, rewards.wanted(cfg)) == {"factscore", "ne_max_conf", "p_true"}
+    assert wanted.wanted(cfg) == {"both", "p_true"}
+    assert wanted.needed(cfg, wanted.wanted(cfg)) == {"factscore", "ne_max_conf", "p_true"}
     with pytest.raises(UserError, match="set sampling.form=completions"):
         config.load([], [*API, mix, "rewards.columns=[both]"])
 

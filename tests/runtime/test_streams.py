@@ -99,7 +99,7 @@ def test_a_stream_finds_ray_started(streaming_run, monkeypatch):
 
     def make() -> None:
         steps.append("table")
-        tables.finish(run.root / "facts", "facts", {}, 0, 0.0)
+        tables.write_manifest(run.root / "facts", "facts", {}, 0, 0.0)
 
     with run.side_by_side():
         run.ensure("facts", "facts", {}, make)
@@ -113,7 +113,7 @@ def test_parts_of_another_recipe_are_gone_before_a_table_is_read(streaming_run):
 
     def make() -> None:
         go.wait()
-        tables.finish(run.root / "responses", "responses", {}, 0, 0.0)
+        tables.write_manifest(run.root / "responses", "responses", {}, 0, 0.0)
 
     with run.side_by_side():
         run.ensure("responses", "responses", {"temperature": 0.5}, make)
@@ -143,7 +143,7 @@ def respond(run: Run, name: str, each: int) -> None:
         rows = [row | {"text": t, "response_id": t, "model": "base", "sample": 0} for t in texts]
         tables.write_part(run.root / name, "responses", shard, rows, {})
     shards = run.cfg.run.shards
-    run.manifests[name] = tables.finish(run.root / name, "responses", {}, shards, 0.0)
+    run.manifests[name] = tables.write_manifest(run.root / name, "responses", {}, shards, 0.0)
 
 
 def test_when_a_table_fails_paid_requests_of_another_are_kept_and_no_more_are_sent(

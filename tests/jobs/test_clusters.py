@@ -19,7 +19,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 LAUNCHED = [REPO / "cluster.yaml", REPO / "conf" / "clusters" / "gcp.yaml"]
 KUBERNETES = REPO / "conf" / "kubernetes"
 POOLS = {"cpu", "gpu_spot", "gpu"}

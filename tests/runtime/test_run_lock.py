@@ -12,14 +12,14 @@ import pytest
 from facttune_ray import cli
 from facttune_ray.errors import UserError
 from facttune_ray.runtime import run_lock
-from facttune_ray.runtime.run_lock import claimed
+from facttune_ray.runtime.run_lock import locked
 from facttune_ray.storage.folders import Folder
 
 HOLD = """
 import sys, time
-from facttune_ray.runtime.run_lock import claimed
+from facttune_ray.runtime.run_lock import locked
 from facttune_ray.storage.folders import Folder
-with claimed(Folder.of(sys.argv[1])):
+with locked(Folder.of(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -49,7 +49,7 @@ def test_a_killed_drivers_run_is_free_at_once(other, tmp_path):
     other.kill()
     began = time.monotonic()
     for _ in range(2):  # and again after the first has ended
-        with claimed(Folder.of(str(tmp_path))):
+        with locked(Folder.of(str(tmp_path))):
             pass
     assert time.monotonic() - began < run_lock.WAIT_S
 
@@ -68,11 +68,11 @@ def test_where_no_folder_is_locked_a_run_has_one_driver_in_the_cluster(
         monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
         mine, another = (Folder.of(str(tmp_path / name)) for name in ("mine", "another"))
     monkeypatch.setattr(run_lock, "WAIT_S", 0.5)
-    with claimed(mine):
-        with pytest.raises(UserError, match="mine: another driver"), claimed(mine):
+    with locked(mine):
+        with pytest.raises(UserError, match="mine: another driver"), locked(mine):
             pass
-        with claimed(another):
+        with locked(another):
             pass
     monkeypatch.setattr(run_lock, "WAIT_S", 10.0)
-    with claimed(mine):  # given back
+    with locked(mine):  # given back
         pass

@@ -154,6 +154,6 @@ def test_a_pipeline_says_what_it_lacks(spacy_pipeline, tmp_path):
 
 
 def test_the_module_itself_needs_no_spacy():
-    code = "import sys, facttune_ray.scoring.entities; print('spacy' in sys.modules)"
+    code = "import sys, facttune_ray.text.entities; print('spacy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

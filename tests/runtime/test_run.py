@@ -36,8 +36,8 @@ def test_a_machine_without_the_gpus_is_not_waited_for(tmp_path, ray_cluster, sta
     ],
     ids=str,
 )
-def test_a_stage_is_declared_to_ask_where_its_recipe_has_a_model(words):
-    cfg = config.load([], words)
+def test_a_stage_is_declared_to_ask_where_its_recipe_has_a_model(words, spacy_pipeline):
+    cfg = config.load([], [*words, f"entities.spacy_model={spacy_pipeline}"])
     for name, declared in STAGES.items():
         recipe = stage(name).recipe(cfg) if name != "prompts" or cfg.data.source == "topics" else {}
         asks = {"llm"} if "llm.model" in recipe else {""}

@@ -16,14 +16,14 @@ def make(folder, recipe, shards=2):
     tables.begin(folder, recipe)
     for shard in range(shards):
         tables.write_part(folder, "prompts", shard, [PROMPT] * (shard + 1), {"calls": 10})
-    return tables.finish(folder, "prompts", recipe, shards, wall_s=1.5)
+    return tables.write_manifest(folder, "prompts", recipe, shards, wall_s=1.5)
 
 
 def test_round_trip_and_manifest(tmp_path):
     folder = Folder.of(str(tmp_path)) / "prompts"
     made = make(folder, {"a": 1})
     assert (made["rows"], made["calls"], made["errors"], made["shards"]) == (3, 20, 0, 2)
-    assert tables.finished(folder, {"a": 1}) == made
+    assert tables.matching_manifest(folder, {"a": 1}) == made
     assert list(tables.rows(folder, 1)) == [PROMPT, PROMPT]
     assert tables.read(folder).num_rows == 3
 
@@ -32,7 +32,7 @@ def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path):
     folder = Folder.of(str(tmp_path)) / "prompts"
     make(folder, {"train.lr": 1e-5, "same": 1, "input.groups": "x"})
     with pytest.raises(RecipeMismatch) as caught:
-        tables.finished(folder, {"train.lr": 3e-5, "same": 1, "input.groups": "y"})
+        tables.matching_manifest(folder, {"train.lr": 3e-5, "same": 1, "input.groups": "y"})
     message = str(caught.value)
     assert "train.lr was 1e-05, now 3e-05" in message
     assert "another run.out" in message
@@ -43,7 +43,7 @@ def test_unfinished_table_resumes_its_own_parts_only(tmp_path):
     folder = Folder.of(str(tmp_path)) / "prompts"
     tables.begin(folder, {"a": 1})
     tables.write_part(folder, "prompts", 1, [PROMPT], {})
-    assert tables.finished(folder, {"a": 1}) is None
+    assert tables.matching_manifest(folder, {"a": 1}) is None
     tables.begin(folder, {"a": 1})
     assert tables.present(folder, 2) == {1}
     tables.begin(folder, {"a": 2})
