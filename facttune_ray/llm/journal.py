@@ -82,8 +82,7 @@ class Journal:
     async def _write(self, attempt: int) -> None:
         if self._appends:
             self._append(_record(attempt, self._open[attempt]))
-            if self._syncing is None:
-                self._syncing = asyncio.create_task(self._sync_soon())
+            self._sync_later()
             return
         async with self._lock:  # those who came meanwhile find themselves put
             if self._put.get(attempt) != self._open[attempt]:
@@ -113,13 +112,21 @@ class Journal:
             self._stream.close()
             self._stream = None
 
+    def _sync_later(self) -> None:
+        if self._syncing is None:
+            self._syncing = asyncio.create_task(self._sync_soon())
+
     async def _sync_soon(self) -> None:
         """A host that crashes loses the records of the last SYNC_S alone. A process that is killed
         loses none."""
         await asyncio.sleep(SYNC_S)
         self._syncing = None
-        with contextlib.suppress(OSError):  # closed and removed, or the disk is full
+        try:
             await asyncio.to_thread(folders.sync, self._folder.fs, self._file.path)
+        except FileNotFoundError:
+            pass  # closed and removed
+        except OSError:
+            self._sync_later()  # a disk that is full may have room again
 
     async def close(self) -> None:
         """Leave the open attempts alone on disk, and no file without any."""

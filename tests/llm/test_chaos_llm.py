@@ -165,8 +165,10 @@ def test_eight_thousand_requests_under_every_fault(tmp_path, ray_cluster):
     # a second answer to one request is a replay here: those whose first was lost on its way, and a
     # few that came later than timeout_s. A hang is never answered, a 500 or half a body never made.
     assert seen["replayed"] <= seen["faults"]["reset"] + 40
-    # of the 429s, the bursts are the server's doing; the rest is what we sent over its limit
-    assert seen["rejected_429"] - seen["refused_429"] <= 0.01 * seen["received"]
+    # of the 429s, the bursts are the server's doing; the rest is what we sent over its limit: what
+    # was on its way when the limit halved (half a second of it), and 1%
+    halved = 0.5 * 12_000 / 60
+    assert seen["rejected_429"] - seen["refused_429"] <= 0.01 * seen["received"] + halved
     # and a burst is noticed: 5% would come of sending on through each
     assert seen["rejected_429"] <= 0.03 * seen["received"]
     later = [s["accepted"] for s in seen["seconds"] if s["t"] >= 8 + 5]

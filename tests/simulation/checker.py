@@ -202,19 +202,15 @@ def every_bill_is_kept_or_listed(e: Evidence) -> Iterator[str]:
 
 def _lost_in_crash(e: Evidence, a: Attempt) -> bool:
     """Sent just before its host crashed: the journal's record may be lost, too. A process that was
-    killed syncs nothing any more, nor does one whose disk was full from then on until it ended."""
+    killed syncs nothing any more, nor does one whose disk was full until it ended."""
     dead_s = (e.h.ends | e.death_s).get(a.process, float("inf"))
     # nor a loop that stands still; and a sync is done by a thread
     synced_s = 0.3 + 2 * e.s["slow_threads_s"] + sum(t for _, _, t in e.s["stalls"])
     due_s = a.departed_s + synced_s
-    return any(
-        a.departed_s <= at
-        and (
-            min(at, dead_s) < due_s
-            or any(begin <= due_s and min(at, dead_s) <= end for begin, end in e.s["disk_full"])
-        )
-        for at in e.h.crashes
-    )
+    for begin, end in e.s["disk_full"]:  # it is tried again until there is room
+        if begin <= due_s <= end:
+            due_s = end + synced_s
+    return any(a.departed_s <= at and min(at, dead_s) < due_s for at in e.h.crashes)
 
 
 def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:

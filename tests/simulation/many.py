@@ -33,6 +33,7 @@ def many(seeds: range, processes: int) -> dict[str, Any]:
             happened.update(found["happened"])
             for rule in {rule for rule, _ in found["broken"]}:
                 broken.setdefault(rule, []).append(found["seed"])
+                print(f"seed {found['seed']} breaks {rule}", flush=True)
             if time.monotonic() - told_s > TOLD_S or done == len(seeds):
                 told_s = time.monotonic()
                 print(
