@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # transformers imports DeepSpeed where accelerate is there, which warns of a missing GPU
     logging.getLogger("DeepSpeed").addFilter(_is_error)
     try:
-        with ending.heeded():
+        with ending.signals_handled():
             return args.run(args)
     except KeyboardInterrupt:
         return _ended()

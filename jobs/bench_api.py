@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import api, limiter, memory
 
-from facttune_ray.runtime import worker
+from facttune_ray.runtime import cluster
 
 LIMITED = (api.OURS, "sequential", "gather", "token_bucket", "ray_data_llm")
 UNLIMITED = (api.OURS, "bare_sdk", "ray_data_llm")
@@ -39,7 +39,7 @@ def main() -> int:
         return 0
     if not args.out:
         parser.error("--out FILE.json: where to write the figures")
-    worker.start_ray()
+    cluster.start_ray()
     api.warm_up()
     found: dict[str, dict[str, dict]] = {}
     for scenario, (options, limited, count) in api.scenarios(args.quick).items():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import chat, knowledge, local_lm
 
-from facttune_ray.runtime import worker
+from facttune_ray.runtime import cluster
 
 PARTS = {"chat": chat.run, "local_lm": local_lm.run, "knowledge": knowledge.run}
 
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer facts and articles")
     parser.add_argument("--out", required=True, help="JSON file to write")
     args = parser.parse_args()
-    worker.start_ray()
+    cluster.start_ray()
     found = {}
     for name, run in PARTS.items():
         found[name] = run(args.quick)

@@ -32,9 +32,9 @@ def small_preset() -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    from facttune_ray.runtime import worker
+    from facttune_ray.runtime import cluster
 
-    worker.start_ray()
+    cluster.start_ray()
     yield
     import ray
 

@@ -1,11 +1,11 @@
-"""How a signal ends a command: Ctrl-C, SIGTERM (`ray job stop`, batch systems) and SIGHUP alike.
+"""Signals end a command in order: Ctrl-C, SIGTERM (`ray job stop`, batch systems) and SIGHUP.
 
-    with ending.heeded():                    in the command line: KeyboardInterrupt on a signal
-        with ending.drained(meter_stop):     while an endpoint is asked: what is in flight is kept
+    with ending.signals_handled():           in the command line: KeyboardInterrupt on a signal
+        with ending.drained(meter_stop):     around requests: answers in flight are kept
             ...
 
-The first signal ends the command and later ones are ignored, but for a second Ctrl-C, which does
-not wait for what is in flight.
+The first signal ends the command. Later signals are ignored, except a second Ctrl-C, which does
+not wait for the answers in flight.
 """
 
 from __future__ import annotations
@@ -25,51 +25,51 @@ from facttune_ray.errors import Stopped
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-KILLED_S = 10.0  # containers are killed so long after they were told to end
-JOB_KILLED_S = 3.0  # the same of Ray's jobs, unless they are told otherwise
-DRAIN = 0.6  # of that time, for what is in flight; the rest is for Ray to end in
+KILLED_S = 10.0  # a container is killed this long after SIGTERM
+JOB_KILLED_S = 3.0  # a Ray job is killed this long after it was told to stop (Ray's default)
+DRAIN = 0.6  # share of that time to wait for answers in flight; Ray shuts down in the rest
 
 received: int | None = None  # the signal that ended this process's command
 _told = False
-_heeding = False
-_stops: list[Callable[[], None]] = []  # what lets the stages end that ask an endpoint
+_handling = False
+_stops: list[Callable[[], None]] = []  # callbacks that make the asking stages end
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
-    """Signals end the block with a KeyboardInterrupt. They are the main thread's alone."""
-    global _heeding
+def signals_handled() -> Iterator[None]:
+    """A signal ends the block with a KeyboardInterrupt. Only the main thread can handle signals."""
+    global _handling
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {s: signal.getsignal(s) for s in SIGNALS}
-    _heeding = True
+    _handling = True
     install()
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _heeding = False
+        _handling = False
         for number, handler in before.items():
-            # the next one would cut short what ends now; Ctrl-C may, where Ray does not end
+            # Ignore further signals while the process ends. Ctrl-C stays, in case Ray hangs.
             again = received is not None and number != signal.SIGINT
             signal.signal(number, signal.SIG_IGN if again else handler or signal.SIG_DFL)
 
 
-def heeding() -> bool:
-    return _heeding and threading.current_thread() is threading.main_thread()
+def handling() -> bool:
+    return _handling and threading.current_thread() is threading.main_thread()
 
 
 def install() -> None:
-    """Ray's C++ part takes SIGTERM when it starts: called once more then. What was ignored when the
-    command began (`nohup`) stays so."""
-    if heeding():
+    """Install the handlers. Call it again after ray.init, which replaces the handler of SIGTERM. A
+    signal that was ignored when the command began (`nohup`) stays ignored."""
+    if handling():
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _heed)
+                signal.signal(number, _handle)
 
 
-def _heed(number: int, _: FrameType | None) -> None:
+def _handle(number: int, _: FrameType | None) -> None:
     global received
     if received is not None:
         if number == signal.SIGINT and _stops:
@@ -83,21 +83,21 @@ def _heed(number: int, _: FrameType | None) -> None:
     last.start()
     if not _stops:
         raise KeyboardInterrupt
-    for stop in _stops:  # in threads: this one may be in the midst of a call to Ray
+    for stop in _stops:  # in threads, because this thread may be inside a call to Ray
         threading.Thread(target=stop, daemon=True).start()
     signal.signal(signal.SIGALRM, _late)
     signal.setitimer(signal.ITIMER_REAL, DRAIN * left_s)
 
 
 def _silence() -> None:
-    """Ray's C++ part writes to the descriptor itself, where its other processes end, too."""
+    """Redirect file descriptor 2 to /dev/null: Ray's C++ code writes stack traces to it."""
     sys.stderr.flush()
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _exit() -> None:
-    """The end of a command that waits for a Ray which has ended before it, say."""
+    """Exit although the command has not returned, for example because Ray ended before it."""
     tell()
     sys.stdout.flush()
     os._exit(exit_code())
@@ -108,7 +108,7 @@ def _late(_: int, __: FrameType | None) -> None:
 
 
 def _left_s() -> float:
-    """Until this process is killed, less some time to be safe."""
+    """Seconds until this process is killed, with some time to spare."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         return KILLED_S - 1.0
     return max(1.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_KILLED_S)) - 0.4)
@@ -116,7 +116,7 @@ def _left_s() -> float:
 
 @contextlib.contextmanager
 def drained(stop: Callable[[], None]) -> Iterator[None]:
-    """A signal calls `stop` and lets the block end by itself, for some seconds. Stopped then."""
+    """On a signal call `stop`, give the block some seconds to end by itself, and raise Stopped."""
     _stops.append(stop)
     try:
         yield
@@ -126,22 +126,22 @@ def drained(stop: Callable[[], None]) -> Iterator[None]:
         _stops.remove(stop)
 
 
-def aside(call: Callable[[], T]) -> T:
-    """Its result, from a thread that nobody waits for when a signal comes."""
-    made: Future[T] = Future()
+def in_daemon_thread(call: Callable[[], T]) -> T:
+    """The result of the call. It runs in a daemon thread: a signal does not wait for its end."""
+    result: Future[T] = Future()
 
     def run() -> None:
         try:
-            made.set_result(call())
+            result.set_result(call())
         except BaseException as e:
-            made.set_exception(e)
+            result.set_exception(e)
 
     threading.Thread(target=run, daemon=True).start()
-    return made.result()
+    return result.result()
 
 
 def tell() -> None:
-    """The one line."""
+    """Print the one line that says how the command ended."""
     global _told
     if not _told:
         _told = True
@@ -150,5 +150,5 @@ def tell() -> None:
 
 
 def exit_code() -> int:
-    """128 + the signal's number, as shells count."""
+    """128 plus the signal's number, as shells report it."""
     return 128 + (received or signal.SIGINT)

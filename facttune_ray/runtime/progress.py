@@ -20,7 +20,7 @@ from typing import Any
 
 from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import SILENT, Usage
-from facttune_ray.runtime.placement import gpus_of, options, place
+from facttune_ray.runtime.placement import gpus_of, options, worker_count
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
@@ -177,7 +177,7 @@ def lacks(work: Work) -> str:
     if not any(all(b.bundle.get(k, 0) == v for k, v in mine.items()) for b in tasks):
         return ""
     unit = f"{gpus:g} GPU {kind}".strip() if gpus else "a CPU"
-    return f"{unit} to be free" if place(ray.nodes(), gpus, kind) else f"a host with {unit}"
+    return f"{unit} to be free" if worker_count(ray.nodes(), gpus, kind) else f"a host with {unit}"
 
 
 def lacks_group() -> str:

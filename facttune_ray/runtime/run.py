@@ -27,7 +27,7 @@ from facttune_ray.evaluation import measure
 from facttune_ray.evaluation.rewards import moments
 from facttune_ray.loop.run import Snapshot, full_name
 from facttune_ray.loop.start import knowledge_file
-from facttune_ray.runtime import stage_table, worker
+from facttune_ray.runtime import cluster, stage_table, worker
 from facttune_ray.runtime.run_lock import locked
 from facttune_ray.runtime.services import Embedded, Services
 from facttune_ray.runtime.streams import Streams
@@ -96,7 +96,7 @@ class Run:
             if self._streams is not None and step in STAGES:
                 # before its thread runs: who reads it must not take parts of another recipe for its
                 tables.begin(folder, recipe)
-                worker.start_ray()  # Ray's processes end with the thread that starts them
+                cluster.start_ray()  # Ray's processes end with the thread that starts them
                 self._streams.start(name, lambda: self._make(name, make))
                 found = {"fingerprint": tables.fingerprint(recipe), "table": step}
             else:
@@ -265,7 +265,7 @@ class Run:
             if train.loss == "fact_masked" and sft is None:
                 _check_masks(table, cfg.run.shards)
             tables.begin(out, recipe)
-            worker.start_ray()
+            cluster.start_ray()
             # the recipe is in the name: checkpoints elsewhere are never those of another training
             called = f"{cfg.run.name}-{scope}-{tables.fingerprint(recipe)[:8]}"
             steps = training.train(

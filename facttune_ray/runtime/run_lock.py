@@ -1,10 +1,10 @@
-"""One driver at a time makes a run's tables: two would both pay for the same requests.
+"""The lock of a run: one driver at a time makes its tables. Two would pay for the same requests.
 
-    with locked(Folder.of("runs/bio")):     UserError when another driver has it
+    with locked(Folder.of("runs/bio")):     UserError when another driver holds it
 
-A folder is locked; one in an object store, or on a network's file system that locks none, has an
-actor of its name on the cluster. Both end with the process that took them, however it ends, so
-nothing has to be cleaned up.
+A local folder is locked by flock. A folder in an object store, or on a network file system without
+locks, is locked by a named actor on the cluster. Both locks end with the process that holds them,
+however it ends, so there is nothing to clean up.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from facttune_ray.errors import UserError
 from facttune_ray.storage.folders import Folder, writing
 from facttune_ray.storage.schema import digest
 
-WAIT_S = 10.0  # a driver that was told to end, or was killed, may need some seconds
+WAIT_S = 10.0  # a driver that was told to end or was killed may need some seconds to be gone
 
 
 class Owner:
-    """An actor that does nothing: its name is taken while its driver lives."""
+    """An actor that does nothing. Its name is the lock, and exists while its driver lives."""
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def _lock(root: Folder, held: contextlib.ExitStack) -> bool:
 
 
 def _remove_empty(path: str) -> None:
-    """A run that was refused before its first table leaves nothing."""
+    """Leave nothing of a run that was refused before its first table."""
     with contextlib.suppress(OSError):
         os.rmdir(path)
 
@@ -67,14 +67,14 @@ def _name(root: Folder, held: contextlib.ExitStack) -> bool:
     import ray
 
     from facttune_ray.llm.actors import NAMESPACE, ON_HEAD
-    from facttune_ray.runtime import worker
+    from facttune_ray.runtime import cluster
 
-    worker.start_ray()
+    cluster.start_ray()
     owner: Any = ray.remote(Owner)
     name = f"facttune-run-{digest(root.uri)}"
     try:
         made = owner.options(name=name, namespace=NAMESPACE, num_cpus=0, resources=ON_HEAD).remote()
-    except ValueError:  # the name is taken
+    except ValueError:  # another driver has an actor of this name
         return False
     held.callback(_release, made)
     return True
@@ -83,6 +83,8 @@ def _name(root: Folder, held: contextlib.ExitStack) -> bool:
 def _release(owner: Any) -> None:
     import ray
 
-    if ray.is_initialized():  # `kill` would start another
-        with contextlib.suppress(ray.exceptions.RayError):  # a cluster that is gone has no names
+    if ray.is_initialized():  # without this check `kill` would start a Ray of its own
+        with contextlib.suppress(
+            ray.exceptions.RayError
+        ):  # the cluster is gone, and the name with it
             ray.kill(owner)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from facttune_ray.config import Config, LLMConfig
-from facttune_ray.runtime import preflight, worker
+from facttune_ray.runtime import cluster, preflight
 from facttune_ray.storage import folders
 from facttune_ray.storage.folders import Folder
 from facttune_ray.telemetry import say
@@ -50,7 +50,7 @@ class Services:
                 folder = self.root / "annotator"
                 here = Path(folder.path) if folder.local else folders.scratch(folder.uri)
                 journal = str(here / "journal.jsonl")  # every answer is written on its own
-                started = self._embedded(worker.own_address(), journal)
+                started = self._embedded(cluster.own_address(), journal)
                 self._base_url = self._open.enter_context(started)
             return self._base_url
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 
 from facttune_ray.errors import BudgetReached, UserError
 from facttune_ray.llm import cost
-from facttune_ray.runtime import ending, progress, worker
-from facttune_ray.runtime.placement import gpus_of, place
+from facttune_ray.runtime import cluster, ending, progress, worker
+from facttune_ray.runtime.placement import gpus_of, worker_count
 from facttune_ray.runtime.services import Services
 from facttune_ray.runtime.streams import Streams
 from facttune_ray.stages import STAGES, stage
@@ -37,9 +37,9 @@ def make(work: Work, recipe: Recipe, services: Services, streams: Streams | None
     if left:
         for line in getattr(stage(work.stage), "hints", lambda cfg: [])(work.cfg):
             say(line)
-        worker.start_ray()
+        cluster.start_ray()
         gpus, kind = gpus_of(work)
-        workers = work.cfg.run.workers or max(1, _room(work, gpus, kind))
+        workers = work.cfg.run.workers or max(1, _workers(work, gpus, kind))
         while left:
             now = streams.ready(root, work.inputs.values(), left) if streams else left
             if work.base_url:
@@ -53,11 +53,11 @@ def make(work: Work, recipe: Recipe, services: Services, streams: Streams | None
     tables.write_manifest(folder, work.stage, recipe, shards, time.monotonic() - started)
 
 
-def _room(work: Work, gpus: float, kind: str) -> int:
+def _workers(work: Work, gpus: float, kind: str) -> int:
     """Workers that the cluster has room for now. UserError where it never will have any."""
     import ray
 
-    if not (room := place(ray.nodes(), gpus, kind)):
+    if not (count := worker_count(ray.nodes(), gpus, kind)):
         if not os.environ.get("RAY_ADDRESS"):  # nobody adds a host
             key, wanted = f"{STAGES[work.stage].gpus}.gpus", f"{gpus:g} {kind}".strip()
             raise UserError(
@@ -65,7 +65,7 @@ def _room(work: Work, gpus: float, kind: str) -> int:
                 f"worker: set it to 0, or RAY_ADDRESS to a cluster that has them"
             )
         say(f"{work.output}: waits for a host with a GPU {kind}")
-    return room
+    return count
 
 
 def _ask(

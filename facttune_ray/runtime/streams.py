@@ -1,16 +1,15 @@
-"""Tables that are made side by side: a part is begun once the parts that it reads are there.
+"""Tables that are made side by side: a part begins once the parts that it reads are written.
 
     streams = Streams()
     streams.start("base/tune/responses", make_responses)
-    streams.start("base/tune/facts", make_facts)       # asks streams.ready(...) what it may begin
-    streams.finish()                                   # raises what went wrong first
+    streams.start("base/tune/facts", make_facts)       # uses streams.ready(...)
+    streams.finish()                                   # raises the first error
 
-When one fails the others end, too: what goes wrong is told at once, nothing more is begun, and
-answers that are under way are kept.
+When a table fails, its error is printed at once, the other tables begin nothing more, and answers
+in flight are kept.
 
-It saves time where two stages use different things: GPUs sample while an endpoint is asked about
-what they have sampled. Parts are durable one by one, so nothing else changes: a run that is killed
-goes on from the parts that are there.
+This saves time if two stages use different resources: GPUs sample while an endpoint judges what
+they have sampled. Each part is durable by itself: a killed run continues from the parts there are.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ LOOK_S = 0.5  # between two looks for new parts
 
 class Streams:
     def __init__(self, end: Callable[[], None] = lambda: None) -> None:
-        """`end`: called when one has failed, for what waits elsewhere than in `ready`."""
-        self.threads: dict[str, threading.Thread] = {}  # table -> what makes it, in order
+        """`end`: called when a table has failed, to end what waits elsewhere than in `ready`."""
+        self.threads: dict[str, threading.Thread] = {}  # table -> its thread, in order
         self.errors: dict[str, BaseException] = {}
         self.stopped = threading.Event()
         self._end = end
@@ -53,12 +52,12 @@ class Streams:
         return any(t.is_alive() for other, t in self.threads.items() if other != name)
 
     def stop(self) -> None:
-        """Let all of them end."""
+        """Let all tables end."""
         self.stopped.set()
         self._end()
 
     def ready(self, root: Folder, inputs: Iterable[str], left: set[int]) -> set[int]:
-        """Those of the shards left whose inputs are there, once there are some."""
+        """The shards of `left` whose inputs are written; waits until there are some."""
         growing = [i for i in inputs if i in self.threads]
         while not self.stopped.is_set():
             found = set(left)
@@ -71,8 +70,8 @@ class Streams:
         raise Stopped
 
     def withdraw(self, root: Folder, name: str) -> None:
-        """Before a table is removed: end those begun after it, and remove what they have made of
-        it."""
+        """Call it before the table is removed: the tables that were begun after it end, and what
+        they have made is removed."""
         self.stop()
         later = list(self.threads)[list(self.threads).index(name) + 1 :]
         for other in later:
@@ -81,7 +80,7 @@ class Streams:
                 (root / other).delete()
 
     def finish(self) -> None:
-        """Wait for all; raise the error of the first table that has one of its own."""
+        """Wait for all tables. Raises the error of the first table that failed by itself."""
         try:
             for thread in self.threads.values():
                 thread.join()

@@ -73,7 +73,7 @@ def train(job: TrainJob) -> int:
     )
     # in the main thread Ray Train would take Ctrl-C for itself, also when it is done
     with _progress(job.out):
-        outcome = ending.aside(trainer.fit).return_value  # type: ignore[attr-defined]
+        outcome = ending.in_daemon_thread(trainer.fit).return_value  # type: ignore[attr-defined]
     if isinstance(outcome, str):
         raise UserError(outcome)
     return outcome

@@ -1,10 +1,10 @@
-"""Ray Data over shards: the unit of work is one shard of a table, durable once written.
+"""Shards of a table on the cluster, by Ray Data. A shard is the unit of work.
 
-CPU stages run as Ray Data tasks in worker processes that keep their context (a loaded model, an
-open connection) between tables: an actor pool a stage would start and import everything again
-each time. A stage that asks the LLM gets one task a worker, with all of its shards: one event loop
-gathers their requests, and the next shard begins before the stragglers of the last have come.
-GPU stages run as an actor pool.
+CPU stages run as Ray Data tasks. Their worker processes keep the context (a loaded model, an open
+connection) between shards, and their imports between stages; an actor pool for each stage would
+start and import everything anew about thirty times in the quickstart. A stage that asks an endpoint
+is one task for each worker: one event loop sends the requests of all its shards, and a shard begins
+before the last answers of the shard before it have come. GPU stages run as an actor pool.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import socket
-import sys
 import threading
 import traceback
 from collections.abc import Coroutine
@@ -22,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from facttune_ray import errors, telemetry
-from facttune_ray.errors import UserError, one_line
-from facttune_ray.runtime import ending
+from facttune_ray.errors import UserError
 from facttune_ray.secrets import redact
 from facttune_ray.stages import stage
 from facttune_ray.stages.context import Context
@@ -35,14 +32,17 @@ from facttune_ray.storage.schema import digest
 from facttune_ray.telemetry import say
 
 Batch = dict[str, np.ndarray]
-OPEN_SHARDS = 64  # of one worker, at once: their rows are in memory
-REACH_S = 5.0  # until a cluster that does not answer is taken for gone
-UNSURE = ("estimated", "unknown", "unknown_usd")  # of Usage; in a manifest where above 0
-TASKS = 32  # of one worker, each some shards: the driver's work does not grow with them
+OPEN_SHARDS = 64  # shards that a worker makes at a time: their rows are in memory
+UNSURE = ("estimated", "unknown", "unknown_usd")  # fields of Usage; in a manifest if above 0
+TASKS = 32  # most tasks per worker. A task holds several shards: the driver's work stays constant
 
 
 class ShardWorker:
-    """Makes shards of one table. Input batch: {"shards": ["0,2,4"]}; output: how it went."""
+    """Makes shards of one table.
+
+    Input batch: {"shards": ["0,2,4"]}; output: {"stopped": [line of an error, or ""], "kind": [name
+    of its class]}.
+    """
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -56,14 +56,14 @@ class ShardWorker:
         try:
             make = self.ask_all if self.work.base_url else self.make_all
             self.loop.run_until_complete(make(shards))
-        except UserError as e:  # one line for the driver to raise, without a worker's traceback
+        except UserError as e:  # the driver raises it as one line, without the worker's traceback
             return {"stopped": np.array([str(e)]), "kind": np.array([type(e).__name__])}
         except OSError as e:  # an object store that stays away
             if (line := outage(e)) is None:
                 raise
             line = f"{self.work.output}: {line}"
             return {"stopped": np.array([line]), "kind": np.array(["UserError"])}
-        except Exception:  # a bug; its traceback goes to logs and to the cluster's state
+        except Exception:  # a bug: its traceback goes to the logs
             raise RuntimeError(redact(traceback.format_exc())) from None
         return {"stopped": np.array([""]), "kind": np.array([""])}
 
@@ -74,11 +74,11 @@ class ShardWorker:
                 await self.make(shard)
 
     def _done(self) -> set[int]:
-        """What a lost worker had written of a task that Ray tries again."""
+        """Shards that are written already: Ray may run a task again whose worker was lost."""
         return tables.present(self.context.root / self.work.output, self.work.cfg.run.shards)
 
     async def ask_all(self, shards: list[int]) -> None:
-        """Shards of a stage that asks the LLM: as many at once as keep the endpoint busy."""
+        """Make shards of a stage that asks an endpoint, as many at a time as keep it busy."""
         client = self.context.client
         await asyncio.to_thread(client.ledger.refresh)
         done = self._done()
@@ -88,14 +88,15 @@ class ShardWorker:
                 if shard in done:
                     continue
                 running.add(asyncio.create_task(self.make(shard)))
-                await asyncio.sleep(0.01)  # it reads its rows and makes its requests
+                await asyncio.sleep(0.01)  # the new task reads its rows and creates its requests
                 while running and (len(running) >= OPEN_SHARDS or not client.hungry()):
                     full = len(running) >= OPEN_SHARDS
                     running = await _some_done(running, None if full else client.until_hungry())
             while running:
                 running = await _some_done(running)
-        except Exception as e:  # also a bug, or a store that is away: what is under way is paid
-            # those who wait get an error that none of them takes for its row's own
+        except Exception as e:
+            # Requests in flight are paid, so wait for their answers, also after a bug. The shards
+            # that wait get a UserError: a RowError would become the error of a row.
             why = e if isinstance(e, UserError) else UserError(f"{self.work.output} has stopped")
             await client.drain(why)
             await asyncio.gather(*running, return_exceptions=True)
@@ -119,11 +120,11 @@ class ShardWorker:
         folder = self.context.root / self.work.output
         await asyncio.to_thread(
             tables.write_part, folder, self.work.stage, shard, rows, stats
-        )  # other shards' requests go on
+        )  # in a thread: requests of other shards go on
         self._tell(shard, rows, stats)
 
     def _tell(self, shard: int, rows: list[dict], stats: dict[str, Any]) -> None:
-        """Metrics and, where lines are JSON, one into this process's log."""
+        """Report metrics and, if log lines are JSON, a line of this process's log."""
         failed = sum(row.get("error") is not None for row in rows)
         tags = {"stage": self.work.stage, "run": self.work.cfg.run.name}
         telemetry.count("rows", len(rows), **tags)
@@ -133,7 +134,7 @@ class ShardWorker:
             say(f"part {shard}", event="part", rows=len(rows), errors=failed, **what)
 
     def close(self) -> None:
-        """What could not be written was raised when it was tried first, and is tried once more."""
+        """Write what is left. An error here was already raised by the first attempt."""
         if "client" in self.context.__dict__:
             with contextlib.suppress(UserError, OSError):
                 self.loop.run_until_complete(self.context.client.close())
@@ -143,37 +144,37 @@ class ShardWorker:
 async def _some_done(
     running: set[asyncio.Task[None]], until: Coroutine[Any, Any, None] | None = None
 ) -> set[asyncio.Task[None]]:
-    """Those still running, after one has ended or `until` has; raises what they raised."""
-    also = {asyncio.create_task(until)} if until is not None else set()
+    """Wait until a task or `until` has ended; raise a task's error. -> the tasks that still run"""
+    waiting = {asyncio.create_task(until)} if until is not None else set()
     try:
-        done, _ = await asyncio.wait(running | also, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(running | waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in also:
+        for task in waiting:
             task.cancel()
     for task in done:
         task.result()
     return running - done
 
 
-_kept: dict[str, ShardWorker] = {}  # this process's worker, by table: at most one
+_kept: dict[str, ShardWorker] = {}  # table -> this process's worker of it; at most one
 
 
 def run_shards(batch: Batch, work: Work) -> Batch:
-    """`ShardWorker` as a task: made once a process and table."""
+    """`ShardWorker` as a task. The process keeps it until it works on another table."""
     if work.output not in _kept or _kept[work.output].work != work:
-        _let_go()
+        _close_kept()
         release_memory()
         _kept[work.output] = ShardWorker(work)
     made = None
     try:
         made = _kept[work.output](batch)
     finally:
-        if made is None or made["kind"][0]:  # a client that was stopped does not start again
-            _let_go()
+        if made is None or made["kind"][0]:  # a stopped client cannot be used again
+            _close_kept()
     return made
 
 
-def _let_go() -> None:
+def _close_kept() -> None:
     while _kept:
         _kept.popitem()[1].close()
 
@@ -186,8 +187,8 @@ def run(
     accelerator: str = "",
     ended: threading.Event | None = None,
 ) -> None:
-    """Make these shards on the cluster; UserError when a worker stopped on bad input. Stopped when
-    `ended` is set meanwhile: after the next shards, and without those that are being made."""
+    """Make these shards on the cluster. UserError when a worker stopped on bad input. Stopped when
+    `ended` was set: then the shards that are being made are left out."""
     import ray.data
 
     from facttune_ray.runtime.placement import options
@@ -198,20 +199,20 @@ def run(
         [{"shards": ",".join(map(str, left[i::lanes]))} for i in range(lanes)],
         override_num_blocks=lanes,
     )
-    size: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy"}
-    size |= options(gpus, accelerator, asks=bool(work.base_url))
+    how: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy"}
+    how |= options(gpus, accelerator, asks=bool(work.base_url))
     if gpus:
         pool: Any = ray.data.ActorPoolStrategy(size=workers)
-        done = data.map_batches(ShardWorker, compute=pool, fn_constructor_args=(work,), **size)
+        done = data.map_batches(ShardWorker, compute=pool, fn_constructor_args=(work,), **how)
     else:
         pool = ray.data.TaskPoolStrategy(size=workers)
         task = functools.partial(run_shards, work=work)
-        done = data.map_batches(task, compute=pool, **size)
+        done = data.map_batches(task, compute=pool, **how)
     done.set_name(work.output.replace("/", "."))  # in Ray's dashboard
     stopped: UserError | None = None
-    for row in done.iter_rows():  # the others drain, too: what they paid for is kept
+    for row in done.iter_rows():  # also after an error: other workers write what they paid for
         if row["stopped"] and stopped is None:
-            stopped = told(row)
+            stopped = returned_error(row)
         if ended is not None and ended.is_set():
             stopped = stopped or errors.Stopped("another table has failed")
             break
@@ -219,80 +220,6 @@ def run(
         raise stopped
 
 
-def told(row: dict[str, str]) -> UserError:
-    """The error that a worker returned; of a kind that only another module knows, a plain one."""
+def returned_error(row: dict[str, str]) -> UserError:
+    """The error that a worker returned, as its class of errors.py, else as a UserError."""
     return getattr(errors, row["kind"], UserError)(row["stopped"])
-
-
-_starting = threading.Lock()
-
-
-def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job), or start a local one. UserError
-    when nothing answers there. Of threads that come together one does it: Ray itself lets all of
-    them begin, and breaks."""
-    with _starting:
-        _start_ray()
-
-
-def _start_ray() -> None:
-    import logging
-    import os
-
-    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
-        # Ray's default, without its warning; Ray reads it when it is imported
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    # whoever waits for a task on a host that fell silent hears of it in 15 s, not in 7 minutes
-    os.environ.setdefault("RAY_grpc_client_keepalive_time_ms", "10000")
-    os.environ.setdefault("RAY_grpc_client_keepalive_timeout_ms", "5000")
-    import ray
-    import ray.data
-
-    if ray.is_initialized():
-        return
-    if ending.heeding():  # Ray's own handler would end us without a line while it starts
-        ray._private.utils.set_sigterm_handler = lambda handler: None
-    if address := os.environ.get("RAY_ADDRESS"):
-        try:
-            _reach(address)
-            ray.init(logging_level=logging.WARNING)
-        except (OSError, ValueError, OverflowError) as e:
-            raise UserError(
-                f"RAY_ADDRESS={address}: no cluster answers there ({one_line(e)}): start it, or "
-                f"unset RAY_ADDRESS to run on this machine alone"
-            ) from None
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(2, os.cpu_count() or 1),  # one CPU must not starve a trainer's worker
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            log_to_driver=False,  # workers' lines stay in Ray's session logs
-            object_store_memory=512 * 2**20,  # tables travel as files, not as objects
-        )
-    ending.install()
-    for name in ("ray", "ray.data"):  # their warnings are not the user's to act on
-        logging.getLogger(name).setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # facttune_ray/runtime/progress.py prints what is done
-    context.print_on_execution_start = False
-
-
-def _reach(address: str) -> None:
-    """OSError when nothing listens there: Ray would try for minutes, and end the process."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():  # "auto" and the like: Ray looks it up
-        return
-    socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
-
-
-def own_address() -> str:
-    """This host's address, as the others of the cluster reach it; loopback without others."""
-    import os
-
-    import ray
-
-    if not os.environ.get("RAY_ADDRESS"):
-        return "127.0.0.1"
-    start_ray()
-    return ray.util.get_node_ip_address()

@@ -10,7 +10,7 @@ from pathlib import Path
 from facttune_ray.config import Config, LLMConfig, RunConfig
 from facttune_ray.llm import actors
 from facttune_ray.prompts import facts
-from facttune_ray.runtime import worker
+from facttune_ray.runtime import cluster, worker
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
 from facttune_ray.storage.schema import digest
@@ -71,7 +71,7 @@ def run_in(
     out: Path, base_url: str, count: int, workers: int, llm: LLMConfig, shards: int = 16
 ) -> dict[str, list[dict]]:
     """The same in a folder that stays: a second call goes on where the first was stopped."""
-    worker.start_ray()
+    cluster.start_ray()
     cfg = Config(run=RunConfig(out=str(out), shards=shards), llm=replace(llm, base_url=base_url))
     if not tables.has_manifest(Folder.of(str(out)) / "base/tune/responses"):
         write_responses(out, count, shards)

@@ -14,7 +14,7 @@ from facttune_ray.errors import Stopped, UserError
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.loop import facttune
 from facttune_ray.quickstart.annotator import AnnotatorOptions, embedded, running
-from facttune_ray.runtime import worker
+from facttune_ray.runtime import cluster
 from facttune_ray.runtime.run import Run
 from facttune_ray.runtime.streams import Streams
 from facttune_ray.storage import tables
@@ -85,7 +85,7 @@ def test_an_error_is_told_when_it_happens_and_the_others_end(tmp_path, capsys):
 @pytest.fixture
 def streaming_run(tmp_path, monkeypatch) -> Run:
     """A run whose tables are made side by side, on a cluster that is not there."""
-    monkeypatch.setattr(worker, "start_ray", lambda: None)
+    monkeypatch.setattr(cluster, "start_ray", lambda: None)
     words = ["data.source=world", f"run.out={tmp_path}", "run.shards=1", "sampling.gpus=1"]
     run = Run(config.load([], words), embedded)
     monkeypatch.setattr(run, "_make", lambda name, make: make())
@@ -95,7 +95,7 @@ def streaming_run(tmp_path, monkeypatch) -> Run:
 def test_a_stream_finds_ray_started(streaming_run, monkeypatch):
     """By the main thread: Ray's processes end with the thread that starts them."""
     run, steps = streaming_run, []
-    monkeypatch.setattr(worker, "start_ray", lambda: steps.append(threading.current_thread()))
+    monkeypatch.setattr(cluster, "start_ray", lambda: steps.append(threading.current_thread()))
 
     def make() -> None:
         steps.append("table")

@@ -164,7 +164,7 @@ from pathlib import Path
 from facttune_ray.stages import worker
 from facttune_ray.runtime import training
 conftest = runpy.run_path(sys.argv[1])
-worker.start_ray()
+cluster.start_ray()
 job = conftest["job_of"](tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=75, save_every=20)
 training.train(job)
 """

@@ -1,7 +1,7 @@
 import pytest
 
 from facttune_ray import config
-from facttune_ray.runtime.placement import gpus_of, options, place
+from facttune_ray.runtime.placement import gpus_of, options, worker_count
 from facttune_ray.stages.work import Work
 
 HEAD = {"Alive": True, "Resources": {"node:__internal_head__": 1.0, "memory": 1e9}}
@@ -13,17 +13,17 @@ CLUSTER = [HEAD, CPUS, CPUS, L4, L4, H100, DEAD]
 
 
 def test_stages_without_a_gpu_count_the_hosts_without_one():
-    assert place(CLUSTER, 0.0, "") == 16
-    assert place([HEAD, L4, H100], 0.0, "") == 20  # there are no others
-    assert place([HEAD], 0.0, "") == 1  # an autoscaler starts what one worker asks for
+    assert worker_count(CLUSTER, 0.0, "") == 16
+    assert worker_count([HEAD, L4, H100], 0.0, "") == 20  # there are no others
+    assert worker_count([HEAD], 0.0, "") == 1  # an autoscaler starts what one worker asks for
 
 
 def test_gpu_stages_count_the_gpus_of_their_kind():
-    assert place(CLUSTER, 1.0, "") == 10
-    assert place(CLUSTER, 1.0, "L4") == 2
-    assert place(CLUSTER, 0.5, "L4") == 4
-    assert place(CLUSTER, 2.0, "L4") == 0  # no L4 host has two
-    assert place(CLUSTER, 1.0, "A100") == 0
+    assert worker_count(CLUSTER, 1.0, "") == 10
+    assert worker_count(CLUSTER, 1.0, "L4") == 2
+    assert worker_count(CLUSTER, 0.5, "L4") == 4
+    assert worker_count(CLUSTER, 2.0, "L4") == 0  # no L4 host has two
+    assert worker_count(CLUSTER, 1.0, "A100") == 0
 
 
 def test_options_name_the_kind():
@@ -37,7 +37,7 @@ def test_a_stage_that_asks_leaves_room_for_another(hosts):
     """With as many workers as `place` gives it: what it samples is judged while it samples."""
     each = options(0.0, "", True)["num_cpus"]
     cpus = sum(h["Resources"].get("CPU", 0) for h in hosts if h["Alive"])
-    assert place(hosts, 0.0, "") * each <= cpus - each
+    assert worker_count(hosts, 0.0, "") * each <= cpus - each
 
 
 def gpus(stage, *overrides, base_url=""):

@@ -20,7 +20,7 @@ from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.runtime import worker
+from facttune_ray.runtime import cluster, worker
 from facttune_ray.runtime.worker import ShardWorker
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
@@ -143,7 +143,7 @@ def test_a_cluster_that_is_gone_is_one_line(monkeypatch, address):
 
     monkeypatch.setattr("ray.init", init)
     with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no cluster answers") as error:
-        worker.start_ray()
+        cluster.start_ray()
     assert "\n" not in str(error.value)
 
 
@@ -153,7 +153,7 @@ def test_threads_that_come_together_start_one_ray():
 from concurrent.futures import ThreadPoolExecutor
 from facttune_ray.stages import worker
 with ThreadPoolExecutor(3) as threads:
-    for started in [threads.submit(worker.start_ray) for _ in range(3)]:
+    for started in [threads.submit(cluster.start_ray) for _ in range(3)]:
         started.result()
     import ray
     print("hosts:", len(ray.nodes()))
