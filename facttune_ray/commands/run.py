@@ -51,7 +51,7 @@ def report(cfg: Config) -> dict:
 
 
 def _loop(this: Run) -> Outcome | None:
-    """The loop, or as much of it as one stage can make; None where that is not all of it."""
+    """Run the loop. None if only one stage was allowed to make tables and others are missing."""
     if this.cfg.data.groups not in ("", None):
         raise UserError("data.groups: only `facttune train` takes preferences from files")
     begun = this.only is not None or (this.root / "summary.json").exists()
@@ -65,7 +65,7 @@ def _loop(this: Run) -> Outcome | None:
 
 
 def _evaluate(this: Run, outcome: Outcome, again: bool = False) -> dict:
-    """summary.json and report.html, written when a table they come from has changed."""
+    """Write summary.json and report.html if a table that they show has changed. -> the summary"""
     if this.only not in (None, "evaluate"):
         return {}
     recipe = {name: m["fingerprint"] for name, m in this.manifests.items()}
@@ -74,7 +74,7 @@ def _evaluate(this: Run, outcome: Outcome, again: bool = False) -> dict:
     if found and not again and found["run"]["fingerprint"] == tables.fingerprint(recipe):
         if (this.root / "report.html").exists():
             return found
-    release_memory()  # what the stages' coordination has left
+    release_memory()  # what the coordination of the stages has used
     with tables.writing(this.root):
         return measure.write(
             this.root,

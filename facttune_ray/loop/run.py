@@ -1,7 +1,8 @@
-"""What the loop asks of a run: tables, models, choices. Who answers decides what that means.
+"""The verbs of a run: what the loop asks for.
 
-`runtime/run.py` makes what is missing. `estimate/dry_run.py` makes nothing and takes note of what
-would be made, so that an estimate is of the same loop.
+Two classes have these verbs. `runtime/run.py` makes the tables and models that are missing.
+`estimate/dry_run.py` makes nothing and lists what would be made, so that an estimate cannot differ
+from the run.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class Run(Protocol):
         """The table `scope/name` of the stage `name`, from tables given by their full names or by
         {role: full name}. -> its full name
 
-        `cfg`: settings other than the run's; `splits`: only rows of these; `model`: that samples,
-        or that is trained; `reward`, `mix`: of the stages `groups` and `mixes`.
+        `cfg`: settings that replace the run's. `splits`: only rows of these splits. `model`: the
+        model that samples, or that training starts from. `reward`, `mix`: for the stages `groups`,
+        `mixes`.
         """
         ...
 
@@ -64,15 +66,15 @@ class Run(Protocol):
         rows: Callable[[], Iterable[dict]],
         settle: Callable[[list[dict]], Iterable[dict]] = list,
     ) -> str:
-        """A table that the driver writes by itself: prompts, and what files bring. `settle`: what
-        is done to the rows of a shard, where all rows of a topic are together."""
+        """A table that the driver writes itself: prompts, and tables read from files. `settle`:
+        applied to the rows of a shard, which holds all rows of a topic."""
         ...
 
     def artifact(
         self, name: str, step: str, recipe: Recipe, make: Callable[[Path], dict[str, Any]]
     ) -> str:
-        """A folder that is no table. `make` writes into a local folder; what it returns goes into
-        the manifest."""
+        """A folder that is not a table, such as a database. `make` writes into a local folder and
+        returns entries of the manifest."""
         ...
 
     def train(
@@ -84,15 +86,16 @@ class Run(Protocol):
         train: TrainConfig,
         sft: SFTConfig | None = None,
     ) -> Snapshot:
-        """The model `start` after training on the table `rows`: DPO, or `sft`."""
+        """The model `start` after training on the table `rows`: by DPO, or supervised if `sft` is
+        given."""
         ...
 
     def side_by_side(self) -> AbstractContextManager[None]:
-        """Tables made inside may be made side by side, part by part."""
+        """Inside, tables may be made side by side, part by part."""
         ...
 
     def rows(self, name: str) -> int:
-        """Rows of a table."""
+        """Number of rows of a table."""
         ...
 
     def fingerprint(self, name: str) -> str:
@@ -100,18 +103,19 @@ class Run(Protocol):
         ...
 
     def choose(self, rounds: list[Snapshot], by: str) -> dict:
-        """The round that the val topics choose, and what it was chosen from."""
+        """{"chosen": name of the best round on val topics, "metric": ..., "candidates": [...]}"""
         ...
 
 
 def full_name(scope: str, name: str) -> str:
-    """Name of a scope's table; the scope "" is the run's own."""
+    """Full name of a table. The scope "" is the run's folder."""
     return f"{scope}/{name}" if scope else name
 
 
 def model_digest(path: str) -> str:
-    """A local model by its files' names, sizes and ends (not its path); one on an object store by
-    names, sizes and times; a hub id by its name."""
+    """Digest of a model. A local model counts by the names, sizes, first and last megabyte of its
+    files, not by its path; a model in an object store by names, sizes and times; a hub id by its
+    name."""
     from pyarrow.fs import FileSelector
 
     if "://" in path:

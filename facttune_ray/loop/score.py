@@ -1,7 +1,7 @@
-"""The tables that score one model's responses: the same ones for every model of a run.
+"""The tables that score the responses of one model. They are the same for every model of a run.
 
-responses -> facts -> verdicts -> rewards, and for rewards by confidence questions -> answers ->
-classes beside the verdicts.
+responses -> facts -> verdicts -> rewards. Rewards by confidence also need questions -> answers ->
+classes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def test(run: Run, model: Snapshot) -> str:
 
 
 def rewards(run: Run, cfg: Config, model: Snapshot, scope: str, wanted: set[str]) -> None:
-    """`scope/rewards` with the columns behind the wanted rewards, and `scope/mixes` for those of
-    them that are weighted sums."""
+    """`scope/rewards` with the columns that the wanted rewards need, and `scope/mixes` for the
+    wanted rewards that are weighted sums."""
     with run.side_by_side():
         table = _rewards(run, model, scope, needed(cfg, wanted))
     mix = {name: dict(weights) for name, weights in cfg.rewards.mix.items() if name in wanted}

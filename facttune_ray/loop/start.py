@@ -1,4 +1,4 @@
-"""Where a run starts from: the knowledge source, the prompts, the base model, imported responses.
+"""The start of a run: the knowledge source, the prompts, the base model, imported responses.
 
 out/knowledge                  the articles that verdicts are read from
 out/topics, out/prompts        every topic
@@ -30,7 +30,8 @@ IMPORTED = "imported/all"  # scope of responses that come from files
 
 
 def knowledge(run: Run, cfg: Config) -> None:
-    """{title, text} articles -> knowledge/knowledge.db; nothing where data.knowledge is one."""
+    """{title, text} articles -> knowledge/knowledge.db. If data.knowledge is a database, it is used
+    where it is."""
     from facttune_ray.knowledge import build
     from facttune_ray.knowledge.local import local_copy
     from facttune_ray.sources.factscore import file_digest
@@ -64,14 +65,14 @@ def knowledge(run: Run, cfg: Config) -> None:
 
 
 def knowledge_file(cfg: Config) -> str:
-    """The database that verdicts read: `data.knowledge` if it is one, else the run's own."""
+    """The database that verdicts read: data.knowledge if it is a database, else the run's own."""
     if source.is_database(cfg.data.knowledge):
         return join(cfg.data.folder, cfg.data.knowledge)
     return (Folder.of(cfg.run.out) / "knowledge" / "knowledge.db").uri
 
 
 def prompts(run: Run, cfg: Config) -> None:
-    """The table `prompts`: made of the topics of a file, or written by the driver."""
+    """The table `prompts`: made from a file of topics, or written by the driver."""
     if cfg.data.source == "topics":
         recipe = prompts_stage.topics_recipe(cfg)
         run.driver_table("topics", "topics", recipe, lambda: topic_files.topics(cfg))
@@ -83,7 +84,8 @@ def prompts(run: Run, cfg: Config) -> None:
 
 
 def base(run: Run, cfg: Config) -> Snapshot:
-    """The base model: model.path, an endpoint's, or a tiny one trained from scratch."""
+    """The base model: model.path, the model of an endpoint, or a tiny model trained from
+    scratch."""
     if cfg.model.path:
         return Snapshot("base", cfg.model.path, model_digest(cfg.model.path))
     if cfg.sampling.engine == "api":
@@ -111,7 +113,7 @@ def _documents(cfg: Config) -> list[str]:
 
 
 def imported(run: Run, cfg: Config) -> None:
-    """The responses of data.files, and the tables of data.ready that their folder holds."""
+    """The responses of data.files, and the tables of data.ready in the same folder."""
     recipe = prompts_stage.recipe(cfg)
     rows = functools.partial(prompts_stage.imported_responses, cfg)
     run.driver_table(
@@ -135,8 +137,8 @@ def _ready(cfg: Config, kind: str, name: str) -> Iterator[dict]:
 
 
 def _by_topic(cfg: Config, kind: str) -> Iterator[list[dict]]:
-    """Imported responses, a topic at a time. Files other than those of facts are about train
-    responses alone."""
+    """Imported responses, topic by topic. Except for the files of facts only train responses, which
+    the other files are about."""
     responses = prompts_stage.numbered(prompts_stage.imported_responses(cfg))
     for _, rows in itertools.groupby(responses, key=lambda r: r["topic"]):
         chosen = [r for r in rows if kind == "facts" or r["split"] == "train"]

@@ -1,8 +1,8 @@
-"""The rounds of one tuned model: preferences from rewards, then training.
+"""The rounds of the tuned models: preferences from rewards, then training.
 
 out/facttune_fs/round_1/groups, reference, train/model
-out/facttune_fs/sft/reference, train/model     train.sft.epochs: what round 1 then starts from
-out/facttune_fs/round_1/tune/                  its responses, scored: round 2 is made of them
+out/facttune_fs/sft/reference, train/model   with train.sft.epochs: round 1 starts from this model
+out/facttune_fs/round_1/tune/                scored responses of the model, for val and round 2
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from facttune_ray.training.recipe import dpo_recipe, sft_recipe
 
 
 def tune_all(run: Run, cfg: Config, first: Snapshot, source: str) -> dict[str, list[Snapshot]]:
-    """Rounds of every tuned model. A model whose tables are missing does not keep the others from
-    being made: its Missing is raised at the end."""
+    """All rounds of every tuned model. If tables of one model are missing, the other models are
+    made first, and Missing is raised at the end."""
     rounds, missing = {}, None
     for name, tune in cfg.tune.items():
         try:
@@ -39,7 +39,7 @@ def tune_all(run: Run, cfg: Config, first: Snapshot, source: str) -> dict[str, l
 def tune_one(
     run: Run, cfg: Config, name: str, tune: TuneConfig, first: Snapshot, source: str
 ) -> list[Snapshot]:
-    """All rounds of one tuned model: each round is sampled and scored by the model before it."""
+    """All rounds of one tuned model. A round trains on scored responses of the round before it."""
     model = first if first.path else base(run, cfg)
     rounds: list[Snapshot] = []
     for number in range(1, tune.rounds + 1):
@@ -69,8 +69,8 @@ def train_round(
     start: Snapshot,
     source: str,
 ) -> Snapshot:
-    """One round: groups from the rewards of `source`, then DPO from the model `start`, which is
-    tuned on the groups' responses first where `train.sft` says so."""
+    """One round: groups from the rewards of the scope `source`, then DPO from the model `start`.
+    With train.sft.epochs the model is first tuned on the responses of the groups."""
     scope = f"{name}/round_{number}"
     table = f"{source}/{'mixes' if tune.reward in cfg.rewards.mix else 'rewards'}"
     groups = run.table(
@@ -94,7 +94,7 @@ def train_round(
 def supervised(run: Run, cfg: Config, scope: str, groups: str, start: Snapshot) -> Snapshot:
     """The model `start` after `train.sft` on the groups' responses."""
     train = cfg.train
-    if train.best != "none":  # of held-out figures only the loss is not about pairs
+    if train.best != "none":  # the loss is the only held-out figure that needs no pairs
         train = dataclasses.replace(train, best="loss")
     rows = run.table(scope, "reference", [groups], model=start)
     return run.train(scope, rows, start, sft_recipe(train), train, train.sft)
@@ -109,7 +109,7 @@ def preferred(
 
 
 def _why_no_pairs(cfg: Config, rewards: Folder, reward: str) -> str:
-    """Why no prompt has a pair, from the table that the pairs are made of."""
+    """The error for groups without a pair; `rewards`: the table that they were made from."""
     key = reward if reward in REWARD_COLUMNS else "value"
     known = 0
     for shard in range(tables.manifest(rewards)["shards"]):

@@ -1,8 +1,8 @@
-"""What would stop a run only after its LLM was paid, looked at before its first table.
+"""Checks before the first table: they find what would stop a run after it has paid for requests.
 
-check(cfg, "enwiki.db", models=True)   UserError for an estimator that does not exist, a search in
-a database without an index, a model that no folder, store or hub has: the run's, the second
-opinion's and the contenders'
+check(cfg, "enwiki.db", models=True)   UserError for an unknown estimator, a search in a database
+without an index, a model that no folder, store or hub has (of the run, of the second judge or of a
+contender)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from facttune_ray.training.recipe import check_training
 
 
 def check(cfg: Config, knowledge: str, models: bool) -> None:
-    """`knowledge`: the database that verdicts read. `models`: whether the run may run some."""
+    """`knowledge`: the database that verdicts read. `models`: whether the run may load models."""
     verdicts = stage("verdicts")
     check_training(cfg)
     first, other = cfg.verdicts, verdicts.second_opinion(cfg)
@@ -35,7 +35,7 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
         Articles(knowledge).search("a", 1)
     _warn_of_judges(cfg)
     if made_of(needed(cfg, wanted(cfg)), "entities"):
-        stage("entities").hints(cfg)  # a missing spaCy pipeline, before anything is paid
+        stage("entities").hints(cfg)  # UserError for a missing spaCy pipeline
     if not models:
         return
     if "facts" not in cfg.data.ready and (cfg.facts.method == "llm" or "chat" in names):
@@ -65,8 +65,8 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
 
 
 def _warn_of_judges(cfg: Config) -> None:
-    """Say when tuned models are measured by nothing but the estimator that rewards them, and when
-    the second judge is a part of the first."""
+    """Warn if tuned models are measured only by the estimator that rewards them, or if the second
+    judge shares an estimator with the first."""
     verdicts = stage("verdicts")
     other = verdicts.second_opinion(cfg)
     first = set(verdicts.estimators(cfg.verdicts))
@@ -74,7 +74,7 @@ def _warn_of_judges(cfg: Config) -> None:
         say(
             f"warning: evaluation.estimator={cfg.evaluation.estimator} has "
             f"{', '.join(sorted(shared))} in common with verdicts.estimator="
-            f"{cfg.verdicts.estimator}: it is no opinion of its own"
+            f"{cfg.verdicts.estimator}: it is not an independent judge"
         )
     rewarded = [n for n, t in cfg.tune.items() if t.rounds and by_verdicts(cfg, t.reward)]
     if rewarded and cfg.evaluation.tuned and not other:
@@ -85,7 +85,7 @@ def _warn_of_judges(cfg: Config) -> None:
 
 
 def check_embedded(llm: LLMConfig) -> None:
-    """UserError where the embedded annotator would answer in the name of a model of others."""
+    """UserError if the embedded endpoint would answer in the name of a real model."""
     if llm.base_url == "embedded" and not llm.endpoints and llm.model != "annotator":
         raise UserError(
             f"llm.model={llm.model}: name its endpoint in llm.base_url, such as "
@@ -94,7 +94,8 @@ def check_embedded(llm: LLMConfig) -> None:
 
 
 def check_model(key: str, name: str) -> None:
-    """Looks for the model's config alone: a hub sends one small file."""
+    """UserError if the model does not exist. Only its config is looked for: one small file of a
+    hub."""
     why = "no config.json in this folder"
     if "://" in name:
         from facttune_ray.storage.tables import Folder

@@ -1,10 +1,10 @@
-"""A stage while it runs: one line about parts, requests, tokens, dollars, and what it waits for.
+"""Progress of a stage: a line with parts, requests, tokens, dollars, and what the stage waits for.
 
 base/tune/facts    3/8 parts   412 req/s    98,120 tok/s   0 429s   1,204 from the ledger   $0.31
 base/tune/facts    3/8 parts   0 req/s   ...   $0.31   waits 42 s for permits (128 requests)
 base/tune/rewards  0/8 parts   61 s   waits 61 s for a host with 1 GPU H100
 
-It is printed whether or not anything moves, and whether or not the run's meter answers.
+The line is printed also when nothing moves, and when the run's meter does not answer.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 from facttune_ray.telemetry import say
 
-TERMINAL_S, LOG_S = 1.0, 30.0  # between two lines: overwritten on a terminal, added to a log
-WAITS_S = 3.0  # what is shorter is not worth telling
-ANSWER_S = 5.0  # within which the meter answers
+# seconds between two lines: overwritten on a terminal, appended to a log
+TERMINAL_S, LOG_S = 1.0, 30.0
+WAITS_S = 3.0  # shorter waits are not shown
+ANSWER_S = 5.0  # timeout of a question to the meter
 
 
 @dataclass
 class Look:
-    """What is known of a stage at one time."""
+    """The state of a stage at one time."""
 
     at_s: float
     parts: int = 0
-    moved_s: float = 0.0  # when parts or answers last grew
+    moved_s: float = 0.0  # when the number of parts or answers last grew
     heard_s: float = 0.0  # when the meter last answered
     used: dict[str, float] = field(default_factory=lambda: asdict(Usage()))
     spent_usd: float = 0.0
-    workers: int = 0  # that are at work
+    workers: int = 0  # workers that are at work
     waits: dict[str, list] = field(default_factory=dict)  # as in Meter.snapshot
 
 
 @contextlib.contextmanager
 def watch(work: Work, meter: Any = None, every_s: float | None = None) -> Iterator[None]:
-    """Print a line now and then until the block ends. `meter`: the run's meter actor, of a stage
-    that asks an endpoint."""
+    """Print a line every few seconds until the block ends. `meter`: the run's meter actor, if the
+    stage asks an endpoint."""
     every_s = every_s or (TERMINAL_S if sys.stderr.isatty() else LOG_S)
     done = threading.Event()
     thread = threading.Thread(target=_print, args=(work, meter, every_s, done), daemon=True)
@@ -63,7 +64,7 @@ def watch(work: Work, meter: Any = None, every_s: float | None = None) -> Iterat
 def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> None:
     shards, terminal = work.cfg.run.shards, sys.stderr.isatty()
     began_s = time.monotonic()
-    # a run makes several tables of one stage: what it used before this one is no rate of this one
+    # The meter counts all tables of one stage together: begin at its count.
     last = look(work, meter, Look(began_s, moved_s=began_s, heard_s=began_s))
     while not done.wait(every_s):
         now = look(work, meter, last)
@@ -95,9 +96,9 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
 
 
 def look(work: Work, meter: Any, last: Look) -> Look:
-    """How the stage stands now; what cannot be asked is as it was."""
+    """The state of the stage now. What cannot be read stays as it was."""
     now = Look(time.monotonic(), last.parts, last.moved_s, last.heard_s, last.used, last.spent_usd)
-    with contextlib.suppress(OSError, UserError):  # a store that is away: the stage tells of it
+    with contextlib.suppress(OSError, UserError):  # a store that is away: the stage itself says so
         folder = Folder.of(work.cfg.run.out) / work.output
         now.parts = len(tables.present(folder, work.cfg.run.shards))
     if meter is not None and (found := _ask(meter)):
@@ -113,7 +114,7 @@ def look(work: Work, meter: Any, last: Look) -> Look:
 
 
 def _ask(meter: Any) -> dict | None:
-    """The meter's snapshot; None when it does not answer."""
+    """The meter's snapshot; None if it does not answer."""
     import ray
 
     try:
@@ -123,8 +124,8 @@ def _ask(meter: Any) -> dict | None:
 
 
 def rates(now: Look, last: Look) -> str:
-    """Rates over the time since the last line (0 after a new meter's start: it knows no more of
-    before); counts of the whole stage in this run."""
+    """Rates since the last line, and counts of the whole stage in this run. After a restart of the
+    meter, which begins at 0, the rates are 0."""
     used, seconds = now.used, max(now.at_s - last.at_s, 1e-9)
 
     def rate(*fields: str) -> float:
@@ -143,7 +144,7 @@ def rates(now: Look, last: Look) -> str:
 
 
 def waits(now: Look, metered: bool, lacking: str) -> list[str]:
-    """What the stage waits for, and since when; the longest first."""
+    """What the stage waits for, and for how long; the longest wait first."""
     stands_s, silent_s = now.at_s - now.moved_s, now.at_s - now.heard_s
     notes = []
     for what, (since_s, number) in sorted(now.waits.items(), key=lambda w: -w[1][0]):
@@ -167,7 +168,7 @@ def _plural(word: str, number: int) -> str:
 
 
 def lacks(work: Work) -> str:
-    """The host or the processor that the stage's workers wait for; "" when none of them does."""
+    """The host or CPU that the stage's workers wait for; "" if they wait for neither."""
     import ray
 
     gpus, kind = gpus_of(work)
@@ -181,12 +182,13 @@ def lacks(work: Work) -> str:
 
 
 def lacks_group() -> str:
-    """The same of workers that begin together, as those of training do."""
+    """What workers that must start together wait for, as those of training do; "" if for
+    nothing."""
     return "room for its workers" if _demand()[1] else ""
 
 
 def _demand() -> tuple[list, list]:
-    """Bundles that tasks and actors, and that groups of them, want and do not have."""
+    """(resources that tasks and actors wait for, resources that placement groups wait for)"""
     import ray
 
     try:
@@ -196,5 +198,5 @@ def _demand() -> tuple[list, list]:
         wanted = found.resource_demands
         tasks, groups = wanted.ray_task_actor_demand, wanted.placement_group_demand
         return [b for d in tasks for b in d.bundles_by_count], list(groups)
-    except Exception:  # an unstable interface of Ray's, of a cluster that may be about to end
+    except Exception:  # an unstable API of Ray, and the cluster may be shutting down
         return [], []

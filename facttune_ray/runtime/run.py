@@ -1,13 +1,13 @@
-"""One run on disk: what is missing is made, what matches its recipe is kept, what differs is
-refused with the keys that differ.
+"""A run on disk. A node that is missing is made, a node that matches its recipe is kept, and a node
+that differs is refused with the keys that differ.
 
     with Run(cfg, embedded) as run:
         run.table("base/tune", "verdicts", ["base/tune/facts", "knowledge"])
 
-A node is a folder with a manifest: a table (one stage's output, made shard by shard on the
-cluster) or an artifact (a database, a model). Its recipe holds the settings that change it, its
-prompts' hashes and its inputs' fingerprints, so a change upstream shows downstream. The verbs are
-those of `loop/run.py`.
+A node is a folder with a manifest: a table (the output of one stage, made shard by shard on the
+cluster) or an artifact (a database, a model). Its recipe holds the settings that change it, the
+hashes of its prompts and the fingerprints of its inputs, so a change upstream changes every recipe
+downstream. The verbs are described in `loop/run.py`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from facttune_ray.training import job
 
 
 class Run:
-    """A run whose tables and models are made when they are missing."""
+    """The run that makes its tables and models."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Run:
         also: Iterable[str] = (),
     ) -> None:
         """`embedded`: starts the endpoint of llm.base_url=embedded. `only`: the one step that may
-        make something, with those of `also`; Missing where another one would have to."""
+        make nodes, beside those of `also`; Missing is raised when another step would have to."""
         if only is not None and only not in STEPS:
             raise UserError(f'no stage "{only}".{did_you_mean(only, STEPS)}')
         self.cfg = replace(cfg, run=replace(cfg.run, shards=shards_of(cfg)))
@@ -62,7 +62,7 @@ class Run:
         self.root = Folder.of(cfg.run.out)
         self.manifests: dict[str, dict] = {}  # in the order of the graph
         self.made: list[str] = []
-        self._written_here: set[str] = set()  # tables of the driver's own
+        self._written_here: set[str] = set()  # tables that the driver writes
         self._services = Services(self.cfg, self.root, embedded)
         self._held = contextlib.ExitStack()  # the lock
         self._locked = False
@@ -79,7 +79,8 @@ class Run:
     # -- nodes -----------------------------------------------------------------------------------
 
     def ensure(self, name: str, step: str, recipe: Recipe, make: Callable[[], Any]) -> str:
-        """Keep, make or refuse `out/name`. `make` writes the folder, its manifest last."""
+        """Keep, make or refuse the node. `make` writes its folder, the manifest last. -> its
+        name"""
         folder = self.root / name
         found = tables.matching_manifest(folder, recipe)
         if found is None:
@@ -94,9 +95,9 @@ class Run:
                 found = tables.matching_manifest(folder, recipe)
         if found is None:
             if self._streams is not None and step in STAGES:
-                # before its thread runs: who reads it must not take parts of another recipe for its
+                # remove parts of another recipe before a table beside this one can read them
                 tables.begin(folder, recipe)
-                cluster.start_ray()  # Ray's processes end with the thread that starts them
+                cluster.start_ray()  # in this thread: Ray's processes end with it
                 self._streams.start(name, lambda: self._make(name, make))
                 found = {"fingerprint": tables.fingerprint(recipe), "table": step}
             else:
@@ -119,8 +120,8 @@ class Run:
 
     @contextlib.contextmanager
     def side_by_side(self) -> Iterator[None]:
-        """Tables made inside are made side by side, part by part, where that saves time: where
-        responses are sampled by other means than they are judged by."""
+        """Inside, tables are made side by side if that saves time: if responses are sampled by
+        other resources than they are judged by."""
         sampling, llm = self.cfg.sampling, self.cfg.llm
         other = sampling.gpus > 0 or (
             sampling.engine == "api" and engines.endpoint(self.cfg).base_url != llm.base_url
@@ -266,12 +267,13 @@ class Run:
                 _check_masks(table, cfg.run.shards)
             tables.begin(out, recipe)
             cluster.start_ray()
-            # the recipe is in the name: checkpoints elsewhere are never those of another training
+            # the name holds the recipe, so checkpoints elsewhere cannot be those of another
+            # training
             called = f"{cfg.run.name}-{scope}-{tables.fingerprint(recipe)[:8]}"
             steps = training.train(
                 job.TrainJob(
                     rows=tuple((table / tables.part(s)).uri for s in range(cfg.run.shards)),
-                    # workers stand in another folder than the driver
+                    # workers run in another folder than the driver
                     model=str(Path(start.path).resolve())
                     if Path(start.path).is_dir()
                     else start.path,
@@ -294,7 +296,7 @@ class Run:
 
 
 def roles(inputs: Iterable[str]) -> dict[str, str]:
-    """Tables by the role that they have as inputs: the last part of their names."""
+    """Input tables by their role, which is the last part of their names."""
     return {name.rsplit("/", 1)[-1]: name for name in inputs}
 
 
@@ -307,7 +309,7 @@ def table_recipe(
     reward: str = "",
     mix: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Recipe:
-    """What decides the rows of a stage's table. `inputs`: role -> fingerprint."""
+    """The recipe of a stage's table: all that decides its rows. `inputs`: role -> fingerprint."""
     module = stage(name)
     recipe = module.recipe(cfg) | {"stage": name, "version": module.VERSION}
     recipe |= {f"input.{role}": fingerprint for role, fingerprint in inputs.items()}
@@ -323,7 +325,7 @@ def table_recipe(
 
 
 def train_recipe(recipe: Recipe, cfg: Config, rows: str, start: Snapshot) -> Recipe:
-    """What decides a trained model. `rows`: fingerprint of the table that it is trained on."""
+    """The recipe of a trained model. `rows`: fingerprint of the table that it is trained on."""
     return recipe | {
         "input.reference": rows,
         "input.model": start.fingerprint,

@@ -1,10 +1,11 @@
-"""What a run starts when a table needs it: the embedded endpoint, and the meter of what is paid.
+"""Services that a run starts when a table needs them: the embedded endpoint, and the meter of
+costs.
 
     with Services(cfg, root, embedded) as services:
         services.base_url(cfg.llm)      the endpoint's address; starts the embedded one
         services.meter()                (name, handle) of the meter actor
 
-Each is started once, also where tables are made side by side in threads.
+Each service is started once, also if several threads make tables side by side.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from facttune_ray.storage import folders
 from facttune_ray.storage.folders import Folder
 from facttune_ray.telemetry import say
 
-# (address to listen on, journal file) -> the base URL, while the block runs
+# (address to listen on, journal file) -> context manager that yields the base URL
 Embedded = Callable[[str, str], AbstractContextManager[str]]
 
 
 class Services:
+    """The services of one run."""
+
     def __init__(self, cfg: Config, root: Folder, embedded: Embedded) -> None:
         self.cfg, self.root, self._embedded = cfg, root, embedded
         self._open = contextlib.ExitStack()
@@ -37,7 +40,7 @@ class Services:
         self._ending = False
 
     def base_url(self, llm: LLMConfig) -> str:
-        """The LLM endpoint; `embedded` starts the quickstart's once for the whole run."""
+        """The endpoint's URL. `embedded` starts the quickstart's endpoint, once in a run."""
         if llm.endpoints and all(e.base_url for e in llm.endpoints):
             return llm.endpoints[0].base_url
         if llm.base_url != "embedded":
@@ -49,13 +52,14 @@ class Services:
                     say("llm.base_url=embedded: the quickstart's annotator judges, by simple rules")
                 folder = self.root / "annotator"
                 here = Path(folder.path) if folder.local else folders.scratch(folder.uri)
-                journal = str(here / "journal.jsonl")  # every answer is written on its own
+                journal = str(here / "journal.jsonl")
                 started = self._embedded(cluster.own_address(), journal)
                 self._base_url = self._open.enter_context(started)
             return self._base_url
 
     def meter(self) -> tuple[str, Any]:
-        """(name, handle) of this run's meter actor; it knows what was paid before."""
+        """(name, handle) of this run's meter actor, which begins at what the run has paid
+        before."""
         with self._lock:
             if self._meter is None:
                 from facttune_ray.llm import actors
@@ -70,7 +74,7 @@ class Services:
             return self._meter
 
     def end_asking(self) -> None:
-        """Let stages that ask an endpoint end: their workers hear of it from the meter."""
+        """Make the stages that ask an endpoint end: the meter tells their workers."""
         self._ending = True
         if self._meter is not None:
             self._meter[1].stop.remote()

@@ -2,9 +2,9 @@
 
     make(work, recipe, services)
 
-What is there of it is kept. A stage that asks an endpoint is metered, and stopped by its budget in
-one line. A table of which too many rows failed is removed, so that the next run asks again for
-what failed; the ledger keeps what was paid.
+Shards that exist are kept. The requests of a stage that asks an endpoint are metered, and a spent
+budget ends the stage with one line. If too many rows have failed, the table is removed, so that the
+next run asks again for the failed rows; the ledger keeps what was paid.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from facttune_ray.telemetry import say
 
 
 def make(work: Work, recipe: Recipe, services: Services, streams: Streams | None = None) -> None:
-    """Make the table and write its manifest. `streams`: the tables that are made beside it."""
+    """Make the missing shards and write the manifest. `streams`: tables that are made side by
+    side."""
     shards, root = work.cfg.run.shards, Folder.of(work.cfg.run.out)
     folder = root / work.output
     started = time.monotonic()
@@ -54,11 +55,12 @@ def make(work: Work, recipe: Recipe, services: Services, streams: Streams | None
 
 
 def _workers(work: Work, gpus: float, kind: str) -> int:
-    """Workers that the cluster has room for now. UserError where it never will have any."""
+    """Number of workers that the cluster has room for; 0 if a host is still to come. UserError when
+    no host can come."""
     import ray
 
     if not (count := worker_count(ray.nodes(), gpus, kind)):
-        if not os.environ.get("RAY_ADDRESS"):  # nobody adds a host
+        if not os.environ.get("RAY_ADDRESS"):  # a local cluster never grows
             key, wanted = f"{STAGES[work.stage].gpus}.gpus", f"{gpus:g} {kind}".strip()
             raise UserError(
                 f"{work.output}: {key}: this machine has not the {wanted} GPU(s) of a "
@@ -71,8 +73,8 @@ def _workers(work: Work, gpus: float, kind: str) -> int:
 def _ask(
     work: Work, left: set[int], workers: int, gpus: float, kind: str, services: Services
 ) -> None:
-    """A stage of LLM requests: metered, watched, and stopped by its budget in one line."""
-    # a budget without a price is refused here
+    """Make shards by requests: metered, with a progress line, and ended by a spent budget."""
+    # raises UserError for a budget without a price
     cost.price_of(work.cfg.llm, STAGES[work.stage].endpoint(work.cfg))
     name, meter = services.meter()
     try:

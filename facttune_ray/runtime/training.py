@@ -1,4 +1,4 @@
-"""A training job on the cluster: its workers, its checkpoints' place, and its progress."""
+"""Starts a training job on the cluster by Ray Train, and shows its progress."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from facttune_ray.training.job import TrainJob
 
 
 def train(job: TrainJob) -> int:
-    """Run the job on the Ray cluster, or go on with it. -> optimizer steps; UserError when it
-    cannot be trained."""
+    """Run the job on the Ray cluster, or continue it from its last checkpoint. -> optimizer steps
+
+    UserError when it cannot be trained: no pair, no room for its workers, an unknown tracker.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -46,7 +48,7 @@ def train(job: TrainJob) -> int:
     least = min(cfg.min_workers or cfg.workers, cfg.workers)
     _check_room(cfg, least)
     workers = cfg.workers if least == cfg.workers else (least, cfg.workers)
-    # at each poll of its workers Ray Train takes one checkpoint, and sees that they are done
+    # Ray Train takes one checkpoint each time it polls its workers, so it must poll often
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     place, name = (cfg.checkpoints, job.name) if cfg.checkpoints else (job.out, "checkpoints")
     where = Folder.of(place)
@@ -71,7 +73,7 @@ def train(job: TrainJob) -> int:
             ),
         ),
     )
-    # in the main thread Ray Train would take Ctrl-C for itself, also when it is done
+    # in the main thread Ray Train would replace the handler of Ctrl-C for good
     with _progress(job.out):
         outcome = ending.in_daemon_thread(trainer.fit).return_value  # type: ignore[attr-defined]
     if isinstance(outcome, str):
@@ -80,7 +82,7 @@ def train(job: TrainJob) -> int:
 
 
 def _check_room(cfg: TrainConfig, least: int) -> None:
-    """UserError where the workers can never run; on a cluster, which may grow, a line."""
+    """UserError if a local cluster has no room for the workers. A cluster that may grow: a line."""
     import ray
 
     there = ray.cluster_resources()
@@ -97,8 +99,8 @@ def _check_room(cfg: TrainConfig, least: int) -> None:
 
 @contextlib.contextmanager
 def _progress(out: str) -> Iterator[None]:
-    """A bar that follows the workers' log file while the trainer runs; off a terminal a line now
-    and then, also before they have begun."""
+    """Show the steps in the workers' log while the trainer runs: a bar on a terminal, else a line
+    every 30 s, also before the workers have begun."""
     done = threading.Event()
     follow = _bar if sys.stderr.isatty() and "://" not in out else _lines
     thread = threading.Thread(target=follow, args=(out, done), daemon=True)
@@ -111,7 +113,7 @@ def _progress(out: str) -> Iterator[None]:
 
 
 def _steps(out: str) -> list[str]:
-    """Lines of the log; of a run in an object store it is there at the end."""
+    """Lines of the log. In an object store the log exists only at the end."""
     log = Path(out) / "train.jsonl"
     return log.read_text().splitlines() if log.exists() else []
 
