@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from facttune_ray import config
+from facttune_ray.config import contenders
 from facttune_ray.errors import UserError
-from facttune_ray.loop.contenders import contenders
 
 TUNED = ["tune.fs.reward=factscore", "model.path=m"]
 

@@ -109,8 +109,8 @@ def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, erro
 
 
 def test_a_workers_error_is_raised_as_what_it_was():
-    assert isinstance(worker.told({"kind": "BudgetReached", "stopped": "x"}), BudgetReached)
-    other = worker.told({"kind": "OfAnotherModule", "stopped": "one line"})
+    assert isinstance(worker.returned_error({"kind": "BudgetReached", "stopped": "x"}), BudgetReached)
+    other = worker.returned_error({"kind": "OfAnotherModule", "stopped": "one line"})
     assert type(other) is UserError and str(other) == "one line"
 
 
@@ -135,7 +135,7 @@ def test_the_driver_leaves_what_is_not_made_yet_when_the_run_ends(tmp_path, ray_
 )
 def test_a_cluster_that_is_gone_is_one_line(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(worker, "REACH_S", 0.5)
+    monkeypatch.setattr(cluster, "REACH_S", 0.5)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
 
     def init(**options) -> None:
@@ -151,7 +151,7 @@ def test_threads_that_come_together_start_one_ray():
     """In a process where it has not been started yet, as that of a run whose stages stream."""
     code = """
 from concurrent.futures import ThreadPoolExecutor
-from facttune_ray.stages import worker
+from facttune_ray.runtime import cluster
 with ThreadPoolExecutor(3) as threads:
     for started in [threads.submit(cluster.start_ray) for _ in range(3)]:
         started.result()

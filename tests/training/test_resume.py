@@ -161,7 +161,7 @@ def test_two_workers_are_followed_by_one(reference, run, calm, lines, tmp_path):
 DRIVER = """
 import runpy, sys
 from pathlib import Path
-from facttune_ray.stages import worker
+from facttune_ray.runtime import cluster
 from facttune_ray.runtime import training
 conftest = runpy.run_path(sys.argv[1])
 cluster.start_ray()
