@@ -10,11 +10,13 @@ The line is printed also when nothing moves, and when the run's meter does not a
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -47,18 +49,25 @@ class Look:
 
 
 @contextlib.contextmanager
-def watch(work: Work, meter: Any = None, every_s: float | None = None) -> Iterator[None]:
-    """Print a line every few seconds until the block ends. `meter`: the run's meter actor, if the
-    stage asks an endpoint."""
-    every_s = every_s or (TERMINAL_S if sys.stderr.isatty() else LOG_S)
+def in_thread(follow: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `follow` in a thread while the block runs. It must return when its event is set."""
     done = threading.Event()
-    thread = threading.Thread(target=_print, args=(work, meter, every_s, done), daemon=True)
+    thread = threading.Thread(target=follow, args=(done,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
+
+
+def watch(
+    work: Work, meter: Any = None, every_s: float | None = None
+) -> AbstractContextManager[None]:
+    """Print a line every few seconds until the block ends. `meter`: the run's meter actor, if the
+    stage asks an endpoint."""
+    every_s = every_s or (TERMINAL_S if sys.stderr.isatty() else LOG_S)
+    return in_thread(functools.partial(_print, work, meter, every_s))
 
 
 def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> None:

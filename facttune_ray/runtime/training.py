@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from facttune_ray.config import TrainConfig
@@ -97,19 +97,11 @@ def _check_room(cfg: TrainConfig, least: int) -> None:
             say(f"{lack}: waiting for hosts")
 
 
-@contextlib.contextmanager
-def _progress(out: str) -> Iterator[None]:
+def _progress(out: str) -> AbstractContextManager[None]:
     """Show the steps in the workers' log while the trainer runs: a bar on a terminal, else a line
     every 30 s, also before the workers have begun."""
-    done = threading.Event()
     follow = _bar if sys.stderr.isatty() and "://" not in out else _lines
-    thread = threading.Thread(target=follow, args=(out, done), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return progress.in_thread(functools.partial(follow, out))
 
 
 def _steps(out: str) -> list[str]:

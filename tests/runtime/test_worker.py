@@ -109,7 +109,9 @@ def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, erro
 
 
 def test_a_workers_error_is_raised_as_what_it_was():
-    assert isinstance(worker.returned_error({"kind": "BudgetReached", "stopped": "x"}), BudgetReached)
+    assert isinstance(
+        worker.returned_error({"kind": "BudgetReached", "stopped": "x"}), BudgetReached
+    )
     other = worker.returned_error({"kind": "OfAnotherModule", "stopped": "one line"})
     assert type(other) is UserError and str(other) == "one line"
 
