@@ -91,6 +91,7 @@ def test_a_second_opinion_that_asks_is_counted(tmp_path):
     assert more[0] > 0 and more[1] == pytest.approx(3 * more[0], abs=2)
 
 
+@pytest.mark.slow
 def test_estimate_then_budget_then_run(tmp_path, small_preset, ray_cluster, capsys):
     out = tmp_path / "out"
     words = ["quickstart", small_preset, f"run.out={out}", *UNTUNED, *PRICE]

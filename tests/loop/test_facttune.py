@@ -204,6 +204,7 @@ def test_one_stage_at_a_time(run, tmp_path, capsys):
     assert 'Did you mean "prompts"?' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_trains_from_the_runs_rewards(run, tmp_path, capsys):
     """Groups, log-probabilities and models of the first rounds; what these need stays."""
     out, config = run
