@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from facttune_ray import config
+from facttune_ray.config import contenders
 from facttune_ray.errors import UserError
-from facttune_ray.loop.contenders import contenders
 
 TUNED = ["tune.fs.reward=factscore", "model.path=m"]
 
@@ -32,16 +32,19 @@ def test_a_contender_is_the_run_with_some_settings_changed():
     ("override", "says"),
     [
         ("contenders.a=3", "contenders.a"),
-        ("contenders.a={samplin: {}}", 'contenders.a: no section "samplin". Did you mean "sampl'),
-        ("contenders.a={facts: {method: rules}}", 'contenders.a: no section "facts"'),
-        ("contenders.a={sampling: {decodr: dola}}", 'unknown key "sampling.decodr". Did you mean'),
+        ("contenders.a={samplin: {}}", 'unknown key "contenders.a.samplin". Did you mean "sampl'),
+        ("contenders.a={facts: {method: rules}}", 'unknown key "contenders.a.facts"'),
+        (
+            "contenders.a={sampling: {decodr: dola}}",
+            'unknown key "contenders.a.sampling.decodr". Did',
+        ),
         ("contenders.a={of: fx}", 'contenders.a.of: no tuned model "fx". Known: fs.'),
         ("contenders.a={of: fs, model: {path: n}}", "set `of` or `model.path`, not both"),
         ("contenders.a={of: fs, sampling: {engine: api, llm: {model: g}}}", "cannot sample a tun"),
         ("contenders.a={prompts: {form: chat}}", "only with data.source=topics"),
         ("contenders.a={sampling: {engine: api}}", "contenders.a: sampling.engine=api: name the"),
         ("contenders.a={sampling: {decoder: custom}}", "name the folder in sampling.custom_gen"),
-        ("contenders.a={responses: {top_p: 2}}", "contenders.a: responses.top_p=2.0"),
+        ("contenders.a={responses: {top_p: 2}}", "contenders.a: responses.top_p=2"),
         ("contenders.fs={responses: {top_p: 1}}", "contenders.fs: name it"),
         ("contenders.base={responses: {top_p: 1}}", "contenders.base: name it"),
         ("sampling={decoder: custom, custom_generate: x}", "set sampling.trust_remote_code=true"),
