@@ -1,4 +1,4 @@
-"""Every setting of a run, and how settings are loaded, layered and checked."""
+"""The settings of a run: sections, layers, rules."""
 
 from facttune_ray.config.contenders import Contender as Contender
 from facttune_ray.config.contenders import contenders as contenders

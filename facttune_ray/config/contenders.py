@@ -24,13 +24,13 @@ from facttune_ray.errors import UserError, did_you_mean
 @dataclass(frozen=True)
 class Contender:
     name: str
-    of: str  # tuned model that it decodes; "": the base model, or the one that `cfg` names
-    cfg: Config
-    own_prompts: bool  # the test topics in a form of its own
+    of: str  # tuned model to sample from; "": the base model, or the model.path of `cfg`
+    cfg: Config  # the run's config with the contender's changes
+    own_prompts: bool  # its prompts differ from the run's
 
 
 def contenders(cfg: Config) -> Iterator[Contender]:
-    """In the config's order. UserError names the key that is wrong."""
+    """Every contender, in the config's order. UserError names the key of a wrong setting."""
     for name, given in cfg.contenders.items():
         yield _contender(cfg, name, given)
 

@@ -50,7 +50,6 @@ def yaml_layer(text: str, source: str, kind: type) -> Layer:
 
 def override_layer(item: str, kind: type) -> Layer:
     """One `key=value`. The value is a text where the key's type is a text, else YAML."""
-
     source = f'"{item}"'
     key, equals, text = item.partition("=")
     if not equals or not key:

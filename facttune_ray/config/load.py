@@ -1,4 +1,4 @@
-"""Layers of settings become one checked, frozen Config.
+"""Load presets and overrides as one checked, frozen Config.
 
     cfg = load(["quickstart"], ["run.seed=1", "train.lr=3e-5"])
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def conf_dir() -> Path:
-    """The presets' folder: conf/ of the checkout, or its copy inside an installed wheel."""
+    """The folder of presets: conf/ of the checkout, or its copy inside an installed wheel."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package.parent / "conf", package / "conf"):
         if folder.is_dir():
@@ -28,7 +28,7 @@ def conf_dir() -> Path:
 
 
 def preset_path(name: str) -> Path:
-    """Path of a preset given by name or path; UserError when there is none."""
+    """Path of a preset, given by name or path. UserError when no such file exists."""
     path = Path(name)
     if path.is_file():
         return path

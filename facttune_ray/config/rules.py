@@ -15,13 +15,15 @@ from facttune_ray.config.sections import Config, RewardsConfig
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.storage.schema import REWARD_COLUMNS, made_of
 
-# folders that a run has anyway
-TAKEN = ("base", "imported", "world", "topics", "prompts", "knowledge", "ledger", "annotator")
-# settings that name files and models, which may be called "hf_models" or "sk-wiki.db"
-PLACES = frozenset(
+# Folders that every run has, so that a model cannot have their names
+FOLDERS = ("base", "imported", "world", "topics", "prompts", "knowledge", "ledger", "annotator")
+# Settings that name files and models; a name such as "hf_models" or "sk-wiki.db" is not a key
+PATHS = frozenset(
     "out folder topics files knowledge samples entity_samples groups path local_lm npm dense "
     "nli_model spacy_model ledger checkpoints deepspeed custom_generate".split()
 )
+# Parameters that every request has from other settings
+OF_A_REQUEST = ("model", "messages", "temperature", "max_tokens", "n")
 
 
 def check(cfg: Config) -> None:
@@ -39,9 +41,7 @@ def check(cfg: Config) -> None:
     if cfg.data.ready and cfg.data.source != "tuning":
         raise UserError("data.ready: only the files of data.source=tuning bring such tables")
     if "questions" in cfg.data.ready and "facts" not in cfg.data.ready:
-        raise UserError(
-            "data.ready: its questions are of its facts: set data.ready=[facts,questions]"
-        )
+        raise UserError("data.ready: questions need their facts: set data.ready=[facts,questions]")
     if cfg.data.val + cfg.data.test > 1:
         raise UserError(
             f"data.val={cfg.data.val}, data.test={cfg.data.test}: must be at most 1 together"
@@ -54,14 +54,13 @@ def check(cfg: Config) -> None:
             f"data.world: train + val + test = {world.train + world.val + world.test} topics, "
             f"but people={world.people}"
         )
-    taken = {"model", "messages", "temperature", "max_tokens", "n", "stream"} & set(cfg.llm.params)
-    if taken:
-        raise UserError(f"llm.params.{min(taken)}: set llm.{min(taken)}, or leave it out")
+    if set_twice := set(cfg.llm.params) & {*OF_A_REQUEST, "stream"}:
+        raise UserError(f"llm.params.{min(set_twice)}: set llm.{min(set_twice)}, or leave it out")
     for name in cfg.tune:
-        if not name.isidentifier() or name in TAKEN:
+        if not name.isidentifier() or name in FOLDERS:
             raise UserError(
                 f'tune.{name}: name a tuned model in letters, digits, "_", and not as a folder of '
-                f"the run: {', '.join(TAKEN)}"
+                f"the run: {', '.join(FOLDERS)}"
             )
     _prompts(cfg)
     _training(cfg)
@@ -98,32 +97,35 @@ def _decoder(cfg: Config) -> None:
 
 
 def _contenders(cfg: Config) -> None:
-    for one in contenders(cfg):
-        if not one.name.isidentifier() or one.name in (*TAKEN, *cfg.tune):
+    for contender in contenders(cfg):
+        key = f"contenders.{contender.name}"
+        if not contender.name.isidentifier() or contender.name in (*FOLDERS, *cfg.tune):
             raise UserError(
-                f'contenders.{one.name}: name it in letters, digits, "_", and not as a tuned model '
-                f"or a folder of the run: {', '.join(TAKEN)}"
+                f'{key}: name it in letters, digits, "_", and not as a tuned model or a folder of '
+                f"the run: {', '.join(FOLDERS)}"
             )
         try:
-            check(dataclasses.replace(one.cfg, contenders={}, tune={}, rewards=RewardsConfig()))
+            check(
+                dataclasses.replace(contender.cfg, contenders={}, tune={}, rewards=RewardsConfig())
+            )
         except UserError as e:
-            raise UserError(f"contenders.{one.name}: {e}") from None
+            raise UserError(f"{key}: {e}") from None
 
 
 def _secrets(settings: dict) -> None:
-    """No key in a setting: settings stand in tables and reports."""
-    found = list(_texts("", settings))
-    for name, text in found:
+    """Refuse a key in a setting: the settings stand in tables and reports."""
+    texts = list(_texts("", settings))
+    for name, text in texts:
         if name.endswith("api_key_env") and text:
             if not re.fullmatch(r"[A-Za-z_]\w*", text):
                 raise UserError(f"{name}: give the name of an environment variable, not a key")
-            with contextlib.suppress(UserError):  # a file that cannot be read: whoever asks says so
-                secrets.key(text)  # known from here on
+            with contextlib.suppress(UserError):  # the client reports an unreadable key file
+                secrets.key(text)  # makes the key known to secrets.known()
     hidden = secrets.known()
-    for name, text in found:
-        place = name.rpartition(".")[2].partition("[")[0] in PLACES and "params" not in name
-        shown = re.search(r"://[^/@]*:[^/@]*@", text) or (not place and secrets.SHAPES.search(text))
-        if shown or any(s in text for s in hidden):
+    for name, text in texts:
+        path = name.rpartition(".")[2].partition("[")[0] in PATHS and "params" not in name
+        secret = re.search(r"://[^/@]*:[^/@]*@", text) or (not path and secrets.SHAPES.search(text))
+        if secret or any(s in text for s in hidden):
             raise UserError(
                 f"{name}: holds a key, which would stand in every report: give it by environment: "
                 f"llm.api_key_env names the variable"
@@ -160,8 +162,8 @@ def _training(cfg: Config) -> None:
         "train.patience": (train.patience, "train.best", train.best != "none"),
         "train.lora.quantize": (train.lora.quantize != "none", "train.lora.rank", train.lora.rank),
     }
-    for key, (asked, other, there) in needs.items():
-        if asked and not there:
+    for key, (is_set, other, other_is_set) in needs.items():
+        if is_set and not other_is_set:
             raise UserError(f"{key}: needs {other}, which is not set")
     if train.label_smoothing and train.loss != "cdpo":
         raise UserError(f"train.label_smoothing: train.loss={train.loss} has none: set cdpo")
@@ -180,10 +182,10 @@ def _rewards(cfg: Config) -> set[str]:
             raise UserError(f"rewards.mix.{name}: give at least one reward and its weight")
         for part in weights:
             _known(f"rewards.mix.{name}", part, tuple(REWARD_COLUMNS))
-    asked = {f"tune.{name}.reward": t.reward for name, t in cfg.tune.items() if t.rounds}
-    asked |= {f"rewards.columns[{i}]": name for i, name in enumerate(cfg.rewards.columns)}
+    rewards = {f"tune.{name}.reward": t.reward for name, t in cfg.tune.items() if t.rounds}
+    rewards |= {f"rewards.columns[{i}]": name for i, name in enumerate(cfg.rewards.columns)}
     columns: set[str] = set()
-    for key, name in asked.items():
+    for key, name in rewards.items():
         _known(key, name, (*REWARD_COLUMNS, *cfg.rewards.mix))
         columns |= set(cfg.rewards.mix.get(name, {name: 1.0}))
     if "samp_conf" in columns and not cfg.questions.answer:
@@ -220,20 +222,10 @@ def _sampling(cfg: Config, columns: set[str]) -> None:
         )
     if not s.llm.model:
         raise UserError("sampling.engine=api: name the model: sampling.llm.model")
-    taken = {
-        "model",
-        "messages",
-        "prompt",
-        "temperature",
-        "top_p",
-        "max_tokens",
-        "n",
-        "seed",
-        "stop",
-    }
-    # a null takes a parameter away
-    if found := taken & {name for name, value in s.llm.params.items() if value is not None}:
-        raise UserError(f"sampling.llm.params.{min(found)}: each stage sends its own: leave it out")
+    given = {name for name, value in s.llm.params.items() if value is not None}  # null: not sent
+    if set_twice := given & {*OF_A_REQUEST, "prompt", "top_p", "seed", "stop"}:
+        name = min(set_twice)
+        raise UserError(f"sampling.llm.params.{name}: each stage sends its own: leave it out")
     if s.form == "completions" and s.llm.mode == "batch":
         raise UserError("sampling.form=completions: not with sampling.llm.mode=batch")
     if s.form == "chat" and made_of(columns, "entities"):
