@@ -30,6 +30,7 @@ COMMANDS = (
     "evaluate",
     "estimate",
     "status",
+    "config",
     "report",
     "compare",
     "inspect",
@@ -139,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     takes_config(p)
     takes_config(add("evaluate", _evaluate, "measure trained models on held-out topics, report"))
     takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
+    p = add("config", _settings, "every setting: value, default, range, meaning")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    takes_config(p)
+    p.epilog = (
+        "The first word may be a section, such as train or model.pretrain. Without presets it "
+        "prints the defaults; with presets and overrides it marks the values that they change."
+    )
     takes_config(add("report", _report, "write summary.json and report.html from finished tables"))
     p = add("compare", _compare, "several finished runs side by side")
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs, or URIs")
@@ -269,6 +277,16 @@ def _status(args: argparse.Namespace) -> int:
     cfg = _config(args)
     for name, manifest in run.status(cfg):
         print(run.describe(cfg, name, manifest) if manifest else f"{name:<36} unfinished")
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> int:
+    from facttune_ray.config import listing
+
+    section = args.config.pop(0) if args.config and listing.is_section(args.config[0]) else ""
+    cfg = _config(args, needed=False)
+    shown = listing.chosen(cfg, section) if section else listing.sections(cfg)
+    print(listing.as_json(shown) if args.json else listing.table(shown))
     return 0
 
 

@@ -62,7 +62,8 @@ class Final(RowError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`' Did you mean "facts"?'`, or the known names when nothing is close."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known)  # the most similar first
+    close.sort(key=lambda other: sorted(other) != sorted(name))  # swapped letters before others
     return f' Did you mean "{close[0]}"?' if close else f" Known: {', '.join(known)}."
 
 

@@ -103,7 +103,7 @@ def test_the_parts_a_gpu_check_uses_need_neither_ray_nor_deepspeed():
     names += ("facttune_ray.evaluation.metrics", "bench.sampling", "bench.dpo_trainers")
     code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent / 'jobs')!r})\n"
     code += "".join(f"import {n}\n" for n in names)
-    code += "print([m for m in ('ray', 'deepspeed', 'omegaconf') if m in sys.modules])"
+    code += "print([m for m in ('ray', 'deepspeed', 'omegaconf', 'pydantic') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

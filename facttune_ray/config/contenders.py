@@ -6,8 +6,8 @@
       chat: {model: {path: meta-llama/Llama-2-7b-chat-hf}, prompts: {form: chat}}
       gpt: {sampling: {engine: api, llm: {model: gpt-4o-mini}}, prompts: {form: chat}}
 
-Each is the run's own config with some settings changed, in the sections of SECTIONS alone: what
-judges the responses is the same for all.
+A contender is the run's own config with some settings changed. It may change the sections of
+`ContenderSettings` alone, so the same judges score every contender.
 """
 
 from __future__ import annotations
@@ -16,38 +16,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from facttune_ray.config.layers import frozen, merge
-from facttune_ray.config.sections import FREE, Config
+from facttune_ray.config.layers import Layer, validated
+from facttune_ray.config.sections import Config
 from facttune_ray.errors import UserError, did_you_mean
-
-SECTIONS = ("model", "sampling", "responses", "prompts", "evaluation")
 
 
 @dataclass(frozen=True)
 class Contender:
     name: str
-    of: str  # tuned model that it decodes; "": the base model, or the one that `cfg` names
-    cfg: Config
-    own_prompts: bool  # the test topics in a form of its own
+    of: str  # tuned model to sample from; "": the base model, or the model.path of `cfg`
+    cfg: Config  # the run's config with the contender's changes
+    own_prompts: bool  # its prompts differ from the run's
 
 
 def contenders(cfg: Config) -> Iterator[Contender]:
-    """In the config's order. UserError names the key that is wrong."""
+    """Every contender, in the config's order. UserError names the key of a wrong setting."""
     for name, given in cfg.contenders.items():
         yield _contender(cfg, name, given)
 
 
 def _contender(cfg: Config, name: str, given: dict[str, Any]) -> Contender:
     key = f"contenders.{name}"
-    if not isinstance(given, dict):
-        raise UserError(f"{key}: expected settings such as {{sampling: {{decoder: dola}}}}")
     layer = dict(given)
     of = layer.pop("of", "") or ""
-    for section in layer:
-        if section not in SECTIONS:
-            raise UserError(
-                f'{key}: no section "{section}".{did_you_mean(str(section), ("of", *SECTIONS))}'
-            )
     tuned = [n for n, t in cfg.tune.items() if t.rounds]
     if of and of not in tuned:
         raise UserError(f'{key}.of: no tuned model "{of}".{did_you_mean(of, tuned)}')
@@ -55,10 +46,7 @@ def _contender(cfg: Config, name: str, given: dict[str, Any]) -> Contender:
         raise UserError(f"{key}.prompts: only with data.source=topics, whose prompts are made")
     if of and (layer.get("model") or {}).get("path"):
         raise UserError(f"{key}: set `of` or `model.path`, not both")
-    from omegaconf import OmegaConf
-
-    merged = merge(OmegaConf.structured(cfg), OmegaConf.create(layer), key, FREE)
-    own = frozen(merged)
-    if of and own.sampling.engine == "api":
+    changed = validated(Config, [Layer(key, layer)], cfg)
+    if of and changed.sampling.engine == "api":
         raise UserError(f"{key}.of: sampling.engine=api cannot sample a tuned model")
-    return Contender(name, of, own, own.prompts != cfg.prompts)
+    return Contender(name, of, changed, changed.prompts != cfg.prompts)

@@ -1,104 +1,234 @@
 """Layers of settings: YAML and `key=value` over dataclasses, with one line for what is wrong.
 
-merged = layered(OmegaConf.structured(Config), ["train.lr=3e-5"])
-cfg = frozen(merged)
+    layers = [yaml_layer(text, "conf/bio.yaml", Config), override_layer("train.lr=3e-5", Config)]
+    cfg = validated(Config, layers)
+
+OmegaConf merges plain dicts and resolves ${...}; pydantic checks types and ranges, and makes the
+frozen dataclass. OmegaConf and pydantic are imported by these functions alone: code that builds
+a dataclass itself runs where neither is installed.
+
+A text setting is the text as its author wrote it. On the command line that is everything after
+`=`. In YAML it is the scalar as it stands in the file, where YAML reads 007 as a number and `no`
+as false.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from facttune_ray.errors import UserError, did_you_mean, one_line
+from facttune_ray.config.kinds import allows, child_type, choices, hints, section_of
+from facttune_ray.config.setting import bounds_text
+from facttune_ray.errors import UserError, one_line
 
-# Sections whose keys are the user's: prefix -> dataclass of what stands there, None for anything
-Open = Mapping[str, type | None]
+T = TypeVar("T")
 
 
-# parts of OmegaConf's errors, and what a user can do about them
-TOLD = {
-    "is not a ListConfig": "expected a list, such as [VALUE]",
-    "Incompatible value 'None'": "is empty: give a value",
-    "is not a subclass of": "is a section: set one of its keys, such as train.lr=3e-5",
-    "Interpolation key": "${...} names no setting: an environment variable is ${oc.env:NAME}",
+class Layer(NamedTuple):
+    source: str  # names the layer in errors: a file, or "key=value" in quotes
+    values: dict[str, Any]  # nested, with ${...} not yet resolved
+
+
+def yaml_layer(text: str, source: str, kind: type) -> Layer:
+    """A YAML document of sections. UserError for a key or section that `kind` does not have."""
+    from omegaconf import OmegaConf
+
+    try:
+        root = _nodes(text)
+        parsed: Any = OmegaConf.create(text) if root is None or _is(root, "mapping") else None
+    except Exception as e:  # the YAML parser's own error tree, which OmegaConf passes on
+        raise UserError(f"{source}: not valid YAML: {one_line(e)}") from None
+    if parsed is None:
+        raise UserError(f"{source}: expected sections such as `run:`, got {text.strip()!r:.60}")
+    try:
+        return Layer(source, _as_written(OmegaConf.to_container(parsed), root, kind))
+    except UserError as e:
+        raise UserError(f"{source}: {e}") from None
+
+
+def override_layer(item: str, kind: type) -> Layer:
+    """One `key=value`. The value is a text where the key's type is a text, else YAML."""
+    source = f'"{item}"'
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise UserError(f"{source} is not key=value, e.g. run.seed=1")
+    names = key.split(".")
+    try:
+        here: Any = kind
+        for i, name in enumerate(names):
+            here = child_type(here, name, ".".join(names[:i]))
+        value = text if _is_text(here, text) else _yaml_value(text, here, key)
+    except UserError as e:
+        raise UserError(str(e) if str(e).startswith(f"{key}=") else f"{source}: {e}") from None
+    values: Any = value
+    for name in reversed(names):
+        values = {name: values}
+    return Layer(source, values)
+
+
+def _is_text(kind: Any, text: str) -> bool:
+    """Whether the setting is a text; a setting that is a text or a list is a list from "[" on."""
+    if text == "null" and allows(kind, None) or text.startswith("[") and allows(kind, list):
+        return False
+    return allows(kind, str, Literal)
+
+
+def _yaml_value(text: str, kind: Any, key: str) -> Any:
+    from omegaconf import OmegaConf
+
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except Exception as e:
+        raise UserError(f"not a valid value: {one_line(e)}") from None
+    return _as_written(dict(parsed)["value"], _nodes(text), kind, key)  # type: ignore[arg-type]
+
+
+def validated(kind: type[T], layers: Sequence[Layer], base: T | None = None) -> T:
+    """The frozen dataclass `kind`: layers over `base`, or over the defaults of `kind`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from pydantic import ValidationError
+
+    try:
+        merged = OmegaConf.merge(to_dict(base or kind()), *(layer.values for layer in layers))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as e:
+        key = getattr(e, "full_key", None) or ""
+        says = one_line(e).partition("resolving interpolation: ")[2].strip('"') or one_line(e)
+        if "Interpolation key" in says:
+            says = "${...} names no setting: an environment variable is ${oc.env:NAME}"
+        raise UserError(_line(layers, key.split("."), None, says)) from None
+    try:
+        return _adapter(kind).validate_python(values)  # type: ignore[arg-type]
+    except ValidationError as e:
+        error = e.errors()[0]
+        raise UserError(_line(layers, *_explained(kind, values, error))) from None
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+# --- texts as they were written
+
+
+def _nodes(text: str) -> Any:
+    """The YAML nodes of a text, which keep each scalar as it was written."""
+    import yaml
+
+    return yaml.compose(text, Loader=yaml.SafeLoader)
+
+
+def _as_written(value: Any, node: Any, kind: Any, key: str = "") -> Any:
+    """`value` with its texts as they stand in `node`. UserError for an unknown key, a value in the
+    place of a section, and true or false in the place of a number."""
+    if isinstance(value, str) and value.startswith("${"):
+        return value
+    if isinstance(value, dict):
+        nodes = {k.value: v for k, v in getattr(node, "value", ())} if _is(node, "mapping") else {}
+        return {
+            name: _as_written(
+                inner,
+                nodes.get(str(name)),
+                child_type(kind, name, key),
+                f"{key}.{name}" if key else str(name),
+            )
+            for name, inner in value.items()
+        }
+    if section := section_of(kind):
+        first = f"{key}.{next(iter(hints(section)))}"
+        raise UserError(f"{_shown(key, value)}: is a section: set one of its keys, such as {first}")
+    if isinstance(value, list):
+        nodes_of_list = node.value if _is(node, "sequence") else [None] * len(value)
+        return [
+            _as_written(inner, written, child_type(kind, i, key), f"{key}[{i}]")
+            for i, (inner, written) in enumerate(zip(value, nodes_of_list, strict=True))
+        ]
+    if allows(kind, str, Literal) and (value is not None or allows(kind, Literal)):
+        return node.value if _is(node, "scalar") else value
+    if isinstance(value, bool) and allows(kind, int, float):
+        raise UserError(f"{_shown(key, value)}: must be a number")
+    return value
+
+
+def _is(node: Any, kind: str) -> bool:
+    return getattr(node, "id", "") == kind
+
+
+# --- errors
+
+SAYS = {
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "bool_": "must be true or false",
+    "string_type": "must be a text, in quotes",
+    "string_too_short": "is empty: give a value",
+    "list_type": "must be a list, such as [VALUE]",
+    "dict_type": "must be a section, such as {NAME: VALUE}",
+    "dataclass_type": "must be a section, such as {NAME: VALUE}",
 }
 
 
-def layered(merged: Any, overrides: Sequence[str], free: Open) -> Any:
-    """`key=value` strings over what is there."""
-    from omegaconf import OmegaConf
-
-    for item in overrides:
-        key, equals, _ = item.partition("=")
-        if not equals or not key:
-            raise UserError(f'"{item}" is not key=value, e.g. run.seed=1')
-        try:
-            layer = OmegaConf.from_dotlist([item])
-        except Exception as e:
-            raise UserError(f'"{item}": not a valid value: {one_line(e)}') from None
-        merged = merge(merged, layer, f'"{item}"', free)
-    return merged
-
-
-def frozen(merged: Any) -> Any:
-    """The frozen dataclass of what was merged."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as e:
-        raise UserError(f"config: {one_line(e)}") from None
+def _explained(kind: type, values: Any, error: Any) -> tuple[list[Any], Any, str]:
+    """(path, value, what is wrong) of pydantic's error."""
+    path: list[Any] = []
+    here, value, bounds = kind, values, error.get("ctx", {})
+    for name in error["loc"]:  # which ends in names of pydantic's own for a part of a union
+        if isinstance(value, dict) and name in value or isinstance(name, int):
+            if dataclasses.is_dataclass(here):
+                bounds = {**bounds, **here.__dataclass_fields__[name].metadata}
+            here, value = child_type(here, name, ""), value[name]
+            path.append(name)
+    what = error["type"]
+    if value is None:
+        return path, None, "is empty: give a value"
+    if what == "literal_error":
+        return path, value, f"must be one of {', '.join(choices(here))}"
+    if what.startswith(("greater_than", "less_than")):
+        return path, value, f"must be {bounds_text(bounds)}"
+    return path, value, next((s for t, s in SAYS.items() if what.startswith(t)), error["msg"])
 
 
-def merge(base: Any, layer: Any, source: str, free: Open) -> Any:
-    """A layer over the base; `source` names it in errors."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if not OmegaConf.is_dict(layer):
-        raise UserError(f"{source}: expected sections such as `run:`, got {layer!r:.60}")
-    try:
-        if unknown := _unknown_key(base, layer, free):
-            raise UserError(f"{source}: {unknown}")
-        return OmegaConf.merge(base, layer)
-    except OmegaConfBaseException as e:
-        key = getattr(e, "full_key", "") or ""
-        line = next((told for part, told in TOLD.items() if part in str(e)), one_line(e))
-        raise UserError(f"{source}: {key + ': ' if key else ''}{line}") from None
+def _line(layers: Sequence[Layer], path: Sequence[Any], value: Any, says: str) -> str:
+    """`conf/x.yaml: train.lr=-1: must be at least 0`: the last layer that sets the path is named,
+    unless it is this `key=value` itself."""
+    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)[1:]
+    source = next((one.source for one in reversed(layers) if _sets(one.values, path)), "")
+    own = source.startswith(f'"{key}=')
+    line = f"{_shown(key, value)}: {says}"
+    return line if own or not source else f"{source}: {line}"
 
 
-def _unknown_key(base: Any, layer: Any, free: Open, prefix: str = "") -> str:
-    """One line about the first key of `layer` that no dataclass has, or ''."""
-    from omegaconf import OmegaConf
+def _shown(key: str, value: Any) -> str:
+    if value in (None, "") or isinstance(value, dict | list):
+        return key
+    return f"{key}={str(value).lower() if isinstance(value, bool) else value}"
 
-    for key in layer:
-        here = f"{prefix}{key}"
-        if prefix in free:
-            kind = free[prefix]
-            if kind is None:
-                return ""
-            template = OmegaConf.structured(kind)
-        elif key not in base:
-            return f'unknown key "{here}".{did_you_mean(str(key), map(str, base))}'
-        else:
-            template = base[key]
-        if OmegaConf.is_dict(layer[key]) and OmegaConf.is_dict(template):
-            if found := _unknown_key(template, layer[key], free, here + "."):
-                return found
-    return ""
+
+def _sets(values: Any, path: Sequence[Any]) -> bool:
+    for name in path:
+        if not isinstance(values, dict):
+            return True
+        if name not in values:
+            return False
+        values = values[name]
+    return True
+
+
+# --- plain dicts
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
-    """Nested plain dict of the whole config (for the report and manifests)."""
-    from omegaconf import OmegaConf
-
-    out = OmegaConf.to_container(OmegaConf.structured(cfg))
-    assert isinstance(out, dict)
-    return {str(k): v for k, v in out.items()}
+    """Nested plain dict of a config, for the report and the rules."""
+    return dataclasses.asdict(cfg)
 
 
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"run": {"seed": 0}} -> {"run.seed": 0}`"""
     out: dict[str, Any] = {}
     for key, value in nested.items():

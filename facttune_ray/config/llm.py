@@ -1,74 +1,103 @@
-"""Settings of what is asked and sampled: the config sections `llm` and `sampling`."""
+"""The LLM that facts, verdicts and questions are asked of: the config section `llm`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from facttune_ray.config.setting import setting
 
 
 @dataclass(frozen=True)
 class EndpointConfig:
-    """One address and key of the LLM, with its own limits. Null: what the server's headers say."""
+    """One address and key of the LLM, with its own limits."""
 
-    base_url: str = ""  # "": llm.base_url
-    api_key_env: str = ""  # "": llm.api_key_env
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None  # prompt and completion tokens
+    base_url: str = setting("", "Address of the endpoint; empty: llm.base_url.")
+    api_key_env: str = setting("", "Environment variable of the key; empty: llm.api_key_env.")
+    requests_per_minute: int | None = setting(
+        None, "Limit of requests; null: from the server's headers.", unit="1/min", ge=1
+    )
+    tokens_per_minute: int | None = setting(
+        None,
+        "Limit of prompt and completion tokens; null: from the server's headers.",
+        unit="tokens/min",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True)
 class LLMConfig:
     """The OpenAI-compatible endpoint that facts, verdicts and questions are asked of."""
 
-    base_url: str = "embedded"  # embedded: start the built-in annotator for the run
-    model: str = "annotator"  # model name sent with each request
-    # batch: Files + Batches API, within 24 h; background: Responses API, an answer that was under
-    # way at a kill is fetched, not paid again
-    mode: Literal["online", "batch", "background"] = "online"
-    api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key
-    temperature: float | None = 0.0  # null: not sent
-    max_tokens: int | None = 512  # completion tokens at most; null: not sent
-    max_completion_tokens: int | None = None  # sent in place of max_tokens: thoughts count, too
-    system: Literal["message", "user"] = "message"  # user: its text begins the user's message
-    # sent as they are (seed, response_format); null: this parameter is not sent
-    params: dict[str, Any] = field(default_factory=dict)
-    requests_per_minute: int | None = None  # of the whole cluster; null: as headers say, or learned
-    tokens_per_minute: int | None = None  # prompt and completion tokens, as above
-    endpoints: list[EndpointConfig] = field(default_factory=list)  # several addresses or keys
-    concurrency: int = 128  # requests in flight at most, each worker
-    timeout_s: float = 60.0  # one attempt
-    max_attempts: int = 8  # attempts of one request before its row fails; a 429 is none
-    max_elapsed_s: float = 900.0  # from a request's first attempt until its row fails
-    max_wait_s: float = 30.0  # longest pause between two attempts
-    reasks: int = 2  # times an answer that cannot be parsed is asked again
-    budget_usd: float | None = None  # stop cleanly before this run has paid more (exit code 3)
-    usd_per_million_input: float | None = None  # price of prompt tokens; null: conf/prices
-    usd_per_million_output: float | None = None  # price of completion tokens, as above
-    ledger: str = ""  # folder of paid completions, may be shared by runs; "": run.out/ledger
-    flush_rows: int = 256  # completions a ledger segment at most
-    flush_s: float = 0.1  # longest wait before a completion is written; raise it on s3://
-    batch_requests: int = 50_000  # mode batch: lines a file at most (OpenAI: 50,000)
-    batch_mb: int = 190  # mode batch: megabytes a file at most (OpenAI: 200)
-    batch_poll_s: float = 30.0  # mode batch: seconds between two looks at a batch
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """The engine that samples responses, answers and entities, and asks for P(True)."""
-
-    engine: Literal["transformers", "vllm", "api"] = "transformers"
-    # of engine=transformers. dola: layers contrasted (Chuang et al.); custom: custom_generate
-    decoder: Literal["plain", "dola", "custom"] = "plain"
-    dola_layers: str = "high"  # low, high, or numbers such as "0,2,4", of layers to contrast with
-    custom_generate: str = ""  # custom: folder or hub name whose custom_generate/generate.py is run
-    custom_params: dict[str, Any] = field(default_factory=dict)  # custom: what is given to it
-    trust_remote_code: bool = False  # run Python code of the model's folder, or of custom_generate
-    gpus: float = 0.0  # GPUs a worker, 0.5: two workers share one; 0: CPU
-    accelerator: str = ""  # their kind, by Ray's name: L4, A100-80G, H100; "": any
-    max_rows: int = 512  # sequences decoded at a time at most, fewer where GPU memory is short
-    gpu_memory: float = 0.85  # share of a worker's GPU memory that it may take
-    quantize: Literal["none", "8bit", "4bit"] = "none"  # weights, by bitsandbytes; needs a GPU
-    tensor_parallel: int = 1  # vllm: GPUs of one worker
-    form: Literal["chat", "completions"] = "chat"  # api: which of the two endpoints
-    choices: int = 1  # api: most samples of one request (`n`); 1: a request a sample
-    llm: LLMConfig = field(default_factory=lambda: LLMConfig(base_url="", model=""))  # api: where
+    base_url: str = setting(
+        "embedded", "Address (http:// or https://); embedded: the run starts its own annotator."
+    )
+    model: str = setting("annotator", "Model name that each request sends.")
+    mode: Literal["online", "batch", "background"] = setting(
+        "online",
+        "batch: Files and Batches API, within 24 hours. background: Responses API; a response "
+        "under way when the run was killed is fetched, not paid again.",
+    )
+    api_key_env: str = setting("OPENAI_API_KEY", "Environment variable that holds the key.")
+    temperature: float | None = setting(0.0, "Sampling temperature; null: not sent.", ge=0)
+    max_tokens: int | None = setting(
+        512, "Most completion tokens; null: not sent.", unit="tokens", ge=1
+    )
+    max_completion_tokens: int | None = setting(
+        None,
+        "Sent in place of max_tokens, for models whose thoughts count too.",
+        unit="tokens",
+        ge=1,
+    )
+    system: Literal["message", "user"] = setting(
+        "message", "user: the system text becomes the beginning of the user's message."
+    )
+    params: dict[str, Any] = setting(
+        {}, "More request parameters, sent as given (seed, response_format); null: not sent."
+    )
+    requests_per_minute: int | None = setting(
+        None,
+        "Limit of requests of the whole cluster; null: from the server's headers, or learned.",
+        unit="1/min",
+        ge=1,
+    )
+    tokens_per_minute: int | None = setting(
+        None,
+        "Limit of prompt and completion tokens of the whole cluster; null: as above.",
+        unit="tokens/min",
+        ge=1,
+    )
+    endpoints: list[EndpointConfig] = setting([], "Several addresses or keys to spread load over.")
+    concurrency: int = setting(128, "Most requests in flight of each worker.", ge=1)
+    timeout_s: float = setting(60.0, "Longest time of one attempt.", unit="s", gt=0)
+    max_attempts: int = setting(
+        8, "Attempts of one request before its row fails; a 429 does not count.", ge=1
+    )
+    max_elapsed_s: float = setting(
+        900.0, "Longest time from a request's first attempt until its row fails.", unit="s", gt=0
+    )
+    max_wait_s: float = setting(30.0, "Longest pause between two attempts.", unit="s", ge=0)
+    reasks: int = setting(2, "Times that an unparseable answer is asked for again.", ge=0)
+    budget_usd: float | None = setting(
+        None, "The run stops (exit code 3) before it has paid more; null: no limit.", "USD", gt=0
+    )
+    usd_per_million_input: float | None = setting(
+        None, "Price of prompt tokens; null: from conf/prices.", unit="USD/1M tokens", ge=0
+    )
+    usd_per_million_output: float | None = setting(
+        None, "Price of completion tokens; null: from conf/prices.", unit="USD/1M tokens", ge=0
+    )
+    ledger: str = setting(
+        "", "Folder of paid completions, which runs may share; empty: run.out/ledger."
+    )
+    flush_rows: int = setting(256, "Most completions of a ledger segment.", unit="rows", ge=1)
+    flush_s: float = setting(
+        0.1, "Longest wait before a completion is written; raise it on s3://.", unit="s", gt=0
+    )
+    batch_requests: int = setting(
+        50_000, "mode=batch: most requests of a file (OpenAI: 50,000).", ge=1
+    )
+    batch_mb: int = setting(190, "mode=batch: most megabytes of a file (OpenAI: 200).", "MB", ge=1)
+    batch_poll_s: float = setting(
+        30.0, "mode=batch: time between two looks at a batch.", unit="s", gt=0
+    )

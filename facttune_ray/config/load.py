@@ -1,26 +1,25 @@
-"""Layers of settings become one checked, frozen Config.
+"""Load presets and overrides as one checked, frozen Config.
 
     cfg = load(["quickstart"], ["run.seed=1", "train.lr=3e-5"])
 
-`load` merges: dataclass <- YAML presets in order <- `key=value` overrides. A preset is a path to
-a YAML file or the name of one in conf/. OmegaConf is imported by `load` alone, so that training
-code runs where it is not installed.
+`load` merges: dataclass <- YAML presets in order <- `key=value` overrides. A preset is the path
+of a YAML file, or the name of a file in conf/.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from facttune_ray.config.sections import FREE, Config
-from facttune_ray.errors import UserError, did_you_mean
+from facttune_ray.config.sections import Config
+from facttune_ray.errors import UserError, did_you_mean, one_line
 
 T = TypeVar("T")
 
 
 def conf_dir() -> Path:
-    """The presets' folder: conf/ of the checkout, or its copy inside an installed wheel."""
+    """The folder of presets: conf/ of the checkout, or its copy inside an installed wheel."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package.parent / "conf", package / "conf"):
         if folder.is_dir():
@@ -29,7 +28,7 @@ def conf_dir() -> Path:
 
 
 def preset_path(name: str) -> Path:
-    """Path of a preset given by name or path; UserError when there is none."""
+    """Path of a preset, given by name or path. UserError when no such file exists."""
     path = Path(name)
     if path.is_file():
         return path
@@ -43,42 +42,31 @@ def preset_path(name: str) -> Path:
 
 
 def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
-    """Merge dataclass defaults, presets (names, paths, URIs) in order and `key=value` overrides;
-    check; freeze."""
-    from omegaconf import OmegaConf
-
-    from facttune_ray.config.layers import frozen, layered, merge
+    """Defaults, then presets (names, paths, URIs) in order, then `key=value` overrides: merged,
+    checked and frozen. UserError names the file or override and the key."""
+    from facttune_ray.config.layers import override_layer, validated, yaml_layer
     from facttune_ray.config.rules import check
-    from facttune_ray.errors import one_line
 
-    merged = OmegaConf.structured(Config)
-    for name in presets:
-        path = name if "://" in name else preset_path(name)
-        try:
-            layer = _remote(name) if "://" in name else OmegaConf.load(path)
-        except (OSError, ValueError) as e:
-            raise UserError(f"{path}: {one_line(e)}") from None
-        except Exception as e:  # the YAML parser's own error tree, which OmegaConf passes on
-            raise UserError(f"{path}: not valid YAML: {one_line(e)}") from None
-        merged = merge(merged, layer, str(path), FREE)
-    cfg = frozen(layered(merged, overrides, FREE))
+    layers = [yaml_layer(*_preset(name), Config) for name in presets]
+    cfg = validated(Config, [*layers, *(override_layer(item, Config) for item in overrides)])
     check(cfg)
     return cfg
 
 
-def _remote(uri: str) -> Any:
-    """A preset on an object store."""
-    from omegaconf import OmegaConf
-
+def _preset(name: str) -> tuple[str, str]:
+    """(text, path) of a preset, which may lie on an object store."""
     from facttune_ray.storage.folders import Folder
 
-    return OmegaConf.create(Folder.of(uri).read_bytes().decode())
+    path = name if "://" in name else str(preset_path(name))
+    try:
+        data = Folder.of(name).read_bytes() if "://" in name else Path(path).read_bytes()
+        return data.decode(), path
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: {one_line(e)}") from None
 
 
 def override(kind: type[T], overrides: Sequence[str]) -> T:
-    """A frozen dataclass from its defaults and `key=value` overrides."""
-    from omegaconf import OmegaConf
+    """A dataclass from its defaults and `key=value` overrides."""
+    from facttune_ray.config.layers import override_layer, validated
 
-    from facttune_ray.config.layers import frozen, layered
-
-    return frozen(layered(OmegaConf.structured(kind), overrides, {}))
+    return validated(kind, [override_layer(item, kind) for item in overrides])

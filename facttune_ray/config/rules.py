@@ -1,4 +1,4 @@
-"""Ranges of the settings that their types cannot say."""
+"""Rules across fields and sections. A range of one field stands beside the field."""
 
 from __future__ import annotations
 
@@ -15,119 +15,22 @@ from facttune_ray.config.sections import Config, RewardsConfig
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.storage.schema import REWARD_COLUMNS, made_of
 
-# folders that a run has anyway
-TAKEN = ("base", "imported", "world", "topics", "prompts", "knowledge", "ledger", "annotator")
-# settings that name files and models, which may be called "hf_models" or "sk-wiki.db"
-PLACES = frozenset(
+# Folders that every run has, so that a model cannot have their names
+FOLDERS = ("base", "imported", "world", "topics", "prompts", "knowledge", "ledger", "annotator")
+# Settings that name files and models; a name such as "hf_models" or "sk-wiki.db" is not a key
+PATHS = frozenset(
     "out folder topics files knowledge samples entity_samples groups path local_lm npm dense "
     "nli_model spacy_model ledger checkpoints deepspeed custom_generate".split()
 )
-ABOVE_0 = ("timeout_s", "max_elapsed_s", "flush_s", "batch_poll_s", "budget_usd")
+# Parameters that every request has from other settings
+OF_A_REQUEST = ("model", "messages", "temperature", "max_tokens", "n")
 
 
 def check(cfg: Config) -> None:
-    """Ranges that types cannot say. UserError names the key."""
-    at_least = {
-        "run.shards": 0,
-        "run.workers": 0,
-        "sampling.gpus": 0,
-        "verdicts.gpus": 0,
-        "data.world.train": 0,
-        "data.world.val": 0,
-        "data.world.test": 0,
-        "model.pretrain.hidden": 1,
-        "model.pretrain.layers": 1,
-        "model.pretrain.epochs": 0,
-        "responses.samples": 1,
-        "responses.max_tokens": 1,
-        "answers.samples": 1,
-        "answers.max_tokens": 1,
-        "evaluation.samples": 1,
-        "prompts.questions": 1,
-        "data.sizes.train": 0,
-        "data.sizes.val": 0,
-        "data.sizes.dpoval": 0,
-        "data.sizes.test": 0,
-        "train.epochs": 1,
-        "train.lr": 0,
-        "train.sft.lr": 0,
-        "train.clip": 0,
-        "train.gpus": 0,
-        "train.label_smoothing": 0,
-        "train.groups_per_step": 1,
-        "train.pairs_per_step": 0,
-        "train.pass_tokens": 1,
-        "train.max_prompt_length": 0,
-        "train.sft_weight": 0,
-        "groups.max_pairs": 0,
-        "train.workers": 1,
-        "train.max_length": 1,
-        "train.max_steps": 0,
-        "train.warmup_steps": 0,
-        "train.weight_decay": 0,
-        "train.sft.epochs": 0,
-        "train.lora.rank": 0,
-        "train.eval_every": 0,
-        "train.eval_topics": 0,
-        "train.eval_samples": 0,
-        "train.patience": 0,
-        "train.save_every": 0,
-        "train.keep": 1,
-        "train.max_failures": 0,
-        "train.min_workers": 0,
-        "run.max_error_fraction": 0,
-        "groups.threshold": 0,
-        "rewards.gamma": 0,
-        "evaluation.resamples": 0,
-        "evaluation.examples": 0,
-        "evaluation.most": 1,
-        "evaluation.judge_samples": 0,
-        "responses.temperature": 0,
-        "answers.temperature": 0,
-        "entities.temperature": 0,
-        "verdicts.passages": 1,
-        "verdicts.npm_passages": 1,
-        "verdicts.facts_per_request": 1,
-        "verdicts.batch_tokens": 1,
-        "facts.carry_words": 0,
-        "sampling.max_rows": 1,
-        "sampling.tensor_parallel": 1,
-        "sampling.choices": 1,
-        "questions.context": 0,
-        "entities.samples": 1,
-        "classes.max_pairs": 0,
-        "classes.batch_tokens": 1,
-        "p_true.batch_tokens": 1,
-    }
-    of_llm = {
-        "temperature": 0,
-        "max_tokens": 1,
-        "max_wait_s": 0,
-        "usd_per_million_input": 0,
-        "usd_per_million_output": 0,
-        "concurrency": 1,
-        "max_attempts": 1,
-        "requests_per_minute": 1,
-        "tokens_per_minute": 1,
-        "reasks": 0,
-        "flush_rows": 1,
-        "batch_requests": 1,
-        "batch_mb": 1,
-    }
-    flat = flatten(to_dict(cfg))
-    _secrets(to_dict(cfg))
-    llms = ("llm", "sampling.llm")
-    at_least |= {f"{llm}.{key}": low for llm in llms for key, low in of_llm.items()}
-    for key, low in at_least.items():
-        if flat[key] is not None and flat[key] < low:
-            raise UserError(f"{key}={flat[key]}: must be at least {low}")
-    above = [f"{llm}.{key}" for llm in llms for key in ABOVE_0] + ["train.beta"]
-    for key in above:
-        if flat[key] is not None and flat[key] <= 0:
-            raise UserError(f"{key}={flat[key]}: must be above 0")
-    for key in ("responses.top_p", "answers.top_p", "entities.top_p", "sampling.gpu_memory"):
-        if not 0 < flat[key] <= 1:
-            raise UserError(f"{key}={flat[key]}: must be above 0 and at most 1")
+    """UserError names the key of the first setting that breaks a rule."""
+    settings = to_dict(cfg)
+    flat = flatten(settings)
+    _secrets(settings)
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value}: must be a finite number")
@@ -138,38 +41,26 @@ def check(cfg: Config) -> None:
     if cfg.data.ready and cfg.data.source != "tuning":
         raise UserError("data.ready: only the files of data.source=tuning bring such tables")
     if "questions" in cfg.data.ready and "facts" not in cfg.data.ready:
+        raise UserError("data.ready: questions need their facts: set data.ready=[facts,questions]")
+    if cfg.data.val + cfg.data.test > 1:
         raise UserError(
-            "data.ready: its questions are of its facts: set data.ready=[facts,questions]"
-        )
-    if min(cfg.data.val, cfg.data.test) < 0 or cfg.data.val + cfg.data.test > 1:
-        raise UserError(
-            f"data.val={cfg.data.val}, data.test={cfg.data.test}: shares of the topics, at least 0 "
-            f"each and at most 1 together"
+            f"data.val={cfg.data.val}, data.test={cfg.data.test}: must be at most 1 together"
         )
     if min(cfg.evaluation.k, default=1) < 1:
-        raise UserError(f"evaluation.k={list(cfg.evaluation.k)}: each must be at least 1")
+        raise UserError(f"evaluation.k={cfg.evaluation.k}: each must be at least 1")
     world = cfg.data.world
     if cfg.data.source == "world" and world.train + world.val + world.test > world.people:
         raise UserError(
             f"data.world: train + val + test = {world.train + world.val + world.test} topics, "
             f"but people={world.people}"
         )
-    taken = {"model", "messages", "temperature", "max_tokens", "n", "stream"} & set(cfg.llm.params)
-    if taken:
-        raise UserError(f"llm.params.{min(taken)}: set llm.{min(taken)}, or leave it out")
-    for i, endpoint in enumerate(cfg.llm.endpoints):
-        for key in ("requests_per_minute", "tokens_per_minute"):
-            if (value := getattr(endpoint, key)) is not None and value < 1:
-                raise UserError(f"llm.endpoints[{i}].{key}={value}: must be at least 1")
-    for name, tune in cfg.tune.items():
-        if tune.rounds < 0:
-            raise UserError(f"tune.{name}.rounds={tune.rounds}: must be at least 0")
-        if tune.lr is not None and tune.lr < 0:
-            raise UserError(f"tune.{name}.lr={tune.lr}: must be at least 0")
-        if not name.isidentifier() or name in TAKEN:
+    if set_twice := set(cfg.llm.params) & {*OF_A_REQUEST, "stream"}:
+        raise UserError(f"llm.params.{min(set_twice)}: set llm.{min(set_twice)}, or leave it out")
+    for name in cfg.tune:
+        if not name.isidentifier() or name in FOLDERS:
             raise UserError(
                 f'tune.{name}: name a tuned model in letters, digits, "_", and not as a folder of '
-                f"the run: {', '.join(TAKEN)}"
+                f"the run: {', '.join(FOLDERS)}"
             )
     _prompts(cfg)
     _training(cfg)
@@ -206,32 +97,35 @@ def _decoder(cfg: Config) -> None:
 
 
 def _contenders(cfg: Config) -> None:
-    for one in contenders(cfg):
-        if not one.name.isidentifier() or one.name in (*TAKEN, *cfg.tune):
+    for contender in contenders(cfg):
+        key = f"contenders.{contender.name}"
+        if not contender.name.isidentifier() or contender.name in (*FOLDERS, *cfg.tune):
             raise UserError(
-                f'contenders.{one.name}: name it in letters, digits, "_", and not as a tuned model '
-                f"or a folder of the run: {', '.join(TAKEN)}"
+                f'{key}: name it in letters, digits, "_", and not as a tuned model or a folder of '
+                f"the run: {', '.join(FOLDERS)}"
             )
         try:
-            check(dataclasses.replace(one.cfg, contenders={}, tune={}, rewards=RewardsConfig()))
+            check(
+                dataclasses.replace(contender.cfg, contenders={}, tune={}, rewards=RewardsConfig())
+            )
         except UserError as e:
-            raise UserError(f"contenders.{one.name}: {e}") from None
+            raise UserError(f"{key}: {e}") from None
 
 
 def _secrets(settings: dict) -> None:
-    """No key in a setting: settings stand in tables and reports."""
-    found = list(_texts("", settings))
-    for name, text in found:
+    """Refuse a key in a setting: the settings stand in tables and reports."""
+    texts = list(_texts("", settings))
+    for name, text in texts:
         if name.endswith("api_key_env") and text:
             if not re.fullmatch(r"[A-Za-z_]\w*", text):
                 raise UserError(f"{name}: give the name of an environment variable, not a key")
-            with contextlib.suppress(UserError):  # a file that cannot be read: whoever asks says so
-                secrets.key(text)  # known from here on
+            with contextlib.suppress(UserError):  # the client reports an unreadable key file
+                secrets.key(text)  # makes the key known to secrets.known()
     hidden = secrets.known()
-    for name, text in found:
-        place = name.rpartition(".")[2].partition("[")[0] in PLACES and "params" not in name
-        shown = re.search(r"://[^/@]*:[^/@]*@", text) or (not place and secrets.SHAPES.search(text))
-        if shown or any(s in text for s in hidden):
+    for name, text in texts:
+        path = name.rpartition(".")[2].partition("[")[0] in PATHS and "params" not in name
+        secret = re.search(r"://[^/@]*:[^/@]*@", text) or (not path and secrets.SHAPES.search(text))
+        if secret or any(s in text for s in hidden):
             raise UserError(
                 f"{name}: holds a key, which would stand in every report: give it by environment: "
                 f"llm.api_key_env names the variable"
@@ -268,14 +162,9 @@ def _training(cfg: Config) -> None:
         "train.patience": (train.patience, "train.best", train.best != "none"),
         "train.lora.quantize": (train.lora.quantize != "none", "train.lora.rank", train.lora.rank),
     }
-    for key, (asked, other, there) in needs.items():
-        if asked and not there:
+    for key, (is_set, other, other_is_set) in needs.items():
+        if is_set and not other_is_set:
             raise UserError(f"{key}: needs {other}, which is not set")
-    if train.label_smoothing >= 0.5:
-        raise UserError(
-            f"train.label_smoothing={train.label_smoothing}: must be below 0.5: as a share of "
-            f"flipped preferences it would turn them around"
-        )
     if train.label_smoothing and train.loss != "cdpo":
         raise UserError(f"train.label_smoothing: train.loss={train.loss} has none: set cdpo")
     if train.min_workers > train.workers:
@@ -293,10 +182,10 @@ def _rewards(cfg: Config) -> set[str]:
             raise UserError(f"rewards.mix.{name}: give at least one reward and its weight")
         for part in weights:
             _known(f"rewards.mix.{name}", part, tuple(REWARD_COLUMNS))
-    asked = {f"tune.{name}.reward": t.reward for name, t in cfg.tune.items() if t.rounds}
-    asked |= {f"rewards.columns[{i}]": name for i, name in enumerate(cfg.rewards.columns)}
+    rewards = {f"tune.{name}.reward": t.reward for name, t in cfg.tune.items() if t.rounds}
+    rewards |= {f"rewards.columns[{i}]": name for i, name in enumerate(cfg.rewards.columns)}
     columns: set[str] = set()
-    for key, name in asked.items():
+    for key, name in rewards.items():
         _known(key, name, (*REWARD_COLUMNS, *cfg.rewards.mix))
         columns |= set(cfg.rewards.mix.get(name, {name: 1.0}))
     if "samp_conf" in columns and not cfg.questions.answer:
@@ -333,20 +222,10 @@ def _sampling(cfg: Config, columns: set[str]) -> None:
         )
     if not s.llm.model:
         raise UserError("sampling.engine=api: name the model: sampling.llm.model")
-    taken = {
-        "model",
-        "messages",
-        "prompt",
-        "temperature",
-        "top_p",
-        "max_tokens",
-        "n",
-        "seed",
-        "stop",
-    }
-    # a null takes a parameter away
-    if found := taken & {name for name, value in s.llm.params.items() if value is not None}:
-        raise UserError(f"sampling.llm.params.{min(found)}: each stage sends its own: leave it out")
+    given = {name for name, value in s.llm.params.items() if value is not None}  # null: not sent
+    if set_twice := given & {*OF_A_REQUEST, "prompt", "top_p", "seed", "stop"}:
+        name = min(set_twice)
+        raise UserError(f"sampling.llm.params.{name}: each stage sends its own: leave it out")
     if s.form == "completions" and s.llm.mode == "batch":
         raise UserError("sampling.form=completions: not with sampling.llm.mode=batch")
     if s.form == "chat" and made_of(columns, "entities"):
