@@ -134,9 +134,8 @@ class ShardWorker:
 
     def close(self) -> None:
         """What could not be written was raised when it was tried first, and is tried once more."""
-        if "client" in self.context.__dict__:
-            with contextlib.suppress(UserError, OSError):
-                self.loop.run_until_complete(self.context.client.close())
+        with contextlib.suppress(UserError, OSError):
+            self.loop.run_until_complete(self.context.close())
         self.loop.close()
 
 
