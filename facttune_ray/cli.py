@@ -122,8 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     takes_config(p)
     takes_config(add("run", _run, "make every missing table, train, evaluate, report"))
     p = add("stage", _stage, "make the missing tables of one stage")
-    p.add_argument("name", metavar="NAME", help=", ".join(STEPS))
+    p.add_argument("name", metavar="NAME", help="one of the steps below")
     takes_config(p)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.epilog = _steps()
     p = add("train", _train, "train on the run's rewards, or on preferences in files of your own")
     takes_config(p)
     p.epilog = (
@@ -199,6 +201,13 @@ def _parser() -> argparse.ArgumentParser:
         help="latency, limits, faults: the fields of AnnotatorOptions in quickstart/annotator.py",
     )
     return parser
+
+
+def _steps() -> str:
+    """One line a step of a run: its name, where it runs, what it reads."""
+    rows = [("step", "can run on", "reads")]
+    rows += [(name, runs_on, reads) for name, (reads, runs_on) in STEPS.items()]
+    return "\n".join(f"{name:<11} {runs_on:<39} {reads}" for name, runs_on, reads in rows)
 
 
 def _config(
@@ -293,7 +302,7 @@ def _settings(args: argparse.Namespace) -> int:
 def _estimate(args: argparse.Namespace) -> int:
     import json
 
-    from facttune_ray.estimate import estimate, gpu_hours
+    from facttune_ray.estimate import estimate, gpu_hours, show
 
     given = {"tokens_per_s": args.tokens_per_second, "tflops": args.tflops}
     rates = gpu_hours.Rates(**{k: v for k, v in given.items() if v is not None})
@@ -303,8 +312,8 @@ def _estimate(args: argparse.Namespace) -> int:
         raise UserError(f"--topics {args.topics}: must be at least 1")
     cfg = _config(args)
     rows = estimate.estimate(cfg, args.topics, rates, args.parameters)
-    said = estimate.table(rows, cfg, rates, args.parameters)
-    print(json.dumps(rows, indent=1) if args.json else said)
+    text = show.show(rows, cfg, rates, args.parameters)
+    print(json.dumps(rows, indent=1) if args.json else text)
     return 0
 
 

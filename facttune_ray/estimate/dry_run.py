@@ -1,4 +1,5 @@
-"""A run that makes nothing and takes note of what would be made, in order.
+"""A run that makes nothing and lists what would be made, in order. The loop itself runs, so an
+estimate cannot differ from the run.
 
 dry = DryRun(cfg)
 outcome = facttune(dry, cfg)
@@ -28,28 +29,28 @@ from facttune_ray.storage.tables import Recipe
 
 
 class Planned(NamedTuple):
-    """A stage's table that a run will have."""
+    """A table of a stage that the run will have."""
 
     scope: str
     stage: str
     splits: tuple[str, ...]  # of its rows
-    cfg: Config  # the run's, or that of a contender or a second judge
+    cfg: Config  # settings of the run, of a contender or of a second judge
 
 
 def judged_scope(scope: str) -> str:
-    """The scope whose responses a second judge is about; another scope is itself."""
+    """The scope whose responses a second judge judges; any other scope is returned as it is."""
     return scope.removesuffix(f"/{SECOND}")
 
 
 class DryRun:
-    """The verbs of `loop/run.py`, with nothing made."""
+    """The verbs of `loop/run.py`. They make nothing."""
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = replace(cfg, run=replace(cfg.run, shards=shards_of(cfg)))
         self.root = Folder.of(cfg.run.out)
         self.nodes: dict[str, Recipe] = {}
         self.tables: list[Planned] = []
-        self.sampled: dict[str, Planned] = {}  # scope -> its responses
+        self.sampled: dict[str, Planned] = {}  # scope -> its table of responses
         self.trained: list[str] = []  # scopes with a model to train
         self._written_here: set[str] = set()
 
@@ -72,11 +73,12 @@ class DryRun:
         fingerprints = {role: self.fingerprint(i) for role, i in by_role.items()}
         self.nodes[output] = table_recipe(name, cfg, fingerprints, splits, model, reward, mix)
         if scope.endswith(SECOND) and not STAGES[name].endpoint(cfg):
-            return output  # verdicts of an estimator that asks nothing
-        wanted = splits or SPLITS
-        judged = self.sampled.get(judged_scope(scope))
-        there = judged.splits if judged and name != "responses" else wanted
-        planned = Planned(scope, name, tuple(s for s in wanted if s in there), cfg)
+            return output  # a second judge that sends no request
+        splits = splits or SPLITS
+        sampled = self.sampled.get(judged_scope(scope))
+        if sampled and name != "responses":  # only splits with responses have rows
+            splits = tuple(s for s in splits if s in sampled.splits)
+        planned = Planned(scope, name, splits, cfg)
         if name == "responses":
             self.sampled[scope] = planned
         self.tables.append(planned)
@@ -118,7 +120,7 @@ class DryRun:
         return contextlib.nullcontext()
 
     def rows(self, name: str) -> int:
-        return 1  # as many as are needed to go on
+        return 1  # enough for the loop to go on
 
     def fingerprint(self, name: str) -> str:
         return tables.fingerprint(self.nodes[name])

@@ -1,13 +1,12 @@
-"""Tokens that a run samples and trains on, and the GPU hours that they take at stated rates.
+"""Count the tokens that a run samples and trains on, and the GPU hours that they take.
 
     rows = gpu_rows(cfg, tables, counts, Rates())
     [{"stage": "responses", "tables": 5, "sampled_tokens": 710000, "read_tokens": 96000,
       "trained_tokens": 0, "gpu_hours": 0.08}, ...]
 
-Sampling takes its tokens over `tokens_per_s`. Reading a token takes 2 floating-point operations a
-parameter, training on one 6, and 8 with train.recompute (Kaplan et al. 2020, arXiv 2001.08361,
-section 2.1; Narayanan et al. 2021, arXiv 2104.04473). Both rates are assumptions until you have
-measured your own.
+Sampling runs at `tokens_per_s`. A token takes 2 floating-point operations per parameter to read, 6
+to train on, and 8 with train.recompute (Kaplan et al. 2020, arXiv 2001.08361, section 2.1;
+Narayanan et al. 2021, arXiv 2104.04473). Both rates are assumptions until you measure your own.
 """
 
 from __future__ import annotations
@@ -21,32 +20,42 @@ from typing import Any
 from facttune_ray.config import Config
 from facttune_ray.estimate.dry_run import Planned
 from facttune_ray.stages import responses
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 COLUMNS = ("sampled_tokens", "read_tokens", "trained_tokens")
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one GPU."""
+    """The speed of one GPU."""
 
-    tokens_per_s: float = 2000.0  # sampled, all sequences together
-    tflops: float = 150.0  # 10^12 operations a second, reached
+    tokens_per_s: float = 2000.0  # sampled tokens of all sequences together
+    tflops: float = 150.0  # 10^12 operations a second that are reached
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the tables hold, by split where it differs."""
+    """Sizes of the tables: totals by split, and means."""
 
-    prompts: dict[str, int]
-    prompt_tokens: float  # of a prompt
-    response_tokens: float
-    questions: float  # distinct ones a train prompt
-    question_tokens: float  # with nothing before it: worked questions are read once
+    prompts: dict[str, int]  # split -> prompts
+    prompt_tokens: float  # mean of a prompt
+    response_tokens: float  # mean of a response
+    questions: float  # mean number of distinct questions of a train prompt
+    question_tokens: float  # mean of a question, without its worked examples: they are read once
 
 
-def parameters(path: str) -> float | None:
-    """Of a model: counted from its config without loading weights; of a hub name, read from it such
-    as "Llama-2-7b", where it tells. None if nothing does."""
+def parameters(cfg: Config) -> float | None:
+    """The number of parameters of the run's model; None where it is unknown."""
+    if cfg.model.path:
+        return parameters_of(cfg.model.path)
+    pretrained = (Folder.of(cfg.run.out) / "base/pretrain" / tables.MANIFEST).read_json()
+    return pretrained and pretrained["figures"]["parameters"]
+
+
+def parameters_of(path: str) -> float | None:
+    """The number of parameters of a model: read from a hub name such as "Llama-2-7b", else counted
+    from its config without loading weights; None where neither is possible."""
     named = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(?![a-z])", Path(path).name.lower())
     if named and "://" not in path and not Path(path).is_dir():
         return float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]]
@@ -66,94 +75,68 @@ def parameters(path: str) -> float | None:
 
 def gpu_rows(
     cfg: Config,
-    tables: list[Planned],
+    planned: list[Planned],
     trained: list[str],
     counts: Counts,
     rates: Rates,
     model_parameters: float | None,
 ) -> list[dict[str, Any]]:
-    """One row a stage that samples or trains. `tables`: those that are not there yet; `trained`:
-    scopes with a round to train. `gpu_hours` is None where the parameters are not known."""
+    """One row per stage that samples or trains. `planned`: the tables that are not there yet;
+    `trained`: scopes with a model to train. `gpu_hours` is None where the number of parameters is
+    unknown."""
     stages: dict[str, Counter[str]] = {}
-    for _, name, splits, own in tables:
+    for table in planned:
+        name, table_cfg = table.stage, table.cfg
         if name not in ("responses", "answers", "reference"):
             continue
-        if name == "responses" and own.sampling.engine == "api":
+        if name == "responses" and table_cfg.sampling.engine == "api":
             continue
-        found = stages.setdefault(name, Counter())
-        found["tables"] += 1
-        for split in splits if name == "responses" else ("train",):
-            asked = counts.prompts.get(split, 0)
-            drawn = asked * responses.count(own, split)
+        total = stages.setdefault(name, Counter())
+        total["tables"] += 1
+        for split in table.splits if name == "responses" else ("train",):
+            prompts = counts.prompts.get(split, 0)
             if name == "responses":
-                found["read_tokens"] += round(asked * counts.prompt_tokens)
-                found["sampled_tokens"] += round(drawn * counts.response_tokens)
+                samples = prompts * responses.count(table_cfg, split)
+                total["read_tokens"] += round(prompts * counts.prompt_tokens)
+                total["sampled_tokens"] += round(samples * counts.response_tokens)
             elif name == "answers":
-                questions = asked * counts.questions
-                found["read_tokens"] += round(questions * counts.question_tokens)
+                questions = prompts * counts.questions
                 most = cfg.answers.samples * cfg.answers.max_tokens
-                found["sampled_tokens"] += round(questions * most)
+                total["read_tokens"] += round(questions * counts.question_tokens)
+                total["sampled_tokens"] += round(questions * most)
             else:
-                found["read_tokens"] += _sequences(cfg, counts)
+                total["read_tokens"] += _sequences(cfg, counts)
     if trained:
         passes = sum(_epochs(cfg, scope) for scope in trained)
         stages["train"] = Counter(
             tables=len(trained), trained_tokens=round(passes * _sequences(cfg, counts))
         )
-    rows: list[dict[str, Any]] = []
-    for name, c in stages.items():
-        row = {"stage": name, "tables": c["tables"]} | {k: c[k] for k in COLUMNS}
-        rows.append(row | {"gpu_hours": _hours(cfg, c, rates, model_parameters)})
-    return rows
+    return [
+        {"stage": name, "tables": total["tables"]}
+        | {k: total[k] for k in COLUMNS}
+        | {"gpu_hours": _hours(cfg, total, rates, model_parameters)}
+        for name, total in stages.items()
+    ]
 
 
 def _sequences(cfg: Config, counts: Counts) -> int:
-    """Tokens of one pass over all train groups, each prompt once where prefixes are shared."""
-    drawn = responses.count(cfg, "train")
-    once = 1 if cfg.train.share_prefix else drawn
-    one = once * counts.prompt_tokens + drawn * counts.response_tokens
-    return round(counts.prompts.get("train", 0) * one)
+    """Tokens of one pass over all train groups, each prompt once if prefixes are shared."""
+    samples = responses.count(cfg, "train")
+    copies = 1 if cfg.train.share_prefix else samples  # of the prompt
+    group = copies * counts.prompt_tokens + samples * counts.response_tokens
+    return round(counts.prompts.get("train", 0) * group)
 
 
 def _epochs(cfg: Config, scope: str) -> int:
-    name = scope.split("/", 1)[0]
     if scope.endswith("/sft"):
         return cfg.train.sft.epochs
-    own = cfg.tune[name].epochs
-    return own if own is not None else cfg.train.epochs
+    epochs = cfg.tune[scope.split("/", 1)[0]].epochs
+    return cfg.train.epochs if epochs is None else epochs
 
 
-def _hours(cfg: Config, c: Counter[str], rates: Rates, p: float | None) -> float | None:
-    if p is None:
+def _hours(cfg: Config, c: Counter[str], rates: Rates, parameters: float | None) -> float | None:
+    if parameters is None:
         return None
-    each = 8 if cfg.train.recompute else 6
-    work = p * (2 * c["read_tokens"] + each * c["trained_tokens"])
-    return (c["sampled_tokens"] / rates.tokens_per_s + work / (rates.tflops * 1e12)) / 3600
-
-
-def table(rows: list[dict[str, Any]], rates: Rates, model_parameters: float | None) -> str:
-    """The rows as text, and what they were counted by."""
-    lines = [
-        f"{'stage':<10} {'tables':>6} {'sampled tok':>14} {'read tok':>14} {'trained tok':>14} "
-        f"{'GPU hours':>10}"
-    ]
-    total: dict[str, Any] = {"stage": "total"} | {
-        k: sum(r[k] for r in rows) for k in ("tables", *COLUMNS)
-    }
-    known = [r["gpu_hours"] for r in rows if r["gpu_hours"] is not None]
-    total["gpu_hours"] = sum(known) if len(known) == len(rows) else None
-    for r in (*rows, total):
-        hours = "" if r["gpu_hours"] is None else f"{r['gpu_hours']:,.2f}"
-        lines.append(
-            f"{r['stage']:<10} {r['tables']:>6} {r['sampled_tokens']:>14,} {r['read_tokens']:>14,} "
-            f"{r['trained_tokens']:>14,} {hours:>10}"
-        )
-    if model_parameters is None:
-        lines.append("\nGPU hours: the model's parameters are not known: give --parameters")
-    else:
-        lines.append(
-            f"\n{model_parameters / 1e9:.2g} billion parameters, at {rates.tokens_per_s:,g} "
-            f"sampled tokens/s and {rates.tflops:g} TFLOP/s a GPU: assumed, not measured; "
-            f"give your own: --tokens-per-second, --tflops"
-        )
-    return "\n".join(lines)
+    per_trained = 8 if cfg.train.recompute else 6
+    operations = parameters * (2 * c["read_tokens"] + per_trained * c["trained_tokens"])
+    return (c["sampled_tokens"] / rates.tokens_per_s + operations / (rates.tflops * 1e12)) / 3600

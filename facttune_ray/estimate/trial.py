@@ -1,10 +1,11 @@
-"""A stage that is only tried: its own code, with a stand-in for the LLM, and nothing sent.
+"""Count the requests of one stage: run the stage's own code with a client that sends nothing.
 
-    client = StandIn(cfg, ledger, measured)
-    rows = await stage("facts").run(Trial(work, {"responses": [...]}, client), 0)
-    client.need     Need(requests=31, cached=0, prompt_tokens=9120.0, completion_tokens=640.0)
+    client = CountingClient(cfg, ledger, measured)
+    rows = await stage("facts").run(TrialContext(work, {"responses": [...]}, client), 0)
+    client.counts
+    -> RequestCounts(requests=31, cached=0, prompt_tokens=9120.0, completion_tokens=640.0)
 
-It answers from the ledger where it can, by the annotator's rules otherwise.
+The client answers from the ledger where it can, else by the rules of the built-in annotator.
 """
 
 from __future__ import annotations
@@ -20,27 +21,30 @@ from facttune_ray.llm.parameters import as_sent, parameters
 from facttune_ray.quickstart import rules
 from facttune_ray.stages.context import Context
 from facttune_ray.stages.work import Work
+from facttune_ray.text.tokens import estimated_tokens
 
 T = TypeVar("T")
 
 
 @dataclass
-class Need:
-    """What one stage asks for the sampled responses."""
+class RequestCounts:
+    """The requests of one stage for the sampled responses."""
 
     requests: int = 0
-    cached: int = 0  # of them, in the ledger
-    prompt_tokens: float = 0.0  # of those that are not
+    cached: int = 0  # requests whose completion is in the ledger
+    prompt_tokens: float = 0.0  # of the other requests
     completion_tokens: float = 0.0
 
 
-class StandIn:
-    """The client of a stage that is only tried: counts, and answers without asking."""
+class CountingClient:
+    """The client of a stage on trial: counts requests and answers them without sending them."""
 
     def __init__(self, cfg: Config, ledger: Ledger, measured: dict | None) -> None:
+        """`measured`: mean `tokens_per_char` of prompts and `completion_tokens` of answers; None:
+        estimate both from words."""
         self.cfg, self.ledger, self.measured = cfg, ledger, measured
-        self.seen: dict[bytes, Completion] = {}
-        self.need = Need()
+        self.completions: dict[bytes, Completion] = {}  # by the key of their request
+        self.counts = RequestCounts()
 
     async def ask(
         self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
@@ -55,46 +59,40 @@ class StandIn:
     ) -> T:
         llm = self.cfg.llm
         key = request_key(llm.model, as_sent(llm, messages), parameters(llm, 0, params), 0)
-        if key not in self.seen:
-            self.seen[key] = self._answer(key, messages)
+        if key not in self.completions:
+            self.completions[key] = self._complete(key, messages)
         try:
-            return parse(self.seen[key])
-        except RowError:
-            return parse(_said(rules.answer(messages, 0)))  # the run would ask again
+            return parse(self.completions[key])
+        except RowError:  # a run repeats the request; the annotator's answer can be parsed
+            return parse(_completion(rules.answer(messages, 0)))
 
-    def _answer(self, key: bytes, messages: list[dict[str, str]]) -> Completion:
-        self.need.requests += 1
+    def _complete(self, key: bytes, messages: list[dict[str, str]]) -> Completion:
+        self.counts.requests += 1
         if known := self.ledger.find([key]).get(key):
-            self.need.cached += 1
+            self.counts.cached += 1
             return known
         answer = rules.answer(messages, 0)
-        text = " ".join(m["content"] for m in messages)
-        prompt, completion = words_to_tokens(text), words_to_tokens(answer)
         if self.measured:
             chars = sum(len(m["content"]) for m in messages)
-            prompt = chars * self.measured["tokens_per_char"]
-            completion = self.measured["completion_tokens"]
-        self.need.prompt_tokens += prompt
-        self.need.completion_tokens += completion
-        return _said(answer)
+            self.counts.prompt_tokens += chars * self.measured["tokens_per_char"]
+            self.counts.completion_tokens += self.measured["completion_tokens"]
+        else:
+            text = " ".join(m["content"] for m in messages)
+            self.counts.prompt_tokens += estimated_tokens(text)
+            self.counts.completion_tokens += estimated_tokens(answer)
+        return _completion(answer)
 
 
-def _said(text: str) -> Completion:
+def _completion(text: str) -> Completion:
     return Completion(text, 0, 0, "", 1, None)
 
 
-def words_to_tokens(text: str) -> float:
-    """OpenAI's rule of thumb for English: 100 tokens are about 75 words."""
-    return len(text.split()) * 4 / 3
+class TrialContext(Context):
+    """A context whose input tables are lists of rows."""
 
-
-class Trial(Context):
-    """A context whose inputs are given and whose client is a stand-in."""
-
-    def __init__(self, work: Work, inputs: dict[str, list[dict]], client: StandIn) -> None:
-        super().__init__(work)
+    def __init__(self, work: Work, inputs: dict[str, list[dict]], client: CountingClient) -> None:
+        super().__init__(work, client=client)
         self.inputs = inputs
-        self.__dict__["client"] = client
 
     def rows(self, role: str, shard: int) -> list[dict]:
         rows = self.inputs.get(role, [])

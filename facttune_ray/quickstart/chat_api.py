@@ -20,6 +20,7 @@ from aiohttp import web
 
 from facttune_ray.quickstart import continuing, rules
 from facttune_ray.quickstart.options import AnnotatorOptions
+from facttune_ray.text.tokens import estimated_tokens
 
 Answer = Callable[[list[dict[str, str]], int], str]
 LOGPROBS = "message.output_text.logprobs"  # what a response's `include` calls them
@@ -144,7 +145,7 @@ def _message(what: str, index: int, message: Any) -> dict[str, str]:
 
 def count_tokens(text: str) -> int:
     """About what a tokenizer gives: 4 tokens for 3 words."""
-    return math.ceil(len(text.split()) * 4 / 3)
+    return math.ceil(estimated_tokens(text))
 
 
 def complete(asked: Request, answer: Answer = rules.answer) -> tuple[bytes, int]:

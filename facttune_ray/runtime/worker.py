@@ -135,9 +135,8 @@ class ShardWorker:
 
     def close(self) -> None:
         """Write what is left. An error here was already raised by the first attempt."""
-        if "client" in self.context.__dict__:
-            with contextlib.suppress(UserError, OSError):
-                self.loop.run_until_complete(self.context.client.close())
+        with contextlib.suppress(UserError, OSError):
+            self.loop.run_until_complete(self.context.close())
         self.loop.close()
 
 

@@ -22,6 +22,7 @@ from facttune_ray.errors import RowError, UserError
 from facttune_ray.llm.replies import split_thoughts
 from facttune_ray.sampling.protocol import Sample, check_settings
 from facttune_ray.storage.schema import seed_from
+from facttune_ray.text.tokens import estimated_tokens
 
 if TYPE_CHECKING:
     from facttune_ray.llm.client import Client
@@ -125,4 +126,4 @@ def _sample(completion: Completion | RowError, stop: str | None) -> Sample:
 
 
 def _estimate(text: str) -> int:
-    return max(1, math.ceil(len(text.split()) * 4 / 3))
+    return max(1, math.ceil(estimated_tokens(text)))

@@ -1,18 +1,18 @@
-"""The stages: what each reads, what it runs on, and whether it asks an endpoint.
+"""The stages: what each stage reads and where it runs.
 
     prompts -> responses -> facts -+-> verdicts -----------------+-> rewards -> groups -> reference
                                    +-> questions -> answers -+   |
                         responses -+-> entities -------------+-> classes
 
-One file a stage, named like the table that it writes. Each has
+Each stage is a file with the name of the table that it writes. The file has
 
     VERSION            raised when the stage's code changes its rows
     recipe(cfg)        the settings that change its rows
     async run(context, shard) -> list of rows
-    hints(cfg)         lines for the user before it runs; only where there are any
+    hints(cfg)         optional: lines for the user before the stage runs
 
-A stage reads its tables through the context. Stages never import each other. A new stage is a file
-and a line of STAGES.
+A stage reads its tables through the context. Stages never import each other. To add a stage, add a
+file and a line in STAGES.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from facttune_ray.config import Config
+if TYPE_CHECKING:  # `facttune --help` reads STEPS and must not wait for the config
+    from facttune_ray.config import Config
 
 
 def _never(cfg: Config) -> bool:
@@ -46,21 +48,37 @@ def _verdicts_ask(cfg: Config) -> bool:
     return "chat" in stage("verdicts").estimators(cfg.verdicts)
 
 
+def _classes_ask(cfg: Config) -> bool:
+    return cfg.classes.method == "llm"
+
+
 @dataclass(frozen=True)
 class Stage:
-    """What a stage needs. Every question about a stage is answered from here."""
+    """The declaration of a stage. It answers every question about what a stage needs."""
 
     name: str  # of its module and of its table
-    reads: tuple[str, ...]  # roles of its input tables; a run gives those that it has
-    asks: Callable[[Config], bool] = _never  # whether it sends requests to the LLM of `llm`
-    samples: bool = False  # it draws from `sampling.engine`
-    gpus: str = ""  # the section of the config that gives its workers GPUs; "": none does
+    reads: tuple[str, ...]  # roles of its input tables; a run gives the tables that it has
+    asks: Callable[[Config], bool] = _never  # whether it sends requests to the endpoint of `llm`
+    samples: bool = False  # whether it samples from `sampling.engine`
+    gpus: str = ""  # config section whose `gpus` its workers get; "": no GPU
 
     def endpoint(self, cfg: Config) -> str:
-        """The section of the config whose endpoint the stage asks; "" when it asks none."""
+        """The config section of the endpoint that the stage asks; "" when it asks none."""
         if self.samples:
             return "sampling.llm" if cfg.sampling.engine == "api" else ""
         return "llm" if self.asks(cfg) else ""
+
+    @property
+    def runs_on(self) -> str:
+        """Where the stage can run, with config sections: "CPU, GPU (verdicts), API (llm)"."""
+        places = [] if self.asks is _always else ["CPU"]
+        if self.gpus:
+            places.append(f"GPU ({self.gpus})")
+        if self.samples:
+            places.append("API (sampling.llm)")
+        elif self.asks is not _never:
+            places.append("API (llm)")
+        return ", ".join(places)
 
 
 STAGES = {
@@ -73,12 +91,7 @@ STAGES = {
         Stage("questions", ("facts", "prompts"), _always),
         Stage("answers", ("questions",), samples=True, gpus="sampling"),
         Stage("entities", ("responses",), samples=True, gpus="sampling"),
-        Stage(
-            "classes",
-            ("questions", "answers", "entities"),
-            lambda cfg: cfg.classes.method == "llm",
-            gpus="classes",
-        ),
+        Stage("classes", ("questions", "answers", "entities"), _classes_ask, gpus="classes"),
         Stage("p_true", ("facts",), gpus="sampling"),
         Stage(
             "rewards",
@@ -90,8 +103,16 @@ STAGES = {
         Stage("judgements", ("responses", "base"), _always),
     )
 }
-# the steps of a run that no stage makes: artifacts, models, and the summary
-STEPS = ("knowledge", "topics", "pretrain", *STAGES, "train", "evaluate")
+# Every step of a run, in order: what it reads, where it runs. The steps that are no stage make
+# artifacts, models and the summary.
+STEPS = {
+    "knowledge": ("data.knowledge", "CPU"),
+    "topics": ("data.topics", "CPU"),
+    "pretrain": ("texts of model.pretrain.documents", "CPU"),
+    **{s.name: (", ".join(s.reads), s.runs_on) for s in STAGES.values()},
+    "train": ("reference", "CPU, GPU (train)"),
+    "evaluate": ("tables of the test split", "CPU"),
+}
 
 
 def stage(name: str) -> ModuleType:

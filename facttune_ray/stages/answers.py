@@ -4,7 +4,7 @@ in   questions  {"fact_id": "c07e", "question_id": "77d0", "topic": "Mara Veldt"
                  "question": "What does Mara Veldt play?"}
 out  answers    {"question_id": "77d0", "answers": ["the cello", "cello", "the harp", ...], ...}
 
-One row a distinct question of a topic.
+One row per distinct question of a topic.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""answers, entities -> classes: which samples of a unit mean the same (paper, section 3.2).
+"""answers, entities -> classes: the samples of a unit by meaning (paper, section 3.2).
 
 in   answers  {"question_id": "77d0", "answers": ["the cello", "cello", "the harp", ...], ...}
      entities {"entity_id": "b1d0", "text": "Ostrava", "answers": ["Ostrava", "Brno", ...], ...}
 out  classes  {"unit_id": "77d0", "unit": "question", "classes": [0, 0, 1, ...],
                "originals": ["the cello"], "shares": [0.85], ...}
 
-By strings (`heuristic`, `exact`, `reference`), by an LLM that judges pairs, or by an entailment
-model. It is a stage of its own so that another method samples nothing again.
+Strings (`heuristic`, `exact`, `reference`), an LLM that judges pairs, or an entailment model decide
+which samples are equal. Classes are a stage of their own, so another method needs no new samples.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Unit:
-    """A question or an entity, and what was sampled for it."""
+    """A question or an entity, with its samples."""
 
     unit_id: str
     unit: str  # question | entity
     topic: str
     question: str  # what the samples answer or continue
     answers: list[str | None] | None
-    originals: list[str]
+    originals: list[str]  # what the response itself says
     error: str | None
 
 
 def recipe(cfg: Config) -> dict:
     c = cfg.classes
-    found: dict = {"classes.method": c.method}
+    settings: dict = {"classes.method": c.method}
     if c.method in ("llm", "nli"):
-        found["classes.max_pairs"] = c.max_pairs
+        settings["classes.max_pairs"] = c.max_pairs
     if c.method == "llm":
-        found |= connect.recipe(cfg)
-        found[f"prompts/{prompt.TEMPLATE}.txt"] = template.fingerprint(prompt.TEMPLATE)
+        settings |= connect.recipe(cfg)
+        settings[f"prompts/{prompt.TEMPLATE}.txt"] = template.fingerprint(prompt.TEMPLATE)
     if c.method == "nli":
-        found |= {"classes.nli_model": c.nli_model, "classes.dtype": c.dtype}
-    return found
+        settings |= {"classes.nli_model": c.nli_model, "classes.dtype": c.dtype}
+    return settings
 
 
 async def run(context: Context, shard: int) -> list[dict]:
     units = _units(context, shard)
-    found = await METHODS[context.cfg.classes.method](context, units)
-    return [_row(u, *f) for u, f in zip(units, found, strict=True)]
+    results = await METHODS[context.cfg.classes.method](context, units)
+    return [_row(unit, *result) for unit, result in zip(units, results, strict=True)]
 
 
-Found = tuple[list[int] | None, list[float | None], str | None]  # classes, shares, error
+Result = tuple[list[int] | None, list[float | None], str | None]  # classes, shares, error
 
 
 def _row(unit: Unit, classes: list[int] | None, shares: list, error: str | None) -> dict:
@@ -79,7 +79,7 @@ def _units(context: Context, shard: int) -> list[Unit]:
     for q in context.rows("questions", shard):
         if q["question_id"] and q["answer"]:
             originals.setdefault(q["question_id"], {})[q["answer"]] = None
-    asked = [
+    questions = [
         Unit(
             unit_id=a["question_id"],
             unit="question",
@@ -91,7 +91,7 @@ def _units(context: Context, shard: int) -> list[Unit]:
         )
         for a in context.rows("answers", shard)
     ]
-    return asked + [
+    return questions + [
         Unit(
             unit_id=e["entity_id"],
             unit="entity",
@@ -106,7 +106,7 @@ def _units(context: Context, shard: int) -> list[Unit]:
     ]
 
 
-async def _by_strings(context: Context, units: list[Unit]) -> list[Found]:
+async def _by_strings(context: Context, units: list[Unit]) -> list[Result]:
     import pyarrow as pa
 
     strings, method = pa.list_(pa.string()), context.cfg.classes.method
@@ -117,13 +117,13 @@ async def _by_strings(context: Context, units: list[Unit]) -> list[Found]:
     return [(c, s, None) for c, s in zip(classes, shares, strict=True)]
 
 
-async def _by_llm(context: Context, units: list[Unit]) -> list[Found]:
+async def _by_llm(context: Context, units: list[Unit]) -> list[Result]:
     async def judge(unit: Unit, plan: PairPlan, pair: Pair) -> bool:
-        # sorted: the same two answers are one request, whichever came first
+        # Sort, so that the same two answers are one request in either order.
         first, second = sorted(plan.texts[i] for i in pair)
         return await context.client.ask(prompt.render(unit.question, first, second), prompt.parse)
 
-    async def one(unit: Unit) -> Found:
+    async def judge_unit(unit: Unit) -> Result:
         plan = _plan(context, unit)
         try:
             judged = await asyncio.gather(*(judge(unit, plan, pair) for pair in plan.pairs))
@@ -132,22 +132,22 @@ async def _by_llm(context: Context, units: list[Unit]) -> list[Found]:
         same = {pair for pair, yes in zip(plan.pairs, judged, strict=True) if yes}
         return plan.classes(same), plan.shares(same), None
 
-    return list(await asyncio.gather(*(one(u) for u in units)))
+    return list(await asyncio.gather(*(judge_unit(u) for u in units)))
 
 
-async def _by_nli(context: Context, units: list[Unit]) -> list[Found]:
+async def _by_nli(context: Context, units: list[Unit]) -> list[Result]:
     plans = [_plan(context, u) for u in units]
-    asked = [
+    pairs = [
         (f"{u.question} {plan.texts[a]}", f"{u.question} {plan.texts[b]}")
         for u, plan in zip(units, plans, strict=True)
         for a, b in plan.pairs
     ]
-    judged = iter(context.entailment.same(asked))
-    found: list[Found] = []
+    judged = iter(context.entailment.same(pairs))
+    results: list[Result] = []
     for plan in plans:
         same = {pair for pair in plan.pairs if next(judged)}
-        found.append((plan.classes(same), plan.shares(same), None))
-    return found
+        results.append((plan.classes(same), plan.shares(same), None))
+    return results
 
 
 def _plan(context: Context, unit: Unit) -> PairPlan:

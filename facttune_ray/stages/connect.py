@@ -1,4 +1,4 @@
-"""How the stages that ask an LLM reach it."""
+"""Connect a worker to the LLM: settings, ledger, endpoints, client."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from facttune_ray.storage.tables import Folder
 
 
 def recipe(cfg: Config) -> dict:
-    """The settings that change a completion. Later ones count where they differ from the default,
-    so that tables of earlier versions keep their recipes."""
+    """The settings that change a completion. A setting of a later version is in the recipe only if
+    it differs from its default, so that older tables keep their recipes."""
     keys = ["model", "temperature", "max_tokens", "params"]
     keys += ["system"] if cfg.llm.system != "message" else []
     keys += ["max_completion_tokens"] if cfg.llm.max_completion_tokens is not None else []
@@ -29,7 +29,7 @@ def ledger_folder(cfg: Config) -> Folder:
 
 
 def run_id(cfg: Config) -> str:
-    """Which run paid, in the ledger: by its folder."""
+    """The name of the run in the ledger: a digest of its folder."""
     return digest(Folder.of(cfg.run.out).path)
 
 
@@ -40,17 +40,16 @@ def open_ledger(cfg: Config, stage: str = "") -> Ledger:
 
 
 def endpoints_of(cfg: Config, base_url: str) -> list[EndpointConfig]:
-    """llm.endpoints, or the one that the rest of `llm` describes; every field filled in."""
+    """llm.endpoints with every field filled in, or the one endpoint that `llm` describes. UserError
+    for several endpoints in a mode that needs one."""
     llm = cfg.llm
     if not llm.endpoints:
-        return [
-            EndpointConfig(
-                base_url, llm.api_key_env, llm.requests_per_minute, llm.tokens_per_minute
-            )
-        ]
+        limits = (llm.requests_per_minute, llm.tokens_per_minute)
+        return [EndpointConfig(base_url, llm.api_key_env, *limits)]
     if llm.mode != "online" and len(llm.endpoints) > 1:
         raise UserError(
-            f"llm.mode={llm.mode}: give one endpoint: an answer is kept where it was asked for"
+            f"llm.mode={llm.mode}: give one endpoint in llm.endpoints: the answer to a request is "
+            f"fetched from the endpoint that took it"
         )
     return [
         EndpointConfig(
@@ -64,7 +63,7 @@ def endpoints_of(cfg: Config, base_url: str) -> list[EndpointConfig]:
 
 
 def connect(work: Work) -> Client:
-    """This worker's client, behind the cluster's limiters and the run's meter."""
+    """The client of this worker, with the cluster's limiters and the run's meter."""
     import ray
 
     from facttune_ray.llm import actors
@@ -87,5 +86,5 @@ def connect(work: Work) -> Client:
         )
     assert ray.is_initialized()
     report = actors.report_to(work.meter, cfg.llm.model)
-    # the meter knows by this name what of a worker's total is in the ledger already
+    # By this name the meter knows which part of the worker's total the ledger holds already.
     return Client(cfg.llm, ledger, endpoints, report, ledger.writer)

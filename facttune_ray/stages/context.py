@@ -1,6 +1,6 @@
-"""What a stage may touch while it works on one shard: inputs, LLM client, model, articles.
+"""What a stage works with: input rows, LLM client, models, articles.
 
-A worker process keeps its context between shards, so a model or a connection is made once.
+A worker process keeps its context between shards, so it loads a model or connects once.
 """
 
 from __future__ import annotations
@@ -29,16 +29,27 @@ if TYPE_CHECKING:
 class Context:
     """Resources of one worker, made when first used."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, **resources: Any) -> None:
+        """`resources`: objects that replace resources of the same names, such as `client` in an
+        estimate."""
         self.work, self.cfg = work, work.cfg
         self.root = Folder.of(work.cfg.run.out)
+        for name, resource in resources.items():
+            assert hasattr(type(self), name), name
+            setattr(self, name, resource)
 
     def rows(self, role: str, shard: int) -> list[dict]:
-        """Rows of one input table's shard, in order, of the wanted splits; [] if not an input."""
+        """A shard's rows of an input table, in order, of the splits of the work; [] when the table
+        is no input."""
         if role not in self.work.inputs:
             return []
-        found = tables.rows(self.root / self.work.inputs[role], shard)
-        return [r for r in found if r.get("split", None) in (None, *self.work.splits)]
+        rows = tables.rows(self.root / self.work.inputs[role], shard)
+        return [r for r in rows if r.get("split") in (None, *self.work.splits)]
+
+    async def close(self) -> None:
+        """Close the client, if it was used."""
+        if "client" in vars(self):  # where cached_property keeps it
+            await self.client.close()
 
     @functools.cached_property
     def client(self) -> Client:

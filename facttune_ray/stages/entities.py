@@ -1,4 +1,4 @@
-"""responses -> entities: noun chunks, each sampled again from what stands before it.
+"""responses -> entities: noun chunks, each sampled again from the text before it.
 
 in   responses  {"response_id": "51ab", "topic": "Mara Veldt", "prompt": "Write a biography of ...",
                  "text": "Mara Veldt was born in Ostrava. She plays the cello."}
@@ -6,9 +6,10 @@ out  entities   {"entity_id": "b1d0", "response_id": "51ab", "text": "Ostrava", 
                  "end": 30, "prefix": "Mara Veldt was born in", "tokens": 2,
                  "answers": ["Ostrava", "Brno", "Ostrava", ...], ...}
 
-Each occurrence is a unit of its own: "Paris" may be sure at one place and a guess at another. The
-model that wrote the response continues it from before the entity, n times, by as many tokens as
-the entity has. A response that cannot be parsed is one row with `text` null and the `error`.
+Each occurrence is a unit: the model may be sure of "Paris" at one place and guess it at another.
+The model that wrote the response continues the text before the entity n times, each time by as many
+tokens as the entity has. A response that cannot be parsed is one row with `text` null and the
+`error`.
 """
 
 from __future__ import annotations
@@ -41,17 +42,15 @@ def recipe(cfg: Config) -> dict:
 
 @functools.cache
 def pipeline_version(name: str) -> str:
-    """A package by its name and version, a folder by its files and not its place.
-
-    UserError when there is neither.
-    """
+    """Name and version of a package, or a digest of the files of a folder, wherever it lies.
+    UserError when the pipeline is neither."""
     folder = Path(name)
     if folder.is_dir():
         return digest(*(_file(p, folder) for p in sorted(folder.rglob("*")) if p.is_file()))
     try:
         return f"{name} {importlib.metadata.version(name)}"
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        return f"{name} {entities.load(name).meta['version']}"  # no package and no folder: raises
+        return f"{name} {entities.load(name).meta['version']}"  # raises UserError
 
 
 def _file(path: Path, folder: Path) -> str:
@@ -60,7 +59,7 @@ def _file(path: Path, folder: Path) -> str:
 
 
 def hints(cfg: Config) -> list[str]:
-    """Nothing to say, but a pipeline that is missing stops the run here, before any worker."""
+    """No lines. A missing pipeline raises UserError here, before any worker starts."""
     entities.load(cfg.entities.spacy_model)
     return []
 
@@ -70,7 +69,7 @@ async def run(context: Context, shard: int) -> list[dict]:
     responses = [r for r in context.rows("responses", shard) if not r["error"] and r["text"]]
     found = entities.extract(nlp, [r["text"] for r in responses])
     rows: list[dict] = []
-    asked: list[tuple[dict, str, str]] = []  # row, prompt, what stands before the entity
+    asked: list[tuple[dict, str, str]] = []  # row, prompt, text before the entity
     for response, units in zip(responses, found, strict=True):
         if units is None:
             error = (
@@ -102,7 +101,7 @@ def _row(response: dict, unit: Entity | None, error: str | None) -> dict:
 
 
 async def _sample(context: Context, asked: list[tuple[dict, str, str]]) -> None:
-    """Fills `tokens`, `answers` and `error` of the rows."""
+    """Fill in `tokens`, `answers` and `error` of the rows."""
     cfg, rows = context.cfg.entities, [row for row, _, _ in asked]
     counts = [max(1, n) for n in context.sampler.count_tokens([r["text"] for r in rows])]
     seed, snapshot = context.cfg.run.seed, context.work.snapshot

@@ -1,4 +1,4 @@
-"""responses -> facts: sentences, then atomic facts, one LLM request a sentence (FActScore).
+"""responses -> facts: sentences, then atomic facts, one LLM request per sentence (FActScore).
 
 in   responses  {"response_id": "51ab", "topic": "Mara Veldt",
                  "text": "Mara Veldt was born in Ostrava. She plays the cello."}
@@ -6,10 +6,10 @@ out  facts      {"fact_id": "c07e", "response_id": "51ab", "position": 1, "sente
                  "sentence_text": "She plays the cello.", "start": 32, "end": 52,
                  "fact": "Mara Veldt plays the cello.", "repeated": False, ...}
 
-Identical sentences of one topic are asked once. A sentence whose request failed is one row with
-`fact` null and the `error`. A response that declines to answer is one row with `fact` null and
-`abstained`. With `facts.method: labels` the labelled file's human facts and labels are taken
-instead, with `atomic_facts` the file's own facts, as FActScore's --use_atomic_facts.
+Equal sentences of a topic are one request. A sentence whose request failed is one row with `fact`
+null and an `error`; a response that declines to answer is one row with `fact` null and `abstained`.
+`facts.method: labels` takes the human facts and labels of a labelled file, `atomic_facts` takes its
+model facts, like FActScore's --use_atomic_facts.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Unit:
-    """A sentence and what it states; or why there is nothing."""
+    """A sentence and its facts, or the reason why there are none."""
 
     sentence: Sentence | None
-    facts: tuple[tuple[str, str | None], ...] = ()  # fact, human label
+    facts: tuple[tuple[str, str | None], ...] = ()  # (fact, human label)
     error: str | None = None
     abstained: bool = False
 
@@ -53,16 +53,16 @@ def recipe(cfg: Config) -> dict:
     keys = ["method", "abstention", "cleanup"]
     keys += ["domain", "carry_words", "decontextualize"] if f.method == "llm" else []
     keys += ["spacy_model"] if f.cleanup == "entities" else []
-    found = {f"facts.{k}": getattr(f, k) for k in keys}
+    settings = {f"facts.{k}": getattr(f, k) for k in keys}
     names = [prompt.template_name(f.domain, f.decontextualize)] if f.method == "llm" else []
     names += [abstention_prompt.TEMPLATE] if f.abstention == "llm" else []
     if names:
-        found |= connect.recipe(cfg)
-    return found | {f"prompts/{n}.txt": template.fingerprint(n) for n in names}
+        settings |= connect.recipe(cfg)
+    return settings | {f"prompts/{n}.txt": template.fingerprint(n) for n in names}
 
 
 def hints(cfg: Config) -> list[str]:
-    """What the user should know before the stage runs: what a worker warns of, nobody sees."""
+    """Warnings of the clean-up, which the user would not see if a worker printed them."""
     if cfg.facts.cleanup == "none":
         return []
     with warnings.catch_warnings(record=True) as caught:
@@ -82,9 +82,10 @@ def _rows(response: dict, units: Iterable[Unit]) -> Iterator[dict]:
     seen: set[str] = set()
     position = 0
     for index, unit in enumerate(units):
-        listed: list[tuple[str | None, str | None]] = [*unit.facts]
-        empty = unit.error is not None or unit.abstained
-        for fact, label in listed or [(None, None)] * empty:
+        facts: list[tuple[str | None, str | None]] = [*unit.facts]
+        if not facts and (unit.error is not None or unit.abstained):
+            facts = [(None, None)]
+        for fact, label in facts:
             normal = normal_fact(fact) if fact else None
             yield {
                 "fact_id": digest(response["response_id"], position),
@@ -117,11 +118,11 @@ async def _units(context: Context, response: dict) -> list[Unit]:
     except RowError as e:
         return [Unit(None, error=f"abstention: {e}")]
     if cfg.method in ("labels", "atomic_facts"):
-        return _given(context.cfg, response)
-    found = split(response["text"])
+        return _labelled_facts(context.cfg, response)
+    sentences = split(response["text"])
     if cfg.method == "llm":
-        found = carry(found, cfg.carry_words)
-    return list(await asyncio.gather(*(_unit(context, response, s) for s in found)))
+        sentences = carry(sentences, cfg.carry_words)
+    return list(await asyncio.gather(*(_unit(context, response, s) for s in sentences)))
 
 
 async def _abstained(context: Context, response: dict) -> bool:
@@ -156,21 +157,21 @@ async def _unit(context: Context, response: dict, sentence: Sentence) -> Unit:
     return Unit(sentence, tuple((fact, None) for fact in facts))
 
 
-def _given(cfg: Config, response: dict) -> list[Unit]:
-    """Facts that stand in the labelled file; UserError when there are none."""
-    labelled = _labelled(cfg.data.folder, tuple(cfg.data.files))
-    record = labelled[response["model"], response["topic"], response["text"]]
+def _labelled_facts(cfg: Config, response: dict) -> list[Unit]:
+    """The facts of the response in the labelled file. UserError when the file has none."""
+    records = _records(cfg.data.folder, tuple(cfg.data.files))
+    record = records[response["model"], response["topic"], response["text"]]
     at, units = 0, []
     human = cfg.facts.method == "labels"
     for text, facts in factscore.given_facts(record, "human" if human else "model"):
         start = response["text"].find(text, at)
         at = start + len(text) if start >= 0 else at
-        span = (start, at) if start >= 0 else (at, at)  # the file words it differently
+        span = (start, at) if start >= 0 else (at, at)  # the file has another text
         units.append(Unit(Sentence(text, *span), facts))
     return units
 
 
 @functools.cache
-def _labelled(folder: str, files: tuple[str, ...]) -> dict:
-    found = factscore.read_all(folder, files)
-    return {(model, r.topic, r.response): r for model, r in found}
+def _records(folder: str, files: tuple[str, ...]) -> dict:
+    records = factscore.read_all(folder, files)
+    return {(model, r.topic, r.response): r for model, r in records}

@@ -1,4 +1,4 @@
-"""rewards -> groups: one row a prompt, its unique responses and their rewards (paper, section 3.3).
+"""rewards -> groups: one row per prompt, its unique responses and rewards (paper, section 3.3).
 
 in   rewards    {"response_id": "51ab", "prompt_id": "8f2c", "factscore": 0.667, ...}
      mixes      {"response_id": "51ab", "name": "both", "value": 0.81}    (instead of rewards)
@@ -7,7 +7,7 @@ out  groups     {"prompt_id": "8f2c", "responses": ["Mara ...", "She ..."],
                  "rewards": [0.667, 1.0], "pairs": 1, ...}
 
 Every pair of responses of one prompt whose rewards differ by more than `groups.threshold` is a
-preference; training forms the pairs from the group. Prompts without a pair are left out.
+preference pair. Training forms the pairs from the group. Prompts without a pair have no row.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def recipe(cfg: Config) -> dict:
 
 async def run(context: Context, shard: int) -> list[dict]:
     cfg, rewards = context.cfg.groups, _rewards(context, shard)
-    prompts: dict[str, list[dict]] = {}
+    by_prompt: dict[str, list[dict]] = {}
     for r in context.rows("responses", shard):
-        prompts.setdefault(r["prompt_id"], []).append(r)
+        by_prompt.setdefault(r["prompt_id"], []).append(r)
     out = []
-    for responses in prompts.values():
-        unique: dict[str, dict] = {}  # equal texts are one sequence to train on
+    for responses in by_prompt.values():
+        unique: dict[str, dict] = {}  # training needs each text once
         for r in responses:
             if rewards[r["response_id"]] is not None and r["text"]:
                 unique.setdefault(r["text"], r)

@@ -1,11 +1,11 @@
-"""rewards -> mixes: weighted sums of z-scored rewards, each a reward of its own.
+"""rewards -> mixes: weighted sums of z-scored rewards. Each mix is a reward, too.
 
 in   rewards  {"response_id": "51ab", "factscore": 0.667, "max_conf": 0.55, ...}
 out  mixes    {"response_id": "51ab", "name": "both", "value": 0.81, ...}
 
 value = sum of weight * (reward - mean) / sd, with mean and standard deviation over the whole
-table's train responses (`Work.moments`). Rewards of different units so weigh alike. Null when one
-of the rewards is; a reward that is the same everywhere adds nothing.
+table's train responses (`Work.moments`), so that rewards of different units weigh alike. A mix is
+null when one of its rewards is. A reward with standard deviation 0 adds nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Moments = Mapping[str, tuple[float, float]]  # reward -> (mean, standard deviati
 
 
 def recipe(cfg: Config) -> dict:
-    return {}  # the weights are those of `Work.mix`
+    return {}  # the runtime adds `Work.mix`
 
 
 async def run(context: Context, shard: int) -> list[dict]:
@@ -44,4 +44,4 @@ def mixed(row: Mapping, weights: Mapping[str, float], moments: Moments) -> float
             return None
         mean, sd = moments[name]
         total += weight * (row[name] - mean) / sd if sd > 0 else 0.0
-    return round(total, 12)  # sums that differ by rounding alone are a tie
+    return round(total, 12)  # sums that differ only by rounding are a tie

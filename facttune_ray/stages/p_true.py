@@ -1,10 +1,10 @@
-"""facts -> p_true: how probable a fact is to the model that wrote it (Kadavath et al. 2022).
+"""facts -> p_true: the probability of a fact by the model that wrote it (Kadavath et al. 2022).
 
 in   facts   {"fact_id": "c07e", "topic": "Mara Veldt", "fact": "Mara Veldt plays the cello."}
 out  p_true  {"fact_id": "c07e", "p_true": 0.83, ...}
 
-The probability of "True" against "False" after the bare statement, without any passage. Identical
-facts of one topic are asked once.
+p_true is the probability of "True" against "False" after the statement, without any passage. Equal
+facts of a topic are judged once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ VERSION = 1
 
 
 def recipe(cfg: Config) -> dict:
-    found: dict = {"model.dtype": cfg.model.dtype}
+    settings: dict = {"model.dtype": cfg.model.dtype}
     if cfg.sampling.quantize != "none":
-        found["sampling.quantize"] = cfg.sampling.quantize
-    return found
+        settings["sampling.quantize"] = cfg.sampling.quantize
+    return settings
 
 
 async def run(context: Context, shard: int) -> list[dict]:
@@ -28,14 +28,14 @@ async def run(context: Context, shard: int) -> list[dict]:
     by_topic: dict[str, dict[str, str]] = {}  # topic -> normal form -> first wording
     for f in facts:
         by_topic.setdefault(f["topic"], {}).setdefault(normal_fact(f["fact"]), f["fact"])
-    found: dict[tuple[str, str], float | None] = {}
+    p_true: dict[tuple[str, str], float | None] = {}
     for topic, distinct in by_topic.items():
         judged = context.self_judge.judge(topic, list(distinct.values()), [[]] * len(distinct))
-        found |= {(topic, normal): p for normal, p in zip(distinct, judged, strict=True)}
+        p_true |= {(topic, normal): p for normal, p in zip(distinct, judged, strict=True)}
     return [
         {
             **{k: f[k] for k in ("fact_id", "response_id", "topic")},
-            "p_true": found[f["topic"], normal_fact(f["fact"])],
+            "p_true": p_true[f["topic"], normal_fact(f["fact"])],
             "error": None,
         }
         for f in facts

@@ -1,16 +1,16 @@
-"""topics -> prompts: where a run begins.
+"""topics -> prompts: the start of a run.
 
 in   topics   {"topic": "Mara Veldt", "split": "train", "pronoun": "her", "lower_case": None}
 out  prompts  {"prompt_id": "8f2c", "topic": "Mara Veldt", "split": "train",
                "prompt": "Write a biography of Mara Veldt.", "pronoun": "her", ...}
 
-`data.source: topics` makes its prompts here, shard by shard: one sentence a topic, or questions
-that an LLM writes, asked for until there are `prompts.questions` distinct ones or no new ones
-come. A topic with fewer has those, and a row with the `error`.
+With `data.source: topics` this stage makes the prompts: one sentence per topic, or questions by an
+LLM, which is asked until there are `prompts.questions` distinct questions or no new question comes.
+A topic with fewer questions keeps them and has a row with the `error`.
 
-The other sources bring prompts of their own, which the driver writes. `responses`, `factscore` and
-`tuning` bring responses, too: they become a `responses` table, whose model is the file's name or
-"imported". A topic lies in one shard, by its digest, and in one split.
+The other sources have prompts, which the driver writes. `responses`, `factscore` and `tuning` also
+have responses. They become a table `responses`, whose model is the name of the file or "imported".
+A topic lies in one shard, by its digest, and in one split.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ VERSION = 2
 
 
 def recipe(cfg: Config) -> dict:
-    """What decides the tables of prompts and imported responses."""
+    """The settings that change the tables of prompts and imported responses."""
     if cfg.data.source == "topics":
         return asked_recipe(cfg)
     return {"run.shards": cfg.run.shards, "version": VERSION} | source_recipe(cfg)
 
 
 def topics_recipe(cfg: Config) -> dict:
-    """What decides the table `topics`."""
+    """The settings that change the table `topics`."""
     return {"run.shards": cfg.run.shards, "version": VERSION} | files.recipe(cfg)
 
 
 def asked_recipe(cfg: Config) -> dict:
-    """What turns topics into prompts."""
+    """The settings that turn topics into prompts."""
     p = cfg.prompts
     if p.method == "template":
         return {"prompts.template": prompt.sentence(p.domain, p.form, p.template)}
@@ -61,24 +61,23 @@ async def run(context: Context, shard: int) -> list[dict]:
     cfg = context.cfg.prompts
     rows = context.rows("topics", shard)
     if cfg.method == "template":
+        settings = (cfg.domain, cfg.form, cfg.template)
         return [
-            _asked(row, prompt.filled(row["topic"], cfg.domain, cfg.form, cfg.template, lower))
-            for row in rows
-            for lower in (row["lower_case"],)
+            _asked(row, prompt.filled(row["topic"], *settings, row["lower_case"])) for row in rows
         ]
-    made = await asyncio.gather(*(_questions(context, row) for row in rows))
-    return [row for found in made for row in found]
+    by_topic = await asyncio.gather(*(_questions(context, row) for row in rows))
+    return [row for questions in by_topic for row in questions]
 
 
 async def _questions(context: Context, row: dict) -> list[dict]:
-    """The questions of a topic, and a row with an error where they are too few."""
+    """Rows of a topic's questions, and a row with an error if they are too few."""
     cfg, topic, lower = context.cfg.prompts, row["topic"], row["lower_case"]
-    found: dict[frozenset[str], str] = {}
+    questions: dict[frozenset[str], str] = {}
     error, before = "", -1
-    while before < len(found) < cfg.questions:
-        before = len(found)
+    while before < len(questions) < cfg.questions:
+        before = len(questions)
         number = cfg.questions - before
-        messages = prompt.render(topic, number, cfg.domain, list(found.values()), lower)
+        messages = prompt.render(topic, number, cfg.domain, list(questions.values()), lower)
         try:
             answer = await context.client.ask(
                 messages, lambda text: prompt.parse(text, topic, lower)
@@ -87,11 +86,11 @@ async def _questions(context: Context, row: dict) -> list[dict]:
             error = f"; {e}"
             break
         for question in answer:
-            if len(found) < cfg.questions:
-                found.setdefault(prompt.distinct(question), question)
-    out = [_asked(row, question) for question in found.values()]
-    if len(found) < cfg.questions:
-        line = f"{len(found)} of {cfg.questions} distinct questions{error}"
+            if len(questions) < cfg.questions:
+                questions.setdefault(prompt.distinct(question), question)
+    out = [_asked(row, question) for question in questions.values()]
+    if len(questions) < cfg.questions:
+        line = f"{len(questions)} of {cfg.questions} distinct questions{error}"
         out.append(_asked(row, None) | {"error": line})
     return out
 
@@ -101,7 +100,7 @@ def _asked(row: dict, text: str | None) -> dict:
 
 
 def source_recipe(cfg: Config) -> dict:
-    """What decides topics and texts; the labelled files count by content, not by path."""
+    """The settings that change topics and texts. Files count by content, not by path."""
     if cfg.data.source in ("topics", "responses"):
         return files.recipe(cfg)
     if cfg.data.source == "world":
@@ -137,7 +136,7 @@ def world_of(cfg: Config) -> world.World:
 
 
 def prompts(cfg: Config) -> Iterator[dict]:
-    """Every prompt row, topics in order; of an import, once a response: `once` leaves the first."""
+    """Prompt rows, topics in order. An import repeats a prompt for each response: see `once`."""
     if cfg.data.source == "world":
         made = world_of(cfg)
         fame = world.fame(made)
@@ -160,8 +159,7 @@ def prompts(cfg: Config) -> Iterator[dict]:
 
 
 def imported_responses(cfg: Config) -> Iterator[dict]:
-    """The responses that stand in the files, as rows of `responses`; `numbered` gives those their
-    ids that have none."""
+    """The responses of the files, as rows of `responses`. `numbered` adds missing ids."""
     if cfg.data.source == "responses":
         yield from files.responses(cfg)
         return
@@ -183,7 +181,7 @@ def imported_responses(cfg: Config) -> Iterator[dict]:
 
 
 def once(rows: Iterable[dict]) -> Iterator[dict]:
-    """The first row of each prompt. What it holds in memory grows with the rows: a shard's."""
+    """The first row of each prompt. Memory grows with the rows, so give it one shard's rows."""
     seen: set[str] = set()
     for row in _in_one_split(rows):
         if row["prompt_id"] not in seen:
@@ -192,14 +190,14 @@ def once(rows: Iterable[dict]) -> Iterator[dict]:
 
 
 def numbered(rows: Iterable[dict]) -> Iterator[dict]:
-    """Responses with their ids: a file may hold several of a model to one prompt. As `once`, it is
-    for the rows of a shard."""
+    """Responses with ids: a file may hold several responses of a model to one prompt. Memory grows
+    with the rows, so give it one shard's rows."""
     seen: Counter[tuple[str, str]] = Counter()
     for row in _in_one_split(rows):
         if row["sample"] is None:
-            of = row["prompt_id"], row["model"]
-            row = row | {"response_id": digest(*of, seen[of]), "sample": seen[of]}
-            seen[of] += 1
+            key = row["prompt_id"], row["model"]
+            row = row | {"response_id": digest(*key, seen[key]), "sample": seen[key]}
+            seen[key] += 1
         yield row
 
 
@@ -209,15 +207,14 @@ def _in_one_split(rows: Iterable[dict]) -> Iterator[dict]:
         first = splits.setdefault(row["topic"], row["split"])
         if first != row["split"]:
             raise UserError(
-                f'{row["where"]}: topic "{row["topic"]}" is in split {first} already: leave it in '
-                f"one"
+                f'{row["where"]}: topic "{row["topic"]}" is in split {first}, too: leave it in one'
             )
         yield row
 
 
 def _tuning_topics(cfg: Config) -> dict[str, list[tuning.Topic]]:
-    """Topics of each questions file that is there. UserError when there is none, or when a topic
-    stands in two: it would be trained on and measured."""
+    """Topics of each questions file. UserError when there is no file, or when a topic is in two
+    files: a model would be trained and measured on it."""
     names = set(Folder.of(cfg.data.folder).names())
     splits = [s for s in tuning.SPLITS if f"questions_per_topic_{s}.json" in names]
     if not splits:
@@ -228,7 +225,7 @@ def _tuning_topics(cfg: Config) -> dict[str, list[tuning.Topic]]:
         for t in topics:
             if (other := seen.setdefault(t.topic, split)) != split:
                 raise UserError(
-                    f'{cfg.data.folder}: topic "{t.topic}" stands in questions_per_topic_{other}'
+                    f'{cfg.data.folder}: topic "{t.topic}" is in questions_per_topic_{other}'
                     f".json and questions_per_topic_{split}.json: leave it in one"
                 )
     return found
@@ -245,7 +242,7 @@ def _prompt(topic: str, split: str, prompt: str) -> dict:
 
 
 def _split(topic: str, cfg: Config) -> str:
-    """A topic's split by its own digest and the seed: adding topics moves no other."""
+    """A topic's split, by its digest and the seed: a new topic does not move the others."""
     data: DataConfig = cfg.data
     place = seed_from("split", cfg.run.seed, topic) % 10_000 / 10_000
     return "test" if place < data.test else "val" if place < data.test + data.val else "train"

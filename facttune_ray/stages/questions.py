@@ -1,13 +1,13 @@
-"""facts -> questions: the question each fact answers (paper, section 3.2).
+"""facts -> questions: the question that each fact answers (paper, section 3.2).
 
 in   facts      {"fact_id": "c07e", "topic": "Mara Veldt", "fact": "Mara Veldt plays the cello."}
      prompts    {"topic": "Mara Veldt", "pronoun": "her", "lower_case": None, ...}
 out  questions  {"fact_id": "c07e", "question_id": "77d0",
                  "question": "What does Mara Veldt play?", "answer": "the cello", ...}
 
-Identical facts of one topic are asked once (with the same facts before them, when
-`questions.context` shows some); equal questions of a topic share their id and their wording.
-`answer` is there with `questions.answer` alone.
+Equal facts of a topic are one request; `questions.context` shows facts before them, which must be
+equal, too. Equal questions of a topic share their id and their wording. `answer` is null unless
+`questions.answer` is set.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from facttune_ray.storage.schema import digest
 from facttune_ray.text.decompose import normal_fact
 
 VERSION = 2
-Key = tuple[str, ...]  # topic, normal forms of the fact and of those shown before it
+Key = tuple[str, ...]  # topic, normal forms of the fact and of the facts shown before it
 
 
 def recipe(cfg: Config) -> dict:
     q = cfg.questions
     name = prompt.template_name(q.domain, q.answer)
-    found: dict = {"questions.domain": q.domain, "questions.answer": q.answer}
-    found |= {"questions.context": q.context, f"prompts/{name}.txt": template.fingerprint(name)}
-    return connect.recipe(cfg) | found
+    settings: dict = {"questions.domain": q.domain, "questions.answer": q.answer}
+    settings |= {"questions.context": q.context, f"prompts/{name}.txt": template.fingerprint(name)}
+    return connect.recipe(cfg) | settings
 
 
 async def run(context: Context, shard: int) -> list[dict]:
     cfg = context.cfg.questions
-    about = {p["topic"]: p for p in context.rows("prompts", shard)}
+    topics = {p["topic"]: p for p in context.rows("prompts", shard)}
     facts = list(_with_context(context.rows("facts", shard), cfg.context))
     distinct: dict[Key, tuple[dict, list[str]]] = {}
     for key, fact, before in facts:
         distinct.setdefault(key, (fact, before))
 
-    async def one(fact: dict, before: list[str]) -> tuple[prompt.Asked | None, str | None]:
-        topic = about.get(fact["topic"], {})
+    async def ask(fact: dict, before: list[str]) -> tuple[prompt.Asked | None, str | None]:
+        topic = topics.get(fact["topic"], {})
         messages = prompt.render(
             fact["topic"],
             fact["fact"],
@@ -64,16 +64,16 @@ async def run(context: Context, shard: int) -> list[dict]:
         except RowError as e:
             return None, str(e)
 
-    made = await asyncio.gather(*(one(*asked) for asked in distinct.values()))
-    found = dict(zip(distinct, made, strict=True))
+    asked = await asyncio.gather(*(ask(*shown) for shown in distinct.values()))
+    questions = dict(zip(distinct, asked, strict=True))
     wording: dict[str, str] = {}  # question_id -> its first wording
-    return [_row(fact, *found[key], wording) for key, fact, _ in facts]
+    return [_row(fact, *questions[key], wording) for key, fact, _ in facts]
 
 
 def _with_context(facts: list[dict], most: int) -> Iterator[tuple[Key, dict, list[str]]]:
-    """Each fact with the last `most` of its response that stand before it."""
+    """Each fact with the last `most` facts before it in its response."""
     before: dict[str, list[str]] = {}
-    for fact in facts:  # those of a response stand in their order
+    for fact in facts:  # in the order of their response
         if not fact["fact"]:
             continue
         seen = before.setdefault(fact["response_id"], [])

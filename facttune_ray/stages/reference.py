@@ -1,17 +1,17 @@
-"""groups -> reference: token ids of each group, and how likely the starting model finds them.
+"""groups -> reference: token ids of each group, with the starting model's log-probabilities.
 
 in   groups     {"prompt_id": "8f2c", "prompt": "Write a ...", "responses": ["Mara ...", "She ..."],
                  "rewards": [0.667, 1.0], ...}
      facts      {"fact_id": "77aa", "response_id": "51ab", "start": 0, "end": 31, ...}
      verdicts   {"fact_id": "77aa", "response_id": "51ab", "supported": true, ...}
-                (both for train.loss=fact_masked alone)
+                (facts and verdicts: inputs only with train.loss=fact_masked)
 out  reference  {"prompt_id": "8f2c", "prompt_tokens": [1, 88, 14], "rewards": [0.667, 1.0],
                  "response_tokens": [[40, 41, 2], [52, 9, 2]],
                  "logps": [[-0.3, -2.1, -0.01], [-1.2, -0.4, -0.02]], "win_masks": null,
                  "lose_masks": null, "cut_responses": 0, ...}
 
-What training runs on (paper, section 3.3): DPO's reference is the model that training starts from,
-so each unique response is run once before it, and no second model is loaded during it.
+Training reads this table (paper, section 3.3). DPO's reference model is the model that training
+starts from. It runs each unique response once before training, so training loads no second model.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from facttune_ray.stages.context import Context
 
 VERSION = 2
 COPIED = ("prompt_id", "topic", "split", "response_ids", "rewards", "pairs")
-Masks = tuple[list[list[int]], list[list[int]]]  # of the responses: as winners, as losers
+Masks = tuple[list[list[int]], list[list[int]]]  # win masks, lose masks of the responses
 
 
 def recipe(cfg: Config) -> dict:
     keys = ("max_length", "max_prompt_length", "keep_prompt", "dtype")
-    found = {f"train.{k}": getattr(cfg.train, k) for k in keys} | {"model.chat": cfg.model.chat}
-    if cfg.train.lora.quantize != "none":  # the log-probabilities are those of the rounded weights
-        found["train.lora.quantize"] = cfg.train.lora.quantize
-    return found
+    settings = {f"train.{k}": getattr(cfg.train, k) for k in keys}
+    settings["model.chat"] = cfg.model.chat
+    if cfg.train.lora.quantize != "none":  # rounded weights give other log-probabilities
+        settings["train.lora.quantize"] = cfg.train.lora.quantize
+    return settings
 
 
 async def run(context: Context, shard: int) -> list[dict]:
@@ -52,11 +53,11 @@ async def run(context: Context, shard: int) -> list[dict]:
         for r in rows
     ]
     highest = max(i for g in groups for ids in (g.prompt, *g.responses) for i in ids)
-    known = model.lm.get_input_embeddings().num_embeddings
-    if highest >= known:
+    vocabulary = model.lm.get_input_embeddings().num_embeddings
+    if highest >= vocabulary:
         raise UserError(
             f"{context.work.model_path}: its tokenizer gives token {highest}, its model knows "
-            f"{known:,} tokens: they do not belong together"
+            f"{vocabulary:,} tokens: they do not belong together"
         )
     most = positions(model.lm)
     for g in groups:
@@ -68,17 +69,17 @@ async def run(context: Context, shard: int) -> list[dict]:
             )
     share = cfg.train.share_prefix and model.shares
     logps = token_logps_of(model, groups, cfg.train.pass_tokens, share)
-    judged = _Judged(context, shard) if "verdicts" in context.work.inputs else None
-    made = []
-    for r, g, found in zip(rows, groups, logps, strict=True):
-        win, lose = judged.masks(r, g.responses, tokenizer) if judged else (None, None)
-        made.append(
+    masker = _Masker(context, shard) if "verdicts" in context.work.inputs else None
+    out = []
+    for r, g, group_logps in zip(rows, groups, logps, strict=True):
+        win, lose = masker.masks(r, g.responses, tokenizer) if masker else (None, None)
+        out.append(
             {
                 **{k: r[k] for k in COPIED},
-                "given_pairs": r.get("given_pairs"),  # tables of earlier releases have none
+                "given_pairs": r.get("given_pairs"),  # not a column of older tables
                 "prompt_tokens": g.prompt,
                 "response_tokens": g.responses,
-                "logps": found,
+                "logps": group_logps,
                 "win_masks": win,
                 "lose_masks": lose,
                 "cut_prompt": g.cut_prompt,
@@ -86,11 +87,11 @@ async def run(context: Context, shard: int) -> list[dict]:
                 "error": None,
             }
         )
-    return made
+    return out
 
 
-class _Judged:
-    """Facts and verdicts of a shard's responses."""
+class _Masker:
+    """Makes masks from the facts and verdicts of a shard's responses."""
 
     def __init__(self, context: Context, shard: int) -> None:
         self.facts: dict[str, list[dict]] = defaultdict(list)
@@ -99,23 +100,23 @@ class _Judged:
             self.facts[row["response_id"]].append(row)
         for row in context.rows("verdicts", shard):
             self.verdicts[row["response_id"]].append(row)
-        self.where = context.work.inputs["facts"]
+        self.facts_table = context.work.inputs["facts"]
 
     def masks(
         self, group: Mapping[str, Any], tokens: Sequence[Sequence[int]], tokenizer: Any
     ) -> Masks:
-        """Of each response's tokens, as many as its length has left of them."""
+        """Masks of each response's tokens, as long as its tokens after truncation."""
         from facttune_ray.training.masks import masks, offsets, sentences
 
-        found = []
+        pairs = []
         ids = zip(group["response_ids"], group["responses"], tokens, strict=True)
         for response_id, text, kept in ids:
             spans = sentences(self.facts[response_id], self.verdicts[response_id])
             last = max((end for _, end, _ in spans), default=0)
             if last > len(text):
                 raise UserError(
-                    f"{self.where}: a sentence of response {response_id} ends at character {last}, "
-                    f"its text at {len(text)}: make the table facts again"
+                    f"{self.facts_table}: a sentence of response {response_id} ends at character "
+                    f"{last}, its text at {len(text)}: make the table facts again"
                 )
-            found.append(masks(spans, offsets(tokenizer, text)[: len(kept)]))
-        return [win for win, _ in found], [lose for _, lose in found]
+            pairs.append(masks(spans, offsets(tokenizer, text)[: len(kept)]))
+        return [win for win, _ in pairs], [lose for _, lose in pairs]

@@ -1,4 +1,4 @@
-"""prompts -> responses: n samples a prompt (paper, section 3: 10 at temperature 1.0).
+"""prompts -> responses: n samples per prompt (paper, section 3: 10 at temperature 1.0).
 
 in   prompts    {"prompt_id": "8f2c", "topic": "Mara Veldt", "split": "train",
                  "prompt": "Write a biography of Mara Veldt."}
@@ -60,8 +60,8 @@ async def run(context: Context, shard: int) -> list[dict]:
 
 
 def apart(samples: list[Sample]) -> list[Sample]:
-    """Samples whose text is free of a reasoning model's thoughts: only the text is scored and
-    trained on."""
+    """Move the thoughts of a reasoning model out of the texts. Only the text is scored and trained
+    on."""
     return [
         s if s.thoughts else s._replace(text=text.lstrip() if thoughts else text, thoughts=thoughts)
         for s in samples
@@ -70,7 +70,7 @@ def apart(samples: list[Sample]) -> list[Sample]:
 
 
 def _by_count(prompts: list[dict], cfg: Config) -> dict[int, list[dict]]:
-    """Prompts by how many responses each gets: `responses.samples` to train on, else fewer."""
+    """number of responses -> the prompts that get so many."""
     out: dict[int, list[dict]] = {}
     for p in prompts:
         out.setdefault(count(cfg, p["split"]), []).append(p)
@@ -78,5 +78,5 @@ def _by_count(prompts: list[dict], cfg: Config) -> dict[int, list[dict]]:
 
 
 def count(cfg: Config, split: str) -> int:
-    """Responses to a prompt of this split."""
+    """The number of responses to a prompt of this split."""
     return cfg.responses.samples if split == "train" else cfg.evaluation.samples

@@ -1,4 +1,4 @@
-"""verdicts, classes, p_true -> rewards: one row a response, every reward a column.
+"""verdicts, classes, p_true -> rewards: one row per response, one column per reward.
 
 in   facts     {"fact_id": "c07e", "response_id": "51ab", "repeated": False, ...}
      verdicts  {"fact_id": "c07e", "supported": True, ...}                   (optional input)
@@ -9,9 +9,9 @@ in   facts     {"fact_id": "c07e", "response_id": "51ab", "repeated": False, ...
 out  rewards   {"response_id": "51ab", "facts": 3, "repeated": 0, "factscore": 0.667,
                 "max_conf": 0.55, "words": 21, ...}
 
-A fact without a verdict, or a question without answers, is left out of its mean; a mean over
-nothing is null. `rewards.distinct_facts` counts a repeated fact once. `answered` and `entities`
-are null where nothing was asked: outside of train, and of a response that failed.
+A mean leaves out facts without a verdict and questions without answers. An empty mean is null.
+`rewards.distinct_facts` counts a repeated fact once. `answered` and `entities` are null outside of
+train and for a response that failed, because nothing was asked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from facttune_ray.scoring.units import UNIT_COLUMNS, Unit, by_id, of_original, o
 from facttune_ray.stages.context import Context
 
 VERSION = 3
-READ = {  # input -> the unit in `classes` that its rows bring
+READ = {  # input -> the column that refers to a unit in `classes`
     "facts": "",
     "verdicts": "",
     "questions": "question_id",
@@ -43,7 +43,7 @@ def recipe(cfg: Config) -> dict:
 
 async def run(context: Context, shard: int) -> list[dict]:
     cfg = context.cfg.rewards
-    errors: Counter[str] = Counter()  # of each response
+    errors: Counter[str] = Counter()  # by response
     read = {role: context.rows(role, shard) for role in READ}
     units = by_id(context.rows("classes", shard))
     facts: dict[str, list[dict]] = defaultdict(list)
@@ -55,16 +55,16 @@ async def run(context: Context, shard: int) -> list[dict]:
     verdicts = {v["fact_id"]: v["supported"] for v in read["verdicts"]}
     p_true = {p["fact_id"]: p["p_true"] for p in read["p_true"]}
     asked = {q["fact_id"]: q for q in read["questions"]}
-    failed = {u for u, found in units.items() if found["error"]}
-    for role, unit in READ.items():
-        errors.update(r["response_id"] for r in read[role] if r["error"] or r.get(unit) in failed)
+    failed = {unit_id for unit_id, unit in units.items() if unit["error"]}
+    for role, key in READ.items():
+        errors.update(r["response_id"] for r in read[role] if r["error"] or r.get(key) in failed)
     out = []
     for r in context.rows("responses", shard):
         rid = r["response_id"]
         stated = [f for f in facts[rid] if f["fact"]]
         counted = [f for f in stated if not (cfg.distinct_facts and f["repeated"])]
         ids = [f["fact_id"] for f in counted]
-        sure = [of_question(asked.get(i), units) for i in ids]
+        questions = [of_question(asked.get(i), units) for i in ids]
         judged = [verdicts.get(i) for i in ids]
         score, penalised = factscore(judged, cfg.gamma)
         sampled = context.work.inputs if r["split"] == "train" and not r["error"] else ()
@@ -74,13 +74,13 @@ async def run(context: Context, shard: int) -> list[dict]:
                 "facts": len(counted),
                 "repeated": sum(bool(f["repeated"]) for f in stated),
                 "judged": sum(v is not None for v in judged),
-                "answered": _count(sure) if "questions" in sampled else None,
+                "answered": _count(questions) if "questions" in sampled else None,
                 "entities": _count(entities[rid]) if "entities" in sampled else None,
                 "words": len(r["text"].split()) if r["text"] is not None else None,
                 "abstained": bool(r["abstained"]) or any(f["abstained"] for f in facts[rid]),
                 "factscore": score,
                 "factscore_lp": penalised,
-                **_means(sure, ""),
+                **_means(questions, ""),
                 **_means(entities[rid], "ne_"),
                 "p_true": mean(p for i in ids if (p := p_true.get(i)) is not None),
                 "errors": errors[rid] + (r["error"] is not None),

@@ -1,17 +1,19 @@
-"""facts -> verdicts: is each fact supported by the topic's article? (paper, section 3.1)
+"""facts -> verdicts: whether the topic's article supports each fact (paper, section 3.1).
 
 in   facts     {"fact_id": "c07e", "topic": "Mara Veldt", "fact": "Mara Veldt plays the cello."}
 out  verdicts  {"fact_id": "c07e", "supported": True, "score": 1.0, "title": "Mara Veldt",
                 "evidence": "Mara Veldt plays the cello and ...", "estimator": "chat", ...}
 
-A topic without an article gets null verdicts with the reason "no article"; so does a fact that a
-labelled file calls irrelevant, which is in no human score. Identical facts of one topic are judged
-once. Of several estimators joined by "+" all must support a fact.
+A topic without an article gets null verdicts with the reason "no article". A fact that a labelled
+file calls irrelevant gets a null verdict, because human scores leave it out. Equal facts of a topic
+are judged once. Of several estimators joined by "+", all must support a fact.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 from facttune_ray.config import Config, VerdictsConfig
@@ -20,7 +22,7 @@ from facttune_ray.prompts import template
 from facttune_ray.prompts import verdicts as prompt
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
-from facttune_ray.stages.evidence import Evidence, evidence
+from facttune_ray.stages.evidence import Evidence, find_evidence
 from facttune_ray.text.decompose import normal_fact
 from facttune_ray.verifiers import lexical
 
@@ -34,7 +36,7 @@ _UNKNOWN = {
     "error": None,
 }
 IRRELEVANT = "IR"  # FActScore's label
-PRESETS = {  # the reference's combinations by its own names (FActScore, factscorer.py)
+PRESETS = {  # combinations by their names in FActScore, factscorer.py
     "retrieval+ChatGPT": ("chat",),
     "retrieval+llama": ("local_lm",),
     "retrieval+llama+npm": ("local_lm", "npm"),
@@ -44,10 +46,11 @@ PRESETS = {  # the reference's combinations by its own names (FActScore, factsco
 
 
 def estimators(cfg: VerdictsConfig) -> tuple[str, ...]:
-    """Names in ESTIMATORS of `verdicts.estimator`; UserError for an unknown one."""
-    asked = cfg.estimator.lower()
+    """The names in ESTIMATORS that `verdicts.estimator` means. UserError for unknown names
+    and for settings that do not fit them."""
+    given = cfg.estimator.lower()
     presets = {name.lower(): names for name, names in PRESETS.items()}
-    names = presets.get(asked) or tuple(asked.split("+"))
+    names = presets.get(given) or tuple(given.split("+"))
     for name in names:
         if name not in ESTIMATORS:
             known = [*ESTIMATORS, *PRESETS]
@@ -57,7 +60,7 @@ def estimators(cfg: VerdictsConfig) -> tuple[str, ...]:
             )
     if len(names) > 1 and cfg.threshold is not None:
         raise UserError(
-            f"verdicts.threshold={cfg.threshold:g} is of one estimator's scores, but "
+            f"verdicts.threshold={cfg.threshold:g} applies to one estimator, but "
             f"verdicts.estimator={cfg.estimator} has several: leave it null"
         )
     blind = cfg.retrieval == "none" and {"lexical", "npm"}.intersection(names)
@@ -72,8 +75,8 @@ def estimators(cfg: VerdictsConfig) -> tuple[str, ...]:
 
 
 def second_opinion(cfg: Config) -> Config | None:
-    """The settings of `evaluation.estimator`; None where there is no second opinion: none is
-    wanted, it is the same as the first, or, for auto, a part of it or without articles."""
+    """The config whose `verdicts.estimator` is `evaluation.estimator`. None if that is none, or is
+    the first estimator; or if it is auto, and a part of the first or without articles."""
     asked, first = cfg.evaluation.estimator, estimators(cfg.verdicts)
     if asked == "none" or (asked == "auto" and not knows(cfg)):
         return None
@@ -90,7 +93,7 @@ def second_opinion(cfg: Config) -> Config | None:
 
 
 def knows(cfg: Config) -> bool:
-    """Whether the run has a knowledge source."""
+    """Whether the run has articles."""
     return cfg.data.source == "world" or bool(cfg.data.knowledge)
 
 
@@ -99,9 +102,9 @@ def threshold(cfg: VerdictsConfig, name: str) -> float:
 
 
 def recipe(cfg: Config) -> dict:
-    """Only the settings that the chosen estimators use."""
+    """The settings that the chosen estimators use."""
     v, names = cfg.verdicts, estimators(cfg.verdicts)
-    found: dict = {"verdicts.estimator": "+".join(names), "verdicts.no_article": v.no_article}
+    settings: dict = {"verdicts.estimator": "+".join(names), "verdicts.no_article": v.no_article}
     keys: list[str] = []
     if names != ("lexical",):
         keys += ["retrieval", "dense"] if v.retrieval == "dense" else ["retrieval"]
@@ -113,15 +116,15 @@ def recipe(cfg: Config) -> dict:
         keys.append("local_lm")
     if "chat" in names:
         keys += ["facts_per_request", "logprobs"]
-        found |= connect.recipe(cfg)
+        settings |= connect.recipe(cfg)
         templates = [prompt.CLOSED if v.retrieval == "none" else prompt.TEMPLATE]
         templates += [prompt.MANY] * (v.facts_per_request > 1)
-        found |= {f"prompts/{t}.txt": template.fingerprint(t) for t in templates}
+        settings |= {f"prompts/{t}.txt": template.fingerprint(t) for t in templates}
     if {"npm", "local_lm"} & set(names):
         keys.append("dtype")
     if "chat" not in names or v.threshold is not None:
-        found |= {f"threshold.{name}": threshold(v, name) for name in names}
-    return found | {f"verdicts.{key}": getattr(v, key) for key in keys}
+        settings |= {f"threshold.{name}": threshold(v, name) for name in names}
+    return settings | {f"verdicts.{key}": getattr(v, key) for key in keys}
 
 
 async def run(context: Context, shard: int) -> list[dict]:
@@ -131,12 +134,12 @@ async def run(context: Context, shard: int) -> list[dict]:
         if f["fact"] and f.get("human_label") != IRRELEVANT:
             by_topic.setdefault(f["topic"], {}).setdefault(normal_fact(f["fact"]), f["fact"])
     judged = await asyncio.gather(
-        *(_judge(context, topic, list(found.values())) for topic, found in by_topic.items())
+        *(_judge(context, topic, list(distinct.values())) for topic, distinct in by_topic.items())
     )
     verdict = {
         (topic, normal): v
-        for (topic, found), values in zip(by_topic.items(), judged, strict=True)
-        for normal, v in zip(found, values, strict=True)
+        for (topic, distinct), verdicts in zip(by_topic.items(), judged, strict=True)
+        for normal, v in zip(distinct, verdicts, strict=True)
     }
     return [_row(f, context.cfg, verdict) for f in facts]
 
@@ -158,19 +161,19 @@ def _row(fact: dict, cfg: Config, verdict: dict[tuple[str, str], dict]) -> dict:
 
 
 async def _judge(context: Context, topic: str, facts: list[str]) -> list[dict]:
-    """One verdict a fact: of every estimator, then all together."""
+    """One verdict per fact, from all estimators together."""
     cfg, names = context.cfg.verdicts, estimators(context.cfg.verdicts)
-    # lexical looks at the whole article: nothing to rank
+    # The lexical estimator reads the whole article, so no passage is ranked.
     most = 0 if names == ("lexical",) else max(cfg.passages, cfg.npm_passages)
-    found = await evidence(context, topic, facts, most)
-    if found.reason is not None:
-        return [_UNKNOWN | {"reason": found.reason}] * len(facts)
-    by_estimator = [await ESTIMATORS[name](context, topic, facts, found) for name in names]
+    evidence = await find_evidence(context, topic, facts, most)
+    if evidence.reason is not None:
+        return [_UNKNOWN | {"reason": evidence.reason}] * len(facts)
+    by_estimator = [await ESTIMATORS[name](context, evidence) for name in names]
     return [_together(verdicts) for verdicts in zip(*by_estimator, strict=True)]
 
 
 def _together(verdicts: tuple[dict, ...]) -> dict:
-    """All must support; one that does not decides, even when another is unknown."""
+    """All must support. A verdict of not supported decides, even when another is unknown."""
     if len(verdicts) == 1:
         return verdicts[0]
     deciding = [v for v in verdicts if v["supported"] is False] or [
@@ -184,93 +187,93 @@ def _together(verdicts: tuple[dict, ...]) -> dict:
 
 
 def _verdict(
-    found: Evidence, fact: int, score: float | None, least: float, at: int | None = None
+    evidence: Evidence, fact: int, score: float | None, least: float, at: int | None = None
 ) -> dict:
-    """A verdict from a score; `at`: the passage that decided, else the best."""
-    at = at if at is not None else (found.of[fact] or (None,))[0]
+    """A verdict from a score. `at`: index of the passage that decided; None: the best passage."""
+    at = at if at is not None else (evidence.by_fact[fact] or (None,))[0]
     return _UNKNOWN | {
         "score": score,
         "supported": None if score is None else score >= least,
-        "evidence": None if at is None else found.passages[at],
-        "title": None if at is None else found.titles[at],
+        "evidence": None if at is None else evidence.passages[at],
+        "title": None if at is None else evidence.titles[at],
         "reason": "nothing to check" if score is None else None,
     }
 
 
-async def _lexical(context: Context, topic: str, facts: list[str], found: Evidence) -> list[dict]:
+async def _lexical(context: Context, evidence: Evidence) -> list[dict]:
     least = threshold(context.cfg.verdicts, "lexical")
-    prepared = lexical.prepare(topic, found.passages, context.articles.rarity)
-    scored = [lexical.support_prepared(fact, prepared) for fact in facts]
-    return [_verdict(found, i, s.score, least, s.evidence) for i, s in enumerate(scored)]
+    prepared = lexical.prepare(evidence.topic, evidence.passages, context.articles.rarity)
+    scored = [lexical.support_prepared(fact, prepared) for fact in evidence.facts]
+    return [_verdict(evidence, i, s.score, least, s.evidence) for i, s in enumerate(scored)]
 
 
-async def _chat(context: Context, topic: str, facts: list[str], found: Evidence) -> list[dict]:
+async def _chat(context: Context, evidence: Evidence) -> list[dict]:
     cfg = context.cfg.verdicts
     if cfg.facts_per_request > 1 and cfg.retrieval != "none":
-        size = cfg.facts_per_request
-        parts = [range(i, min(i + size, len(facts))) for i in range(0, len(facts), size)]
-        many = await asyncio.gather(*(_ask_many(context, topic, facts, found, p) for p in parts))
+        size, facts = cfg.facts_per_request, range(len(evidence.facts))
+        parts = [facts[i : i + size] for i in facts[::size]]
+        many = await asyncio.gather(*(_ask_many(context, evidence, part) for part in parts))
         return [verdict for verdicts in many for verdict in verdicts]
-    return await asyncio.gather(
-        *(_ask_one(context, topic, fact, found, i) for i, fact in enumerate(facts))
-    )
+    facts = range(len(evidence.facts))
+    return await asyncio.gather(*(_ask_one(context, evidence, fact) for fact in facts))
 
 
-async def _ask_one(context: Context, topic: str, fact: str, found: Evidence, at: int) -> dict:
+async def _ask_one(context: Context, evidence: Evidence, fact: int) -> dict:
     cfg = context.cfg.verdicts
     if cfg.retrieval == "none":
-        messages = prompt.render_closed(topic, fact)
+        messages = prompt.render_closed(evidence.topic, evidence.facts[fact])
     else:
-        messages = prompt.render(topic, fact, found.shown(at)[: cfg.passages])
+        shown = evidence.shown(fact)[: cfg.passages]
+        messages = prompt.render(evidence.topic, evidence.facts[fact], shown)
     params = {"logprobs": True, "top_logprobs": 5} if cfg.logprobs else None
     try:
-        said, score = await context.client.ask_whole(
+        supported, score = await context.client.ask_whole(
             messages, lambda c: (prompt.parse(c.answer), prompt.probability(c.top_logprobs)), params
         )
     except RowError as e:
         return _UNKNOWN | {"error": str(e)}
-    if score is None:  # the endpoint told no log-probabilities, or was not asked for them
-        score = float(said)
-    verdict = _verdict(found, at, score, threshold(cfg, "chat"))
-    return verdict if cfg.threshold is not None else verdict | {"supported": said}
+    if score is None:  # without log-probabilities
+        score = float(supported)
+    verdict = _verdict(evidence, fact, score, threshold(cfg, "chat"))
+    return verdict if cfg.threshold is not None else verdict | {"supported": supported}
 
 
-async def _ask_many(
-    context: Context, topic: str, facts: list[str], found: Evidence, part: range
-) -> list[dict]:
-    """Several facts in one request, with the passages of all; one by one if that fails."""
+async def _ask_many(context: Context, evidence: Evidence, part: range) -> list[dict]:
+    """Ask about several facts in one request, with the passages of all facts. If the answer cannot
+    be read, ask about each fact."""
     cfg = context.cfg.verdicts
-    shown = sorted({i for fact in part for i in found.of[fact][: cfg.passages]})
-    messages = prompt.render_many(
-        topic, [facts[i] for i in part], [found.passages[i] for i in shown]
-    )
+    shown = sorted({i for fact in part for i in evidence.by_fact[fact][: cfg.passages]})
+    facts, passages = [evidence.facts[i] for i in part], [evidence.passages[i] for i in shown]
+    messages = prompt.render_many(evidence.topic, facts, passages)
     try:
-        said = await context.client.ask(messages, lambda text: prompt.parse_many(text, len(part)))
+        judged = await context.client.ask(messages, lambda text: prompt.parse_many(text, len(part)))
     except RowError:
-        alone = (_ask_one(context, topic, facts[i], found, i) for i in part)
-        return await asyncio.gather(*alone)
+        return await asyncio.gather(*(_ask_one(context, evidence, fact) for fact in part))
     least = threshold(cfg, "chat")
-    return [_verdict(found, i, float(v), least) for i, v in zip(part, said, strict=True)]
+    return [_verdict(evidence, i, float(v), least) for i, v in zip(part, judged, strict=True)]
 
 
-async def _local_lm(context: Context, topic: str, facts: list[str], found: Evidence) -> list[dict]:
-    cfg = context.cfg.verdicts
-    shown = [found.shown(i)[: cfg.passages] for i in range(len(facts))]
-    # passages in the article's order share more of their prompts
-    model, article = context.local_lm, found.passages
-    scores = await asyncio.to_thread(model.judge, topic, facts, shown, article)
-    least = threshold(cfg, "local_lm")
-    return [_verdict(found, i, score, least) for i, score in enumerate(scores)]
+async def _local_lm(context: Context, evidence: Evidence) -> list[dict]:
+    # Passages in the article's order make prompts share longer prefixes.
+    judge = functools.partial(context.local_lm.judge, article=evidence.passages)
+    return await _by_model(context, evidence, "local_lm", judge, context.cfg.verdicts.passages)
 
 
-async def _npm(context: Context, topic: str, facts: list[str], found: Evidence) -> list[dict]:
-    cfg = context.cfg.verdicts
-    shown = [found.shown(i)[: cfg.npm_passages] for i in range(len(facts))]
-    scores = await asyncio.to_thread(context.npm.judge, topic, facts, shown)
-    least = threshold(cfg, "npm")
-    return [_verdict(found, i, score, least) for i, score in enumerate(scores)]
+async def _npm(context: Context, evidence: Evidence) -> list[dict]:
+    most = context.cfg.verdicts.npm_passages
+    return await _by_model(context, evidence, "npm", context.npm.judge, most)
+
+
+async def _by_model(
+    context: Context, evidence: Evidence, name: str, judge: Callable, most: int
+) -> list[dict]:
+    """Verdicts of a model that gives a score to each fact and its `most` best passages."""
+    shown = [evidence.shown(i)[:most] for i in range(len(evidence.facts))]
+    scores = await asyncio.to_thread(judge, evidence.topic, evidence.facts, shown)
+    least = threshold(context.cfg.verdicts, name)
+    return [_verdict(evidence, i, score, least) for i, score in enumerate(scores)]
 
 
 ESTIMATORS = {"lexical": _lexical, "chat": _chat, "local_lm": _local_lm, "npm": _npm}
-# supported from this score: FActScore takes logit True > logit False, and npm above 0.3
+# A fact is supported from this score. FActScore: logit True > logit False, and npm above 0.3.
 THRESHOLDS = {"lexical": lexical.THRESHOLD, "chat": 0.5, "local_lm": 0.5, "npm": 0.3}

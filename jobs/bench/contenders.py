@@ -18,6 +18,7 @@ import aiohttp
 import openai
 
 from facttune_ray.llm.limiter import Limits
+from facttune_ray.text.tokens import estimated_tokens
 
 Messages = list[dict[str, str]]
 MODEL, MAX_TOKENS, TIMEOUT_S = "annotator", 512, 60.0
@@ -113,7 +114,7 @@ async def _token_bucket(
             queue = again or left
             if queue:
                 i, attempts = queue[0]
-                tokens = sum(len(m["content"].split()) * 4 / 3 for m in requests[i]) + MAX_TOKENS
+                tokens = MAX_TOKENS + sum(estimated_tokens(m["content"]) for m in requests[i])
                 if free_requests >= 1 and free_tokens >= min(tokens, most_tokens):
                     queue.popleft()
                     free_requests, free_tokens = free_requests - 1, free_tokens - tokens

@@ -8,9 +8,10 @@ import pytest
 
 from facttune_ray import cli
 from facttune_ray.config import load
-from facttune_ray.estimate import placeholder
 from facttune_ray.estimate.dry_run import Planned
-from facttune_ray.estimate.gpu_hours import Counts, Rates, gpu_rows, parameters, table
+from facttune_ray.estimate.gpu_hours import Counts, Rates, gpu_rows, parameters_of
+from facttune_ray.estimate.show import show_gpu_hours
+from facttune_ray.estimate.topic_sample import placeholder_responses
 from facttune_ray.quickstart import base_model
 from facttune_ray.sources import world
 
@@ -54,7 +55,7 @@ def test_tokens_and_hours_by_hand():
     assert found["train"]["trained_tokens"] == 2 * sequences
     assert found["train"]["gpu_hours"] == pytest.approx(6 * 7e9 * 2 * sequences / 1e14 / 3600)
     assert responses["gpu_hours"] == pytest.approx((14.3 + 2 * 7e9 * 380 / 1e14) / 3600)
-    said = table(rows, Rates(1000, 100), 7e9)
+    said = show_gpu_hours(rows, Rates(1000, 100), 7e9)
     assert "at 1,000 sampled tokens/s and 100 TFLOP/s a GPU: assumed, not measured" in said
 
 
@@ -67,14 +68,16 @@ def test_recomputed_activations_and_repeated_prompts_cost_more():
 
 def test_unknown_parameters_give_no_hours():
     rows = gpu_rows(CFG, [], ["fs/round_1"], COUNTS, Rates(), None)
-    assert rows[0]["gpu_hours"] is None and "give --parameters" in table(rows, Rates(), None)
+    assert rows[0]["gpu_hours"] is None and "give --parameters" in show_gpu_hours(
+        rows, Rates(), None
+    )
 
 
 def test_parameters_by_name_and_by_config(tmp_path):
-    assert parameters("meta-llama/Llama-2-7b-hf") == 7e9
-    assert parameters("org/model-0.5B-chat") == 0.5e9
+    assert parameters_of("meta-llama/Llama-2-7b-hf") == 7e9
+    assert parameters_of("org/model-0.5B-chat") == 0.5e9
     figures = base_model.pretrain(["a b c"], tmp_path / "m-9b", seed=0, steps=0, hidden=32)
-    assert parameters(str(tmp_path / "m-9b")) == figures["parameters"]
+    assert parameters_of(str(tmp_path / "m-9b")) == figures["parameters"]
 
 
 def test_an_estimate_before_anything_is_sampled(tmp_path, capsys):
@@ -105,7 +108,7 @@ def test_stand_ins_are_sentences_of_the_topics_article(tmp_path):
     build.write([{"title": "Ada", "text": [" ".join(text)]}], tmp_path / "k.db")
     row = {"prompt_id": "p", "topic": "Ada", "split": "test", "prompt": "Who?"}
     cfg = load([], ["responses.max_tokens=40", "evaluation.samples=3"])
-    found = list(placeholder.responses(cfg, [row], str(tmp_path / "k.db")))
+    found = list(placeholder_responses(cfg, [row], str(tmp_path / "k.db")))
     assert len({r["text"] for r in found}) == 3
     for r in found:
         assert 20 <= len(r["text"].split()) < 27

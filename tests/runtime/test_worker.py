@@ -50,7 +50,7 @@ def asking(tmp_path, monkeypatch, url: str, run) -> tuple[Work, ShardWorker]:
     made, gate = ShardWorker(work), Gate(local_renew(Limits()), 32, "w")
     ledger = Ledger(Folder.of(str(tmp_path / "ledger")), flush_s=0.01)
     endpoint = Endpoint(url, "NO_KEY", 60, gate)
-    made.context.__dict__["client"] = Client(work.cfg.llm, ledger, [endpoint])
+    made.context.client = Client(work.cfg.llm, ledger, [endpoint])
     monkeypatch.setattr(worker, "stage", lambda name: types.SimpleNamespace(run=run))
     monkeypatch.setitem(worker._kept, "facts", made)
     return work, made

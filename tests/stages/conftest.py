@@ -1,4 +1,4 @@
-"""A stage on one shard of hand-made tables."""
+"""Run a stage on one shard of hand-made tables."""
 
 import asyncio
 
@@ -14,18 +14,17 @@ from facttune_ray.storage import tables
 def run_stage(tmp_path):
     """rows = run_stage(stage, {"responses": [...]}, ["rewards.gamma=0"], resources={...}, **work)
 
-    `resources`: fakes for what a worker's context makes: client, sampler, entailment.
+    `resources`: fakes for resources of the context, such as client, sampler, entailment.
     """
 
-    def run(stage, inputs, overrides=(), resources=(), **work):
+    def run(stage, inputs, overrides=(), resources=None, **work):
         cfg = config.load([], [f"run.out={tmp_path}", *overrides])
         name = stage.__name__.rsplit(".", 1)[-1]
-        context = Context(Work(name, "out", {i: i for i in inputs}, cfg, **work))
-        context.__dict__.update(resources)
+        context = Context(Work(name, "out", {i: i for i in inputs}, cfg, **work), **resources or {})
         for table, rows in inputs.items():
             tables.write_part(context.root / table, table, 0, rows, {})
-        made = asyncio.run(stage.run(context, 0))
-        tables.write_part(context.root / "out", name, 0, made, {})  # they fit the schema
-        return made
+        rows = asyncio.run(stage.run(context, 0))
+        tables.write_part(context.root / "out", name, 0, rows, {})  # checks the schema
+        return rows
 
     return run

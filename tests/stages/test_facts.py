@@ -31,11 +31,11 @@ class Asked:
 def made(text, *overrides, abstained=None, error=None, client=None, **more):
     """Fact rows of one response."""
     cfg = config.load([], ["run.out=/nonexistent", *overrides])
-    context = Context(Work("facts", "f", {}, cfg))
-    context.__dict__["client"] = client or Asked()
     row = {"response_id": "r", "topic": "Mara Veldt", "split": "test", "prompt": "Who is Mara?"}
     row |= {"text": text, "abstained": abstained, "error": error, "model": "m"} | more
-    context.rows = lambda role, shard: [row]  # type: ignore[method-assign]
+    context = Context(
+        Work("facts", "f", {}, cfg), client=client or Asked(), rows=lambda role, shard: [row]
+    )
     return asyncio.run(facts.run(context, 0))
 
 

@@ -11,7 +11,7 @@ from facttune_ray.stages.context import Context
 from facttune_ray.stages.work import Work
 
 
-class Itself:
+class SelfJudge:
     def __init__(self):
         self.seen = []
 
@@ -25,7 +25,7 @@ def fact(fid, text, topic="Mara"):
 
 
 def test_each_distinct_fact_of_a_topic_is_asked_once_without_passages(run_stage):
-    model = Itself()
+    model = SelfJudge()
     facts = [
         fact("a", "She sings."),
         fact("b", "she  sings"),
@@ -33,7 +33,7 @@ def test_each_distinct_fact_of_a_topic_is_asked_once_without_passages(run_stage)
         fact("d", "She sings.", "Ada"),
         fact("e", None),
     ]
-    found = run_stage(p_true, {"facts": facts}, resources={"itself": model})
+    found = run_stage(p_true, {"facts": facts}, resources={"self_judge": model})
     assert [(r["fact_id"], r["p_true"]) for r in found] == [
         ("a", 0.25),
         ("b", 0.25),

@@ -45,9 +45,7 @@ def test_a_topic_in_two_splits_is_refused(tmp_path, other):
     for read in (prompts.prompts, prompts.imported_responses):
         with pytest.raises(UserError) as caught:
             list(read(cfg))
-        says = (
-            f'topic "Ada" stands in questions_per_topic_dpoval.json and questions_per_topic_{other}'
-        )
+        says = f'topic "Ada" is in questions_per_topic_dpoval.json and questions_per_topic_{other}'
         assert says in str(caught.value)
 
 

@@ -66,14 +66,13 @@ def knowledge(tmp_path_factory):
 def judged(knowledge, facts, *overrides, topic="Mara Veldt", labels=(), **resources):
     """{fact: verdict row}"""
     cfg = config.load([], ["run.out=/nonexistent", *overrides])
-    context = Context(Work("verdicts", "v", {}, cfg, knowledge=knowledge))
-    context.__dict__.update(resources)
     rows = [
         {"fact_id": str(i), "response_id": "r", "topic": topic, "fact": f}
         for i, f in enumerate(facts)
     ]
     rows = [r | {"human_label": one} for r, one in zip_longest(rows, labels)]
-    context.rows = lambda role, shard: rows  # type: ignore[method-assign]
+    work = Work("verdicts", "v", {}, cfg, knowledge=knowledge)
+    context = Context(work, rows=lambda role, shard: rows, **resources)
     made = asyncio.run(verdicts.run(context, 0))
     return {f: v for f, v in zip(facts, made, strict=True)}
 
