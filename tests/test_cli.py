@@ -8,6 +8,7 @@ import os
 import pytest
 
 from facttune_ray import cli
+from facttune_ray.stages import STEPS
 
 
 def test_deepspeed_does_not_warn_of_a_gpu_that_nobody_asked_for(capsys):
@@ -25,3 +26,11 @@ def test_threads_do_not_spin_long_unless_the_user_says_how(monkeypatch, capsys, 
     monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": policy} if policy else {})
     assert cli.main(["status", "quickstart", "run.out=/nowhere"]) == 2
     assert os.environ.get("GOMP_SPINCOUNT") == count
+
+
+def test_stage_help_lists_every_step_with_its_declaration(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["stage", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for name, (reads, runs_on) in STEPS.items():
+        assert [name, *runs_on.split(), *reads.split()] in [line.split() for line in lines]

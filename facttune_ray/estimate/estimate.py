@@ -73,7 +73,7 @@ def estimate(
     splits |= {t.stage: t.splits for t in asking if t.scope == first}
     second = next((t.cfg for t in asking if t.scope != judged_scope(t.scope)), None)
     made, counts = _try(cfg, sample, splits, second)
-    totals = _totals(cfg, dry, asking, first, sample, splits, counts | sample.counts)
+    totals = _totals(dry, asking, first, sample, splits, counts | sample.counts)
     if parameters is None:
         parameters = gpu_hours.parameters(cfg)
     work = gpu_hours.gpu_rows(
@@ -88,7 +88,6 @@ def estimate(
 
 
 def _totals(
-    cfg: Config,
     dry: DryRun,
     asking: list[Planned],
     first: str,
@@ -97,6 +96,7 @@ def _totals(
     counts: dict[str, RequestCounts],
 ) -> dict[str, Counter[str]]:
     """stage -> COLUMNS: the counts of the sample, scaled to each table that is not there yet."""
+    cfg = dry.cfg
     totals: dict[str, Counter[str]] = {}
     for t in asking:
         total = totals.setdefault(t.stage, Counter())

@@ -1,4 +1,4 @@
-"""The estimate against what is then paid; the budget and the ledger from the command line."""
+"""Estimates against the payments of a run; budget and ledger from the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def paid(folder) -> dict[str, dict]:
     return {row["stage"]: row for row in ledger_tools.stats(Folder.of(str(folder)))}
 
 
-def test_the_plan_is_the_loop(small_preset):
+def test_a_dry_run_lists_the_tables_of_the_loop(small_preset):
     plan = DryRun(load(["quickstart", small_preset]))
     facttune(plan, plan.cfg)
     asked = [f"{t.scope}/{t.stage}" for t in plan.tables]
@@ -63,7 +63,7 @@ def test_a_second_opinion_that_asks_is_planned_by_its_own_settings(small_preset)
 
 
 def test_a_second_opinion_that_asks_is_counted(tmp_path):
-    """Of the same facts it asks what a first estimator would: of the test topics alone."""
+    """It sends the requests of a first estimator, but only for test topics."""
     people = world.make(0, 30, train=0, val=0, test=0, documents_per_person=5, least_documents=3)
     (tmp_path / "k.jsonl").write_text("".join(json.dumps(a) + "\n" for a in people.articles))
     (tmp_path / "people.txt").write_text("".join(f"{p.name}\n" for p in people.people))
@@ -133,7 +133,7 @@ def test_estimate_then_budget_then_run(tmp_path, small_preset, ray_cluster, caps
     assert "completions" in said and "-> 1;" in said and "0 repeated" in said
 
 
-def test_what_the_cli_refuses(tmp_path, capsys):
+def test_bad_arguments_are_refused(tmp_path, capsys):
     assert cli.main(["ledger", "stats", str(tmp_path / "none")]) == 2
     assert "no ledger there" in capsys.readouterr().err
     words = ["factscore", "facts.method=llm", "llm.budget_usd=1", "llm.model=unknown"]

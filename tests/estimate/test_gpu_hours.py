@@ -101,7 +101,7 @@ def test_an_estimate_before_anything_is_sampled(tmp_path, capsys):
     assert cli.main(["estimate", *words, "--tflops", "0"]) == 2
 
 
-def test_stand_ins_are_sentences_of_the_topics_article(tmp_path):
+def test_placeholder_responses_are_sentences_of_the_topics_article(tmp_path):
     from facttune_ray.knowledge import build
 
     text = [f"Ada did thing {i} on a day." for i in range(30)]

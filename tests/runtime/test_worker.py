@@ -1,4 +1,4 @@
-"""A worker makes the shards of its task, and not those that are there already."""
+"""A worker makes the missing shards of its task."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
 
-def test_a_task_that_is_tried_again_makes_what_is_missing(tmp_path):
+def test_a_repeated_task_makes_only_missing_shards(tmp_path):
     root, words = Folder.of(str(tmp_path)), ["data.source=topics", "prompts.domain=bio"]
     cfg = config.load([], [*words, "data.topics=t.txt", f"run.out={tmp_path}", "run.shards=2"])
     for shard, topic in enumerate(("Ada", "Bo")):
@@ -63,7 +63,7 @@ def kept(tmp_path) -> int:
 
 
 @pytest.mark.parametrize("error", [UserError("x"), OSError("x"), KeyError("x"), RowError("x")])
-def test_what_is_under_way_is_kept_whatever_stops_a_shard(tmp_path, monkeypatch, error):
+def test_requests_in_flight_are_kept_after_any_error(tmp_path, monkeypatch, error):
     ended = []
 
     async def run(context, shard: int) -> list[dict]:
@@ -89,7 +89,7 @@ def test_what_is_under_way_is_kept_whatever_stops_a_shard(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("error", [UserError("cannot write: full"), OSError(28, "full")])
 def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, error):
-    """Also when the worker is let go, which tries it once more."""
+    """The worker tries to write once more when it closes, and that must be silent."""
     tried = []
 
     def full(self, rows: list[dict]) -> None:
@@ -108,15 +108,14 @@ def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, erro
     assert "\n" not in made["stopped"][0] and not worker._kept
 
 
-def test_a_workers_error_is_raised_as_what_it_was():
-    assert isinstance(
-        worker.returned_error({"kind": "BudgetReached", "stopped": "x"}), BudgetReached
-    )
+def test_an_error_of_a_worker_keeps_its_class():
+    spent = worker.returned_error({"kind": "BudgetReached", "stopped": "x"})
+    assert isinstance(spent, BudgetReached)
     other = worker.returned_error({"kind": "OfAnotherModule", "stopped": "one line"})
     assert type(other) is UserError and str(other) == "one line"
 
 
-def test_the_driver_leaves_what_is_not_made_yet_when_the_run_ends(tmp_path, ray_cluster):
+def test_the_driver_stops_between_shards_when_the_run_ends(tmp_path, ray_cluster):
     words = ["data.source=topics", "prompts.domain=bio", "data.topics=t", f"run.out={tmp_path}"]
     cfg, root = config.load([], [*words, "run.shards=128"]), Folder.of(str(tmp_path))
     for shard in range(128):
@@ -149,8 +148,8 @@ def test_a_cluster_that_is_gone_is_one_line(monkeypatch, address):
     assert "\n" not in str(error.value)
 
 
-def test_threads_that_come_together_start_one_ray():
-    """In a process where it has not been started yet, as that of a run whose stages stream."""
+def test_concurrent_threads_start_one_ray():
+    """In a process that has not started Ray, such as that of a run with tables side by side."""
     code = """
 from concurrent.futures import ThreadPoolExecutor
 from facttune_ray.runtime import cluster

@@ -39,9 +39,9 @@ def by_unit(rows):
     return {r["unit_id"]: r for r in rows}
 
 
-def test_by_strings_each_unit_has_its_classes_and_its_originals_shares(run_stage):
+def test_strings_give_each_unit_classes_and_shares_of_its_originals(run_stage):
     found = by_unit(run_stage(classes, INPUTS))
-    assert list(found) == ["q1", "q2", "e1"]  # what could not be parsed is no unit
+    assert list(found) == ["q1", "q2", "e1"]  # an entity that could not be parsed is no unit
     assert found["q1"]["classes"] == [0, 0, 1, -1]
     assert found["q1"]["originals"] == ["the cello", "harp"]
     assert found["q1"]["shares"] == [pytest.approx(2 / 3), 0.0]
@@ -49,7 +49,7 @@ def test_by_strings_each_unit_has_its_classes_and_its_originals_shares(run_stage
     assert (found["q2"]["classes"], found["q2"]["error"]) == (None, "no samples")
 
 
-def test_exact_and_reference_differ_where_they_should(run_stage):
+def test_only_the_reference_method_takes_a_suffix_for_an_equal_answer(run_stage):
     answers = [{"question_id": "q", "topic": "t", "question": "?", "answers": ["1955", "955"]}]
     found = {
         method: run_stage(classes, {"answers": answers}, [f"classes.method={method}"])[0]["classes"]
@@ -60,7 +60,7 @@ def test_exact_and_reference_differ_where_they_should(run_stage):
 
 
 class Judge:
-    """An LLM that knows which texts mean the same, and remembers what it was asked."""
+    """An LLM that knows which texts mean the same, and records its requests."""
 
     def __init__(self, *groups, broken=()):
         self.groups, self.broken, self.seen = groups, broken, []
@@ -76,7 +76,7 @@ class Judge:
         return parse("Yes" if any({first, second} <= g for g in self.groups) else "No")
 
 
-def test_an_llm_judges_what_the_strings_leave_open(run_stage):
+def test_an_llm_judges_answers_with_different_strings(run_stage):
     judge = Judge({"Cello", "big fiddle"})
     found = by_unit(run_stage(classes, INPUTS, ["classes.method=llm"], {"client": judge}))
     assert found["q1"]["classes"] == [0, 0, 0, -1]
@@ -86,7 +86,7 @@ def test_an_llm_judges_what_the_strings_leave_open(run_stage):
     assert any("Mara was born in" in text and "Lyon" in text for text in judge.seen)
 
 
-def test_two_answers_are_one_request_whichever_comes_first(run_stage):
+def test_two_answers_are_one_request_in_either_order(run_stage):
     def ask(answers):
         judge = Judge()
         row = {"question_id": "q", "topic": "t", "question": "Where?", "answers": answers}

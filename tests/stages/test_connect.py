@@ -18,7 +18,7 @@ def test_one_endpoint_unless_several_are_named():
     assert second == EndpointConfig("http://y", "B", 600, 9000)
 
 
-def test_batches_live_at_one_endpoint():
+def test_batch_mode_needs_one_endpoint():
     with pytest.raises(UserError, match="give one endpoint"):
         connect.endpoints_of(config(mode="batch", endpoints=[EndpointConfig()] * 2), "")
 

@@ -52,7 +52,7 @@ def sample(run_stage, spacy_pipeline):
     return run
 
 
-def test_each_occurrence_is_sampled_from_what_stands_before_it(sample):
+def test_each_occurrence_is_sampled_from_the_text_before_it(sample):
     text = TEXT + " He plays the cello in Port Amber."
     rows, calls = sample(
         [response("r1", text)], overrides=["run.seed=5", "entities.top_p=0.8"], snapshot="base"
@@ -145,7 +145,7 @@ def test_the_prefix_is_cut_at_a_word():
     assert before("", 0, 20) == ""
 
 
-def test_the_recipe_names_what_changes_the_rows(spacy_pipeline, tmp_path):
+def test_the_recipe_has_the_settings_that_change_the_rows(spacy_pipeline, tmp_path):
     import shutil
 
     def recipe(*overrides):
@@ -177,7 +177,7 @@ def test_a_missing_pipeline_stops_the_run_before_its_workers(check):
         check(config.load([], ["entities.spacy_model=no_such_pipeline"]))
 
 
-def test_a_pipeline_that_is_there_needs_no_hint(spacy_pipeline):
+def test_an_installed_pipeline_gives_no_hint(spacy_pipeline):
     assert entities.hints(config.load([], [f"entities.spacy_model={spacy_pipeline}"])) == []
 
 

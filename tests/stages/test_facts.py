@@ -1,4 +1,4 @@
-"""Facts with a fake endpoint: what is asked, what abstains, and what a labelled file brings."""
+"""Facts with a fake endpoint: requests, abstention, and the facts of a labelled file."""
 
 import asyncio
 import json
@@ -87,7 +87,7 @@ def test_domains_and_context_choose_the_template():
         ("  \n", "llm", True),
     ],
 )
-def test_who_abstains(text, abstention, declined, tmp_path, monkeypatch):
+def test_detectors_of_abstention(text, abstention, declined, tmp_path, monkeypatch):
     (tmp_path / "tests_abstention.py").write_text("def always(text):\n    return True\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     rows = made(text, f"facts.abstention={abstention}")
@@ -97,7 +97,7 @@ def test_who_abstains(text, abstention, declined, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("answer", "declined"), [("Yes", True), ("No.", False)])
-def test_an_llm_tells_who_abstains(answer, declined):
+def test_an_llm_detects_abstention(answer, declined):
     client = Asked(answer)
     rows = made("I would rather not say.", "facts.abstention=llm", client=client)
     assert rows[0]["abstained"] is declined
@@ -106,7 +106,7 @@ def test_an_llm_tells_who_abstains(answer, declined):
     assert rows[0]["error"].startswith("abstention: ") and len(rows) == 1
 
 
-def test_what_a_file_says_of_abstention_counts():
+def test_the_label_of_a_file_overrides_the_detector():
     assert made("She sings.", abstained=True)[0]["abstained"]
     assert not made("I'm sorry, I cannot.", abstained=False)[0]["abstained"]
     assert made(None, error="timeout") == []
@@ -125,7 +125,7 @@ def test_facts_of_other_names_are_dropped():
     assert [r["fact"] for r in rows] == ["She met Tom Ruhl in Lyon."]
 
 
-def test_a_missing_spacy_model_is_told_once():
+def test_a_missing_spacy_model_gives_one_hint():
     (line,) = facts.hints(config.load([], ["facts.cleanup=entities", "facts.spacy_model=no_such"]))
     assert line.endswith("python -m spacy download no_such")
     assert facts.hints(config.load([])) == []
@@ -159,13 +159,13 @@ def test_facts_of_the_file(tmp_path, method, fact, label):
     assert (rows[0]["start"], rows[0]["end"]) == (12, 21)
 
 
-def test_a_file_without_facts_says_so(tmp_path):
+def test_a_file_without_facts_is_refused(tmp_path):
     words = labelled(tmp_path)
     with pytest.raises(UserError, match='"Mara Veldt" has no "annotations"'):
         made("Mara sings. She left.", *words, "facts.method=labels")
 
 
-def test_only_what_changes_facts_is_in_the_recipe():
+def test_the_recipe_has_only_settings_that_change_facts():
     base = facts.recipe(config.load([]))
     assert facts.recipe(config.load([], ["facts.spacy_model=other"])) == base
     for change in ("carry_words=3", "abstention=none", "domain=bio", "cleanup=entities"):

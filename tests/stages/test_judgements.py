@@ -1,4 +1,4 @@
-"""Fluency and helpfulness of pairs, asked in both orders."""
+"""Fluency and helpfulness of pairs, which a judge sees in both orders."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def response(rid, text, sample=0):
 
 
 class Judge:
-    """An LLM of which each answer is given: by what stands first."""
+    """An LLM whose answers are given by a function of the prompt."""
 
     def __init__(self, said):
         self.said, self.asked = said, []
@@ -33,7 +33,7 @@ class Judge:
 
 
 def judged(run_stage, base, tuned, said, *more):
-    # inputs go by the table's name in this fixture: the base model's rows are given by hand
+    # The fixture writes each input as a table of its name, and `base` is no table.
     judge = Judge(said)
     rows = {"responses": tuned}
 
@@ -78,7 +78,7 @@ def test_equal_and_missing_texts_are_not_asked(run_stage):
 @pytest.mark.parametrize(
     ("tuned", "base", "better"), [("", "x", "base"), ("x", " \n", "tuned"), ("", " ", "tie")]
 )
-def test_an_empty_answer_is_less_helpful_unasked(run_stage, tuned, base, better):
+def test_an_empty_text_is_less_helpful_without_a_request(run_stage, tuned, base, better):
     found, judge = judged(run_stage, [response("b", base)], [response("t", tuned)], by_text)
     helpful = found["helpfulness"]
     assert judge.asked == []
@@ -94,7 +94,7 @@ def test_an_unreadable_answer_is_the_rows_error(run_stage):
     assert "no A, B or Tie for fluency" in found["fluency"]["error"]
 
 
-def test_only_as_many_samples_as_asked_for(run_stage):
+def test_judge_samples_limits_the_pairs(run_stage):
     pairs = [[response(f"{m}{i}", f"{m}{i} good", i) for i in range(3)] for m in "bt"]
     _, judge = judged(run_stage, *pairs, by_text, "evaluation.judge_samples=2")
     assert len(judge.asked) == 4
@@ -103,7 +103,7 @@ def test_only_as_many_samples_as_asked_for(run_stage):
 @pytest.mark.parametrize(
     "answer", ["", "Fluency: A", "Fluency: A\nFluency: B\nHelpfulness: A", "A", "Fluency: C"]
 )
-def test_what_cannot_be_parsed(answer):
+def test_unreadable_answers_raise(answer):
     with pytest.raises(RowError):
         prompt.parse(answer)
 

@@ -1,4 +1,4 @@
-"""P(True): what the model itself is asked about its facts."""
+"""P(True): the questions that a model gets about its facts."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def test_each_distinct_fact_of_a_topic_is_asked_once_without_passages(run_stage)
     ]
 
 
-def test_weights_are_quantised_as_those_that_sample():
+def test_the_judge_is_quantised_like_the_sampler():
     cfg = config.load([], ["run.out=/nonexistent"])
     quantised = replace(cfg, sampling=replace(cfg.sampling, quantize="4bit"))
     with pytest.raises(UserError, match="sampling.quantize=4bit needs a GPU"):

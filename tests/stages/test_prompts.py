@@ -21,7 +21,7 @@ def scripts_folder(tmp_path, **splits):
     return config.load([], ["data.source=tuning", f"data.folder={tmp_path}"])
 
 
-def test_every_split_of_the_scripts_is_read(tmp_path):
+def test_every_split_of_the_question_files_is_read(tmp_path):
     cfg = scripts_folder(tmp_path, train=["Ada"], dpoval=["Bo"], test=["Cy"])
     splits = {"Ada": "train", "Bo": "val", "Cy": "test"}
     assert {p["topic"]: p["split"] for p in prompts.prompts(cfg)} == splits
@@ -49,7 +49,7 @@ def test_a_topic_in_two_splits_is_refused(tmp_path, other):
         assert says in str(caught.value)
 
 
-def test_no_questions_file_is_named(tmp_path):
+def test_a_folder_without_question_files_is_refused(tmp_path):
     cfg = config.load([], ["data.source=tuning", f"data.folder={tmp_path}"])
     with pytest.raises(UserError, match="no questions_per_topic_"):
         list(prompts.prompts(cfg))
@@ -62,7 +62,7 @@ TOPICS = [
 ]
 
 
-def test_a_template_gives_one_prompt_a_topic(run_stage):
+def test_a_template_gives_one_prompt_per_topic(run_stage):
     words = ["data.source=topics", "prompts.domain=bio", "prompts.form=chat"]
     rows = run_stage(prompts, {"topics": TOPICS}, words)
     assert [r["prompt"] for r in rows] == [
@@ -73,7 +73,7 @@ def test_a_template_gives_one_prompt_a_topic(run_stage):
 
 
 class Writes:
-    """Gives these answers, one a request; remembers what it was shown."""
+    """An LLM that gives these answers, one per request, and records its prompts."""
 
     def __init__(self, *answers):
         self.answers, self.seen = list(answers), []
@@ -90,7 +90,7 @@ def questions_of(run_stage, *answers, count=3):
     return [(r["prompt"], r["error"]) for r in rows], client.seen
 
 
-def test_questions_are_asked_for_until_they_are_enough(run_stage):
+def test_the_llm_is_asked_until_there_are_enough_questions(run_stage):
     found, seen = questions_of(
         run_stage,
         "- What did Ada write?\n- What did Ada do?\n- what did  ada write",
@@ -116,7 +116,7 @@ def test_a_prompt_that_failed_has_no_responses(run_stage):
     assert run_stage(responses, {"prompts": [row]}) == []
 
 
-def test_paths_are_no_part_of_the_recipe(tmp_path):
+def test_paths_are_not_in_the_recipe(tmp_path):
     found = []
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("Ada\nBo\n")

@@ -1,4 +1,4 @@
-"""Questions of a shard: who is asked what, once."""
+"""Questions of a shard: requests, equal facts, errors."""
 
 from facttune_ray import config
 from facttune_ray.errors import RowError
@@ -11,7 +11,7 @@ def fact(rid, position, text, topic="Ada"):
 
 
 class Asks:
-    """Answers a fact with its words as a question; remembers what it was shown."""
+    """An LLM that turns a fact's words into a question, and records its prompts."""
 
     def __init__(self, answers=()):
         self.answers, self.seen = dict(answers), []
@@ -62,7 +62,7 @@ def test_facts_before_are_shown_and_never_more_than_there_are(run_stage):
     assert before == ["", "She sang.", "She sang. She won.", ""]  # s0 is r0 again
 
 
-def test_the_same_fact_behind_other_facts_is_another_request(run_stage):
+def test_a_fact_after_other_facts_is_another_request(run_stage):
     facts = [fact("r", 0, "A."), fact("r", 1, "X."), fact("s", 0, "B."), fact("s", 1, "X.")]
     facts += [fact("t", 0, "A."), fact("t", 1, "X.")]
     client = Asks()
@@ -102,7 +102,7 @@ def test_pronouns_and_conditions_come_from_the_prompts(run_stage):
     assert client.seen[1].startswith("Condition: the flu\n")
 
 
-def test_a_fact_whose_question_fails_has_an_error_alone(run_stage):
+def test_a_question_that_fails_is_an_error_of_its_fact_only(run_stage):
     client = Asks({"She won.": None, "She left.": "I cannot."})
     rows = run_stage(questions, {"facts": FACTS[:4]}, resources={"client": client})
     assert [r["error"] and r["error"][:11] for r in rows] == [None, "refused: no", "no question"]

@@ -39,7 +39,7 @@ def group(pid, responses):
 
 @pytest.mark.parametrize("share", ["true", "false"])
 @torch.no_grad()
-def test_each_token_as_the_plain_model_has_it(run_stage, trained, share):
+def test_log_probabilities_are_those_of_the_plain_model(run_stage, trained, share):
     tokenizer, model = trained
     found = run_stage(
         reference,
@@ -61,7 +61,7 @@ def test_each_token_as_the_plain_model_has_it(run_stage, trained, share):
         assert tokenizer.decode(r["prompt_tokens"]) == "Who is Mara?\n"
 
 
-def test_what_was_cut_is_counted(run_stage, trained):
+def test_truncated_texts_are_counted(run_stage, trained):
     tokenizer, model = trained
     (found,) = run_stage(
         reference,
@@ -127,7 +127,7 @@ def masked_inputs(*supported):
     }
 
 
-def test_masks_are_of_the_tokens_of_right_and_wrong_sentences(run_stage, trained):
+def test_masks_mark_tokens_of_supported_and_unsupported_sentences(run_stage, trained):
     tokenizer, model = trained
     (found,) = run_stage(
         reference,
@@ -146,7 +146,7 @@ def test_masks_are_of_the_tokens_of_right_and_wrong_sentences(run_stage, trained
     assert of_training.masks == list(zip(found["win_masks"], found["lose_masks"], strict=True))
 
 
-def test_masks_are_cut_as_the_tokens_are(run_stage, trained):
+def test_masks_are_truncated_like_the_tokens(run_stage, trained):
     tokenizer, model = trained
     (found,) = run_stage(
         reference,
@@ -174,7 +174,7 @@ def test_facts_of_another_text_are_one_clear_line(run_stage, trained):
         run_stage(reference, inputs, resources={"trained": (tokenizer, GroupModel(model))})
 
 
-def test_a_groups_texts_are_the_responses_texts(run_stage, trained):
+def test_groups_do_not_strip_texts(run_stage, trained):
     """Sentences' characters are of `responses`: nothing may be stripped on the way to tokens."""
     tokenizer, model = trained
     texts = [f"  {TEXTS[1]} ", TEXTS[0]]

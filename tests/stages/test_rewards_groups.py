@@ -1,4 +1,4 @@
-"""The two stages that only compute, on hand-made tables."""
+"""The stages rewards, mixes and groups, on hand-made tables."""
 
 import pytest
 
@@ -87,7 +87,7 @@ def test_rewards_by_hand(run_stage, distinct, score, count):
     assert (third["facts"], third["factscore"]) == (0, None)
 
 
-def test_rewards_count_what_they_are_made_of_and_what_failed(run_stage):
+def test_rewards_count_facts_answers_entities_and_errors(run_stage):
     inputs = INPUTS | {
         "responses": [
             response("r1", text="Mara plays the cello."),
@@ -113,7 +113,7 @@ def test_rewards_count_what_they_are_made_of_and_what_failed(run_stage):
 
 @pytest.mark.parametrize("shown", [["r1", "v", "w"], ["v", "w"]])
 def test_counts_are_null_where_nothing_was_asked(run_stage, shown):
-    """Whatever else stands in the shard."""
+    """The other rows of the shard do not matter."""
     every = [response("r1"), response("v", split="val"), response("w", error="lost", text="")]
     kept = [r for r in every if r["response_id"] in shown]
     inputs = {k: v if "r1" in shown else [] for k, v in INPUTS.items()} | {"responses": kept}
