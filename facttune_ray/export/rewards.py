@@ -24,7 +24,7 @@ from pathlib import Path
 
 from facttune_ray.errors import UserError
 from facttune_ray.scoring.pairs import count_pairs
-from facttune_ray.sources.tuning import Rows, by_topic
+from facttune_ray.sources.topic_files import Rows, by_topic
 from facttune_ray.storage.schema import REWARD_COLUMNS
 
 THEIRS = {"train": "train", "val": "dpoval", "test": "test"}  # our split -> the reference's

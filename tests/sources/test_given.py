@@ -246,7 +246,7 @@ def test_settings_of_rewards_do_not_fit_pairs(tmp_path, settings):
         ("p.json", b'{"a": 1', "p.json: not JSON"),
         ("p.json", b"5", "p.json: expected a list of objects"),
         ("p.json", b"[5]", "p.json: row 1: expected an object"),
-        ("p.jsonl", b'{"a": "\xff"}\n', "p.jsonl: row 1: not UTF-8"),
+        ("p.jsonl", b'{"a": "\xff"}\n', "p.jsonl:1: not UTF-8"),
         ("p.parquet", b"no parquet at all", "p.parquet: row 1: cannot be read"),
         ("p.jsonl.gz", b"no gzip", "p.jsonl.gz: row 1: cannot be read"),
         ("p.csv", b"prompt,chosen\na,b,c\n", "p.csv: row 1: not as many cells"),

@@ -79,7 +79,7 @@ def test_spaces_and_accents_have_one_form(tmp_path):
         ("t.txt", b"", "t.txt: the file is empty"),
         ("t.jsonl", b'{"topic": "Ada"}\n{"name": "Bo"}\n', 't.jsonl:2: no column "topic"'),
         ("t.jsonl", b'{"topic": 5}\n', 't.jsonl:1: "topic" must be a text, not 5'),
-        ("t.jsonl", b'{"topic": "A"}\n{"topic": "\xff"}\n', "t.jsonl: row 2: not UTF-8"),
+        ("t.jsonl", b'{"topic": "A"}\n{"topic": "\xff"}\n', "t.jsonl:2: not UTF-8"),
         ("t.csv", b"name,born\nAda,1815\n", 'no column "topic": it has name, born: name it in'),
         ("t.csv", b"topic,born\n,1815\n", "t.csv: row 1: the topic is empty"),
         ("t.csv", b"topic,split\nAda,dev\n", 'split "dev" is none of train, dpoval, val, test'),
