@@ -75,7 +75,7 @@ def verdict(f, supported, **more):
     } | more
 
 
-def test_a_question_with_fewer_answers_moves_no_other(tmp_path):
+def test_a_question_with_fewer_answers_does_not_shift_other_answers(tmp_path):
     answers = {"When?": {"responses": ["1815."]}, "Who?": {"responses": ["A writer.", "Ada."]}}
     folder = reference_folder(tmp_path, {ADA: answers})
     topics = tuning.read_topics(folder, "train")
@@ -164,7 +164,7 @@ def test_file_names(topic, name):
     assert topic_files.file_name(topic, "_x.json") == name
 
 
-def test_long_names_stay_apart():
+def test_long_names_stay_different():
     a, b = (topic_files.file_name("é" * 300 + end, "_fs_out.json") for end in "ab")
     assert a != b and max(len(n.encode()) for n in (a, b)) <= 255
 
@@ -194,7 +194,7 @@ def test_questions_and_responses_come_back(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_scores_by_hand_and_back(tmp_path):
+def test_scores_by_hand_come_back(tmp_path):
     right, silent, half = (
         response(ADA, "Who?", 0, "A writer. From London."),
         response(ADA, "Who?", 1, "I cannot say."),
@@ -237,7 +237,7 @@ def test_scores_by_hand_and_back(tmp_path):
     assert [v for _, v in pairs] == verdicts
 
 
-def test_scores_of_the_reference_itself(tmp_path):
+def test_scores_in_a_file_of_the_scripts(tmp_path):
     first, second = response(ADA, "Who?", 0, "A writer."), response(ADA, "Who?", 1, "A poet.")
     (tmp_path / "factscore_outputs").mkdir()
     atoms = [{"atom": "Ada wrote.", "is_supported": True}] * 2
