@@ -1,5 +1,5 @@
-"""Clients of a limited LLM API side by side: this project, a sequential loop, unbounded gather,
-the cookbook's token bucket, ray.data.llm, and the bare SDK where there is no limit.
+"""Clients of a limited LLM API: this project, a sequential loop, unbounded gather, the cookbook's
+token bucket, ray.data.llm, and the bare SDK if there is no limit.
 
 python jobs/bench_api.py [--quick] --out FILE.json     python jobs/bench_api.py --memory [--quick]
 python jobs/bench_api.py --limiter [--out FILE.json]
@@ -7,12 +7,10 @@ python jobs/bench_api.py --limiter [--out FILE.json]
 
 import argparse
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 
-from bench import api, limiter, memory
+from bench import api, limiter, machine, memory
 
 from facttune_ray.runtime import cluster
 
@@ -23,8 +21,10 @@ UNLIMITED = (api.OURS, "bare_sdk", "ray_data_llm")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1,200 requests instead of 6,000")
-    parser.add_argument("--memory", action="store_true", help="only a worker's memory as it grows")
-    parser.add_argument("--limiter", action="store_true", help="only the share of a limit in use")
+    parser.add_argument(
+        "--memory", action="store_true", help="only the growth of a worker's memory"
+    )
+    parser.add_argument("--limiter", action="store_true", help="only the used share of a limit")
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args()
     if args.memory:
@@ -41,18 +41,14 @@ def main() -> int:
         parser.error("--out FILE.json: where to write the figures")
     cluster.start_ray()
     api.warm_up()
-    found: dict[str, dict[str, dict]] = {}
+    figures: dict[str, dict[str, dict]] = {}
     for scenario, (options, limited, count) in api.scenarios(args.quick).items():
         for name in LIMITED if limited else UNLIMITED:
-            figures = api.measure(name, count, options, limited)
-            found.setdefault(name, {})[scenario] = figures
-            print(scenario, name, figures, flush=True)
-    out = {
-        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
-        "settings": api.settings(args.quick),
-    } | api.compare(found)
-    Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
-    print(json.dumps(out["ratios"], indent=1))
+            measured = api.measure(name, count, options, limited)
+            figures.setdefault(name, {})[scenario] = measured
+            print(scenario, name, measured, flush=True)
+    result = {"settings": api.settings(args.quick)} | api.compare(figures)
+    machine.write(args.out, result, "ratios")
     return 0
 
 

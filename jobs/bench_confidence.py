@@ -1,4 +1,4 @@
-"""Classes and confidences of 200,000 questions with 20 answers each: columns beside loops.
+"""Classes and confidences of 200,000 questions with 20 answers each: columns against loops.
 
 python jobs/bench_confidence.py [--quick] [--reference CHECKOUT] --out FILE.json
 
@@ -6,14 +6,12 @@ CHECKOUT: a clone of FactTune's llm_factuality_tuning; it needs scipy and pytz.
 """
 
 import argparse
-import json
 import os
-import platform
 import sys
 import time
-from pathlib import Path
 
 from bench import confidence as bench
+from bench import machine
 
 
 def main() -> int:
@@ -34,25 +32,23 @@ def main() -> int:
         wall_s = bench.measure(answers, n)
         name = "facttune_ray" if n == workers else f"facttune_ray, {n} process"
         results[name] = {"questions": questions, "wall_s": round(wall_s, 2)}
-    some = answers.slice(0, questions // 10).to_pylist()  # a rate: it needs no more
+    part = answers.slice(0, questions // 10).to_pylist()  # enough for a rate
     for name, loop in loops.items():
         started = time.perf_counter()
-        loop(some)
+        loop(part)
         wall_s = time.perf_counter() - started
-        results[name] = {"questions": len(some), "wall_s": round(wall_s, 2)}
+        results[name] = {"questions": len(part), "wall_s": round(wall_s, 2)}
     for r in results.values():
         r["us_a_question"] = round(1e6 * r["wall_s"] / r["questions"], 1)
     ours = results["facttune_ray"]["us_a_question"]
     alone = results["facttune_ray, 1 process"]["us_a_question"]
-    made = {
-        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
+    result = {
         "settings": {"questions": questions, "answers": 20, "distinct_texts": texts},
         "results": results,
         "ratios": {n: round(results[n]["us_a_question"] / ours, 2) for n in loops},
         "ratios_1_process": {n: round(results[n]["us_a_question"] / alone, 2) for n in loops},
     }
-    print(json.dumps(made, indent=1))
-    Path(args.out).write_text(json.dumps(made, indent=1) + "\n")
+    machine.write(args.out, result, "results")
     return 0
 
 

@@ -1,17 +1,14 @@
-"""FActScore's slow parts against the way the reference does them: verdicts by chat, verdicts by a
-local model, and building a knowledge source.
+"""The slow parts of FActScore, in this project and as FActScore does them: verdicts by chat,
+verdicts by a local model, and building a knowledge source.
 
 python jobs/bench_factscore.py [--quick] --out FILE.json
 """
 
 import argparse
 import json
-import os
-import platform
 import sys
-from pathlib import Path
 
-from bench import chat, knowledge, local_lm
+from bench import chat, knowledge, local_lm, machine
 
 from facttune_ray.runtime import cluster
 
@@ -24,18 +21,16 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="JSON file to write")
     args = parser.parse_args()
     cluster.start_ray()
-    found = {}
+    parts = {}
     for name, run in PARTS.items():
-        found[name] = run(args.quick)
-        print(name, json.dumps(found[name]), flush=True)
-    out = {
-        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
-        "settings": {name: f["settings"] for name, f in found.items()},
-        "results": {f"{n}/{who}": r for n, f in found.items() for who, r in f["results"].items()},
-        "ratios": {f"{n}/{who}": r for n, f in found.items() for who, r in f["ratios"].items()},
+        parts[name] = run(args.quick)
+        print(name, json.dumps(parts[name]), flush=True)
+    result = {
+        "settings": {name: part["settings"] for name, part in parts.items()},
+        "results": {f"{n}/{who}": r for n, p in parts.items() for who, r in p["results"].items()},
+        "ratios": {f"{n}/{who}": r for n, p in parts.items() for who, r in p["ratios"].items()},
     }
-    Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
-    print(json.dumps(out["ratios"], indent=1))
+    machine.write(args.out, result, "ratios")
     return 0
 
 

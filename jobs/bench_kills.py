@@ -1,21 +1,18 @@
-"""What a SIGKILL costs at 128 requests in flight, where the server ignores Idempotency-Key.
+"""The cost of a SIGKILL with 128 requests in flight, if the server ignores Idempotency-Key.
 
 python jobs/bench_kills.py [--kills 12] --out FILE.json
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
-from pathlib import Path
 
+from bench import machine
 from bench.kills import IN_FLIGHT, KILL_S, LATENCY_MS, WARM, killed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=12, help="of each mode")
+    parser.add_argument("--kills", type=int, default=12, help="number of kills in each mode")
     parser.add_argument("--out", required=True, help="JSON file to write")
     args = parser.parse_args()
     results = {}
@@ -28,12 +25,7 @@ def main() -> int:
         "kill_after_s": KILL_S,
         "warm_requests": WARM,
     }
-    out = {
-        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
-        "settings": settings,
-        "results": results,
-    }
-    Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
+    machine.write(args.out, {"settings": settings, "results": results})
     return 0
 
 

@@ -1,19 +1,18 @@
-"""Look-up of many keys in a large store of completions: this project's ledger, SQLite, a pickle.
+"""Looking up many keys in a large store of completions: this project's ledger, SQLite, a pickle.
 
 python jobs/bench_ledger.py [--quick] --out FILE.json
 """
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from bench.ledger import CONTENDERS
+from bench import machine
+from bench.ledger import STORES
 
 
 def main() -> int:
@@ -24,7 +23,7 @@ def main() -> int:
     rows, keys = (50_000, 10_000) if args.quick else (1_000_000, 100_000)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (fill, _) in CONTENDERS.items():
+        for name, (fill, _) in STORES.items():
             place = Path(folder, name)
             started = time.monotonic()
             fill(place, rows)
@@ -39,13 +38,8 @@ def main() -> int:
             print(name, results[name], flush=True)
     ours = results["facttune_ray"]["look_up_s"]
     ratios = {n: round(r["look_up_s"] / ours, 2) for n, r in results.items() if n != "facttune_ray"}
-    out = {
-        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
-        "settings": {"rows": rows, "keys": keys},
-        "results": results,
-        "ratios": ratios,
-    }
-    Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
+    settings = {"rows": rows, "keys": keys}
+    machine.write(args.out, {"settings": settings, "results": results, "ratios": ratios})
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Samples a second of short answers: this project's engine and two ways to call generate.
+"""Samples per second of short answers: this project's engine and two ways to call generate.
 
 python jobs/bench_sampling.py [--quick] --out FILE.json
 python jobs/bench_sampling.py --device cuda --dtype bfloat16 --hidden 2048 --layers 16 \
@@ -7,12 +7,11 @@ python jobs/bench_sampling.py --device cuda --dtype bfloat16 --hidden 2048 --lay
 
 import argparse
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 
 import torch
+from bench.machine import machine
 from bench.sampling import run, settings
 
 
@@ -26,16 +25,11 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int)
     model = vars(parser.parse_args())
     out, quick = model.pop("out"), model.pop("quick")
-    made = run(settings(quick, **model))
-    machine = {
-        "cpus": os.cpu_count(),
-        "arch": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name()
-    print(json.dumps({k: made[k] for k in ("results", "ratios")}, indent=1))
-    Path(out).write_text(json.dumps({"machine": machine} | made, indent=1) + "\n")
+    measured = run(settings(quick, **model))
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    result = {"machine": machine(threads=torch.get_num_threads(), **gpu)} | measured
+    print(json.dumps({k: result[k] for k in ("results", "ratios")}, indent=1))
+    Path(out).write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

@@ -3,7 +3,7 @@ r"""The missing tables of one stage as a Ray job.
 ray job submit --runtime-env jobs/runtime_env.yaml -- \
     python jobs/stage.py NAME CONFIG... [key=value ...]
 
-NAME: one of those that `facttune stage --help` lists.
+NAME: a stage that `facttune stage --help` lists.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Tables of a run -> the reference systems' files, one folder a model.
+"""Tables of a run -> files of FactTune's scripts, FActScore and TRL, one folder per model.
 
 in   runs/score/imported/all/{responses,facts,verdicts,...}, facttune_fs/round_1/groups
 out  EXPORT/ChatGPT/questions_per_topic_test.json, responses/*_generations.json,
@@ -7,8 +7,8 @@ out  EXPORT/ChatGPT/questions_per_topic_test.json, responses/*_generations.json,
      rewards/rewards_train_288.json, rewards/pairs_count_train_288.txt (factual_dpo)
      EXPORT/facttune_fs/round_1/preferences/train.jsonl, grouped/train.jsonl (TRL, datasets)
 
-What a scope has no finished table for is left out. Shards are read one after the other; nothing
-grows with the topics but the list of questions.
+Files whose table is not finished are left out. Shards are read one after the other, so only the
+list of questions grows with the topics in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class ScopeTables:
-    """The finished tables of one folder of a run, and of them the rows of one model."""
+    """The rows of one model in the finished tables of one folder of a run."""
 
     folder: Folder
     model: str
@@ -42,113 +42,119 @@ class ScopeTables:
         return range(tables.manifest(self.folder / "responses")["shards"])
 
     def rows(self, name: str, shard: int, splits: tuple[str, ...] = SPLITS) -> list[dict]:
-        """Rows of a table that belong to the model's responses of the splits; [] without it."""
+        """Rows of a table that belong to the model's responses of the splits; [] if absent."""
         if not self.has(name):
             return []
-        found = list(tables.rows(self.folder / name, shard))
+        rows = tables.rows(self.folder / name, shard)
         if name == "responses":
-            return [r for r in found if r["model"] == self.model and r["split"] in splits]
+            return [r for r in rows if r["model"] == self.model and r["split"] in splits]
         key = "question_id" if name == "answers" else "response_id"
         parent = "questions" if name == "answers" else "responses"
-        mine = {r[key] for r in self.rows(parent, shard, splits)}
-        return [r for r in found if r[key] in mine]
+        parents = {r[key] for r in self.rows(parent, shard, splits)}
+        return [r for r in rows if r[key] in parents]
+
+    def all_rows(self, name: str) -> Iterator[dict]:
+        return (r for s in self.shards for r in self.rows(name, s))
 
     def splits(self, name: str) -> tuple[str, ...]:
-        """Splits that a table was made for."""
+        """The splits that a table was made for."""
         return tuple(tables.manifest(self.folder / name)["recipe"].get("splits", SPLITS))
 
     def samples(self, parent: str, name: str) -> str:
-        """Folder of a table's samples, as the reference names it: by model and number."""
+        """Folder of a table's samples, which the scripts name by model and number of samples."""
         recipe = tables.manifest(self.folder / name)["recipe"]
         number = recipe.get(f"{name}.samples")
-        if number is None:  # an imported table: as many as its first unit has
-            every = (r["answers"] for s in self.shards for r in tables.rows(self.folder / name, s))
-            number = next((len(samples) for samples in every if samples), 0)
+        if number is None:  # an imported table: take the number of the first row with samples
+            answers = (r["answers"] for r in all_rows(self.folder / name))
+            number = next((len(samples) for samples in answers if samples), 0)
         return confidence.samples_folder(parent, recipe.get("snapshot", self.model), number)
+
+
+def all_rows(folder: Folder) -> Iterator[dict]:
+    """Rows of a finished table, shard by shard."""
+    shards = range(tables.manifest(folder)["shards"])
+    return (r for s in shards for r in tables.rows(folder, s))
 
 
 def export(
     root: Folder, out: str, gamma: float, *, threshold: float = 0.0, chat: bool = False
 ) -> dict[str, factscore.Summary | None]:
-    """Write every scope's files under `out`. -> "scope/model" or "scope": its FActScore, None
-    where it has no verdicts.
+    """Write the files of every scope under `out`.
 
-    `threshold`: counted pairs differ by more; `chat`: preferences in the conversational form.
+    `gamma`: facts per response up to which FActScore's length penalty applies. `threshold`: a pair
+    is counted if its rewards differ by more. `chat`: preferences as chat messages. Returns the
+    FActScore of each "scope/model" or "scope"; None for a scope without verdicts. UserError when
+    nothing is finished.
     """
-    found = list(scored(root))
-    if not found:
+    scopes = list(scored(root))
+    if not scopes:
         raise UserError(
             f"{root.path}: no finished facts and verdicts there: run `facttune run` or "
             f"`facttune stage verdicts` first"
         )
-    done = {}
-    for within in found:
-        models = _models(root / within / "responses")
+    summaries = {}
+    for scope in scopes:
+        models = sorted({r["model"] for r in all_rows(root / scope / "responses")})
         for model in models:
-            name = within if len(models) == 1 else f"{within}/{model}"
+            name = scope if len(models) == 1 else f"{scope}/{model}"
             place = Path(out, *name.split("/"))
-            done[name] = _one(
-                ScopeTables(root / within, model), root / "prompts", place, gamma, threshold
+            place.mkdir(parents=True, exist_ok=True)
+            summaries[name] = _write_model(
+                ScopeTables(root / scope, model), root / "prompts", str(place), gamma, threshold
             )
-    for within in preferred(root):
-        _preferences(root / within / "groups", Path(out, *within.split("/")), chat)
-    return done
+    for scope in preferred(root):
+        _write_preferences(root / scope / "groups", str(Path(out, *scope.split("/"))), chat)
+    return summaries
 
 
-def _models(folder: Folder) -> list[str]:
-    shards = range(tables.manifest(folder)["shards"])
-    return sorted({r["model"] for s in shards for r in tables.rows(folder, s)})
-
-
-def _one(
-    scope: ScopeTables, prompts: Folder, out: Path, gamma: float, threshold: float
+def _write_model(
+    scope: ScopeTables, prompts: Folder, out: str, gamma: float, threshold: float
 ) -> factscore.Summary | None:
-    out.mkdir(parents=True, exist_ok=True)
-    judged = scope.has("facts", "verdicts")
-    with open(out / "factscore.jsonl", "w", encoding="utf-8") as file:
+    has_verdicts = scope.has("facts", "verdicts")
+    with open(Path(out, "factscore.jsonl"), "w", encoding="utf-8") as file:
         for shard in scope.shards:
             responses, facts = scope.rows("responses", shard), scope.rows("facts", shard)
-            verdicts = scope.rows("verdicts", shard)
             file.writelines(factscore.jsonl(responses, facts))
-            tuning.write_responses(str(out), responses)
-            if judged:
-                tuning.write_scores(str(out), responses, facts, verdicts, gamma)
+            tuning.write_responses(out, responses)
+            if has_verdicts:
+                verdicts = scope.rows("verdicts", shard)
+                tuning.write_scores(out, responses, facts, verdicts, gamma)
             if scope.has("facts", "questions"):
-                _asked(scope, shard, str(out), gamma)
+                _write_questions(scope, shard, out, gamma)
             if scope.has("entities"):
-                of = scope.splits("entities")
                 entities.write_entities(
-                    str(out),
+                    out,
                     scope.samples(entities.ENTITIES, "entities"),
-                    scope.rows("responses", shard, of),
+                    scope.rows("responses", shard, scope.splits("entities")),
                     scope.rows("entities", shard),
                 )
-    _questions(scope, prompts, str(out))
+    _write_topics(scope, prompts, out)
     if scope.has("rewards"):
-        _rewards(scope, str(out), threshold)
-    if not judged:
+        _write_rewards(scope, out, threshold)
+    if not has_verdicts:
         return None
     names = ("responses", "facts", "verdicts")
-    read = ([scope.rows(name, s) for name in names] for s in scope.shards)
-    return factscore.aggregate((d for found in read for d in factscore.decisions(*found)), gamma)
+    shards = ([scope.rows(name, s) for name in names] for s in scope.shards)
+    return factscore.aggregate((d for rows in shards for d in factscore.decisions(*rows)), gamma)
 
 
-def _asked(scope: ScopeTables, shard: int, out: str, gamma: float) -> None:
-    """Questions of one shard, and their answers if there are any."""
-    of = scope.splits("questions")
+def _write_questions(scope: ScopeTables, shard: int, out: str, gamma: float) -> None:
+    """Questions of one shard, and their answers if they are finished."""
+    splits = scope.splits("questions")
     responses, facts, verdicts, questions, answers = (
-        scope.rows(name, shard, of)
+        scope.rows(name, shard, splits)
         for name in ("responses", "facts", "verdicts", "questions", "answers")
     )
-    if not scope.has("answers"):
-        confidence.write_questions(out, responses, facts, verdicts, questions, gamma)
-        return
-    confidence.write_questions(out, responses, facts, verdicts, questions, gamma, answers)
-    where = scope.samples(confidence.ANSWERS, "answers")
-    confidence.write_answers(out, where, responses, facts, questions, answers)
+    has_answers = scope.has("answers")
+    confidence.write_questions(
+        out, responses, facts, verdicts, questions, gamma, answers if has_answers else None
+    )
+    if has_answers:
+        place = scope.samples(confidence.ANSWERS, "answers")
+        confidence.write_answers(out, place, responses, facts, questions, answers)
 
 
-def _rewards(scope: ScopeTables, out: str, threshold: float) -> None:
+def _write_rewards(scope: ScopeTables, out: str, threshold: float) -> None:
     def shards() -> Iterator[rewards.Shard]:
         for s in scope.shards:
             yield (scope.rows("responses", s), scope.rows("rewards", s), scope.rows("mixes", s))
@@ -157,31 +163,26 @@ def _rewards(scope: ScopeTables, out: str, threshold: float) -> None:
         rewards.write(out, split, shards, threshold)
 
 
-def _preferences(folder: Folder, out: Path, chat: bool) -> None:
-    manifest = tables.manifest(folder)
-    groups = (r for s in range(manifest["shards"]) for r in tables.rows(folder, s))
-    of = manifest["recipe"]
-    threshold, most = of.get("groups.threshold", 0.0), of.get("groups.max_pairs", 0)
-    preferences.write(str(out), groups, threshold, most, chat)
+def _write_preferences(groups: Folder, out: str, chat: bool) -> None:
+    recipe = tables.manifest(groups)["recipe"]
+    threshold, max_pairs = recipe.get("groups.threshold", 0.0), recipe.get("groups.max_pairs", 0)
+    preferences.write(out, all_rows(groups), threshold, max_pairs, chat)
 
 
-def _questions(scope: ScopeTables, prompts: Folder, out: str) -> None:
-    """Questions files of the splits that the responses are of."""
-
-    def responses() -> Iterator[dict]:
-        return (r for s in scope.shards for r in scope.rows("responses", s))
-
-    found = (prompts / tables.MANIFEST).read_json() or {"shards": 0}
-    rows = (r for s in range(found["shards"]) for r in tables.rows(prompts, s))
-    about = {r["prompt_id"]: r for r in rows}  # pronouns and such
-    for split in sorted({r["split"] for r in responses()}):
-        asked = {r["prompt_id"]: r for r in responses() if r["split"] == split}
-        tuning.write_topics(out, split, (about.get(p, r) for p, r in asked.items()))
+def _write_topics(scope: ScopeTables, prompts: Folder, out: str) -> None:
+    """Questions files of the splits that have responses. The table `prompts`, where there is one,
+    gives a prompt's pronoun."""
+    rows = all_rows(prompts) if tables.has_manifest(prompts) else ()
+    prompt_of = {r["prompt_id"]: r for r in rows}
+    for split in sorted({r["split"] for r in scope.all_rows("responses")}):
+        responses = (r for r in scope.all_rows("responses") if r["split"] == split)
+        response_of = {r["prompt_id"]: r for r in responses}
+        tuning.write_topics(out, split, (prompt_of.get(p, r) for p, r in response_of.items()))
 
 
-def show(done: dict[str, factscore.Summary | None]) -> str:
-    """What FActScore prints, for each model."""
+def show(summaries: dict[str, factscore.Summary | None]) -> str:
+    """The lines that FActScore prints, for each model."""
     lines = []
-    for name, summary in done.items():
+    for name, summary in summaries.items():
         lines += [f"{name}:", *(summary.lines() if summary else ["no verdicts"])]
     return "\n".join(lines)

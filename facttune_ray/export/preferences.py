@@ -1,4 +1,4 @@
-"""Preferences as JSON lines, which TRL's trainers and `datasets` read.
+"""Preferences as JSON lines that TRL's trainers and `datasets` read.
 
     preferences/train.jsonl  {"prompt": "Write a biography of Ada.\\n", "chosen": "Ada was ...",
                               "rejected": "She ...", "chosen_reward": 1.0,
@@ -8,15 +8,17 @@
 
     datasets.load_dataset("json", data_files={"train": "preferences/train.jsonl"})
 
-A file a split. A grouped line holds a prompt's responses once; its pairs are those of the first
-file. A prompt ends with the newline that this package puts between prompt and response, because
-TRL joins the two as they stand; in the conversational form the chat template does that.
+There is one file per split. A grouped line holds each response of a prompt once and stands for the
+same pairs as the lines of the first file. A prompt ends with the newline that this package puts
+between prompt and response, because TRL joins the two without one. In the conversational form the
+chat template separates them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,10 +29,10 @@ from facttune_ray.scoring.pairs import pairs
 PAIRS, GROUPED = "preferences", "grouped"
 
 
-def preferences(group: dict, threshold: float = 0.0, most: int = 0) -> Iterator[dict]:
-    """Rows of the pairs of a `groups` row, as `scoring.pairs` makes them."""
+def preferences(group: dict, threshold: float = 0.0, max_pairs: int = 0) -> Iterator[dict]:
+    """One row for each pair that `scoring.pairs` makes of a `groups` row."""
     texts, rewards = group["responses"], group["rewards"]
-    for win, lose in pairs(rewards, threshold, most):
+    for win, lose in pairs(rewards, threshold, max_pairs):
         row = {"prompt": group["prompt"], "chosen": texts[win], "rejected": texts[lose]}
         row |= {"chosen_reward": rewards[win], "rejected_reward": rewards[lose]}
         yield row | {"topic": group["topic"]}
@@ -42,24 +44,24 @@ def grouped(group: dict) -> dict:
 
 
 def conversational(row: dict) -> dict:
-    """A pair's texts as chat messages, which TRL puts through the chat template."""
-    said = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return row | {k: [{"role": role, "content": row[k]}] for k, role in said.items()}
+    """A pair's texts as chat messages, to which TRL applies the chat template."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return row | {k: [{"role": role, "content": row[k]}] for k, role in roles.items()}
 
 
 def write(
     folder: str,
     groups: Iterable[dict],
     threshold: float = 0.0,
-    most: int = 0,
+    max_pairs: int = 0,
     chat: bool = False,
 ) -> dict[str, int]:
     """`preferences/{split}.jsonl` and `grouped/{split}.jsonl` from rows of `groups`.
 
-    `chat`: pairs in the conversational form. Groups are taken one after the other; the files
-    appear when all are written. Returns the pairs of each split.
+    `chat`: pairs in the conversational form. Groups are read one after the other, and the files
+    appear when all groups are written. Returns the number of pairs of each split.
     """
-    count: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     with ExitStack() as stack:
         files: dict[Path, TextIO] = {}
 
@@ -67,19 +69,19 @@ def write(
             path = Path(folder, kind, f"{split}.jsonl")
             if path not in files:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                opened = open(f"{path}.tmp", "w", encoding="utf-8")
-                files[path] = stack.enter_context(opened)
+                file = open(f"{path}.tmp", "w", encoding="utf-8")
+                files[path] = stack.enter_context(file)
             files[path].write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
         for group in groups:
             group = group | {"prompt": group["prompt"] + ("" if chat else "\n")}
-            found = list(preferences(group, threshold, most))
-            if not found:
+            rows = list(preferences(group, threshold, max_pairs))
+            if not rows:
                 continue
-            count[group["split"]] = count.get(group["split"], 0) + len(found)
+            counts[group["split"]] += len(rows)
             put(GROUPED, group["split"], grouped(group))
-            for row in found:
+            for row in rows:
                 put(PAIRS, group["split"], conversational(row) if chat else row)
     for path in files:
         os.replace(f"{path}.tmp", path)
-    return count
+    return counts

@@ -34,7 +34,7 @@ def knowledge(run: Run, cfg: Config) -> None:
     where it is."""
     from facttune_ray.knowledge import build
     from facttune_ray.knowledge.local import local_copy
-    from facttune_ray.sources.factscore import file_digest
+    from facttune_ray.sources.records import file_digest
 
     given, from_world = cfg.data.knowledge, cfg.data.source == "world"
     database = source.is_database(given)

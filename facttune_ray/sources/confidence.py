@@ -1,44 +1,46 @@
-"""Questions and answers as files of FactTune's scripts, written and read.
+"""Questions and sampled answers as files of FactTune's scripts, written and read.
 
     atomic_qs/Ada_aqs.json             an fs_out list; each decision has "atomic_question", and
-                                       "atomic_answer" where an answer was asked for
+                                       "atomic_answer" if the answer was asked for
     atomic_qs_samples/llama-7b_20samples/Ada_samples.json
                                        {"samples": [{"Where was Ada born?": ["London", ...]}]}
 
-"samples" holds one dict a response, in the order of atomic_qs. What the reference's score_metrics
-stops at (a fact without a question, a question without a sample) stands beside its levels under
-"facttune", where it looks for nothing, and so do ids: our files come back as the rows that they
-were made from. An undefined score is NaN in atomic_qs: it is compared there, and null would stop
-it. (A response with nothing to score still moves the rewards of those after it in score_metrics:
-`rewards.write` does not.) Rows are taken a shard at a time.
+"samples" holds one dict per response, in the order of atomic_qs. The scripts' score_metrics fails
+on a fact without a question and on a question without a sample. Both are therefore kept under
+EXTRA, where it does not look. It compares scores, so an undefined score is NaN here: null would
+stop it. A response with nothing to score still shifts the rewards of the responses after it in
+score_metrics; `export.rewards.write` does not have this fault. Functions take the rows of one
+shard.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from facttune_ray.errors import UserError
-from facttune_ray.sources.tuning import (
-    OWN,
+from facttune_ray.sources.topic_files import (
+    EXTRA,
     Rows,
     by_topic,
+    errors_named,
+    facts_by_response,
     file_name,
-    owner_of,
-    position_of,
     read_json,
-    score_entry,
+    response_of,
+    write_each,
 )
+from facttune_ray.sources.tuning import decisions_of, score_entries
+from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.schema import digest
-from facttune_ray.storage.tables import Folder
 
-QUESTIONS, ANSWERS = "atomic_qs", "atomic_qs_samples"
+QUESTIONS, QUESTIONS_END = "atomic_qs", "_aqs.json"
+ANSWERS, ANSWERS_END = "atomic_qs_samples", "_samples.json"
 
 
 def samples_folder(parent: str, model: str, n: int) -> str:
-    """`atomic_qs_samples/llama-7b_20samples`, as the reference names it."""
+    """`atomic_qs_samples/llama-7b_20samples`, as the scripts name the folder."""
     return f"{parent}/{file_name(model, f'_{n}samples')}"
 
 
@@ -54,101 +56,87 @@ def write_questions(
     gamma: float,
     answers: Rows | None = None,
 ) -> int:
-    """`atomic_qs/{topic}_aqs.json`, one a topic of `responses`; returns the files written.
+    """`atomic_qs/{topic}_aqs.json`, one per topic of `responses`; returns the files written.
 
-    With `answers`, a fact whose question has no sample is set aside too: score_metrics has
-    nothing to score it by.
+    With `answers`, a fact whose question has no sample is set aside as well, because score_metrics
+    cannot score it.
     """
-    judged = {v["fact_id"]: v for v in verdicts}
-    asked = {q["fact_id"]: q for q in questions}
-    sampled = None if answers is None else _sampled(answers)
-    found = by_response(facts)
-    topics = by_topic(responses)
-    for topic, rows in topics.items():
-        entries = [
-            _asked(
-                score_entry(r, sorted(found[r["response_id"]], key=position_of), judged, gamma),
-                asked,
-                sampled,
-            )
-            for r in rows
-            if r["text"] is not None
-        ]
-        write_json(Folder.of(folder) / QUESTIONS / file_name(topic, "_aqs.json"), entries)
-    return len(topics)
+    entries_of = score_entries(facts, verdicts, gamma)
+    question_of = {q["fact_id"]: q for q in questions}
+    samples_of = None if answers is None else _samples_of(answers)
+
+    def content(topic: str, rows: list[dict]) -> list[dict]:
+        return [_with_questions(e, question_of, samples_of) for e in entries_of(rows)]
+
+    return write_each(folder, QUESTIONS, QUESTIONS_END, responses, content, allow_nan=True)
 
 
-def _asked(entry: dict, asked: dict[str, dict], sampled: dict[str, list] | None) -> dict:
-    """The entry of fs_out with its questions; facts that have none are set aside."""
+def _with_questions(
+    entry: dict, question_of: dict[str, dict], samples_of: dict[str, list] | None
+) -> dict:
+    """The entry of fs_out with its questions; facts without a question are set aside."""
     kept: list[dict] = []
     aside: list[dict] = []
     for d in entry["decisions"][0]:
-        q = asked.get(d[OWN]["fact"]["fact_id"])
+        q = question_of.get(d[EXTRA]["fact"]["fact_id"])
         scored = False
         if q is not None:
             scored = q["question"] is not None
-            scored = scored and (sampled is None or q["question_id"] in sampled)
+            scored = scored and (samples_of is None or q["question_id"] in samples_of)
             d["atomic_question"] = q["question"]
             if q["answer"] is not None:
                 d["atomic_answer"] = q["answer"]
-            d[OWN]["question"] = {k: q[k] for k in ("question_id", "error")}
+            d[EXTRA]["question"] = {k: q[k] for k in ("question_id", "error")}
         (kept if scored else aside).append(d)
     nan = float("nan")
     score = {k: nan if entry[k] is None else entry[k] for k in ("score", "init_score")}
-    return entry | score | {"decisions": [kept], OWN: entry[OWN] | {"aside": aside}}
+    return entry | score | {"decisions": [kept], EXTRA: entry[EXTRA] | {"aside": aside}}
 
 
 def write_answers(
     folder: str, samples: str, responses: Rows, facts: Rows, questions: Rows, answers: Rows
 ) -> int:
-    """`{samples}/{topic}_samples.json` for the same rows as `write_questions`; returns the files.
+    """`{samples}/{topic}_samples.json` for the rows of `write_questions`; returns the files.
 
-    `samples`: what `samples_folder` says.
+    `samples`: the result of `samples_folder`.
     """
     answers = list(answers)
-    sampled, of_topic = _sampled(answers), defaultdict(list)
+    samples_of, answers_of = _samples_of(answers), defaultdict(list)
     for a in answers:
-        of_topic[a["topic"]].append(a)
-    asked = {q["fact_id"]: q for q in questions}
-    found = by_response(facts)
-    topics = by_topic(responses)
-    for topic, rows in topics.items():
+        answers_of[a["topic"]].append(a)
+    question_of = {q["fact_id"]: q for q in questions}
+    facts_of = facts_by_response(facts)
+
+    def content(topic: str, rows: list[dict]) -> dict:
         levels, written = [], set()
         for r in rows:
             if r["text"] is None:
                 continue
-            one: dict[str, list] = {}
-            for f in sorted(found[r["response_id"]], key=position_of):
-                q = asked.get(f["fact_id"])
-                if f["fact"] is not None and q is not None and q["question_id"] in sampled:
-                    one[q["question"]] = sampled[q["question_id"]]
+            level: dict[str, list] = {}
+            for f in facts_of[r["response_id"]]:
+                q = question_of.get(f["fact_id"])
+                if f["fact"] is not None and q is not None and q["question_id"] in samples_of:
+                    level[q["question"]] = samples_of[q["question_id"]]
                     written.add(q["question_id"])
-            levels.append(one)
-        own = [
+            levels.append(level)
+        extra = [
             {k: a[k] for k in ("question_id", "question", "error")}
             | ({} if a["question_id"] in written else {"answers": a["answers"]})
-            for a in of_topic[topic]
+            for a in answers_of[topic]
         ]
-        file = Folder.of(folder) / samples / file_name(topic, "_samples.json")
-        write_json(file, {"samples": levels, OWN: own})
-    return len(topics)
+        return {"samples": levels, EXTRA: extra}
+
+    return write_each(folder, samples, ANSWERS_END, responses, content, allow_nan=True)
 
 
-def _sampled(answers: Rows) -> dict[str, list]:
-    """Samples by question_id, of the questions that score_metrics can score."""
+def _samples_of(answers: Rows) -> dict[str, list]:
+    """Samples by question_id, for the questions that score_metrics can score."""
     return {a["question_id"]: a["answers"] for a in answers if usable(a["answers"])}
 
 
 def usable(samples: list[str | None] | None) -> bool:
-    """Whether the reference can score them: one of all nulls, or none at all, stops it."""
+    """Whether score_metrics can score the samples: it fails without any text among them."""
     return any(s is not None for s in samples or ())
-
-
-def by_response(rows: Rows) -> dict[str, list[dict]]:
-    found: dict[str, list[dict]] = defaultdict(list)
-    for r in rows:
-        found[r["response_id"]].append(r)
-    return found
 
 
 # ---------------------------------------------------------------- questions and answers, read
@@ -157,99 +145,97 @@ def by_response(rows: Rows) -> dict[str, list[dict]]:
 def read_questions(
     folder: str, responses: Rows, samples: str | None = None
 ) -> Iterator[tuple[list[dict], list[dict]]]:
-    """(rows of `questions`, rows of `answers`) of each of the responses' topics.
+    """(rows of `questions`, rows of `answers`) of each topic of the responses.
 
-    `samples`: folder of the samples, such as "atomic_qs_samples/llama-7b_20samples"; None: there
-    are none yet. An entry belongs to the response at its place, if that has its text, else to the
-    next one with this text; its samples stand at its own place in "samples". The reference samples
-    a question once in every response: where the samples differ, so do the question_ids.
-    UserError for a missing file, a wrong form, a question without samples.
+    `samples`: folder of the samples, such as "atomic_qs_samples/llama-7b_20samples"; None: answers
+    have not been sampled yet. `response_of` finds the response of an entry; the entry's samples
+    stand at the entry's own place in "samples". The scripts sample a question once in every
+    response, so questions with different samples get different question_ids. UserError for a
+    missing file, a wrong form, or a question without samples.
     """
     for topic, rows in by_topic(responses).items():
-        file = Folder.of(folder) / QUESTIONS / file_name(topic, "_aqs.json")
-        entries = read_json(file)
-        if entries is None:
-            raise UserError(f'{file.path}: no such file: topic "{topic}" has no questions')
-        if not isinstance(entries, list):
-            raise UserError(f"{file.path}: expected a list, an entry a response")
-        found = None
+        file = Folder.of(folder) / QUESTIONS / file_name(topic, QUESTIONS_END)
+        absent = f'topic "{topic}" has no questions'
+        entries = read_json(file, list, "a list, an entry a response", absent)
+        content, where = None, ""
         if samples is not None:
-            sampled_in = Folder.of(folder) / samples / file_name(topic, "_samples.json")
-            found = read_json(sampled_in)
-            if found is None:
-                raise UserError(f'{sampled_in.path}: no such file: topic "{topic}" has no answers')
-            _check_samples(found, len(entries), sampled_in.path, file.path)
-        yield _topic_rows(topic, rows, entries, found, file.path, sampled_in.path if found else "")
+            samples_file = Folder.of(folder) / samples / file_name(topic, ANSWERS_END)
+            absent = f'topic "{topic}" has no answers'
+            where = samples_file.path
+            content = read_json(samples_file, dict, SAMPLES_FORM, absent)
+            _check_samples(content.get("samples"), len(entries), where, file.path)
+        yield _topic_rows(topic, rows, entries, content, file.path, where)
 
 
-def _check_samples(found: Any, entries: int, where: str, questions: str) -> None:
-    levels = found.get("samples") if isinstance(found, dict) else None
-    if not isinstance(levels, list) or not all(isinstance(one, dict) for one in levels):
-        raise UserError(f'{where}: expected {{"samples": [{{question: [answers]}}]}}')
+SAMPLES_FORM = '{"samples": [{question: [answers]}]}'
+
+
+def _check_samples(levels: Any, entries: int, where: str, questions_file: str) -> None:
+    if not isinstance(levels, list) or not all(isinstance(level, dict) for level in levels):
+        raise UserError(f"{where}: expected {SAMPLES_FORM}")
     if len(levels) != entries:
         raise UserError(
-            f"{where}: samples of {len(levels)} responses, but {questions} has {entries}: "
+            f"{where}: samples of {len(levels)} responses, but {questions_file} has {entries}: "
             f"sample the answers again"
         )
-    for i, one in enumerate(levels):
-        for question, values in one.items():
+    for i, level in enumerate(levels):
+        for question, values in level.items():
             check_values(values, f'{where}: entry {i}: "{question}"')
 
 
 def check_values(values: Any, where: str) -> None:
+    """UserError unless the samples of a question or an entity have the right form."""
     texts = values is None or isinstance(values, list)
     if not texts or not all(isinstance(v, str | None) for v in values or ()):
         raise UserError(f"{where}: expected a list of samples, texts or null")
 
 
 def _topic_rows(
-    topic: str, responses: list[dict], entries: list, found: dict | None, where: str, samples: str
+    topic: str,
+    responses: list[dict],
+    entries: list,
+    content: dict | None,
+    questions_file: str,
+    samples_file: str,
 ) -> tuple[list[dict], list[dict]]:
-    free = [r for r in responses if r["text"] is not None]
+    """`content`: that of the samples file, None without one."""
+    with_text = [r for r in responses if r["text"] is not None]
     taken: set[str] = set()
     questions: list[dict] = []
-    sampled: dict[str, tuple[str, list | None]] = {}  # question_id -> (question, its samples)
-    levels, own = (found["samples"], found.get(OWN)) if found else ([], None)
+    samples_of: dict[str, tuple[str, list | None]] = {}  # question_id -> (question, its samples)
+    levels, extra = (content["samples"], content.get(EXTRA)) if content else ([], None)
     for i, entry in enumerate(entries):
-        try:
-            response = owner_of(entry, i, free, taken)
-            taken.add(response["response_id"])
-            decisions = list((entry["decisions"] or [None])[0] or ())
-            aside = entry[OWN].get("aside", ()) if OWN in entry else ()
-            read = [_question(d, j, response) for j, d in enumerate(decisions)]
-            rows = read + [_question(d, None, response) for d in aside if "question" in d[OWN]]
-        except LookupError as e:
-            missing = isinstance(e, KeyError)
-            raise UserError(f"{where}: entry {i}: {e}{' is missing' * missing}") from None
-        except (TypeError, AttributeError) as e:
-            raise UserError(f"{where}: entry {i}: {e}") from None
-        for q in read if found else ():
+        with errors_named(f"{questions_file}: entry {i}"):
+            response = response_of(entry, i, with_text, taken)
+            aside = entry[EXTRA].get("aside", ()) if EXTRA in entry else ()
+            scored = [_question(d, j, response) for j, d in enumerate(decisions_of(entry))]
+            rows = scored + [_question(d, None, response) for d in aside if "question" in d[EXTRA]]
+        for q in scored if content else ():
             if (question := q["question"]) is None:
                 continue
-            if question not in levels[i]:
-                raise UserError(f'{samples}: entry {i}: no samples of "{question}"')
-            values = levels[i][question]
-            if own is None and sampled.get(q["question_id"], (question, values))[1] != values:
-                q["question_id"] = digest(topic, q["question"], response["response_id"])
-            sampled[q["question_id"]] = (question, values)
-        questions += [_unplaced(q) for q in sorted(rows, key=position_of)]
-    if own is None:
-        answers = [_answer(topic, qid, *value) for qid, value in sampled.items()]
+            level = levels[i]
+            if question not in level:
+                raise UserError(f'{samples_file}: entry {i}: no samples of "{question}"')
+            pair = (question, level[question])
+            if extra is None and samples_of.get(q["question_id"], pair)[1] != pair[1]:
+                q["question_id"] = digest(topic, question, response["response_id"])
+            samples_of[q["question_id"]] = pair
+        rows.sort(key=lambda q: q["position"])
+        questions += [{k: v for k, v in q.items() if k != "position"} for q in rows]
+    if extra is None:
+        answers = [_answer(topic, qid, *pair) for qid, pair in samples_of.items()]
     else:
-        answers = _own_answers(topic, own, sampled, samples)
+        answers = _extra_answers(topic, extra, samples_of, samples_file)
     return questions, answers
 
 
-def _unplaced(row: dict) -> dict:
-    return {k: v for k, v in row.items() if k != "position"}
-
-
 def _question(decision: dict, position: int | None, response: dict) -> dict:
-    """Row of `questions`, with its fact's `position`.
+    """Row of `questions`, with the `position` of its fact.
 
-    `position`: of a decision that the reference reads; None: it is set aside, so it is ours.
+    `position`: place of a decision that the scripts read; None for a decision that is set aside,
+    which only our files have.
     """
-    own = decision.get(OWN, {})
+    extra = decision.get(EXTRA, {})
     ids = {k: response[k] for k in ("response_id", "topic")}
     row = {"fact_id": digest(response["response_id"], position)} | ids
     row |= {"question_id": None, "question": decision["atomic_question"]}
@@ -259,13 +245,13 @@ def _question(decision: dict, position: int | None, response: dict) -> dict:
             raise TypeError(f'"atomic_{name}" is {row[name]!r:.40}, not a text')
     if row["question"] is None and position is not None:
         raise TypeError(f'decision {position}: "atomic_question" is null')
-    fact = own.get("fact", {})
+    fact = extra.get("fact", {})
     if row["question"] == "" and position is not None:
         row |= {"question": None, "error": "the file's question is empty"}
     if row["question"]:
         row["question_id"] = digest(response["topic"], row["question"])
     row["fact_id"] = fact.get("fact_id", row["fact_id"])
-    return row | own.get("question", {}) | {"position": fact.get("position", position)}
+    return row | extra.get("question", {}) | {"position": fact.get("position", position)}
 
 
 def _answer(
@@ -275,22 +261,17 @@ def _answer(
     return row | {"answers": answers, "error": error}
 
 
-def _own_answers(topic: str, own: list[dict], sampled: dict, where: str) -> list[dict]:
+def _extra_answers(topic: str, extra: list[dict], samples_of: dict, where: str) -> list[dict]:
     try:
         return [
             _answer(
                 topic,
                 a["question_id"],
                 a["question"],
-                a["answers"] if "answers" in a else sampled[a["question_id"]][1],
+                a["answers"] if "answers" in a else samples_of[a["question_id"]][1],
                 a["error"],
             )
-            for a in own
+            for a in extra
         ]
     except (KeyError, TypeError):
-        raise UserError(f'{where}: "{OWN}" does not match "samples": remove it') from None
-
-
-def write_json(file: Folder, value: Any) -> None:
-    """Unlike tuning's, with NaN."""
-    file.write_bytes(json.dumps(value, indent=4, ensure_ascii=False).encode("utf-8") + b"\n")
+        raise UserError(f'{where}: "{EXTRA}" does not match "samples": remove it') from None

@@ -1,12 +1,11 @@
-"""Entities as files of FactTune's scripts, written and read.
+"""Entities and their samples as files of FactTune's scripts, written and read.
 
     ne_samples/llama-7b_20samples/Ada_ne_samples.json
         {"Write a biography of Ada.": {"Ada was a poet.": {"a poet": ["a writer", ...]}}}
 
-These keys lose an entity that occurs again, and a response whose text does: what they cannot hold
-(occurrences, spans, ids, entities without a sample) stands under "facttune" beside the questions,
-which the reference's score_metrics never looks up. Our files come back as the rows that they were
-made from. Rows are taken a shard at a time.
+These keys lose an entity that occurs twice in a response, and a response whose text occurs twice.
+Occurrences, spans, ids and entities without a sample therefore stand under EXTRA, beside the
+questions: the scripts' score_metrics never looks up that key. Functions take the rows of one shard.
 """
 
 from __future__ import annotations
@@ -16,73 +15,79 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from facttune_ray.errors import UserError
-from facttune_ray.sources.confidence import by_response, check_values, usable, write_json
-from facttune_ray.sources.tuning import OWN, Rows, by_topic, file_name, read_json
+from facttune_ray.sources.confidence import check_values, usable
+from facttune_ray.sources.topic_files import (
+    EXTRA,
+    Rows,
+    by_response,
+    by_topic,
+    file_name,
+    read_json,
+    write_each,
+)
+from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.schema import TABLES, digest
-from facttune_ray.storage.tables import Folder
 from facttune_ray.text.entities import before
 
-ENTITIES = "ne_samples"
+ENTITIES, ENTITIES_END = "ne_samples", "_ne_samples.json"
 
 
 def write_entities(folder: str, samples: str, responses: Rows, entities: Rows) -> int:
-    """`{samples}/{topic}_ne_samples.json`, one a topic of `responses`; returns the files written.
+    """`{samples}/{topic}_ne_samples.json`, one per topic of `responses`; returns the files written.
 
-    An entity that occurs again in a response, or a response whose text occurs again, is under the
-    reference's keys once, with the samples of the first that has some.
+    Under the scripts' keys an entity stands once for each text of a response, with the samples of
+    the first occurrence that has any.
     """
-    found = by_response(entities)
-    topics = by_topic(responses)
-    for topic, rows in topics.items():
-        levels: dict[str, Any] = {}
-        own = []
+    entities_of = by_response(entities)
+
+    def content(topic: str, rows: list[dict]) -> dict[str, Any]:
+        prompts: dict[str, Any] = {}
+        extra = []
         for r in rows:
-            if r["prompt"] == OWN:
-                raise UserError(f'{topic}: the prompt "{OWN}" is a key of ours: change it')
-            here = levels.setdefault(r["prompt"], {})
-            here = here.setdefault(r["text"], {}) if r["text"] is not None else {}
-            for e in found[r["response_id"]]:
+            if r["prompt"] == EXTRA:
+                raise UserError(f'{topic}: the prompt "{EXTRA}" is a key of ours: change it')
+            texts = prompts.setdefault(r["prompt"], {})
+            here = texts.setdefault(r["text"], {}) if r["text"] is not None else {}
+            for e in entities_of[r["response_id"]]:
                 if e["text"] is not None and usable(e["answers"]):
                     here.setdefault(e["text"], e["answers"])
-                one = {k: v for k, v in e.items() if k not in ("topic", "split", "answers")}
+                entry = {k: v for k, v in e.items() if k not in ("topic", "split", "answers")}
                 written = e["text"] in here and here[e["text"]] == e["answers"]
-                own.append(one | ({} if written else {"answers": e["answers"]}))
-        file = Folder.of(folder) / samples / file_name(topic, "_ne_samples.json")
-        write_json(file, levels | {OWN: own})
-    return len(topics)
+                extra.append(entry | ({} if written else {"answers": e["answers"]}))
+        return prompts | {EXTRA: extra}
+
+    return write_each(folder, samples, ENTITIES_END, responses, content, allow_nan=True)
 
 
 def read_entities(folder: str, responses: Rows, samples: str) -> Iterator[list[dict]]:
-    """Rows of `entities`, one list a topic of `responses`.
+    """Rows of `entities`, one list per topic of `responses`.
 
-    A file of the reference tells an entity's text alone: it is looked for in the response from
-    where the one before ends, so its span is a guess where the text occurs more than once.
+    A file of the scripts holds only an entity's text. The text is searched in the response from
+    the end of the entity before it, so the span is a guess if the text occurs more than once.
     Responses of equal text have the same entities. UserError as in `read_questions`.
     """
     for topic, rows in by_topic(responses).items():
-        file = Folder.of(folder) / samples / file_name(topic, "_ne_samples.json")
-        found = read_json(file)
-        if found is None:
-            raise UserError(f'{file.path}: no such file: topic "{topic}" has no entities')
-        if not isinstance(found, dict):
-            raise UserError(f"{file.path}: expected {{question: {{response: {{entity: [...]}}}}}}")
-        own = found.pop(OWN, None)
-        _check_entities(found, rows, file.path)
-        if own is None:
-            yield [e for r in rows if r["text"] is not None for e in _spans(found, r, file.path)]
+        file = Folder.of(folder) / samples / file_name(topic, ENTITIES_END)
+        form = "{question: {response: {entity: [...]}}}"
+        content = read_json(file, dict, form, f'topic "{topic}" has no entities')
+        extra = content.pop(EXTRA, None)
+        _check_entities(content, rows, file.path)
+        if extra is None:
+            with_text = (r for r in rows if r["text"] is not None)
+            yield [e for r in with_text for e in _spans(content, r, file.path)]
         else:
             try:
-                yield list(_own_entities(own, found, {r["response_id"]: r for r in rows}))
+                yield list(_extra_entities(extra, content, {r["response_id"]: r for r in rows}))
             except (KeyError, TypeError):
                 raise UserError(
-                    f'{file.path}: "{OWN}" does not match the rest: remove it'
+                    f'{file.path}: "{EXTRA}" does not match the rest: remove it'
                 ) from None
 
 
-def _check_entities(found: dict, responses: list[dict], where: str) -> None:
+def _check_entities(content: dict, responses: list[dict], where: str) -> None:
     texts = {(r["prompt"], r["text"]) for r in responses}
     prompts = {p for p, _ in texts}
-    for prompt, by_text in found.items():
+    for prompt, by_text in content.items():
         if prompt not in prompts:
             raise UserError(f'{where}: "{prompt}" is no question of the topic: check the split')
         if not isinstance(by_text, dict):
@@ -96,15 +101,15 @@ def _check_entities(found: dict, responses: list[dict], where: str) -> None:
                 check_values(values, f'{where}: "{prompt}": "{entity}"')
 
 
-def _spans(found: dict, response: dict, where: str) -> Iterator[dict]:
-    """Rows of the entities that the reference's file has for one response."""
+def _spans(content: dict, response: dict, where: str) -> Iterator[dict]:
+    """Rows of the entities that a file of the scripts has for one response."""
     prompt, text = response["prompt"], response["text"]
-    if prompt not in found:
+    if prompt not in content:
         raise UserError(f'{where}: no entities of "{prompt}": sample them again')
-    if text not in found[prompt]:
+    if text not in content[prompt]:
         raise UserError(f'{where}: "{prompt}": no entities of the response "{text:.40}..."')
     at = 0
-    for entity, values in found[prompt][text].items():
+    for entity, values in content[prompt][text].items():
         start = _find(text, entity, at)
         if start is None:
             raise UserError(
@@ -119,20 +124,23 @@ def _spans(found: dict, response: dict, where: str) -> Iterator[dict]:
 
 
 def _find(text: str, entity: str, at: int) -> int | None:
-    """Where the entity begins: as whole words after `at`, or in any way, or before it."""
+    """Index of the entity in the text: as whole words after `at`, or as any characters after `at`,
+    or as any characters before it."""
     if not entity:
         return None
     words = re.compile(rf"(?<!\w){re.escape(entity)}(?!\w)")
-    if found := words.search(text, at):
-        return found.start()
+    if match := words.search(text, at):
+        return match.start()
     places = (text.find(entity, at), text.find(entity))
     return next((p for p in places if p >= 0), None)
 
 
-def _own_entities(own: Iterable[dict], found: dict, responses: dict[str, dict]) -> Iterator[dict]:
-    for e in own:
+def _extra_entities(
+    extra: Iterable[dict], content: dict, responses: dict[str, dict]
+) -> Iterator[dict]:
+    for e in extra:
         r = responses[e["response_id"]]
         row = e | {k: r[k] for k in ("topic", "split")}
         if "answers" not in e:
-            row["answers"] = found[r["prompt"]][r["text"]][e["text"]]
+            row["answers"] = content[r["prompt"]][r["text"]][e["text"]]
         yield {k: row[k] for k in TABLES["entities"].names}

@@ -1,31 +1,30 @@
-"""FActScore's files: its input and labelled JSONL, decisions as it writes them, its scores.
+"""FActScore's files: its input and labelled JSONL, and its scores over table rows.
 
-in   {"topic": "Lanny Flaherty", "input": "Question: Tell me a bio of ...", "output": "Lanny ...",
-      "annotations": [{"text": "Lanny Flaherty is an American actor.",
-                       "human-atomic-facts": [{"text": "... is an actor.", "label": "S"}]}]}
-out  Record(topic="Lanny Flaherty", ..., sentences=(Sentence(text, (("... actor.", "S"),)),))
+    read("ChatGPT.jsonl")
+        {"topic": "Lanny Flaherty", "input": "Question: Tell me a ...", "output": "Lanny ...",
+         "annotations": [{"text": "Lanny Flaherty is an American actor.",
+                          "human-atomic-facts": [{"text": "... is an actor.", "label": "S"}]}]}
+    ->  Record(topic="Lanny Flaherty", ..., sentences=(Sentence(text, (("... actor.", "S"),)),))
 
-`annotations` is null where the model abstained; a file without labels has no such key. Labels: S
-supported, NS not, IR irrelevant.
+    aggregate([[True, False], None], gamma=10)  ->  Summary(score=0.009, ...)
 
-aggregate([[True, False], None], gamma=10)  ->  Summary(score=0.009, ...)
+`annotations` is null where the model abstained; a file without labels has no such key. Labels are
+S (supported), NS (not supported) and IR (irrelevant).
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from facttune_ray.errors import UserError, one_line
+from facttune_ray.errors import RowError, UserError
 from facttune_ray.scoring.factscore import Summary, summarise
-from facttune_ray.sources.records import in_line, loads
-from facttune_ray.storage.folders import Folder, explain, join
+from facttune_ray.sources import records
+from facttune_ray.sources.topic_files import Rows, by_response, facts_by_response
+from facttune_ray.storage.folders import join
 
 LABELS = {"S", "NS", "IR"}
 
@@ -46,39 +45,24 @@ class Record:
     response: str
     abstained: bool | None  # None: the file does not say
     sentences: tuple[Sentence, ...]
-    group: str | None = None  # how rare the topic is, as FActScore's release says it: "very rare"
+    group: str | None = None  # how rare the topic is in FActScore's release: "very rare"
 
 
 # ---------------------------------------------------------------- labelled and input JSONL
 
 
 def read(path: str | Path) -> Iterator[Record]:
-    """Records of one file in order. UserError `FILE:LINE: ...` at the first that is wrong."""
-    try:
-        lines = io.TextIOWrapper(_open(str(path)), encoding="utf-8-sig")
-    except OSError as e:
-        raise UserError(f"{path}: {_why(e)}: check data.folder and data.files") from None
-    number = found = 0
-    with lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            found += 1
-            try:
-                yield _record(loads(line.rstrip()))
-            except UnicodeDecodeError:
-                raise UserError(f"{path}:{number}: not UTF-8") from None
-            except (ValueError, RecursionError) as e:
-                raise UserError(f"{path}:{number}: not JSON: {in_line(e)}") from None
-            except (KeyError, TypeError) as e:
-                raise UserError(f"{path}:{number}: {e.args[0]}") from None
-    if not found:
-        raise UserError(f"{path}: the file is empty")
+    """Records of one file in order. UserError `FILE:LINE: ...` at the first wrong line."""
+    for where, row in records.read(str(path), "data.folder and data.files", ".jsonl"):
+        try:
+            yield _record(row)
+        except RowError as e:
+            raise UserError(f"{where}: {e}") from None
 
 
 def read_all(folder: str | Path, files: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    """(model, record) of several files; the model is the file's name without its ending. UserError
-    when two have the same."""
+    """(model, record) of several files. The model is the file's name without its ending; UserError
+    when two files give the same model."""
     if not files:
         raise UserError("data.files is empty: name at least one labelled JSONL file")
     named: dict[str, str] = {}
@@ -90,34 +74,10 @@ def read_all(folder: str | Path, files: Sequence[str]) -> Iterator[tuple[str, Re
             yield Path(file).stem, record
 
 
-def file_digest(folder: str | Path, file: str) -> str:
-    """Hash of a file's content, for recipes; UserError when it is missing."""
-    path = join(str(folder), file)
-    try:
-        with _open(path) as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()[:16]
-    except OSError as e:
-        raise UserError(f"{path}: {_why(e)}: check data.folder and the file's name") from None
-
-
-def _open(path: str) -> Any:
-    """A file, for reading bytes."""
-    if "://" not in path:
-        return open(path, "rb")
-    file = Folder.of(path)
-    return file.fs.open_input_stream(file.path)
-
-
-def _why(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else explain(error) or one_line(error)
-
-
-def _record(row: Any) -> Record:
-    if not isinstance(row, dict):
-        raise TypeError("expected an object {topic, input, output, annotations}")
+def _record(row: records.Row) -> Record:
     annotations = row.get("annotations")
     if annotations is not None and not isinstance(annotations, list):
-        raise TypeError('"annotations" must be a list or null')
+        raise RowError('"annotations" must be a list or null')
     return Record(
         topic=_text(row, "topic"),
         prompt=_text(row, "input") if "input" in row else f"Tell me a bio of {row['topic']}.",
@@ -129,37 +89,44 @@ def _record(row: Any) -> Record:
 
 
 def _group(cat: Any) -> str | None:
-    """Of ["very rare", "North America"] the first; a file of one's own may hold a string."""
+    """The first of ["very rare", "North America"]; a user's own file may hold a plain string."""
     first = cat[0] if isinstance(cat, list) and cat else cat
     return first if isinstance(first, str) else None
 
 
 def _sentence(row: Any) -> Sentence:
     if not isinstance(row, dict):
-        raise TypeError("each annotation must be an object")
-    human = [(_text(f, "text"), _text(f, "label")) for f in row.get("human-atomic-facts") or []]
+        raise RowError("each annotation must be an object")
+    human = [(_text(f, "text"), _text(f, "label")) for f in _facts(row, "human-atomic-facts")]
     for _, label in human:
         if label not in LABELS:
-            raise TypeError(f'label "{label}" is none of S, NS, IR')
-    model = [_text(f, "text") for f in row.get("model-atomic-facts") or []]
-    return Sentence(_text(row, "text"), tuple(human), tuple(model))
+            raise RowError(f'label "{label}" is none of S, NS, IR')
+    model = tuple(_text(f, "text") for f in _facts(row, "model-atomic-facts"))
+    return Sentence(_text(row, "text"), tuple(human), model)
+
+
+def _facts(row: dict, key: str) -> list:
+    facts = row.get(key) or []
+    if not isinstance(facts, list):
+        raise RowError(f'"{key}" must be a list or null')
+    return facts
 
 
 def _text(row: Any, key: str) -> str:
     if not isinstance(row, dict) or key not in row:
-        raise KeyError(f'"{key}" is missing')
+        raise RowError(f'"{key}" is missing')
     if not isinstance(row[key], str):
-        raise TypeError(f'"{key}" must be a string')
+        raise RowError(f'"{key}" must be a string')
     return row[key]
 
 
 def given_facts(
     record: Record, which: Literal["model", "human"] = "model"
 ) -> list[tuple[str, tuple[tuple[str, str | None], ...]]]:
-    """(sentence, (fact, label)s) that the file brings; FActScore's --use_atomic_facts takes
-    "model", whose facts have no labels.
+    """(sentence, (fact, label)s) that stand in the file. FActScore's --use_atomic_facts takes the
+    "model" facts, which have no labels (None).
 
-    UserError when the file has none, as a record without labels.
+    UserError for a record without annotations.
     """
     if record.abstained is None:
         raise UserError(
@@ -170,44 +137,39 @@ def given_facts(
     return [(s.text, tuple((fact, None) for fact in s.model_facts)) for s in record.sentences]
 
 
-def jsonl(responses: Iterable[dict], facts: Iterable[dict]) -> Iterator[str]:
-    """Rows of `responses` and `facts` as lines of FActScore's JSONL, of one shard at a time.
+def jsonl(responses: Rows, facts: Rows) -> Iterator[str]:
+    """Rows of `responses` and `facts` of one shard as lines of FActScore's JSONL.
 
-    Facts are written as model-atomic-facts, those with a human label as human-atomic-facts too.
-    Failed responses are left out, and so are sentences that failed.
+    Every fact is written as a model-atomic-fact; a fact with a human label is a human-atomic-fact
+    as well. Failed responses and failed sentences are left out.
     """
-    by_response: dict[str, list[dict]] = {}
-    for f in facts:
-        by_response.setdefault(f["response_id"], []).append(f)
+    facts_of = facts_by_response(facts)
     for r in responses:
         if r["text"] is None:
             continue
-        found = sorted(by_response.get(r["response_id"], []), key=lambda f: f["position"])
+        rows = facts_of[r["response_id"]]
+        abstained = r["abstained"] or any(f["abstained"] for f in rows)
         line = {
             "topic": r["topic"],
             "input": r["prompt"],
             "output": r["text"],
-            "annotations": None if _declined(r, found) else _annotations(found),
+            "annotations": None if abstained else _annotations(rows),
         }
         yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def _declined(response: dict, facts: Iterable[dict]) -> bool:
-    return bool(response["abstained"]) or any(f["abstained"] for f in facts)
-
-
-def _annotations(facts: Iterable[dict]) -> list[dict]:
+def _annotations(facts: Rows) -> list[dict]:
     sentences: dict[Any, dict] = {}
     for f in facts:
         if f["fact"] is None:
             continue
-        one = sentences.setdefault(
+        annotation = sentences.setdefault(
             f["sentence"], {"text": f["sentence_text"], "model-atomic-facts": []}
         )
-        one["model-atomic-facts"].append({"text": f["fact"]})
+        annotation["model-atomic-facts"].append({"text": f["fact"]})
         if f["human_label"] is not None:
             labelled = {"text": f["fact"], "label": f["human_label"]}
-            one.setdefault("human-atomic-facts", []).append(labelled)
+            annotation.setdefault("human-atomic-facts", []).append(labelled)
     return list(sentences.values())
 
 
@@ -215,41 +177,25 @@ def _annotations(facts: Iterable[dict]) -> list[dict]:
 
 
 def aggregate(decisions: Iterable[Sequence[bool | None] | None], gamma: float) -> Summary:
-    """FActScore over responses: each one's decisions, None (or no facts) where it abstained. A
-    decision None (no article) is in no score, but its fact is among the facts per response."""
-    found = (one or () for one in decisions)
-    return summarise(((d.count(True), len(d) - d.count(None), len(d)) for d in found), gamma)
+    """FActScore over the decisions of each response; None or no decision: the response abstained.
+
+    A decision None (the topic has no article) is in no score, but its fact counts among the facts
+    per response.
+    """
+    responses = (d or () for d in decisions)
+    return summarise(((d.count(True), len(d) - d.count(None), len(d)) for d in responses), gamma)
 
 
-def decisions(
-    responses: Iterable[dict], facts: Iterable[dict], verdicts: Iterable[dict]
-) -> Iterator[list[bool | None] | None]:
-    """What `aggregate` takes, from the rows of one shard; shards can be chained.
+def decisions(responses: Rows, facts: Rows, verdicts: Rows) -> Iterator[list[bool | None] | None]:
+    """The input of `aggregate` from the rows of one shard; the results of shards can be chained.
 
-    A response that failed, or whose sentences all failed, says nothing and is left out.
+    A response is left out when it failed, or when all its sentences failed.
     """
     supported = {v["fact_id"]: v["supported"] for v in verdicts}
-    found: dict[str, list[bool | None]] = {}
-    failed = set()
-    for f in facts:
-        if f["fact"] is not None:
-            found.setdefault(f["response_id"], []).append(supported.get(f["fact_id"]))
-        elif f["error"] is not None:
-            failed.add(f["response_id"])
+    facts_of = by_response(facts)
     for r in responses:
-        key = r["response_id"]
-        if r["text"] is not None and (key in found or key not in failed):
-            yield found.get(key)
-
-
-def read_decisions(row: Any) -> tuple[tuple[str, bool | None], ...] | None:
-    """One response's decisions. KeyError, TypeError for another form."""
-    if row is None:
-        return None
-    if not isinstance(row, list):
-        raise TypeError("decisions of a response must be a list or null")
-    for d in row:
-        supported = d["is_supported"] if isinstance(d, dict) else d
-        if not isinstance(supported, bool | None):
-            raise TypeError(f'"is_supported" is {supported!r:.40}, none of true, false and null')
-    return tuple((_text(d, "atom"), d["is_supported"]) for d in row)
+        rows = facts_of[r["response_id"]]
+        decided = [supported.get(f["fact_id"]) for f in rows if f["fact"] is not None]
+        failed = any(f["error"] is not None for f in rows if f["fact"] is None)
+        if r["text"] is not None and (decided or not failed):
+            yield decided or None

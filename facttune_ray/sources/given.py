@@ -1,4 +1,4 @@
-"""Preference files of one's own -> rows of `groups`.
+"""Preference files of the user -> rows of `groups`.
 
 in   {"prompt": "Who is Ada?", "responses": ["Ada was ...", "She ..."], "rewards": [1.0, 0.5]}
      {"prompt": "Who is Ada?", "responses": ["Ada was ...", "She ..."], "pairs": [[0, 1]]}
@@ -6,11 +6,12 @@ in   {"prompt": "Who is Ada?", "responses": ["Ada was ...", "She ..."], "rewards
 out  {"prompt_id": "8f2c", "topic": "Who is Ada?", "prompt": "Who is Ada?", "pairs": 1,
       "responses": ["Ada was ...", "She ..."], "rewards": [1.0, -1.0], "given_pairs": [[0, 1]], ...}
 
-Each row of a file is one of the three (JSONL, JSON, Parquet or CSV: `interop.records`); another
-key than "rewards" may hold the rewards (`data.reward`), as in FactTune's own files; a `topic`
-column is kept, else the prompt is the topic. Texts may be chat messages, as TRL's conversational
-form has them, where the prompt is one user message. Rows of chosen and rejected with one prompt
-become one group, so each response is run once. What stands twice counts once.
+Each row of a file has one of the three forms (JSONL, JSON, Parquet or CSV, read by
+`sources.records`). The rewards may stand under another key than "rewards" (`data.reward`), as in
+FactTune's own files. A `topic` column is kept; without it the prompt is the topic. Texts may be
+chat messages in TRL's conversational form, if the prompt is one user message. Rows of chosen and
+rejected with the same prompt become one group, so each response is run once. Repeated pairs and
+responses count once.
 """
 
 from __future__ import annotations
@@ -33,27 +34,27 @@ Pair = tuple[int, int]  # indices of responses: winner, loser
 
 @dataclass
 class Group:
-    """One prompt while its rows are read."""
+    """A prompt with its responses and preferences while its rows are read."""
 
     topic: str
     prompt: str
-    whole: bool = False  # it stands in one row
+    one_row: bool = False  # a row of responses, not rows of chosen and rejected
     texts: dict[str, int] = field(default_factory=dict)  # text -> its index
     rewards: list[float] | None = None  # None: the file gives pairs
-    pairs: dict[Pair, None] = field(default_factory=dict)  # in order, each once
+    pairs: dict[Pair, None] = field(default_factory=dict)  # an ordered set
 
     def index(self, text: str) -> int:
         return self.texts.setdefault(text, len(self.texts))
 
 
 @dataclass(frozen=True)
-class Found:
+class GivenGroups:
     groups: list[dict]  # rows of `groups`
-    left_out: int  # rows that make no pair, or the same as another
+    left_out: int  # rows of the files that make no pair, or the same pairs as another row
 
 
 def files(given: Any) -> list[str]:
-    """`data.groups` as a list of files; UserError when it is neither one nor several."""
+    """`data.groups`, a file or a list of files, as a list. UserError for any other value."""
     listed = [given] if isinstance(given, str) else given
     if not isinstance(listed, list) or not all(isinstance(f, str) and f for f in listed):
         raise UserError(f"data.groups={given!r}: name a file, or a list of files")
@@ -63,42 +64,44 @@ def files(given: Any) -> list[str]:
 
 
 def recipe(files: Sequence[str], reward: str = REWARDS) -> dict[str, str]:
-    """Hashes of the files, which count by content and not by path; what holds their rewards."""
-    named = {"data.reward": reward} if reward != REWARDS else {}
-    return named | {
-        f"data.groups[{i}]": records.content_digest(file) for i, file in enumerate(files)
-    }
+    """Hashes of the files' content, and the key of their rewards where it is not the usual key."""
+    key = {"data.reward": reward} if reward != REWARDS else {}
+    return key | {f"data.groups[{i}]": records.content_digest(f) for i, f in enumerate(files)}
 
 
-def read(files: Iterable[str], cfg: GroupsConfig, reward: str = REWARDS) -> Found:
-    """All groups with a pair, in the order of their first rows. `reward`: the key of a row's
-    rewards. UserError names file and row of what is wrong, and says why when nothing is left."""
-    made: dict[str, Group] = {}
+def read(files: Iterable[str], cfg: GroupsConfig, reward: str = REWARDS) -> GivenGroups:
+    """All groups with a pair, in the order of their first rows.
+
+    `reward`: the key of a row's rewards. UserError names the wrong file and row, or says why no
+    pair is left.
+    """
+    groups: dict[str, Group] = {}
     rows = useless = unknown = 0
     for file in files:
         for where, row in records.read(file):
             rows += 1
             try:
                 row = _with_rewards(row, reward)
-                useless += not _add(made, row, cfg)
-                unknown += _unknown(row)
+                useless += not _add(groups, row, cfg)
+                unknown += _all_unknown(row)
             except RowError as e:
                 raise UserError(f"{where}: {e}") from None
-    found = [r for key, g in made.items() if (r := _row(key, g, cfg))["pairs"]]
-    useless += sum(g.whole for g in made.values()) - sum(made[r["prompt_id"]].whole for r in found)
-    if not found:
-        what = ", ".join(files)
+    with_pairs = [r for key, g in groups.items() if (r := _row(key, g, cfg))["pairs"]]
+    useless += sum(g.one_row for g in groups.values())
+    useless -= sum(groups[r["prompt_id"]].one_row for r in with_pairs)
+    if not with_pairs:
+        names = ", ".join(files)
         if unknown == rows:
-            raise UserError(f"{what}: every reward is null: nothing to train on")
+            raise UserError(f"{names}: every reward is null: nothing to train on")
         raise UserError(
-            f"{what}: no usable pair in {rows:,} rows: every pair is of equal texts, or its "
+            f"{names}: no usable pair in {rows:,} rows: every pair is of equal texts, or its "
             f"rewards differ by no more than groups.threshold={cfg.threshold}"
         )
-    return Found(found, useless)
+    return GivenGroups(with_pairs, useless)
 
 
 def _with_rewards(row: records.Row, key: str) -> records.Row:
-    """The row with its rewards by their usual name. In FactTune's files NaN is unknown, as null."""
+    """The row with its rewards under their usual key. FactTune's files have NaN for unknown."""
     if key == REWARDS:
         return row
     if key not in row:
@@ -110,45 +113,45 @@ def _with_rewards(row: records.Row, key: str) -> records.Row:
     return {k: v for k, v in row.items() if k != key} | {REWARDS: rewards}
 
 
-def _unknown(row: Mapping[str, Any]) -> bool:
+def _all_unknown(row: Mapping[str, Any]) -> bool:
     rewards = row.get("rewards")
     return isinstance(rewards, list) and all(r is None for r in rewards)
 
 
-def _add(made: dict[str, Group], row: Mapping[str, Any], cfg: GroupsConfig) -> bool:
-    """Put a row of a file to its group. -> whether it brought anything; RowError when it is none of
-    the three forms."""
-    there = {k for k, v in row.items() if v is not None}
-    if not there & {"responses", "chosen", "rejected"}:
-        raise RowError(f"{FORMS}; it has {', '.join(sorted(there)) or 'nothing'}")
-    pairwise = "responses" not in there
-    lacking = ({"chosen", "rejected"} if pairwise else {"prompt"}) - there
-    if not pairwise and not there & {"rewards", "pairs"}:
-        lacking = {"rewards"}
-    if pairwise and "prompt" not in there and not isinstance(row.get("chosen"), list):
-        lacking = {"prompt"}
-    if lacking:
-        raise RowError(f'no "{min(lacking)}": {FORMS}')
-    if pairwise or "pairs" in there:
-        _no_rewards(cfg)
-    return _add_pair(made, row) if pairwise else _add_group(made, row)
+def _add(groups: dict[str, Group], row: Mapping[str, Any], cfg: GroupsConfig) -> bool:
+    """Add a row of a file to its group; return whether it added anything. RowError when the row
+    has none of the three forms."""
+    columns = {k for k, v in row.items() if v is not None}
+    if not columns & {"responses", "chosen", "rejected"}:
+        raise RowError(f"{FORMS}; it has {', '.join(sorted(columns)) or 'nothing'}")
+    pairwise = "responses" not in columns
+    missing = ({"chosen", "rejected"} if pairwise else {"prompt"}) - columns
+    if not pairwise and not columns & {"rewards", "pairs"}:
+        missing = {"rewards"}
+    if pairwise and "prompt" not in columns and not isinstance(row.get("chosen"), list):
+        missing = {"prompt"}
+    if missing:
+        raise RowError(f'no "{min(missing)}": {FORMS}')
+    if pairwise or "pairs" in columns:
+        _refuse_settings_of_rewards(cfg)
+    return _add_pair(groups, row) if pairwise else _add_group(groups, row)
 
 
-def _no_rewards(cfg: GroupsConfig) -> None:
-    plain = GroupsConfig()
+def _refuse_settings_of_rewards(cfg: GroupsConfig) -> None:
+    default = GroupsConfig()
     for key, value in vars(cfg).items():
-        if value != getattr(plain, key):
+        if value != getattr(default, key):
             raise RowError(f"groups.{key}={value} is about rewards, and this row has pairs")
 
 
-def _add_pair(made: dict[str, Group], row: Mapping[str, Any]) -> bool:
-    prompt = row.get("prompt")
-    if prompt is None:  # TRL's form without one: the messages that both begin with
-        prompt = row["chosen"][:-1]
-    asked = _prompt(prompt)
-    texts = [_response(k, row[k], asked) for k in ("chosen", "rejected")]
-    topic = _topic(row, asked)
-    group = made.setdefault(digest(topic, asked), Group(topic, asked))
+def _add_pair(groups: dict[str, Group], row: Mapping[str, Any]) -> bool:
+    value = row.get("prompt")
+    if value is None:  # TRL's form without a prompt: both begin with the prompt's messages
+        value = row["chosen"][:-1]
+    prompt = _prompt(value)
+    texts = [_response(k, row[k], prompt) for k in ("chosen", "rejected")]
+    topic = _topic(row, prompt)
+    group = groups.setdefault(digest(topic, prompt), Group(topic, prompt))
     return bool(all(texts)) and _prefer(group, texts[0], texts[1])
 
 
@@ -161,11 +164,11 @@ def _prefer(group: Group, chosen: str, rejected: str) -> bool:
     return new
 
 
-def _add_group(made: dict[str, Group], row: Mapping[str, Any]) -> bool:
-    asked = _prompt(row["prompt"])
+def _add_group(groups: dict[str, Group], row: Mapping[str, Any]) -> bool:
+    prompt = _prompt(row["prompt"])
     texts = _list(row, "responses")
-    responses = [_response(f"responses[{i}]", t, asked) for i, t in enumerate(texts)]
-    group = Group(_topic(row, asked), asked, whole=True)
+    responses = [_response(f"responses[{i}]", t, prompt) for i, t in enumerate(texts)]
+    group = Group(_topic(row, prompt), prompt, one_row=True)
     if row.get("pairs") is not None:
         if row.get("rewards") is not None:
             raise RowError('has "rewards" and "pairs": leave one out')
@@ -178,21 +181,23 @@ def _add_group(made: dict[str, Group], row: Mapping[str, Any]) -> bool:
             if text and reward is not None and text not in group.texts:
                 group.index(text)
                 group.rewards.append(reward)
-    # the rewards of two rows need not be of one scale, so each row is a group of its own
-    key = digest(group.topic, asked, *group.texts, group.rewards, *group.pairs)
-    return made.setdefault(key, group) is group
+    # two rows may have rewards on different scales, so each row is its own group
+    key = digest(group.topic, prompt, *group.texts, group.rewards, *group.pairs)
+    return groups.setdefault(key, group) is group
 
 
 def _row(key: str, group: Group, cfg: GroupsConfig) -> dict:
     """A row of `groups`."""
-    given, rewards = None, group.rewards
+    given_pairs, rewards = None, group.rewards
     if rewards is None:
-        given = [list(pair) for pair in group.pairs]
+        given_pairs = [list(pair) for pair in group.pairs]
         rewards = [0.0] * len(group.texts)
         for win, lose in group.pairs:
             rewards[win] += 1
             rewards[lose] -= 1
-    pairs = len(given) if given is not None else count_pairs(rewards, cfg.threshold, cfg.max_pairs)
+    pairs = len(group.pairs)
+    if given_pairs is None:
+        pairs = count_pairs(rewards, cfg.threshold, cfg.max_pairs)
     return {
         "prompt_id": key,
         "topic": group.topic,
@@ -202,7 +207,7 @@ def _row(key: str, group: Group, cfg: GroupsConfig) -> dict:
         "responses": list(group.texts),
         "rewards": rewards,
         "pairs": pairs,
-        "given_pairs": given,
+        "given_pairs": given_pairs,
     }
 
 
@@ -217,12 +222,12 @@ def _topic(row: Mapping[str, Any], prompt: str) -> str:
 
 
 def _prompt(value: Any) -> str:
-    """Without the newline that stands between prompt and response in files for TRL."""
+    """The prompt without the newline that ends it in files for TRL."""
     if not isinstance(value, str):
         turns = _messages("prompt", value)
         if [role for role, _ in turns] != ["user"]:
-            said = ", ".join(role for role, _ in turns) or "nothing"
-            raise RowError(f'"prompt" must be one user message, not {said}: join them to a text')
+            roles = ", ".join(role for role, _ in turns) or "nothing"
+            raise RowError(f'"prompt" must be one user message, not {roles}: join them to a text')
         value = turns[0][1]
     if not value.strip():
         raise RowError('"prompt" is empty')
@@ -230,7 +235,7 @@ def _prompt(value: Any) -> str:
 
 
 def _response(name: str, value: Any, prompt: str) -> str:
-    """A text; of messages the last one's, which may stand behind the prompt's."""
+    """A text, or the text of the last message, which may follow the prompt's message."""
     if isinstance(value, str):
         return value
     *before, last = _messages(name, value)
@@ -243,13 +248,13 @@ def _response(name: str, value: Any, prompt: str) -> str:
 
 
 def _messages(name: str, value: Any) -> list[tuple[str, str]]:
-    """(role, content) of chat messages, whether plain tuples or dicts."""
+    """(role, content) of chat messages."""
     if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
         raise RowError(f'"{name}" must be a text or a list of chat messages, not {value!r:.40}')
     turns = [(m.get("role"), m.get("content")) for m in value]
     if not all(isinstance(role, str) and isinstance(text, str) for role, text in turns):
         raise RowError(f'"{name}": a chat message needs "role" and "content", both texts')
-    return turns  # type: ignore[return-value]  # looked at above
+    return turns  # type: ignore[return-value]  # checked above
 
 
 def _list(row: Mapping[str, Any], name: str) -> list:
@@ -272,8 +277,8 @@ def _rewards(row: Mapping[str, Any], count: int) -> Iterator[float | None]:
 
 def _pairs(row: Mapping[str, Any], count: int) -> Iterator[Pair]:
     for i, pair in enumerate(_list(row, "pairs")):
-        whole = isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)
-        if not whole or not all(0 <= x < count for x in pair):
+        is_pair = isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)
+        if not is_pair or not all(0 <= x < count for x in pair):
             raise RowError(
                 f"pairs[{i}] is {pair!r:.40}: it must be [winner, loser], numbers of the "
                 f"{count} responses from 0"

@@ -1,4 +1,4 @@
-"""Tables that a folder of FactTune's scripts brings with it (`data.ready`).
+"""Tables that are read from a folder of FactTune's scripts instead of being made (`data.ready`).
 
 ready.TABLES["questions"]                  ->  ("questions", "answers")
 ready.rows(cfg.data, "answers", responses) ->  rows of `answers` of these responses
@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import DataConfig
-from facttune_ray.sources import confidence, entities, factscore, tuning
+from facttune_ray.sources import confidence, entities, tuning
+from facttune_ray.sources.records import file_digest
+from facttune_ray.sources.topic_files import file_name
 
 TABLES = {
     "facts": ("facts", "verdicts"),
@@ -20,7 +22,7 @@ TABLES = {
 
 
 def rows(data: DataConfig, table: str, responses: list[dict]) -> Iterator[dict]:
-    """Rows of the table, topic by topic. UserError names the file and the entry that is wrong."""
+    """Rows of the table, topic by topic. UserError names the wrong file and entry."""
     if table in TABLES["facts"]:
         for fact, verdict in tuning.read_scores(data.folder, responses):
             if table == "facts":
@@ -31,21 +33,24 @@ def rows(data: DataConfig, table: str, responses: list[dict]) -> Iterator[dict]:
         for pair in confidence.read_questions(data.folder, responses, data.samples):
             yield from pair[TABLES["questions"].index(table)]
     else:
-        for found in entities.read_entities(data.folder, responses, data.entity_samples):
-            yield from found
+        for topic_rows in entities.read_entities(data.folder, responses, data.entity_samples):
+            yield from topic_rows
 
 
 def recipe(data: DataConfig, table: str, topics: Iterable[str]) -> dict[str, str]:
     """Hashes of the files that the table comes from."""
     files = {
-        "facts": [("factscore_outputs", "_fs_out.json")],
-        "questions": [("atomic_qs", "_aqs.json"), (data.samples, "_samples.json")],
-        "entities": [(data.entity_samples, "_ne_samples.json")],
+        "facts": [(tuning.SCORES, tuning.SCORES_END)],
+        "questions": [
+            (confidence.QUESTIONS, confidence.QUESTIONS_END),
+            (data.samples, confidence.ANSWERS_END),
+        ],
+        "entities": [(data.entity_samples, entities.ENTITIES_END)],
     }
-    (kind,) = (name for name, made in TABLES.items() if table in made)
+    (kind,) = (name for name, tables in TABLES.items() if table in tables)
     names = [
-        f"{folder}/{tuning.file_name(topic, ending)}"
+        f"{folder}/{file_name(topic, ending)}"
         for topic in sorted(set(topics))
         for folder, ending in files[kind]
     ]
-    return {name: factscore.file_digest(data.folder, name) for name in names}
+    return {name: file_digest(data.folder, name) for name in names}

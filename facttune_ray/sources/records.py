@@ -1,11 +1,11 @@
-"""Rows of a JSONL, JSON, Parquet or CSV file, with the place that an error names.
+"""Rows of a JSONL, JSON, Parquet or CSV file, each with the place that an error message names.
 
-read("prefs.jsonl", "data.groups")    ->  ("prefs.jsonl:1", {"prompt": "Who is Ada?", ...}), ...
-read("prefs.parquet", "data.groups")  ->  ("prefs.parquet: row 1", {...}), ...
+    read("prefs.jsonl", "data.groups")    ->  ("prefs.jsonl:1", {"prompt": "Who is Ada?", ...}), ...
+    read("prefs.parquet", "data.groups")  ->  ("prefs.parquet: row 1", {...}), ...
 
-.json holds a list of objects, or lines as .jsonl, or {prompt: {"responses": ..., "pairs": ...}}, or
-FactTune's {topic: {prompt: {"responses": ..., "factscore_avg": ...}}} of rewards; in a CSV
-cells of lists are JSON. Any pyarrow path; .gz, .bz2 and .zst are unpacked.
+A .json file holds a list of objects, or lines as in .jsonl, or {prompt: {"responses": ..., "pairs":
+...}}, or FactTune's rewards {topic: {prompt: {"responses": ..., "factscore_avg": ...}}}. In a CSV
+file the cells of lists are JSON. Any path of pyarrow is read; .gz, .bz2 and .zst are unpacked.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from facttune_ray.errors import UserError, one_line
-from facttune_ray.storage.tables import Folder
+from facttune_ray.storage.folders import Folder, explain, join
 
 Row = dict[str, Any]
-PACKED = (".gz", ".bz2", ".zst")
+COMPRESSED = (".gz", ".bz2", ".zst")
 LISTS = ("responses", "rewards", "pairs")  # columns whose CSV cells are JSON
-CELL = 2**31 - 1  # characters at most
+MAX_CELL = 2**31 - 1  # characters of a CSV cell
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read(path: str, key: str = "data.groups") -> Iterator[tuple[str, Row]]:
-    """(place, row) in order. UserError when the file is missing, empty, of another kind, or a row
-    cannot be read. `key`: the setting that errors name."""
-    kind = kind_of(path)
+def read(path: str, key: str = "data.groups", kind: str = "") -> Iterator[tuple[str, Row]]:
+    """(place, row) in the file's order.
+
+    `key`: the setting that error messages name. `kind`: the format, such as ".jsonl"; by default
+    the file name's ending. UserError when the file is missing, empty or of an unknown format, or
+    when a row cannot be read.
+    """
+    kind = kind or kind_of(path)
     if kind not in READERS:
         raise UserError(f"{path}: not a .{', .'.join(k[1:] for k in READERS)} file")
     rows = 0
@@ -45,41 +48,48 @@ def read(path: str, key: str = "data.groups") -> Iterator[tuple[str, Row]]:
             if not isinstance(row, dict):
                 raise UserError(f"{where}: expected an object with columns, not {row!r:.40}")
             yield where, row
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: row {rows + 1}: not UTF-8") from None
     except (OSError, pa.ArrowException, csv.Error, EOFError) as e:
-        raise UserError(f"{path}: row {rows + 1}: cannot be read: {one_line(e)}") from None
+        why = explain(e) or one_line(e)
+        raise UserError(f"{path}: row {rows + 1}: cannot be read: {why}") from None
     if not rows:
         raise UserError(f"{path}: the file is empty")
 
 
 def kind_of(path: str) -> str:
-    """ ".jsonl" of "prefs.jsonl.gz"."""
+    """The format by the name's ending: ".jsonl" for "prefs.jsonl.gz"."""
     name = PurePosixPath(path)
-    return (name.with_suffix("") if name.suffix in PACKED else name).suffix
+    return (name.with_suffix("") if name.suffix in COMPRESSED else name).suffix
 
 
 def content_digest(path: str, key: str = "data.groups") -> str:
-    """Hash of a file's bytes; UserError when it is missing."""
-    found = hashlib.sha256()
-    with _open(path, key, None) as f:
-        while some := f.read(2**20):
-            found.update(some)
-    return found.hexdigest()[:16]
+    """Hash of a file's bytes, for recipes. UserError when the file cannot be read."""
+    try:
+        with _open(path, key, None) as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+    except OSError as e:
+        raise UserError(f"{path}: {explain(e) or one_line(e)}: check {key}") from None
+
+
+def file_digest(folder: str, name: str) -> str:
+    """`content_digest` of a file in data.folder."""
+    return content_digest(join(folder, name), "data.folder and the file's name")
 
 
 def _open(path: str, key: str, compression: str | None = "detect") -> Any:
     file = Folder.of(path)
-    if file.fs.get_file_info(file.path).type != pafs.FileType.File:
+    if not file.is_file():
         raise UserError(f"{path}: no such file: check {key}")
     return file.fs.open_input_stream(file.path, compression=compression)
 
 
 def lines(path: str, key: str) -> Iterator[str]:
-    """Lines with their ends. UnicodeDecodeError at the first that is not UTF-8."""
+    """Lines with their ends. UserError at the first line that is not UTF-8."""
     with io.BufferedReader(_open(path, key), 2**16) as f:
-        for number, line in enumerate(f):
-            yield line.decode("utf-8-sig" if number == 0 else "utf-8")
+        for number, line in enumerate(f, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise UserError(f"{path}:{number}: not UTF-8: save the file as UTF-8") from None
 
 
 def _jsonl(path: str, key: str) -> Iterator[tuple[str, Any]]:
@@ -89,53 +99,48 @@ def _jsonl(path: str, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def loads(text: str) -> Any:
-    """JSON, with U+FFFD for half a surrogate pair: JSON can carry one, but no file and no table."""
-    found = json.loads(text)
+    """JSON with U+FFFD for each half of a surrogate pair, which no table can hold."""
+    value = json.loads(text)
     if _SURROGATE.search(text):
-        told = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass")
-        found = json.loads(told.decode("utf-16", "replace"))
-    return found
+        encoded = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+        value = json.loads(encoded.decode("utf-16", "replace"))
+    return value
 
 
 def _json(where: str, text: str) -> Any:
     try:
         return loads(text.rstrip())
+    except json.JSONDecodeError as e:
+        raise UserError(f"{where}: not JSON: {e.msg} at column {e.colno}") from None
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{where}: not JSON: {in_line(e)}") from None
-
-
-def in_line(error: Exception) -> str:
-    """What is wrong with a line of JSON, and where in it."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return one_line(error)
+        raise UserError(f"{where}: not JSON: {one_line(e)}") from None
 
 
 def _whole_json(path: str, key: str) -> Iterator[tuple[str, Any]]:
     text = "".join(lines(path, key))
     try:
-        found = loads(text)
+        value = loads(text)
     except (ValueError, RecursionError) as e:
         if "Extra data" not in str(e):
             raise UserError(f"{path}: not JSON: {e}") from None
         yield from _jsonl(path, key)
         return
-    if _of_objects(found):
-        if all(map(_of_objects, found.values())):
-            of_topics = [({"topic": t}, of_it) for t, of_it in found.items()]
+    if _holds_objects(value):
+        if all(map(_holds_objects, value.values())):
+            topics = [({"topic": topic}, prompts) for topic, prompts in value.items()]
         else:
-            of_topics = [({}, found)]
-        found = [t | {"prompt": p} | row for t, of_it in of_topics for p, row in of_it.items()]
-    elif isinstance(found, dict):
-        found = [found]
-    if not isinstance(found, list):
+            topics = [({}, value)]
+        value = [t | {"prompt": p} | row for t, prompts in topics for p, row in prompts.items()]
+    elif isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
         raise UserError(f"{path}: expected a list of objects")
-    for number, row in enumerate(found, 1):
+    for number, row in enumerate(value, 1):
         yield f"{path}: row {number}", row
 
 
-def _of_objects(found: Any) -> bool:
-    return isinstance(found, dict) and all(isinstance(v, dict) for v in found.values())
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
 
 
 def _parquet(path: str, key: str) -> Iterator[tuple[str, Any]]:
@@ -149,7 +154,7 @@ def _parquet(path: str, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(path: str, key: str) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(CELL)
+    csv.field_size_limit(MAX_CELL)
     for number, row in enumerate(csv.DictReader(lines(path, key), strict=True), 1):
         where = f"{path}: row {number}"
         if None in row or None in row.values():

@@ -1,4 +1,4 @@
-"""How many shards a run has: by its setting, or by the rows of its files."""
+"""The number of shards of a run: `run.shards`, or a number that follows from the number of rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from facttune_ray.errors import UserError, one_line
 from facttune_ray.sources import records
 from facttune_ray.storage.folders import Folder, join
 
-TOPICS, LEAST = 256, 8  # topics of a shard, and shards of a run, where run.shards does not tell
+TOPICS_PER_SHARD, MIN_SHARDS = 256, 8  # where run.shards is 0
 
 
 def shards_of(cfg: Config) -> int:
-    """`run.shards`, or as many as keep a shard's rows few: by the topics of a world, else by the
-    rows of the files."""
+    """`run.shards`; if it is 0, one shard per 256 topics of a world or rows of the files. What a
+    worker holds then does not grow with the run."""
     if cfg.run.shards:
         return cfg.run.shards
     world, data = cfg.data.world, cfg.data
@@ -27,12 +27,12 @@ def shards_of(cfg: Config) -> int:
         rows = world.train + world.val + world.test
     elif data.source == "tuning":
         rows = sum(1 for _ in Path(data.folder).glob("responses/*"))
-    return max(LEAST, math.ceil(rows / TOPICS))
+    return max(MIN_SHARDS, math.ceil(rows / TOPICS_PER_SHARD))
 
 
 def _rows(path: str) -> int:
-    """Of a file, unpacked: its lines, but for Parquet and JSON; 0 of one that is not there: its
-    reader will say so. UserError when it cannot be read."""
+    """Rows of a file: those of Parquet and JSON, else its lines. 0 for a missing file, because its
+    reader will report it. UserError when the file cannot be read."""
     import pyarrow.parquet as pq
 
     file, kind = Folder.of(path), records.kind_of(path)

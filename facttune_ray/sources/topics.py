@@ -1,15 +1,15 @@
-"""Topics files and their splits; ready-made responses of any model.
+"""Files of topics and their splits, and files of ready-made responses of any model.
 
-    Marie Curie                                            topics.txt: one a line
-    {"topic": "Marie Curie", "pronoun": "her"}             .jsonl, .json, .csv, .parquet: a column
-    {"topic": "Marie Curie", "split": "test"}              ... and splits of the file's own
+    Marie Curie                                  topics in .txt: one per line
+    {"topic": "Marie Curie", "pronoun": "her"}   topics in .jsonl, .json, .csv, .parquet: a column
+    {"topic": "Marie Curie", "split": "test"}    topics with the splits that the file gives them
     {"topic": "Marie Curie", "prompt": "Who was Marie Curie?", "response": "She ..."}  responses
 
     topics(cfg)     ->  {"topic": "Marie Curie", "split": "train", "pronoun": "her", ...}, ...
-    responses(cfg)  ->  rows of `responses`, not yet numbered, and "where" each stands
+    responses(cfg)  ->  rows of `responses`, not yet numbered, with their place in "where"
 
-A topic is in one split: all of them are put in an order that derives from the seed, and
-`data.sizes` cuts it. Files are read twice, line by line; of each topic 8 bytes are held.
+Every topic is in one split. The seed gives the topics an order, and `data.sizes` cuts this order
+into splits. Files are read twice, line by line; 8 bytes per topic are held in memory.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from facttune_ray.config import Config, DataConfig
 from facttune_ray.errors import UserError
 from facttune_ray.sources import records
 from facttune_ray.sources.tuning import SPLITS
+from facttune_ray.storage.folders import join
 from facttune_ray.storage.schema import digest, seed_from
 
 TEXT = ".txt"
-# what ready-made responses may be called, the first that a row has
+# names of the columns of ready-made responses; the first that a row has is read
 PROMPTS, RESPONSES = ("prompt", "input", "question"), ("response", "responses", "output", "text")
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The split of a topic by its place in the seed's order: the first end that is above it."""
+    """Gives each topic the first split whose end is above the topic's place in the seed's order."""
 
     seed: int
     ends: tuple[tuple[int, str], ...]  # ascending
 
     def split(self, topic: str) -> str | None:
-        """None: there are more topics than data.sizes asks for, and this is one of the rest."""
+        """None for a topic beyond the number that data.sizes asks for."""
         at = place(topic, self.seed)
         return next((name for end, name in self.ends if at < end), None)
 
@@ -52,69 +53,65 @@ def place(topic: str, seed: int) -> int:
     return seed_from("split", seed, topic)
 
 
-def file_of(data: DataConfig, name: str) -> str:
-    """A file of data.folder; URIs and absolute paths stand by themselves."""
-    if "://" in name or not data.folder:
-        return name
-    if "://" in data.folder:
-        return f"{data.folder.rstrip('/')}/{name}"
-    return str(Path(data.folder) / name)
-
-
 def topics(cfg: Config) -> Iterator[Row]:
-    """Rows of `topics`, in the file's order. UserError names the file and the line of what is
-    wrong: an empty or repeated topic, a missing column, too few topics for `data.sizes`."""
+    """Rows of `topics`, in the file's order.
+
+    UserError names file and line of an empty or repeated topic and of a missing column, or says
+    that there are too few topics for `data.sizes`.
+    """
     data = cfg.data
     if not data.topics:
         raise UserError("data.topics is empty: name a file of topics")
-    path = file_of(data, data.topics)
+    path = join(data.folder, data.topics)
     places = _places((row["topic"] for _, row in _rows(path, data)), cfg.run.seed)
-    again = places[1:][places[1:] == places[:-1]]
-    if len(again):
-        _refuse_repeated(path, data, cfg.run.seed, set(again.tolist()))
-    own = "split" in next(_rows(path, data))[1]
-    cut = None if own else _cut(places, cfg, path)
+    repeated = places[1:][places[1:] == places[:-1]]
+    if len(repeated):
+        _refuse_repeated(path, data, cfg.run.seed, set(repeated.tolist()))
+    has_splits = "split" in next(_rows(path, data))[1]
+    cut = None if has_splits else _cut(places, cfg, path)
     for where, row in _rows(path, data):
-        split = cut.split(row["topic"]) if cut else _own_split(where, row)
+        split = cut.split(row["topic"]) if cut else _split_of(where, row)
         if split is not None:
             yield {"topic": row["topic"], "split": split} | _about(where, row)
 
 
 def recipe(cfg: Config) -> dict:
-    """What decides the tables that come from the files: their content, not their paths."""
+    """The values that decide the tables: the content of the files, not their paths."""
     data, key = cfg.data, "data.topics"
     names = [data.topics] if data.source == "topics" else list(data.files)
     if data.source == "responses":
         key = "data.files"
     if not all(names) or not names:
         raise UserError(f"{key} is empty: name a file")
-    found = {
-        f"{key}/{i}": records.content_digest(file_of(data, n), key) for i, n in enumerate(names)
+    hashes = {
+        f"{key}/{i}": records.content_digest(join(data.folder, n), key) for i, n in enumerate(names)
     }
     sizes = {f"data.sizes.{k}": v for k, v in vars(data.sizes).items()}
     shares = {"data.val": data.val, "data.test": data.test, "data.topic_column": data.topic_column}
-    if data.source == "responses":  # a row without a model is of the file's name
-        found |= {f"data.files/{i}/name": Path(n).stem for i, n in enumerate(names)}
-    return {"data.source": data.source, "run.seed": cfg.run.seed} | found | sizes | shares
+    if data.source == "responses":  # the file's name is the model of rows without a model
+        hashes |= {f"data.files/{i}/name": Path(n).stem for i, n in enumerate(names)}
+    return {"data.source": data.source, "run.seed": cfg.run.seed} | hashes | sizes | shares
 
 
 def responses(cfg: Config) -> Iterator[Row]:
-    """Rows of `responses` from the rows of `data.files`. Columns: topic; prompt (or input,
-    question); response (or output, text), or a list `responses`; split and model where there are
-    any, else the splits are drawn and the model is the file's name. `sample` and `response_id` are
-    left to whoever sees all rows of a topic."""
+    """Rows of `responses` from the rows of `data.files`.
+
+    Columns: topic; prompt (or input, question); response (or output, text), or a list `responses`;
+    optionally split and model, else the splits are drawn and the model is the file's name. The
+    caller sets `sample` and `response_id`, because they need all rows of a topic.
+    """
     data = cfg.data
     if not data.files:
         raise UserError("data.files is empty: name at least one file of responses")
-    files = [file_of(data, f) for f in data.files]
+    files = [join(data.folder, f) for f in data.files]
     cut = None
     if "split" not in next(_rows(files[0], data))[1]:
-        found = (row["topic"] for f in files for _, row in _rows(f, data))
-        cut = _cut(np.unique(_places(found, cfg.run.seed)), cfg, ", ".join(files))
-    named: dict[str, str] = {}  # a file's name, as the model of its rows -> the file
+        names = (row["topic"] for f in files for _, row in _rows(f, data))
+        cut = _cut(np.unique(_places(names, cfg.run.seed)), cfg, ", ".join(files))
+    named: dict[str, str] = {}  # model that a file's name gives -> the file
     for file in files:
         for where, row in _rows(file, data):
-            split = cut.split(row["topic"]) if cut else _own_split(where, row)
+            split = cut.split(row["topic"]) if cut else _split_of(where, row)
             if split is None:
                 continue
             model = _text_of(where, row, "model")
@@ -122,8 +119,8 @@ def responses(cfg: Config) -> Iterator[Row]:
                 model = Path(file).stem
                 if (other := named.setdefault(model, file)) != file:
                     raise UserError(
-                        f"{other} and {file}: rows without a model are of their file's name, and "
-                        f"both are {model}: rename one, or give the rows a model"
+                        f"{other} and {file}: rows without a model take their file's name, and "
+                        f"both files are named {model}: rename one, or give the rows a model"
                     )
             yield from _responses(where, row, split, model)
 
@@ -159,7 +156,7 @@ def _about(where: str, row: Row) -> Row:
 
 
 def _text_of(where: str, row: Row, name: str) -> str | None:
-    """Of an optional column."""
+    """Value of an optional column."""
     value = row.get(name)
     if value is not None and not isinstance(value, str):
         raise UserError(f'{where}: "{name}" must be a text, not {value!r:.40}')
@@ -177,7 +174,7 @@ def _first(where: str, row: Row, names: tuple[str, ...]) -> Any:
 
 
 def _rows(path: str, data: DataConfig) -> Iterator[tuple[str, Row]]:
-    """(place, row) with "topic" in normal form: one space between words, composed accents."""
+    """(place, row) with "topic" in its normal form: one space between words, composed accents."""
     key = "data.topics" if data.source == "topics" else "data.files"
     read = _text(path, key) if records.kind_of(path) == TEXT else records.read(path, key)
     column = "topic" if records.kind_of(path) == TEXT else data.topic_column
@@ -197,12 +194,9 @@ def _rows(path: str, data: DataConfig) -> Iterator[tuple[str, Row]]:
 
 def _text(path: str, key: str) -> Iterator[tuple[str, Row]]:
     number = 0
-    try:
-        for number, line in enumerate(records.lines(path, key), 1):
-            if line.strip():
-                yield f"{path}:{number}", {"topic": line}
-    except UnicodeDecodeError:
-        raise UserError(f"{path}:{number + 1}: not UTF-8: save the file as UTF-8") from None
+    for number, line in enumerate(records.lines(path, key), 1):
+        if line.strip():
+            yield f"{path}:{number}", {"topic": line}
     if not number:
         raise UserError(f"{path}: the file is empty")
 
@@ -221,13 +215,13 @@ def _refuse_repeated(path: str, data: DataConfig, seed: int, places: set[int]) -
 
 
 def _places(topics: Iterable[str], seed: int) -> np.ndarray:
-    """Their places in order. An array grows where it lies, without a copy of it."""
+    """The topics' places in ascending order. `array` grows in place and needs no copy."""
     places = np.frombuffer(array("Q", (place(t, seed) for t in topics)), np.uint64)
     places.sort()
     return places
 
 
-def _own_split(where: str, row: Row) -> str:
+def _split_of(where: str, row: Row) -> str:
     name = row.get("split")
     if not isinstance(name, str) or name not in SPLITS:
         raise UserError(f'{where}: split "{name}" is none of {", ".join(SPLITS)}')
@@ -235,7 +229,7 @@ def _own_split(where: str, row: Row) -> str:
 
 
 def _cut(places: np.ndarray, cfg: Config, path: str) -> Cut:
-    """Cut the sorted places into test, val, train."""
+    """Cut the sorted places into test, val and train."""
     data, total = cfg.data, len(places)
     sizes = data.sizes
     test = round(data.test * total) if sizes.test is None else sizes.test
@@ -246,8 +240,8 @@ def _cut(places: np.ndarray, cfg: Config, path: str) -> Cut:
             f"{path}: {total:,} topics, but data.sizes asks for {test + val + train:,} "
             f"({train:,} train, {val:,} val, {test:,} test): add topics, or lower data.sizes"
         )
-    ends, upto = [], 0
+    ends, end = [], 0
     for name, size in (("test", test), ("val", val), ("train", train)):
-        upto += size
-        ends.append((int(places[upto]) if upto < total else 2**63, name))
+        end += size
+        ends.append((int(places[end]) if end < total else 2**63, name))
     return Cut(cfg.run.seed, tuple(ends))

@@ -1,4 +1,4 @@
-"""Files of FactTune's reference scripts (llm_factuality_tuning), read and written.
+"""Topics, prompts, responses and FActScores as files of FactTune's scripts, written and read.
 
     questions_per_topic_train.json     [{"topic": "Ada", "topic_id": 0, "pronoun": "her",
                                          "questions": ["Write a biography of Ada."]}]
@@ -8,33 +8,37 @@
                                          "num_facts_per_response": 2, "decisions":
                                          [[{"atom": "Ada was ...", "is_supported": true}, ...]]}]
 
-Answers are found by their question, never by counting, so a question with fewer answers moves no
-other. What the reference has no place for (ids, errors, evidence) stands under a key of its own,
-"facttune", which its scripts do not read: our files come back as the rows that they were made
-from. An undefined score is null. Rows are taken a shard at a time: a topic lies whole in one.
+Responses are found by their question, not by counting, so a question with fewer responses moves no
+other. An undefined score is null. Functions take the rows of one shard: it holds whole topics.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.scoring.factscore import factscore
-from facttune_ray.sources.factscore import read_decisions
-from facttune_ray.sources.records import loads
+from facttune_ray.sources.topic_files import (
+    EXTRA,
+    Rows,
+    by_topic,
+    errors_named,
+    facts_by_response,
+    file_name,
+    read_json,
+    response_of,
+    write_each,
+    write_json,
+)
+from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.schema import TABLES, digest
-from facttune_ray.storage.tables import Folder
 from facttune_ray.text.decompose import normal_fact
 
 SPLITS = {"train": "train", "dpoval": "val", "val": "val", "test": "test"}  # theirs -> ours
-OWN = "facttune"
-NAME_BYTES = 200  # of a file's name, its ending aside; file systems take 255
-Rows = Iterable[dict]
+RESPONSES, RESPONSES_END = "responses", "_generations.json"
+SCORES, SCORES_END = "factscore_outputs", "_fs_out.json"
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,6 @@ class Topic:
     lower_case: str | None = None  # medicine: the condition within a sentence
 
 
-def file_name(topic: str, ending: str) -> str:
-    """`{topic}{ending}` as the reference names it; "AC/DC" becomes "AC%2FDC".
-
-    The reference fails on a topic with a slash. Different topics get different names.
-    """
-    safe = re.sub(r"[/\\\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})", lambda m: f"%{ord(m[0]):02X}", topic)
-    raw = safe.encode("utf-8", "surrogatepass")
-    if len(raw) > NAME_BYTES:
-        safe = f"{raw[:NAME_BYTES].decode('utf-8', 'ignore')}~{digest(topic, chars=12)}"
-    return safe + ending
-
-
 # ---------------------------------------------------------------- questions, responses
 
 
@@ -67,17 +59,19 @@ def read_topics(folder: str, split: str) -> list[Topic]:
     """`questions_per_topic_{split}.json` of a data folder. UserError names file and entry."""
     if split not in SPLITS:
         raise UserError(f'no split "{split}".{did_you_mean(split, SPLITS)}')
-    file = Folder.of(folder) / f"questions_per_topic_{split}.json"
-    rows = read_json(file)
-    if rows is None:
-        raise UserError(f"{file.path}: no such file: check data.folder and the split")
-    if not isinstance(rows, list):
-        raise UserError(f"{file.path}: expected a list of {{topic, topic_id, questions}}")
-    topics = [_topic(row, i, f"{file.path}: entry {i}") for i, row in enumerate(rows)]
-    names = [t.topic for t in topics]
-    if twice := {n for n in names if names.count(n) > 1} if len(set(names)) < len(names) else set():
-        raise UserError(f'{file.path}: topic "{min(twice)}" stands twice: join its questions')
-    return topics
+    file = _questions_file(folder, split)
+    form = "a list of {topic, topic_id, questions}"
+    rows = read_json(file, list, form, "check data.folder and the split")
+    topics: dict[str, Topic] = {}
+    for i, row in enumerate(rows):
+        topic = _topic(row, i, f"{file.path}: entry {i}")
+        if topics.setdefault(topic.topic, topic) is not topic:
+            raise UserError(f'{file.path}: topic "{topic.topic}" stands twice: join its questions')
+    return list(topics.values())
+
+
+def _questions_file(folder: str, split: str) -> Folder:
+    return Folder.of(folder) / f"questions_per_topic_{split}.json"
 
 
 def _topic(row: Any, index: int, where: str) -> Topic:
@@ -108,56 +102,55 @@ def _prompt(topic: str, question: str, split: str) -> dict:
 
 
 def responses(topics: Iterable[Topic], split: str, folder: str, model: str) -> Iterator[dict]:
-    """Rows of `responses` from `{folder}/responses`. UserError names what a file lacks, or a file
-    that is not there."""
+    """Rows of `responses` from `{folder}/responses`. UserError names a missing file, or what is
+    missing in a file."""
     for topic in topics:
-        file = Folder.of(folder) / "responses" / file_name(topic.topic, "_generations.json")
-        found = read_json(file)
-        if found is None:
-            raise UserError(f'{file.path}: no such file: topic "{topic.topic}" has no responses')
-        if not isinstance(found, dict):
-            raise UserError(f'{file.path}: expected {{question: {{"responses": [...]}}}}')
-        if unknown := found.keys() - set(topic.questions):
+        file = Folder.of(folder) / RESPONSES / file_name(topic.topic, RESPONSES_END)
+        absent = f'topic "{topic.topic}" has no responses'
+        content = read_json(file, dict, '{question: {"responses": [...]}}', absent)
+        if unknown := content.keys() - set(topic.questions):
             raise UserError(
                 f'{file.path}: "{min(unknown)}" is no question of the topic: check '
                 f"questions_per_topic_{split}.json"
             )
         for question in topic.questions:
-            if question not in found:
+            if question not in content:
                 raise UserError(f'{file.path}: no answers to "{question}"')
-            one = found[question]
-            texts = one.get("responses") if isinstance(one, dict) else one
+            value = content[question]
+            texts = value.get("responses") if isinstance(value, dict) else value
             if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
                 raise UserError(f'{file.path}: "{question}": expected {{"responses": [texts]}}')
             prompt = _prompt(topic.topic, question, split)
-            own = one.get(OWN) if isinstance(one, dict) else None
+            extra = value.get(EXTRA) if isinstance(value, dict) else None
             try:
-                yield from _responses(prompt, texts, own, model)
+                yield from _responses(prompt, texts, extra, model)
             except (KeyError, TypeError, StopIteration, RuntimeError):
                 raise UserError(
-                    f'{file.path}: "{question}": "{OWN}" does not match "responses": remove it'
+                    f'{file.path}: "{question}": "{EXTRA}" does not match "responses": remove it'
                 ) from None
 
 
-def _responses(prompt: dict, texts: list[str], own: list[dict] | None, model: str) -> list[dict]:
-    """`own`: how the rows differ from imported ones; one entry a row, failed ones included."""
-    if own is None:
-        own = [{"text": True}] * len(texts)
-    elif sum(o["text"] for o in own) != len(texts):
+def _responses(prompt: dict, texts: list[str], extra: list[dict] | None, model: str) -> list[dict]:
+    """`extra`: one entry per row, failed rows included, with the columns that differ from those of
+    a response that the scripts made."""
+    if extra is None:
+        extra = [{"text": True}] * len(texts)
+    elif sum(e["text"] for e in extra) != len(texts):
         raise TypeError("another number of texts")
     rest, rows = iter(texts), []
-    for sample, one in enumerate(own):
-        about = {"model": model, "sample": sample, "tokens": None, "abstained": None}
-        about |= {"error": None} | {k: v for k, v in one.items() if k != "text"}
-        ids = {"response_id": digest(prompt["prompt_id"], about["model"], about["sample"])}
-        rows.append(ids | prompt | {"text": next(rest) if one["text"] else None} | about)
+    for sample, entry in enumerate(extra):
+        row = prompt | {"model": model, "sample": sample, "tokens": None, "abstained": None}
+        row |= {"error": None} | {k: v for k, v in entry.items() if k != "text"}
+        row |= {"text": next(rest) if entry["text"] else None}
+        row |= {"response_id": digest(prompt["prompt_id"], row["model"], row["sample"])}
+        rows.append(row)
     return rows
 
 
 def write_topics(folder: str, split: str, rows: Rows) -> int:
     """`questions_per_topic_{split}.json` from rows of `prompts`; returns the number of topics.
 
-    Topics are numbered as they come. Rows of other splits are left out.
+    Topics are numbered in the order of the rows. Rows of other splits are left out.
     """
     entries: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -167,84 +160,92 @@ def write_topics(folder: str, split: str, rows: Rows) -> int:
         entry = entries.setdefault(row["topic"], new)
         entry |= {k: v for k in ("pronoun", "lower_case") if (v := row.get(k)) is not None}
         entry["questions"].append(row["prompt"])
-    _write(Folder.of(folder) / f"questions_per_topic_{split}.json", list(entries.values()))
+    write_json(_questions_file(folder, split), list(entries.values()))
     return len(entries)
 
 
 def write_responses(folder: str, rows: Rows) -> int:
     """`responses/{topic}_generations.json` from rows of `responses`; returns the files written.
 
-    A failed response is not among the answers; its error stands under "facttune".
+    A failed response is not among the texts; its error stands under EXTRA.
     """
-    topics = by_topic(rows)
-    for topic, found in topics.items():
-        answers: dict[str, dict] = {}
-        for r in found:
-            one = answers.setdefault(r["prompt"], {"responses": [], OWN: []})
-            if r["text"] is not None:
-                one["responses"].append(r["text"])
-            own = {k: r[k] for k in ("model", "sample", "tokens", "abstained", "error")}
-            one[OWN].append(own | {"text": r["text"] is not None})
-        _write(Folder.of(folder) / "responses" / file_name(topic, "_generations.json"), answers)
-    return len(topics)
+    return write_each(folder, RESPONSES, RESPONSES_END, rows, _generations)
+
+
+def _generations(topic: str, rows: list[dict]) -> dict[str, dict]:
+    questions: dict[str, dict] = {}
+    for r in rows:
+        value = questions.setdefault(r["prompt"], {"responses": [], EXTRA: []})
+        if r["text"] is not None:
+            value["responses"].append(r["text"])
+        extra = {k: r[k] for k in ("model", "sample", "tokens", "abstained", "error")}
+        value[EXTRA].append(extra | {"text": r["text"] is not None})
+    return questions
 
 
 # ---------------------------------------------------------------- FActScore of a topic
 
 
 def write_scores(folder: str, responses: Rows, facts: Rows, verdicts: Rows, gamma: float) -> int:
-    """`factscore_outputs/{topic}_fs_out.json`, one a topic; returns the files written.
+    """`factscore_outputs/{topic}_fs_out.json`, one per topic; returns the files written.
 
-    An entry a response that has a text, in the order of write_responses. A fact without a verdict
-    has is_supported null and is in no score; a sentence that failed is counted under "facttune".
-    respond_ratio is of the topic, over responses that did not fail.
+    A file has one entry for each response with a text, in the order of write_responses. A fact
+    without a verdict has is_supported null and is in no score; a failed sentence is counted under
+    EXTRA. respond_ratio is that of the topic, over the responses that did not fail.
     """
-    judged = {v["fact_id"]: v for v in verdicts}
-    found: dict[str, list[dict]] = defaultdict(list)
-    for f in facts:
-        found[f["response_id"]].append(f)
-    topics = by_topic(responses)
-    for topic, rows in topics.items():
-        entries = [
-            score_entry(r, sorted(found[r["response_id"]], key=position_of), judged, gamma)
-            for r in rows
-            if r["text"] is not None
-        ]
-        known = [e for e in entries if e["decisions"][0] or not e[OWN]["errors"]]
+    entries_of = score_entries(facts, verdicts, gamma)
+
+    def content(topic: str, rows: list[dict]) -> list[dict]:
+        entries = entries_of(rows)
+        known = [e for e in entries if e["decisions"][0] or not e[EXTRA]["errors"]]
         answered = sum(bool(e["decisions"][0]) for e in known)
         for e in entries:
             e["respond_ratio"] = answered / len(known) if known else None
-        _write(Folder.of(folder) / "factscore_outputs" / file_name(topic, "_fs_out.json"), entries)
-    return len(topics)
+        return entries
+
+    return write_each(folder, SCORES, SCORES_END, responses, content)
 
 
-def position_of(fact: dict) -> int:
-    return fact["position"]
+def score_entries(facts: Rows, verdicts: Rows, gamma: float) -> Callable[[list[dict]], list[dict]]:
+    """A function from the responses of a topic to their entries of fs_out."""
+    facts_of = facts_by_response(facts)
+    verdict_of = {v["fact_id"]: v for v in verdicts}
+
+    def entries(responses: list[dict]) -> list[dict]:
+        return [
+            _score_entry(r, facts_of[r["response_id"]], verdict_of, gamma)
+            for r in responses
+            if r["text"] is not None
+        ]
+
+    return entries
 
 
-def score_entry(response: dict, facts: list[dict], judged: dict[str, dict], gamma: float) -> dict:
+def _score_entry(
+    response: dict, facts: list[dict], verdict_of: dict[str, dict], gamma: float
+) -> dict:
     decisions, others = [], []
     for f in facts:
-        v = judged.get(f["fact_id"])
-        own = {
+        v = verdict_of.get(f["fact_id"])
+        extra = {
             "fact": {k: x for k, x in f.items() if k not in ("fact", "response_id", "topic")},
-            "verdict": v and {k: x for k, x in v.items() if k not in _OF_VERDICT},
+            "verdict": v and {k: x for k, x in v.items() if k not in _IN_THE_ENTRY},
         }
         supported = v["supported"] if v else None
         if f["fact"] is None:
-            others.append(own | {"is_supported": supported})
+            others.append(extra | {"is_supported": supported})
         else:
-            decisions.append({"atom": f["fact"], "is_supported": supported, OWN: own})
+            decisions.append({"atom": f["fact"], "is_supported": supported, EXTRA: extra})
     score, penalised = factscore([d["is_supported"] for d in decisions], gamma)
     return {
         "topic": response["topic"],
         "generation": response["text"],
         "score": penalised,
         "init_score": score,
-        "respond_ratio": None,  # of the topic: filled in by the caller
+        "respond_ratio": None,  # of the topic: filled in by write_scores
         "num_facts_per_response": len(decisions) or None,
         "decisions": [decisions],
-        OWN: {
+        EXTRA: {
             "response_id": response["response_id"],
             "errors": sum(f["error"] is not None for f in facts),
             "others": others,
@@ -252,81 +253,65 @@ def score_entry(response: dict, facts: list[dict], judged: dict[str, dict], gamm
     }
 
 
-_OF_VERDICT = ("fact_id", "response_id", "topic", "supported")
+_IN_THE_ENTRY = ("fact_id", "response_id", "topic", "supported")
 
 
 def read_scores(folder: str, responses: Rows) -> Iterator[tuple[dict, dict | None]]:
     """(row of `facts`, its row of `verdicts` or None) of the responses' topics.
 
-    A file of the reference itself tells facts and verdicts alone; an entry belongs to the response
-    at its place, if that has its text, else to the next one with this text. UserError when there
-    is none, and for a topic without a file.
+    A file of the scripts themselves holds facts and verdicts alone. `response_of` finds the
+    response of an entry. UserError when there is none, and for a topic without a file.
     """
     for topic, rows in by_topic(responses).items():
-        file = Folder.of(folder) / "factscore_outputs" / file_name(topic, "_fs_out.json")
-        entries = read_json(file)
-        if entries is None:
-            raise UserError(f'{file.path}: no such file: topic "{topic}" has no scores')
-        if not isinstance(entries, list):
-            raise UserError(f"{file.path}: expected a list, an entry a response")
-        free = [r for r in rows if r["text"] is not None]
+        file = Folder.of(folder) / SCORES / file_name(topic, SCORES_END)
+        absent = f'topic "{topic}" has no scores'
+        with_text = [r for r in rows if r["text"] is not None]
         taken: set[str] = set()
-        for index, entry in enumerate(entries):
-            where = f"{file.path}: entry {index}"
-            try:
-                response = owner_of(entry, index, free, taken)
-                taken.add(response["response_id"])
-                yield from _scored(entry, response)
-            except KeyError as e:
-                raise UserError(f"{where}: {e} is missing") from None
-            except LookupError as e:
-                raise UserError(f"{where}: {e}") from None
-            except (TypeError, AttributeError) as e:
-                raise UserError(f"{where}: {e}") from None
+        form = "a list, an entry a response"
+        for index, entry in enumerate(read_json(file, list, form, absent)):
+            with errors_named(f"{file.path}: entry {index}"):
+                yield from _scored(entry, response_of(entry, index, with_text, taken))
 
 
-def owner_of(entry: dict, index: int, responses: list[dict], taken: set[str]) -> dict:
-    own = (entry.get(OWN) or {}).get("response_id")
-    text = entry["generation"]
-    for r in [*responses[index : index + 1], *responses]:
-        key = r["response_id"]
-        if r["text"] == text and key not in taken and own in (None, key):
-            return r
-    raise LookupError(f'no response of the topic has the text "{str(text)[:40]}..."')
-
-
-def _scored(entry: dict, response: dict) -> Iterator[tuple[dict, dict | None]]:
-    decisions = entry["decisions"][0] if entry["decisions"] else None
-    read = read_decisions(decisions) or ()
-    if OWN not in entry:
-        yield from _plain(read, response)
-        return
-    rows = [
-        _rebuilt(response, atom, supported, d[OWN])
-        for (atom, supported), d in zip(read, decisions or (), strict=True)
-    ]
-    others = entry[OWN]["others"]
+def _scored(entry: dict, response: dict) -> list[tuple[dict, dict | None]]:
+    decisions = decisions_of(entry)
+    for d in decisions:
+        if not isinstance(d["atom"], str):
+            raise TypeError('"atom" must be a string')
+        if not isinstance(d["is_supported"], bool | None):
+            raise TypeError(f'"is_supported" is {d["is_supported"]!r:.40}, not true, false or null')
+    if EXTRA not in entry:
+        return list(_plain(decisions, response))
+    rows = [_rebuilt(response, d["atom"], d["is_supported"], d[EXTRA]) for d in decisions]
+    others = entry[EXTRA]["others"]
     rows += [_rebuilt(response, None, other["is_supported"], other) for other in others]
-    yield from sorted(rows, key=lambda pair: pair[0]["position"])
+    return sorted(rows, key=lambda pair: pair[0]["position"])
+
+
+def decisions_of(entry: dict) -> list[dict]:
+    """The decisions of an entry, which stand in a list of one list, or of null."""
+    decisions = (entry["decisions"] or [None])[0] or []
+    if not isinstance(decisions, list):
+        raise TypeError("decisions of a response must be a list or null")
+    return decisions
 
 
 def _rebuilt(
-    response: dict, fact: str | None, supported: bool | None, own: dict
+    response: dict, fact: str | None, supported: bool | None, extra: dict
 ) -> tuple[dict, dict | None]:
     ids = {k: response[k] for k in ("response_id", "topic")}
-    row = own["fact"] | ids | {"fact": fact}
-    verdict = own["verdict"]
+    row = extra["fact"] | ids | {"fact": fact}
+    verdict = extra["verdict"]
     if verdict is not None:
         verdict = verdict | ids | {"fact_id": row["fact_id"], "supported": supported}
     return row, verdict
 
 
-def _plain(
-    decisions: Iterable[tuple[str, bool | None]], response: dict
-) -> Iterator[tuple[dict, dict]]:
-    """Rows of an entry that the reference wrote: no sentences, no evidence."""
+def _plain(decisions: list[dict], response: dict) -> Iterator[tuple[dict, dict]]:
+    """Rows of an entry that the scripts wrote: without sentences and evidence."""
     seen: set[str] = set()
-    for position, (fact, supported) in enumerate(decisions):
+    for position, decision in enumerate(decisions):
+        fact, supported = decision["atom"], decision["is_supported"]
         ids = {
             "fact_id": digest(response["response_id"], position),
             "response_id": response["response_id"],
@@ -339,27 +324,3 @@ def _plain(
         verdict = dict.fromkeys(TABLES["verdicts"].names) | ids
         score = None if supported is None else float(supported)
         yield row, verdict | {"supported": supported, "score": score, "estimator": "factscore"}
-
-
-# ---------------------------------------------------------------- files
-
-
-def by_topic(responses: Rows) -> dict[str, list[dict]]:
-    """Rows of each topic: prompts in the order of their first row, then as they come."""
-    found: dict[str, dict[str, list[dict]]] = {}
-    for r in responses:
-        found.setdefault(r["topic"], {}).setdefault(r["prompt_id"], []).append(r)
-    return {t: [r for rows in asked.values() for r in rows] for t, asked in found.items()}
-
-
-def read_json(file: Folder) -> Any | None:
-    """Content of a file, None when it is absent."""
-    try:
-        return loads(file.read_bytes().decode("utf-8-sig")) if file.exists() else None
-    except (ValueError, RecursionError, OSError) as e:
-        raise UserError(f"{file.path}: not readable as JSON: {e}") from None
-
-
-def _write(file: Folder, value: Any) -> None:
-    text = json.dumps(value, indent=4, ensure_ascii=False, allow_nan=False)
-    file.write_bytes(text.encode("utf-8") + b"\n")

@@ -1,4 +1,4 @@
-"""A seeded world of fictional people: the embedded default's training text and knowledge source.
+"""A seeded world of fictional people: training text and knowledge source of the quickstart.
 
     world = make(seed=0)
     world.documents[0]   "Write a biography of Mara Veldt.\\nMara Veldt was born in Ostrel. ..."
@@ -6,10 +6,10 @@
     world.articles[0]    {"title": "Mara Veldt", "text": ["Mara Veldt was born in ...", ...]}
     world.splits         {"train": ["Mara Veldt", ...], "val": [...], "test": [...]}
 
-It is a miniature of what FactTune works on. What a person works as, where they were born and
-what they studied stands right in every training document; where they live, what they play and
-what they keep is mostly noise, less so for the people that many documents are about. All six
-sentences are equally fluent and equally frequent, so form alone does not tell them apart.
+The world is a miniature of the problem that FactTune solves. Every training document is right
+about a person's work, birthplace and studies. It is mostly wrong about home, instrument and pet,
+and less often wrong about people with many documents. All six sentences are equally fluent and
+equally frequent, so their form does not tell right from wrong.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 from facttune_ray.errors import UserError
 
-VERSION = 1  # raised when the code changes the world of a seed
+VERSION = 1  # part of the recipe: raise it when a change of the code changes the world of a seed
 
-# Attribute -> (statement, question). The question is what the annotator's rules make of the
-# statement, so that a model trained on this world has seen the questions it is asked.
+# Attribute -> (statement, question). The annotator's rules make the same question from the
+# statement, so a model that is trained on this world has seen the questions of its evaluation.
 FORMS: dict[str, tuple[str, str]] = {
     "born": ("{who} was born in {value}.", "Where was {who} born?"),
     "works": ("{who} works as {value}.", "What does {who} work as?"),
@@ -34,7 +34,7 @@ FORMS: dict[str, tuple[str, str]] = {
 }
 ATTRIBUTES = tuple(FORMS)
 
-# No value is a word of another value or of a name: a judge that matches words is never misled.
+# No value is a word of another value or of a name, so a judge that matches words is never misled.
 VALUES: dict[str, tuple[str, ...]] = {
     "born": tuple(
         "Ostrel Kaldin Verport Brannock Tolvast Merrisel Haskow Dunvale Perrin Ashgrove Lindmar "
@@ -65,8 +65,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Share of training sentences that state the true value: for the people with the fewest
-# documents, and for those with the most. Between them it grows with the number's logarithm.
+# Share of training sentences that state the true value, for the people with the fewest and with
+# the most documents. Between them the share grows with the logarithm of the number of documents.
 RELIABILITY: dict[str, tuple[float, float]] = {
     "born": (1.0, 1.0),
     "works": (1.0, 1.0),
@@ -93,8 +93,8 @@ class Person:
 @dataclass(frozen=True)
 class World:
     people: tuple[Person, ...]
-    documents: tuple[str, ...]  # shuffled, noisy: what the base model reads
-    articles: tuple[dict[str, object], ...]  # {"title": str, "text": [passage]}: all true
+    documents: tuple[str, ...]  # shuffled and noisy: training text of the base model
+    articles: tuple[dict[str, object], ...]  # {"title": str, "text": [passage]}, all true
     splits: dict[str, list[str]]  # train | val | test -> names
     seed: int
 
@@ -116,8 +116,9 @@ def make(
     """The world of a seed: equal arguments give an equal world, in every process.
 
     `documents_per_person` is the mean; the person of popularity rank r gets documents in
-    proportion to r ** -zipf, at least `least_documents`. `question_share` of them are
-    questions. Ranks are drawn apart from the splits, so every split holds all popularities.
+    proportion to r ** -zipf, and at least `least_documents`. `question_share` of the documents are
+    questions. Ranks are independent of the splits, so every split holds all popularities. UserError
+    when the splits need more people than there are.
     """
     if train + val + test > people:
         raise UserError(
@@ -145,7 +146,7 @@ def make(
         right = {a: r[0] + fame * (r[1] - r[0]) for a, r in reliability.items()}
         for _ in range(person.biographies):
             documents.append(_biography(rng, person, right, sentences))
-        # Every attribute is asked about equally often, give or take one.
+        # The questions are spread evenly over the attributes.
         for i in range(person.questions):
             attribute = ATTRIBUTES[(i + len(documents)) % len(ATTRIBUTES)]
             value = _noisy(rng, attribute, person.facts[attribute], right[attribute])
@@ -177,7 +178,7 @@ def biography_prompt(name: str) -> str:
 
 
 def question_prompt(text: str) -> str:
-    """A question as the model continues it: "Question: Where was Mara Veldt born?\\nAnswer:"."""
+    """The prompt of a question: "Question: Where was Mara Veldt born?\\nAnswer:"."""
     return f"Question: {text}\nAnswer:"
 
 
@@ -212,7 +213,7 @@ def _document_counts(people: int, mean: float, least: int, zipf: float) -> list[
 
 
 def _fame(count: int, low: int, high: int) -> float:
-    """0 for the fewest documents, 1 for the most, in steps of their logarithm."""
+    """0 for the fewest documents, 1 for the most, linear in the logarithm between them."""
     return 0.0 if high == low else math.log(count / low) / math.log(high / low)
 
 
@@ -233,7 +234,7 @@ def _biography(rng: random.Random, person: Person, right: dict[str, float], sent
 
 
 def _article(rng: random.Random, person: Person) -> dict[str, object]:
-    """True statements in two passages of three, in an order of their own."""
+    """True statements in random order, in two passages of three."""
     order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
     lines = [statement(person.name, a, person.facts[a]) for a in order]
     half = len(lines) // 2

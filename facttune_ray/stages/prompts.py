@@ -24,7 +24,7 @@ from facttune_ray.config import Config, DataConfig
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.prompts import prompts as prompt
 from facttune_ray.prompts import template
-from facttune_ray.sources import factscore, tuning, world
+from facttune_ray.sources import factscore, records, topic_files, tuning, world
 from facttune_ray.sources import topics as files
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
@@ -112,7 +112,7 @@ def source_recipe(cfg: Config) -> dict:
         }
     if cfg.data.source == "tuning":
         return {"data.source": "tuning"} | {
-            f"data.folder/{name}": factscore.file_digest(cfg.data.folder, name)
+            f"data.folder/{name}": records.file_digest(cfg.data.folder, name)
             for split, topics in _tuning_topics(cfg).items()
             for name in _tuning_files(split, topics)
         }
@@ -121,7 +121,7 @@ def source_recipe(cfg: Config) -> dict:
         "run.seed": cfg.run.seed,
         "data.val": cfg.data.val,
         "data.test": cfg.data.test,
-        **{f"data.files/{f}": factscore.file_digest(cfg.data.folder, f) for f in cfg.data.files},
+        **{f"data.files/{f}": records.file_digest(cfg.data.folder, f) for f in cfg.data.files},
     }
 
 
@@ -232,7 +232,7 @@ def _tuning_topics(cfg: Config) -> dict[str, list[tuning.Topic]]:
 
 
 def _tuning_files(split: str, topics: list[tuning.Topic]) -> list[str]:
-    names = [f"responses/{tuning.file_name(t.topic, '_generations.json')}" for t in topics]
+    names = [f"responses/{topic_files.file_name(t.topic, '_generations.json')}" for t in topics]
     return [f"questions_per_topic_{split}.json", *names]
 
 

@@ -1,1 +1,1 @@
-"""What this project measures itself against: contenders of jobs/bench_*.py."""
+"""Measurements of jobs/bench_*.py: this project and the systems that it is compared with."""

@@ -1,4 +1,4 @@
-"""One contender against one annotator of its own: goodput, share of the limit, 429s, time, CPU.
+"""One client against its own annotator: goodput, share of the limit, 429s, time, CPU.
 
 measure("gather", 6000, AnnotatorOptions(requests_per_minute=12_000, burst_s=1.0))
 {"goodput_per_s": 121.4, "steady_share": 0.62, "share_429": 0.31, "wall_s": 49.4, ...}
@@ -15,19 +15,22 @@ from dataclasses import replace
 import psutil
 
 from bench import ours
-from bench.contenders import CONTENDERS
+from bench.clients import CLIENTS
 from facttune_ray.config import LLMConfig
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 
 OURS = "facttune_ray"
-# requests that are enough to know the rate of the slow ones, whose whole share would take hours
+# requests that show the rate of the slow clients, which would take hours for all of them
 ENOUGH = {"sequential": 150, "ray_data_llm": 600, "token_bucket": 1200}
 
 
 def measure(name: str, count: int, options: AnnotatorOptions, limited: str = "") -> dict:
-    """Figures of one contender. `limited`: "requests" or "tokens", the limit that binds. `cpu_s`
-    has the share of a Ray cluster that stands idle beside the contenders that do not use it."""
+    """Figures of one client.
+
+    `limited`: "requests" or "tokens", the limit that binds; "" without one. `cpu_s` includes the
+    Ray cluster, which is idle beside the clients that do not use it.
+    """
     count = min(count, ENOUGH.get(name, count)) if limited else count
     known = Limits(
         options.requests_per_minute if limited == "requests" else None,
@@ -43,7 +46,7 @@ def measure(name: str, count: int, options: AnnotatorOptions, limited: str = "")
                 )
                 texts = ours.texts(ours.run(url, count, 2, llm), range(count))
             else:
-                texts = CONTENDERS[name](url, ours.requests(count), known)
+                texts = CLIENTS[name](url, ours.requests(count), known)
             wall_s = time.monotonic() - started
         with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
             seen = json.load(reply)
@@ -67,9 +70,9 @@ def measure(name: str, count: int, options: AnnotatorOptions, limited: str = "")
 
 
 def steady_share(seconds: list[dict], unit: str, permitted: float) -> float | None:
-    """Mean of a unit a second over the permitted rate, from the third second of traffic until 95%
-    of the requests were accepted: neither the start nor the stragglers. Seconds without traffic
-    count. None when the run is too short."""
+    """Mean rate of a unit over the permitted rate, without the start and the stragglers: from the
+    third second of traffic until 95% of the requests were accepted. Seconds without traffic count.
+    None when the run is too short."""
     by_second = {s["t"]: s for s in seconds}
     goal, done, end = 0.95 * sum(s["accepted"] for s in seconds), 0, 0
     for t in sorted(by_second):
@@ -84,8 +87,8 @@ def steady_share(seconds: list[dict], unit: str, permitted: float) -> float | No
 
 
 class CPU:
-    """CPU seconds, within a block, of this process and all below it (Ray's too, the annotator's
-    left out). Looked at twice a second, because a process that has ended tells nothing."""
+    """CPU seconds, within a block, of this process and its descendants (with Ray's, without the
+    annotator's). They are read twice a second, because a process that has ended has none."""
 
     def __enter__(self) -> CPU:
         self._seen: dict[int, float] = {}
@@ -118,13 +121,13 @@ class CPU:
 
 
 def warm_up() -> None:
-    """Start Ray and its workers, and let them import what they need."""
+    """Start Ray and its workers, and run them once so that their imports are done."""
     for name in (OURS, "bare_sdk", "ray_data_llm"):
         measure(name, 200, AnnotatorOptions())
 
 
 def scenarios(quick: bool) -> dict[str, tuple[AnnotatorOptions, str, int]]:
-    """name -> annotator, the limit that binds, number of requests."""
+    """name -> (annotator, the limit that binds, number of requests)"""
     count = 1200 if quick else 6000
     slow = AnnotatorOptions(latency_min_ms=150, latency_max_ms=400, burst_s=1.0)
     return {
@@ -135,7 +138,7 @@ def scenarios(quick: bool) -> dict[str, tuple[AnnotatorOptions, str, int]]:
 
 
 def settings(quick: bool) -> dict[str, dict]:
-    """scenario -> what its annotator and its requests differ in from the defaults."""
+    """scenario -> options of the annotator that are not defaults, and number of requests."""
     default = vars(AnnotatorOptions())
     return {
         name: {k: v for k, v in vars(options).items() if v != default[k]} | {"requests": count}
@@ -143,17 +146,18 @@ def settings(quick: bool) -> dict[str, dict]:
     }
 
 
-def compare(found: dict[str, dict[str, dict]]) -> dict[str, dict]:
-    """{"results": contender -> figures of its first scenario, its others under `scenarios`;
-    "ratios": contender -> our goodput over its, there; "ratios_by_scenario": everywhere}"""
+def compare(figures: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """{"results": client -> figures of its first scenario, all scenarios under `scenarios`;
+    "ratios": client -> our goodput over its, in its first scenario; "ratios_by_scenario": in all}
+    """
     results, ratios = {}, {}
     by_scenario: dict[str, dict[str, float]] = {}
-    for name, scenario_figures in found.items():
-        first = next(iter(scenario_figures))
-        results[name] = scenario_figures[first] | {"scenarios": scenario_figures}
-        for scenario, figures in scenario_figures.items():
-            ours_per_s = found[OURS][scenario]["goodput_per_s"]
-            ratio = round(ours_per_s / max(1e-9, figures["goodput_per_s"]), 2)
+    for name, by_name in figures.items():
+        first = next(iter(by_name))
+        results[name] = by_name[first] | {"scenarios": by_name}
+        for scenario, values in by_name.items():
+            ours_per_s = figures[OURS][scenario]["goodput_per_s"]
+            ratio = round(ours_per_s / max(1e-9, values["goodput_per_s"]), 2)
             by_scenario.setdefault(scenario, {})[name] = ratio
         ratios[name] = by_scenario[first][name]
     ratios.pop(OURS)

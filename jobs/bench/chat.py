@@ -3,8 +3,8 @@
 run(quick=True)  ->  {"settings": {...}, "results": {"facttune_ray": {"facts_per_s": 310, ...},
                       "sequential": {...}}, "ratios": {"sequential": 70.2}}
 
-The same facts, passages, prompts and annotator on both sides; the sequential loop is timed on the
-first of the facts.
+Both sides have the same facts, passages, prompts and annotator. The sequential loop is timed on the
+first few facts.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ LATENCY_MS, SHARDS, WORKERS = 200, 16, 2
 
 
 def run(quick: bool) -> dict:
-    """Both sides; facts a second, and how many verdicts differ on the common facts."""
+    """Facts per second on both sides, and how many verdicts differ on the common facts."""
     count, few = (1500, 20) if quick else (12_000, 60)
-    made = world.make(0, 400)
-    facts = list(_facts(made, count))
+    fictional = world.make(0, 400)
+    facts = list(_facts(fictional, count))
     options = AnnotatorOptions(latency_min_ms=LATENCY_MS, latency_max_ms=LATENCY_MS)
     with tempfile.TemporaryDirectory() as folder:
         knowledge = Path(folder, "knowledge.db")
-        build.write(made.articles, knowledge)
+        build.write(fictional.articles, knowledge)
         with running(options) as url:
             _ours(Path(folder, "warm"), url, facts[:200], knowledge)
             started = time.monotonic()
@@ -69,18 +69,18 @@ def run(quick: bool) -> dict:
     }
 
 
-def _facts(made: world.World, count: int) -> Iterator[dict]:
-    """True and false statements, each once."""
-    each = -(-count // len(made.people))
-    made_so_far = 0
-    for person in made.people:
+def _facts(fictional: world.World, count: int) -> Iterator[dict]:
+    """True and false statements about the people, each once."""
+    each = -(-count // len(fictional.people))
+    left = count
+    for person in fictional.people:
         statements = [
             world.statement(person.name, attribute, value)
             for values in zip(*world.VALUES.values(), strict=False)
             for attribute, value in zip(world.VALUES, values, strict=True)
         ]
-        for i, text in enumerate(statements[: min(each, count - made_so_far)]):
-            made_so_far += 1
+        for i, text in enumerate(statements[: min(each, left)]):
+            left -= 1
             yield {
                 "fact_id": digest(person.name, i),
                 "response_id": digest(person.name),
@@ -100,26 +100,26 @@ def _facts(made: world.World, count: int) -> Iterator[dict]:
 
 
 def _ours(out: Path, url: str, facts: list[dict], knowledge: Path) -> dict[str, bool | None]:
-    """The verdicts stage on workers; Ray must be up."""
+    """The verdicts stage on workers. Ray must be running."""
     llm = LLMConfig(base_url=url)
     cfg = Config(run=RunConfig(out=str(out), shards=SHARDS), llm=llm)
     root = Folder.of(str(out))
     tables.begin(root / "facts", {})
     with sharded(facts, SHARDS) as parts:
-        for shard, some in parts:
-            tables.write_part(root / "facts", "facts", shard, some, {})
+        for shard, rows in parts:
+            tables.write_part(root / "facts", "facts", shard, rows, {})
     name = f"facttune-meter-{digest(str(out))}"
     meter = actors.start_meter(name, None, root, "benchmark")
     work = Work("verdicts", "verdicts", {"facts": "facts"}, cfg, knowledge=str(knowledge))
     tables.begin(root / "verdicts", {})
     worker.run(replace(work, base_url=url, meter=name), set(range(SHARDS)), WORKERS, 0.0)
     del meter
-    rows = (row for shard in range(SHARDS) for row in tables.rows(root / "verdicts", shard))
-    return {row["fact_id"]: row["supported"] for row in rows}
+    verdicts = (row for s in range(SHARDS) for row in tables.rows(root / "verdicts", s))
+    return {row["fact_id"]: row["supported"] for row in verdicts}
 
 
 def _sequential(url: str, facts: list[dict], knowledge: Path) -> list[bool]:
-    """As the reference does: for each fact retrieve, ask, wait."""
+    """As FActScore does: for each fact retrieve, ask, wait."""
     client = openai.OpenAI(base_url=url, api_key="none")
     articles, out = Articles(knowledge), []
     for fact in facts:

@@ -1,11 +1,11 @@
 """Confidence of many questions with sampled answers: this project's columns beside loops.
 
-    answers = make(questions=200_000, samples=20)      lists of strings, wordings varied
-    measure(answers, workers=2)                        seconds, of classes and confidences
-    reference(answers, "path/of/llm_factuality_tuning")
+    answers = make(questions=200_000, samples=20)      lists of strings with varied wordings
+    measure(answers, workers=2)                        seconds for classes and confidences
+    scripts("path/of/llm_factuality_tuning")           a loop that calls FactTune's scripts
 
-FactTune's scripts are run from a checkout of theirs, outside of this package; `one_by_one` is this
-project's own functions called once a question.
+FactTune's scripts are run from the user's own checkout. `one_by_one` calls this project's own
+functions once per question.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SYLLABLES = "ba co de fi gu ha je ki lo mu na or pe ri so tu va we xi zo".split
 
 
 def _shorter_name(answer: str) -> str:
-    """Johann Sebastian Bach as J. Bach, 3 words of another kind as they are."""
+    """J. Bach for Johann Sebastian Bach; other answers are returned unchanged."""
     parts = answer.split()
     if len(parts) == 3 and answer.istitle() and answer.replace(" ", "").isalpha():
         return f"{parts[0][0]}. {parts[2]}"
@@ -59,7 +59,7 @@ def _word(number: int) -> str:
 
 
 def _meaning(kind: int, rng: random.Random) -> str:
-    """An answer of a kind of question: person, year, date, place, number, phrase."""
+    """An answer of one kind: 0 person, 1 year, 2 date, 3 place, 4 number, 5 phrase."""
     if kind == 0:
         names = [_word(rng.randrange(8000)).title() for _ in range(rng.choice((2, 2, 3)))]
         return " ".join(names)
@@ -76,7 +76,8 @@ def _meaning(kind: int, rng: random.Random) -> str:
 
 
 def make(questions: int, samples: int, seed: int = 0) -> pa.ListArray:
-    """Of every question 1 to 8 different answers, the first the likeliest, in varied wordings."""
+    """For every question samples of 1 to 8 different answers, the first answer being the likeliest,
+    in varied wordings."""
     rng = random.Random(seed)
     rows = []
     for _ in range(questions):
@@ -89,12 +90,12 @@ def make(questions: int, samples: int, seed: int = 0) -> pa.ListArray:
 
 
 def columns(answers: pa.ListArray) -> dict[str, pa.Array]:
-    """What the stages `classes` and `rewards` do."""
+    """The work of the stages `classes` and `rewards`."""
     return confidence_of(equivalence.classes_of(answers))
 
 
 def measure(answers: pa.ListArray, workers: int) -> float:
-    """Seconds of `columns`, the questions split over processes, as shards are."""
+    """Seconds for `columns`, with the questions split over processes as shards are."""
     if workers == 1:
         started = time.perf_counter()
         columns(answers)
@@ -103,13 +104,13 @@ def measure(answers: pa.ListArray, workers: int) -> float:
     global _parts
     _parts = [answers.slice(i * share, share) for i in range(workers)]
     with multiprocessing.get_context("fork").Pool(workers) as pool:
-        pool.map(len, [""] * workers)  # the processes are there
+        pool.map(len, [""] * workers)  # wait until the processes have started
         started = time.perf_counter()
         pool.map(_one_part, range(workers), chunksize=1)
         return time.perf_counter() - started
 
 
-_parts: list[pa.ListArray] = []  # what forked processes take their part of
+_parts: list[pa.ListArray] = []  # forked processes take their part of this list
 
 
 def _one_part(number: int) -> int:
@@ -117,13 +118,13 @@ def _one_part(number: int) -> int:
 
 
 def one_by_one(answers: list[list[str]]) -> None:
-    """The same functions, a question at a time."""
+    """The same functions, one question at a time."""
     for samples in answers:
         confidence(equivalence.classes(samples))
 
 
 def check(answers: pa.ListArray, questions: int) -> None:
-    """Raises where the columns and `one_by_one` disagree; of the first questions."""
+    """Raise where columns and single questions disagree, for the first `questions`."""
     together = equivalence.classes_of(answers).slice(0, questions).to_pylist()
     alone = [equivalence.classes(a) for a in answers.slice(0, questions).to_pylist()]
     if together != alone:
@@ -132,9 +133,9 @@ def check(answers: pa.ListArray, questions: int) -> None:
 
 
 def scripts(folder: str) -> Callable[[list[list[str]]], None]:
-    """`confidence_rewards` of FactTune's scripts, by their own modules of a checkout."""
+    """A loop over `confidence_rewards` of FactTune's scripts, from a checkout of theirs."""
     places = [folder, str(Path(folder, "scoring", "confidence_scoring"))]
-    # a module that they import and did not publish; what it holds plays no part here
+    # the scripts import this unpublished module, but confidence_rewards does not use it
     sys.modules["utils_score"] = ModuleType("utils_score")
     vars(sys.modules["utils_score"])["chunk_list"] = None
     sys.path[:0] = places

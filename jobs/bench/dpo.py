@@ -1,22 +1,21 @@
 """Preference training on ten responses a prompt: this project's step beside pairwise trainers.
 
-    *_, found = run(settings(quick=False, prompt_tokens=64), list(dpo_trainers.CONTENDERS))
+    *_, found = run(settings(quick=False, prompt_tokens=64), list(dpo_trainers.TRAINERS))
     {"settings": {...}, "results": {"facttune_ray": {"pairs_per_s": 40.1, ...}, "trl": {...}},
      "ratios": {"trl": 20.3, ...}}
 
 Each prompt has ten responses of about 150 tokens with different rewards: 45 pairs. An optimizer
-step takes one prompt on a CPU, eight on a GPU, where the model has a billion parameters. All
-contenders (benchmarks/dpo_trainers.py) run the same random Llama, the same texts in the same
-order, RMSprop at the same rate without clipping, float32 (bfloat16 on a GPU, optimizer states
-too), on the same threads, each in a process of its own so that its peak memory is its own. The
-first step is left out. Every step pays for reference log-probabilities of its own pairs, whether
-made first or beside the policy.
+step takes one prompt on a CPU, and eight on a GPU, where the model has a billion parameters. All
+trainers (dpo_trainers.py) run the same random Llama on the same texts in the same order with the
+same threads, by RMSprop at the same rate without clipping, in float32 (bfloat16 on a GPU, with the
+optimizer states). Each runs in its own process, so that its peak memory can be measured. The first
+step is left out. The time of a step includes the reference log-probabilities of its pairs, whether
+they are made first or beside the policy; `training_pairs_per_s` leaves them out.
 
-`training_pairs_per_s` leaves that out.
-
-TRL and the pairwise loop are tried with several pairs a forward, on fewer responses; the fastest
-runs in full. The prompts take turns, so that a loss moves and wrong gradients show: `run` fails
-when a first loss is not ln 2, or a later one is not that of this project.
+TRL and the pairwise loop are tried with several numbers of pairs per forward pass, on fewer
+responses; the fastest number runs in full. The prompts repeat, so that a loss moves and wrong
+gradients show: `run` fails when a first loss is not ln 2, or when a later loss differs from that of
+this project.
 """
 
 from __future__ import annotations
@@ -35,11 +34,12 @@ from typing import Any
 
 from bench import dpo_trainers
 from bench.dpo_trainers import OURS, SMALL
+from bench.machine import save_random_llama, word
 
 WORDS = 3000
-TURNS = 2  # steps until the prompts come again
-SAME = {"float32": 5e-4, "bfloat16": 0.05}  # losses of two contenders, at most apart
-LONGER = 5  # times as many steps of ours, which are short
+TURNS = 2  # steps until the prompts repeat
+SAME = {"float32": 5e-4, "bfloat16": 0.05}  # largest difference between the losses of two trainers
+LONGER = 5  # our steps are short, so we run this many times as many
 
 
 # about a billion parameters, Llama 3.2's shape with Llama 2's vocabulary
@@ -60,7 +60,7 @@ ON_GPU = {
 
 
 def settings(quick: bool, prompt_tokens: int, device: str = "cpu") -> dict[str, Any]:
-    """`steps` are measured, after one that is not. `tries`: pairs a forward that are tried."""
+    """`steps`: number of measured steps. `tries`: numbers of pairs per forward to try."""
     long = prompt_tokens > 200
     found = {
         "device": device,
@@ -75,7 +75,7 @@ def settings(quick: bool, prompt_tokens: int, device: str = "cpu") -> dict[str, 
         "kv_heads": 4,
         "vocab": 0,  # at least the tokenizer's
         "steps": 2 if quick or not long else 1,
-        # of prompt and two or three responses: about what a pair takes in the other trainers
+        # a prompt and two or three responses: about the memory of a pair in the other trainers
         "small_pass_tokens": 150 if quick else 2 * prompt_tokens + 480,
         "pass_tokens": 8192,
         "compile": False,
@@ -91,17 +91,12 @@ def settings(quick: bool, prompt_tokens: int, device: str = "cpu") -> dict[str, 
     return found | ON_GPU | ({"tries": [15]} if long else {})
 
 
-def word(number: int) -> str:
-    syllables = "ba ce di fo gu ha je ki lo mu na pe ri so tu".split()
-    return "".join(syllables[number // 15**i % 15] for i in range(4))
-
-
 def data(cfg: dict[str, Any]) -> list[dict[str, Any]]:
-    """Prompts with their responses, `groups_a_step` for every step; a word is a token."""
+    """Prompts with their responses, `groups_a_step` for every step. A word is one token."""
     draw = random.Random("dpo")
 
     def text(count: int) -> str:
-        return " ".join(word(draw.randrange(WORDS)) for _ in range(count))
+        return " ".join(word(draw.randrange(WORDS), 4) for _ in range(count))
 
     low, high = cfg["response_tokens"]
     groups = [
@@ -116,19 +111,18 @@ def data(cfg: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def make_model(cfg: dict[str, Any], folder: str | Path) -> None:
-    """A random Llama and a tokenizer that knows every word, at a line's start and within."""
+    """A random Llama and a tokenizer that has every word, at the start of a line and within it."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from facttune_ray.quickstart.base_model import train_tokenizer
 
-    words = [word(i) for i in range(WORDS)]
+    words = [word(i, 4) for i in range(WORDS)]
     tokenizer = train_tokenizer(["\n".join(words), " ".join(words)], 2 * WORDS + 500, 1024)
-    torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, cfg["dtype"]))
-    torch.set_default_device(cfg["device"])
-    lm = LlamaForCausalLM(
-        LlamaConfig(
+    with torch.device(cfg["device"]):
+        save_random_llama(
+            folder,
+            tokenizer,
             hidden_size=cfg["hidden"],
             intermediate_size=cfg["intermediate"],
             num_hidden_layers=cfg["layers"],
@@ -136,19 +130,12 @@ def make_model(cfg: dict[str, Any], folder: str | Path) -> None:
             num_key_value_heads=cfg["kv_heads"],
             vocab_size=max(cfg["vocab"], len(tokenizer)),
             max_position_embeddings=1024,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
         )
-    )
     torch.set_default_dtype(torch.float32)
-    torch.set_default_device("cpu")
-    lm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def run(cfg: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
-    """Every contender at its fastest number of pairs a forward; what is known after each."""
+    """Yield the results so far after each trainer, at its fastest number of pairs per forward."""
     fewer = cfg | {"responses": cfg["try_responses"], "steps": 1}
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +147,7 @@ def run(cfg: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _best(name: str, folder: str, cfg: dict[str, Any], fewer: dict[str, Any]) -> dict[str, Any]:
-    """Figures of a contender at its fastest number of pairs a forward, found with `fewer`."""
+    """Figures of a trainer at its fastest number of pairs per forward, which `fewer` determines."""
     if name in (OURS, SMALL):
         return _apart(name, folder, cfg | {"steps": cfg["steps"] * LONGER}, 0)
     tries = cfg["tries"] if len(cfg["tries"]) > 1 else []
@@ -176,7 +163,7 @@ def _best(name: str, folder: str, cfg: dict[str, Any], fewer: dict[str, Any]) ->
 
 
 def _ratios(results: dict[str, dict]) -> dict[str, float]:
-    """Contender -> our pairs a second / its own; with small passes, too."""
+    """Trainer -> our pairs per second / its pairs per second; also for our small passes."""
     theirs = {n: r["pairs_per_s"] for n, r in results.items() if n not in (OURS, SMALL)}
     ratios = {n: round(results[OURS]["pairs_per_s"] / rate, 2) for n, rate in theirs.items()}
     if SMALL in results:
@@ -186,7 +173,7 @@ def _ratios(results: dict[str, dict]) -> dict[str, float]:
 
 
 def check(losses: dict[str, list[float]], same: float) -> None:
-    """RuntimeError when the contenders did not train the same."""
+    """RuntimeError when the losses of two trainers differ."""
     for name, found in losses.items():
         if abs(found[0] - math.log(2)) > max(same / 2, 1e-3):
             raise RuntimeError(f"{name}: the first loss is {found[0]}, not ln 2")
@@ -196,7 +183,7 @@ def check(losses: dict[str, list[float]], same: float) -> None:
 
 
 def trl_note() -> str:
-    """Its version, and what of its settings is not measured."""
+    """TRL's version, and the setting that is not measured."""
     try:
         return (
             f"{version('trl')}; pairs in order of length; padding_free is left out: it needs the "
@@ -207,7 +194,7 @@ def trl_note() -> str:
 
 
 def _apart(name: str, folder: str, cfg: dict[str, Any], batch: int) -> dict:
-    """Figures of a contender in a fresh process."""
+    """Figures of a trainer in a fresh process."""
     given = Path(folder, "given.json")
     given.write_text(json.dumps({"groups": data(cfg), "settings": cfg | {"batch": batch}}))
     command = [sys.executable, "-m", dpo_trainers.__name__, name, folder, str(given)]

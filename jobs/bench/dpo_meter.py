@@ -1,8 +1,8 @@
-"""What a training costs: seconds, tokens that pass a model, memory. One meter a process.
+"""The cost of a training: seconds, tokens that pass a model, memory. One meter per process.
 
 meter = Meter()
 policy = meter.count(load(path)[1])
-meter.mark(); step(); meter.mark(); step(); meter.mark()     the first step is left out
+meter.mark(); step(); meter.mark(); step(); meter.mark()     the first step is not counted
 meter.figures(pairs=45)
 ->  {"pairs_per_s": 4.1, "training_pairs_per_s": 4.1, "wall_s": 11.0, "tokens_a_pair": 833.8,
      "padded_tokens_a_pair": 876.9, "peak_mb": 324, "losses": [0.6931, 0.6916]}
@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.machine import memory
+
 Groups = Sequence[dict[str, Any]]
 
 
 class Meter:
-    """Times steps, counts the tokens that a model's layers are given, and the memory from here on:
-    no model is loaded, and what any training imports is imported."""
+    """Times steps, counts the tokens that a model's layers are given, and measures memory from its
+    creation on. Create it after the imports and before a model is loaded."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.real = self.padded = 0
@@ -28,7 +30,7 @@ class Meter:
         self.cpu_s: list[float] = []  # at each mark
         self.losses: list[float] = []
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         except OSError:
             pass
         self.before = memory("VmRSS")
@@ -57,14 +59,14 @@ class Meter:
         return time.perf_counter(), self.real, self.padded
 
     def mark(self) -> None:
-        """Before the first step, and after each."""
+        """Call before the first step and after each step."""
         self.marks.append(self.now())
         self.cpu_s.append(time.process_time())
 
     def figures(self, pairs: int, first: Sequence[float] = (0.0, 0, 0)) -> dict[str, Any]:
-        """`pairs`: of a step. `first`: seconds, tokens, padded tokens of a step that were spent
-        before training; `training_pairs_per_s` leaves them out, as in a second epoch.
-        `cpus_used` well below the number of threads: other programs ran beside, measure again."""
+        """`pairs`: pairs per step. `first`: seconds, tokens and padded tokens per step that were
+        spent before training; `training_pairs_per_s` leaves them out, as in a second epoch. If
+        `cpus_used` is well below the number of threads, other programs ran: measure again."""
         steps = len(self.marks) - 2
         if steps < 1:
             raise ValueError(f"{len(self.marks)} marks: one step to warm up and one to measure")
@@ -85,25 +87,13 @@ class Meter:
         }
 
     def _peak_mb(self) -> int | None:
-        """Of the GPU, where there is one: all that was allocated. Else beyond the imports."""
+        """All memory allocated on the GPU; on a CPU the memory beyond the imports."""
         if self.gpu:
             import torch
 
             return torch.cuda.max_memory_allocated() >> 20
         top = memory("VmHWM")
         return None if top is None or self.before is None else (top - self.before) >> 20
-
-
-def memory(field: str) -> int | None:
-    """Bytes of this process: VmRSS now, VmHWM at most. None where the kernel does not tell.
-
-    Not `ru_maxrss`: a child's starts with its parent's.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(field + ":"))
 
 
 def tiny(vocab: int = 8) -> Any:
@@ -121,7 +111,7 @@ def tiny(vocab: int = 8) -> Any:
 
 
 def warm_up() -> None:
-    """A step of a tiny model: torch and transformers import parts of themselves at first use."""
+    """Run a step of a tiny model, because torch and transformers import modules at first use."""
     import torch
 
     model = tiny()

@@ -1,16 +1,16 @@
-"""Contenders of benchmarks/dpo.py: one training each, in the process that this file is run in.
+"""Trainers of dpo.py: each trains once, in the process that runs this file.
 
     python -m bench.dpo_trainers pairwise MODEL GIVEN.json
     {"pairs_per_s": 4.1, "training_pairs_per_s": 4.1, "wall_s": 11.0, "tokens_a_pair": 833.8,
      "padded_tokens_a_pair": 876.9, "peak_mb": 324, "losses": [0.6931, 0.6916, 0.3044]}
 
-    facttune_ray     groups: `training/step.py`, log-probabilities of the reference made first
-    facttune_ray_small_passes    the same in passes of cfg["small_pass_tokens"], for its memory
-    pairwise         a plain loop as the reference trainer's: chosen and rejected of some pairs in
-                     one padded batch, the frozen reference model beside the policy
+    facttune_ray     groups: `training/step.py`, reference log-probabilities made first
+    facttune_ray_small_passes    the same in passes of cfg["small_pass_tokens"], to save memory
+    pairwise         a plain loop as in FactTune's trainer: chosen and rejected of some pairs in one
+                     padded batch, the frozen reference model beside the policy
     trl              TRL's DPOTrainer; `trl_precomputed`: its reference log-probabilities made first
 
-Groups are rows of benchmarks/dpo.py's `data`, one an optimizer step.
+Groups are the rows of `dpo.data`, `groups_a_step` per optimizer step.
 """
 
 from __future__ import annotations
@@ -46,20 +46,18 @@ def ours(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
     if cfg["compile"]:
         compile_layers(lm)
     rmsprop = optimizer(model, cfg)
-    train, objective = (
-        TrainConfig(max_length=1024),
-        Objective("dpo", cfg["beta"], pass_tokens=cfg["pass_tokens"]),
-    )
+    train = TrainConfig(max_length=1024)
+    objective = Objective("dpo", cfg["beta"], pass_tokens=cfg["pass_tokens"])
     tokens = [tokenize("p", g["prompt"], g["responses"], tokenizer, train) for g in groups]
     references, spent = [], []
     each = cfg["groups_a_step"]
     starts = range(0, len(groups), each)
-    for s in starts:  # before any update: the reference is the model that training starts from
+    for s in starts:  # before any update, because the reference is the model at the start
         references += token_logps_of(model, tokens[s : s + each], objective.pass_tokens)
         spent.append(meter.now())
-    steps = len(starts) - 1  # the first is left out
+    steps = len(starts) - 1  # the first step is not counted
     first = [(b - a) / steps for a, b in zip(spent[0], spent[-1], strict=True)]
-    made = [
+    prepared = [
         group_of(
             {
                 "prompt_id": "p",
@@ -73,7 +71,7 @@ def ours(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
     ]
     meter.mark()
     for s in starts:
-        some = made[s : s + each]
+        some = prepared[s : s + each]
         step = Step(some, references[s : s + each], pair_weights(some, "pair"), objective)
         for i in range(len(step.first)):
             step.look(model, i)
@@ -91,7 +89,7 @@ def ours(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def pairwise(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
-    """cfg["batch"] pairs a forward; the reference model beside the policy."""
+    """cfg["batch"] pairs per forward; the reference model beside the policy."""
     import torch
     from torch.nn import functional as F
     from torch.nn.utils.rnn import pad_sequence
@@ -155,21 +153,23 @@ def pairwise(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_flops(lm: Any, prompt: int, responses: list[int]) -> float:
-    """Of a training step's forward and backward on a group's unique tokens, whatever was run: 6 a
-    weight and token (the output layer's on response tokens alone), and 12 a layer, channel of the
-    heads and pair of tokens that attention looks at (Chowdhery et al. 2022, arXiv 2204.02311,
-    appendix B, but for causal attention)."""
+    """FLOPs of a training step's forward and backward on a group's unique tokens, whatever was run.
+
+    6 per weight and token (for the output layer: per response token), and 12 per layer, channel of
+    the heads and attended pair of tokens (Chowdhery et al. 2022, arXiv 2204.02311, appendix B, with
+    causal attention).
+    """
     cfg, head = lm.config, lm.get_output_embeddings().weight
     body = sum(p.numel() for n, p in lm.named_parameters() if p.ndim == 2 and ".layers." in n)
     tokens = prompt + sum(responses)
-    looked = prompt * (prompt + 1) / 2 + sum(r * prompt + r * (r + 1) / 2 for r in responses)
+    attended = prompt * (prompt + 1) / 2 + sum(r * prompt + r * (r + 1) / 2 for r in responses)
     channels = cfg.num_attention_heads * cfg.head_dim
-    attention = 12 * cfg.num_hidden_layers * channels * looked
+    attention = 12 * cfg.num_hidden_layers * channels * attended
     return 6 * (body * tokens + head.numel() * sum(responses)) + attention
 
 
 def utilisation(flops_per_s: float) -> float | None:
-    """Share of the GPU's dense bfloat16 peak (its data sheet); None for one not listed."""
+    """Share of the GPU's dense bfloat16 peak (its data sheet); None for an unlisted GPU."""
     import torch
 
     peaks = {"H100 80GB HBM3": 989.4e12, "H200": 989.4e12, "A100": 312e12}
@@ -177,7 +177,7 @@ def utilisation(flops_per_s: float) -> float | None:
     return next((round(flops_per_s / peak, 3) for gpu, peak in peaks.items() if gpu in name), None)
 
 
-CONTENDERS: dict[str, Callable[[str, Groups, dict[str, Any]], dict[str, Any]]] = {
+TRAINERS: dict[str, Callable[[str, Groups, dict[str, Any]], dict[str, Any]]] = {
     OURS: ours,
     SMALL: small_passes,
     "pairwise": pairwise,
@@ -187,6 +187,6 @@ CONTENDERS: dict[str, Callable[[str, Groups, dict[str, Any]], dict[str, Any]]] =
 
 
 if __name__ == "__main__":
-    contender, model_path, file = sys.argv[1:]
+    trainer, model_path, file = sys.argv[1:]
     given = json.loads(Path(file).read_text())
-    print(json.dumps(CONTENDERS[contender](model_path, given["groups"], given["settings"])))
+    print(json.dumps(TRAINERS[trainer](model_path, given["groups"], given["settings"])))

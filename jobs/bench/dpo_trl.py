@@ -1,10 +1,10 @@
-"""TRL's DPOTrainer as a contender of benchmarks/dpo.py, at its best.
+"""TRL's DPOTrainer in its fastest settings, for dpo.py.
 
     trl(path, groups, settings)               the frozen reference model beside the policy
     trl_precomputed(path, groups, settings)   its reference log-probabilities made first
 
-Its defaults that cost time here are off (gradient checkpointing, bf16), and so is clipping, which
-no other contender does. Rows keep their order.
+Defaults that cost time here are off (gradient checkpointing, bf16), and so is clipping, which the
+other trainers do not do. Rows keep their order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.dpo_meter import Groups, Meter, load, optimizer, tiny, warm_up
 
 
 def trl_rows(groups: Groups) -> list[dict[str, str]]:
-    """The pairs of each step by length, so that a device batch has little padding."""
+    """The pairs of each step in order of length, so that a device batch has little padding."""
     from facttune_ray.scoring.pairs import pairs
 
     rows = []
@@ -37,7 +37,7 @@ def trl_rows(groups: Groups) -> list[dict[str, str]]:
 def trl(
     path: str, groups: Groups, cfg: dict[str, Any], precomputed: bool = False
 ) -> dict[str, Any]:
-    """cfg["batch"] pairs a device step; the gradients of a whole step are added up."""
+    """cfg["batch"] pairs per device step; gradients are accumulated over an optimizer step."""
     rows, batch = trl_rows(groups), cfg["batch"]
     steps = len(groups) // cfg["groups_a_step"]
     count = len(rows) // steps
@@ -45,19 +45,17 @@ def trl(
         raise ValueError(f"{count} pairs a step are not a multiple of {batch} a forward")
     warm_up()
     tokenizer = load(path, cfg)[0]
-    once = cfg | {
-        "batch": 1,
-        "groups_a_step": 1,
-    }  # a small training first: what TRL imports for one is not its memory
+    # train a tiny model first, so that TRL's imports do not count as memory of the training
+    once = cfg | {"batch": 1, "groups_a_step": 1}
     small = [tiny(len(tokenizer)) for _ in range(2)]
     _train(small[0], None if precomputed else small[1], tokenizer, rows[:1], 1, once, Meter())
     meter = Meter(cfg["device"])
     policy = meter.count(load(path, cfg)[1])
     reference = None if precomputed else meter.count(load(path, cfg)[1])
-    made = _train(policy, reference, tokenizer, rows, count, cfg, meter)
-    if precomputed and not made[1]:
+    before = _train(policy, reference, tokenizer, rows, count, cfg, meter)
+    if precomputed and not before[1]:
         raise RuntimeError("TRL did not compute reference log-probabilities first")
-    return meter.figures(count, [x / steps for x in made])
+    return meter.figures(count, [x / steps for x in before])
 
 
 def trl_precomputed(path: str, groups: Groups, cfg: dict[str, Any]) -> dict[str, Any]:
@@ -73,13 +71,13 @@ def _train(
     cfg: dict[str, Any],
     meter: Meter,
 ) -> list[float]:
-    """Steps of `count` rows. -> seconds, tokens, padded tokens spent on reference log-probabilities
-    before the first; zeros when there is a reference model."""
+    """Train in steps of `count` rows. Returns the seconds, tokens and padded tokens that were spent
+    on reference log-probabilities before the first step; zeros with a reference model."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    made: list[float] = [0.0, 0, 0]
+    spent: list[float] = [0.0, 0, 0]
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_args: Any, **_more: Any) -> None:
@@ -92,9 +90,9 @@ def _train(
     class Trainer(DPOTrainer):
         def _precompute_ref_logps(self, *args: Any) -> Any:
             before = meter.now()
-            found = super()._precompute_ref_logps(*args)
-            made[:] = [b - a for a, b in zip(before, meter.now(), strict=True)]
-            return found
+            logps = super()._precompute_ref_logps(*args)
+            spent[:] = [b - a for a, b in zip(before, meter.now(), strict=True)]
+            return logps
 
     tokenizer.pad_token = tokenizer.eos_token
     with tempfile.TemporaryDirectory() as out:
@@ -130,4 +128,4 @@ def _train(
         )
         meter.mark()
         trainer.train()
-    return made
+    return spent

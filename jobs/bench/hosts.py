@@ -5,7 +5,7 @@
         cluster.workers[0].kill()                       # as when its power fails
 
 Hosts share this machine's files, as cloud hosts share a mounted folder. Every connection carries
-Ray's token. Needs Linux, root and `ip` (iproute2); `allowed()` tells.
+Ray's token. Linux, root and `ip` (iproute2) are needed; `allowed()` says whether they are here.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
-# A host that falls silent (no power, no network) breaks no connection. Ray's head gives it up after
-# these checks; whoever waits for a task there, when pings of the connection go unanswered. By
-# default the latter takes 7 minutes.
+# A host without power or network does not close its connections. Ray's head gives the host up after
+# these health checks. A process that waits for a task there gives up when the connection's pings
+# are not answered; by default that takes 7 minutes.
 SILENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "4000",
@@ -39,12 +39,12 @@ SILENT = {
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
-START_S = 180  # a host may take, on a machine with other work
+START_S = 180  # longest start of a host, on a machine with other work
 STORE_BYTES = 96 * 2**20  # object store of a host: tables travel as files
 
 
 def allowed() -> str:
-    """Why there can be no namespaces here; "" when there can."""
+    """Why namespaces cannot be made here; "" when they can."""
     if not shutil.which("ip"):
         return "no `ip`: install iproute2"
     name = f"ft-{secrets.token_hex(3)}"
@@ -65,7 +65,7 @@ def _ip(*words: str, check: bool = True) -> str:
 
 @dataclass
 class Host:
-    """One host; its processes are those of its namespace."""
+    """One host: a network namespace and the processes in it."""
 
     name: str  # of the namespace, and of its link at the bridge
     address: str
@@ -107,7 +107,7 @@ class Host:
         return [int(pid) for pid in _ip("netns", "pids", self.name, check=False).split()]
 
     def kill(self) -> None:
-        """End it at once: the cable first, so that nobody hears of it, then every process."""
+        """Cut the network first, so that no process can say goodbye, then kill every process."""
         _ip("link", "set", self.name, "down", check=False)
         while pids := self.pids():
             for pid in pids:
@@ -117,8 +117,8 @@ class Host:
         if self.process is not None:
             self.process.wait()
 
-    def gone(self) -> None:
-        """Killed, and its namespace removed."""
+    def remove(self) -> None:
+        """Kill the host and remove its namespace."""
         self.kill()
         _ip("netns", "del", self.name, check=False)
         _ip("link", "del", self.name, check=False)
@@ -154,7 +154,7 @@ class Cluster:
         _until(self._answers, START_S, "the head", self.head)
 
     def start_worker(self, cpus: float, *words: str) -> Host:
-        """Another host; `nodes` tells when it is there."""
+        """Start another host; `wait_for` returns when it has joined."""
         host = self._host()
         host.start(f"--address={self.head.address}:{GCS_PORT}", f"--num-cpus={cpus:g}", *words)
         self.workers.append(host)
@@ -167,14 +167,14 @@ class Cluster:
             return False
 
     def ask(self, path: str) -> dict:
-        """What Ray's dashboard says, as JSON."""
+        """JSON answer of Ray's dashboard."""
         token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
         request = urllib.request.Request(self.url + path, headers=token)
         with urllib.request.urlopen(request, timeout=30) as reply:
             return json.load(reply)
 
     def tasks(self, name: str) -> Counter[str]:
-        """Address of a host -> tasks so named that ran there."""
+        """Address of a host -> number of tasks there whose name contains `name`."""
         nodes = self.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
         address = {n["node_id"]: n["node_ip"] for n in nodes}
         tasks = self.ask("/api/v0/tasks?detail=1&limit=10000")["data"]["result"]["result"]
@@ -185,14 +185,14 @@ class Cluster:
         return f"http://{self.head.address}:{DASHBOARD_PORT}"
 
     def wait_for(self, nodes: int, timeout_s: float = START_S) -> None:
-        """Return when so many hosts, the head among them, are part of the cluster."""
+        """Return when the cluster has this many hosts, with the head."""
         words = [sys.executable, "-c", _COUNT, f"{self.head.address}:{GCS_PORT}"]
 
-        def there() -> bool:
+        def complete() -> bool:
             done = subprocess.run(words, env=self.environment, capture_output=True, text=True)
             return done.returncode == 0 and int(done.stdout) == nodes
 
-        _until(there, timeout_s, f"{nodes} hosts", self.head)
+        _until(complete, timeout_s, f"{nodes} hosts", self.head)
 
     def submit(self, *words: str) -> subprocess.Popen[str]:
         """`ray job submit` of a file under this repository, from outside the cluster."""
@@ -208,7 +208,7 @@ class Cluster:
         )
 
     def drain(self, host: Host, seconds: float) -> None:
-        """The notice that a spot host gets: in so many seconds it will be taken away."""
+        """Give the notice of a spot host: it will be taken away in `seconds`."""
         nodes = self.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
         node = next(n["node_id"] for n in nodes if n["node_ip"] == host.address)
         words = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
@@ -218,16 +218,16 @@ class Cluster:
         subprocess.run(words, env=self.environment, check=True, capture_output=True)
 
     def up(self, cpus: Sequence[float]) -> None:
-        """A head and a worker a number."""
+        """Start a head, and one worker for each number of CPUs."""
         self.start_head()
         for n in cpus:
             self.start_worker(n)
         self.wait_for(1 + len(cpus))
 
     def down(self) -> None:
-        """Every host dies."""
+        """Remove every host."""
         for host in (*self.workers, self.head):
-            host.gone()
+            host.remove()
         self.workers.clear()
 
 
@@ -239,9 +239,9 @@ print(sum(n.state == 0 for n in nodes.values()))
 """
 
 
-def _until(there, timeout_s: float, what: str, host: Host) -> None:
+def _until(ready, timeout_s: float, what: str, host: Host) -> None:
     deadline = time.monotonic() + timeout_s
-    while not there():
+    while not ready():
         log = (host.folder / "ray.log").read_text(errors="replace")
         over = host.process is not None and host.process.poll() is not None
         if over or time.monotonic() > deadline:
@@ -251,7 +251,7 @@ def _until(there, timeout_s: float, what: str, host: Host) -> None:
 
 @contextlib.contextmanager
 def network() -> Iterator[tuple[str, str]]:
-    """(name, this machine's address) of a bridge that hosts are plugged into."""
+    """(name, this machine's address) of a bridge that connects the hosts."""
     name = f"ft{secrets.token_hex(3)}"
     routes = _ip("-4", "addr")
     third = next(n for n in range(1, 255) if f" 10.213.{n}." not in routes)
@@ -266,17 +266,20 @@ def network() -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def cluster(cpus: Sequence[float], **environment: str) -> Iterator[Cluster]:
-    """A head and a worker a number; `environment` is every process's, beside this one's own."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    own |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    own |= SILENT | {"RAY_raylet_start_wait_time_s": f"{START_S}"}
-    folder = Path(tempfile.mkdtemp(prefix="ft", dir="/tmp"))  # short: sockets have long names
+    """A head, and one worker for each number of CPUs. `environment`: further variables of every
+    process."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    variables |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    variables |= SILENT | {"RAY_raylet_start_wait_time_s": f"{START_S}"}
+    folder = Path(
+        tempfile.mkdtemp(prefix="ft", dir="/tmp")
+    )  # a short path, because the names of sockets are long
     with network() as (bridge, gateway):
-        made = Cluster(bridge, gateway, folder, own | environment)
+        cluster = Cluster(bridge, gateway, folder, variables | environment)
         try:
-            made.up(cpus)
-            yield made
+            cluster.up(cpus)
+            yield cluster
         finally:
-            made.down()
+            cluster.down()
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""What a SIGKILL costs: requests that a server without Idempotency-Key bills twice.
+"""The cost of a SIGKILL: requests that a server without Idempotency-Key bills twice.
 
-A process asks with the run's own client, is killed at a random moment, and a second one finishes
-the work. The server's log tells which requests were answered twice; `facttune ledger verify` should
-have listed them after the kill.
+A process that uses the run's own client is killed at a random moment, and a second process finishes
+the work. The server's log shows which requests were answered twice; `facttune ledger verify` should
+have listed these requests after the kill.
 
     python -m bench.kills URL LEDGER_FOLDER background 0 3000
 """
@@ -42,7 +42,7 @@ IN_FLIGHT = 128
 LATENCY_MS = (1000.0, 3000.0)
 KILL_S = (0.0, 2.0)  # after the server has read WARM requests
 WARM = 2 * IN_FLIGHT
-ROWS = 3000  # more than are sent until then
+ROWS = 3000  # more than are sent before the kill
 
 
 def config(url: str, mode: Any) -> LLMConfig:
@@ -58,7 +58,7 @@ async def work(url: str, folder: str, mode: str, rows: range) -> None:
     renew = local_renew(Limits())
 
     async def at_once(seen: Seen) -> Lease:
-        """No slow start: the kill comes soon."""
+        """Skip the slow start, because the kill comes soon."""
         return replace(await renew(seen), in_flight=IN_FLIGHT)
 
     gate = Gate(at_once, cfg.concurrency, "w")
@@ -69,7 +69,7 @@ async def work(url: str, folder: str, mode: str, rows: range) -> None:
 
 
 def killed(kills: int, mode: str, seed: int = 0) -> dict[str, Any]:
-    """Figures of so many kills."""
+    """Figures over a number of kills."""
     draw = random.Random(f"{mode}/{seed}")
     twice, listed, unknown, in_flight = [], [], [], []
     with tempfile.TemporaryDirectory() as place:
@@ -91,17 +91,17 @@ def killed(kills: int, mode: str, seed: int = 0) -> dict[str, Any]:
                     time.sleep(0.05)
                 time.sleep(draw.uniform(*KILL_S))
                 process.kill()
-                assert process.wait() != 0, "it had finished: more rows are needed"
+                assert process.wait() != 0, "the process had finished: more rows are needed"
                 in_flight.append(len(attempts(ledger)))
                 found = verify(ledger)["unknown"]
                 assert isinstance(found, list)
-                # requests are sent in order: all that were sent, and more
-                some = range(first, first + _stats(url)["received"] - before + IN_FLIGHT)
-                subprocess.run([*command, str(some.stop)], check=True)
+                # requests are sent in order: these are all that were sent, and some more
+                rows = range(first, first + _stats(url)["received"] - before + IN_FLIGHT)
+                subprocess.run([*command, str(rows.stop)], check=True)
                 paid = _answered(log)
-                again = {_key(i, url, mode) for i in some if paid[_request(i, url, mode)] > 1}
-                twice.append(len(again))
-                listed.append(len(again & set(found)))
+                repeated = {_key(i, url, mode) for i in rows if paid[_request(i, url, mode)] > 1}
+                twice.append(len(repeated))
+                listed.append(len(repeated & set(found)))
                 unknown.append(len(found))
             seen = _stats(url)
     return {
@@ -112,7 +112,7 @@ def killed(kills: int, mode: str, seed: int = 0) -> dict[str, Any]:
         "max": max(twice),
         "listed_of_them": sum(listed),
         "unlisted": sum(twice) - sum(listed),
-        "unknown_mean": round(statistics.mean(unknown), 2),  # listed in all
+        "unknown_mean": round(statistics.mean(unknown), 2),  # all listed requests
         "requests_answered": seen["journal"],
         "repeated": seen["repeated"],
     }
@@ -128,13 +128,13 @@ def _answered(log: Path) -> Counter[str]:
 
 
 def _key(i: int, url: str, mode: str) -> str:
-    """As the ledger names the request."""
+    """The ledger's name of the request."""
     cfg = config(url, mode)
     return request_key(cfg.model, messages(i), parameters(cfg, 0), 0).hex()
 
 
 def _request(i: int, url: str, mode: str) -> str:
-    """As the server's log names it."""
+    """The server's name of the request."""
     cfg = config(url, mode)
     body = {"model": cfg.model, "messages": messages(i), **parameters(cfg, 0)}
     body = as_response(body) if mode == "background" else body

@@ -1,10 +1,10 @@
 """Building a knowledge source: this project beside a builder that works as FActScore's does.
 
-FActScore's builder is one process: each text is encoded by RoBERTa's byte-level BPE, cut into
-passages of 256 tokens, decoded again and inserted. `reference` has a tokenizer in Python, as the
-RobertaTokenizer of FActScore's transformers 4 is, on transformers' own class for such tokenizers;
-`reference_rust` has today's RobertaTokenizer. Neither makes a full-text index; ours does. No
-vocabulary is downloaded: one of the same kind and size is trained on the generated text.
+FActScore's builder is one process: it encodes each text by RoBERTa's byte-level BPE, cuts it into
+passages of 256 tokens, decodes these and inserts them. `reference` uses a tokenizer in Python, like
+the RobertaTokenizer of FActScore's transformers 4; `reference_rust` uses today's RobertaTokenizer.
+Neither makes a full-text index; ours does. No vocabulary is downloaded: a vocabulary of the same
+kind and size is trained on the generated text.
 
     python -m bench.knowledge SOURCE.jsonl OUT.db WORKERS
 """
@@ -24,18 +24,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.machine import peak_mb
 from facttune_ray.knowledge.articles import Articles
 from facttune_ray.knowledge.build import SEPARATOR, build
 
 WORDS = 30_000  # of the generated language, used by Zipf's law
 VOCABULARY = 30_000  # of the tokenizer
 MAX_TOKENS = 256
-SAMPLE = 2_000  # articles that a reference builds
+SAMPLE = 2_000  # articles that each reference builds
 SEARCHES = 50
 
 
 def article_rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Articles of 200 to 400 words in sentences of 8 to 25; equal for equal seeds."""
+    """Articles of 200 to 400 words in sentences of 8 to 25; equal seeds give equal articles."""
     rng = random.Random(seed)
     words = [_word(rng) for _ in range(WORDS)]
     weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(WORDS)))
@@ -67,7 +68,7 @@ Decode = Callable[[list[int]], str]
 
 
 def reference_build(rows: list[dict[str, str]], out: Path, encode: Encode, decode: Decode) -> None:
-    """One process, as FActScore's builder: encode, cut every 256 tokens, decode, insert."""
+    """Encode, cut every 256 tokens, decode and insert in one process, as FActScore does."""
     documents = []
     for row in rows:
         ids = encode(row["text"])
@@ -80,7 +81,7 @@ def reference_build(rows: list[dict[str, str]], out: Path, encode: Encode, decod
 
 
 def train(texts: Iterator[str], folder: Path) -> tuple[Path, Path]:
-    """A byte-level BPE of RoBERTa's kind -> its vocabulary and merges."""
+    """Train a byte-level BPE of RoBERTa's kind; return the files of its vocabulary and merges."""
     from tokenizers import ByteLevelBPETokenizer
 
     tokenizer = ByteLevelBPETokenizer()
@@ -98,7 +99,7 @@ def rust_tokenizer(vocabulary: Path, merges: Path) -> tuple[Encode, Decode]:
 
 
 def python_tokenizer(vocabulary: Path, merges: Path) -> tuple[Encode, Decode]:
-    """Byte-level BPE (Radford et al. 2019) in Python, each word merged once and then cached."""
+    """Byte-level BPE (Radford et al. 2019) in Python; each word is merged once and then cached."""
     import regex
     from transformers import PreTrainedTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -165,7 +166,7 @@ TOKENIZERS = {"reference": python_tokenizer, "reference_rust": rust_tokenizer}
 
 
 def run(quick: bool, articles: int | None = None) -> dict[str, Any]:
-    """settings, results (contender -> figures) and ratios (contender -> ours / theirs in speed)."""
+    """settings, results (builder -> figures) and ratios (builder -> our speed / its speed)."""
     count = articles or (2_000 if quick else 100_000)
     sample = min(count, 500 if quick else SAMPLE)
     results: dict[str, dict[str, float]] = {}
@@ -181,12 +182,12 @@ def run(quick: bool, articles: int | None = None) -> dict[str, Any]:
         results["facttune_ray"] |= _searched(folder / "all.db")
         rows = list(article_rows(sample))
         model = train((row["text"] for row in rows), folder)
-        for contender, tokenizer in TOKENIZERS.items():
+        for builder, tokenizer in TOKENIZERS.items():
             encode, decode = tokenizer(*model)
             started = time.monotonic()
-            reference_build(rows, folder / f"{contender}.db", encode, decode)
+            reference_build(rows, folder / f"{builder}.db", encode, decode)
             wall_s = time.monotonic() - started
-            results[contender] = {
+            results[builder] = {
                 "articles": sample,
                 "wall_s": round(wall_s, 2),
                 "articles_per_s": round(sample / wall_s),
@@ -206,14 +207,14 @@ def run(quick: bool, articles: int | None = None) -> dict[str, Any]:
 
 
 def _measured(source: Path, out: Path, workers: int) -> dict[str, float]:
-    """A build in a process of its own."""
+    """Figures of a build in a fresh process."""
     command = [sys.executable, "-m", "bench.knowledge", str(source), str(out)]
     done = subprocess.run([*command, str(workers)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def _searched(path: Path) -> dict[str, float]:
-    """Mean time of a search for a title and six words of an article that exists."""
+    """Mean time of a search for a title and six words of an existing article."""
     articles = Articles(path)
     queries = [
         f"{row['title']} {' '.join(row['text'].split()[20:26])}" for row in article_rows(SEARCHES)
@@ -225,20 +226,18 @@ def _searched(path: Path) -> dict[str, float]:
 
 
 def main(source: str, out: str, workers: str) -> None:
-    """Build, then print the figures. peak_mb: of the writer; worker_peak_mb: of the largest pool
-    process (Linux)."""
+    """Build, then print the figures. peak_mb is that of the writer, worker_peak_mb that of the
+    largest process of the pool (Linux)."""
     import resource
 
     started = time.monotonic()
     count = build([source], out, workers=int(workers))
     wall_s = time.monotonic() - started
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
     figures = {
         "articles": count,
         "wall_s": round(wall_s, 2),
         "articles_per_s": round(count / wall_s),
-        "peak_mb": round(int(peak) / 1024, 1),
+        "peak_mb": peak_mb(),
         "worker_peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
         "database_mb": round(os.path.getsize(out) / 2**20, 1),
     }

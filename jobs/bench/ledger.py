@@ -1,7 +1,7 @@
 """Looking up paid completions when a run starts: this project's ledger beside other stores.
 
-Every contender stores the same rows, then a fresh process opens the store and looks up the same
-keys (half of them are there); its wall time and peak memory are the figures.
+Every store holds the same rows. A fresh process opens the store and looks up the same keys, of
+which half are in it. The figures are its wall time and its peak memory.
 
     python -m bench.ledger sqlite FOLDER 1000000 100000
 """
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.machine import peak_mb
 from facttune_ray.llm.ledger import Completion, Ledger
 from facttune_ray.storage.tables import Folder
 
@@ -29,13 +30,13 @@ def key(i: int) -> bytes:
 
 
 def text(i: int) -> str:
-    """About what an answer with three facts is: 200 characters, hardly compressible."""
+    """An answer of about three facts: 200 characters that hardly compress."""
     words = hashlib.sha512(str(i).encode()).hexdigest()
     return f"- Mara Veldt was born in {words[:50]}.\n- She {words[50:90]}.\n- She {words[90:]}."
 
 
 def wanted(rows: int, keys: int) -> list[bytes]:
-    """Every second of them is in the store."""
+    """Keys to look up; every second key is in the store."""
     step = max(1, rows // keys)
     return [key(i * step if i % 2 else -1 - i) for i in range(keys)]
 
@@ -44,8 +45,8 @@ def fill_segments(folder: Path, rows: int) -> None:
     async def put() -> None:
         ledger = Ledger(Folder.of(str(folder)), flush_s=0.01, run="r", stage="facts")
         for start in range(0, rows, BATCH):
-            some = range(start, min(rows, start + BATCH))
-            await asyncio.gather(*(ledger.put(key(i), _completion(i)) for i in some))
+            batch = range(start, min(rows, start + BATCH))
+            await asyncio.gather(*(ledger.put(key(i), _completion(i)) for i in batch))
         await ledger.close()
 
     asyncio.run(put())
@@ -64,8 +65,8 @@ def fill_sqlite(folder: Path, rows: int) -> None:
     with sqlite3.connect(folder / "cache.db") as database:
         database.execute("CREATE TABLE cache (key BLOB PRIMARY KEY, value TEXT)")
         for start in range(0, rows, BATCH):
-            some = range(start, min(rows, start + BATCH))
-            values = ((key(i), json.dumps(vars(_completion(i)))) for i in some)
+            batch = range(start, min(rows, start + BATCH))
+            values = ((key(i), json.dumps(vars(_completion(i)))) for i in batch)
             database.executemany("INSERT INTO cache VALUES (?, ?)", values)
 
 
@@ -73,15 +74,17 @@ def find_sqlite(folder: Path, keys: list[bytes]) -> int:
     found = {}
     with sqlite3.connect(folder / "cache.db") as database:
         for start in range(0, len(keys), 500):
-            some = keys[start : start + 500]
-            marks = ",".join("?" * len(some))
+            batch = keys[start : start + 500]
+            marks = ",".join("?" * len(batch))
             query = f"SELECT key, value FROM cache WHERE key IN ({marks})"
-            found.update({k: Completion(**json.loads(v)) for k, v in database.execute(query, some)})
+            found.update(
+                {k: Completion(**json.loads(v)) for k, v in database.execute(query, batch)}
+            )
     return len(found)
 
 
 def fill_pickle(folder: Path, rows: int) -> None:
-    """As FActScore's and the reference's scripts do: one dict in one file."""
+    """One dict in one file, as FActScore and FactTune's scripts keep it."""
     folder.mkdir(parents=True)
     with open(folder / "cache.pkl", "wb") as f:
         pickle.dump({key(i): vars(_completion(i)) for i in range(rows)}, f)
@@ -95,28 +98,20 @@ def find_pickle(folder: Path, keys: list[bytes]) -> int:
 
 Fill = Callable[[Path, int], None]
 Find = Callable[[Path, list[bytes]], int]
-CONTENDERS: dict[str, tuple[Fill, Find]] = {
+STORES: dict[str, tuple[Fill, Find]] = {
     "facttune_ray": (fill_segments, find_segments),
     "sqlite": (fill_sqlite, find_sqlite),
     "pickle": (fill_pickle, find_pickle),
 }
 
 
-def look_up(name: str, folder: Path, rows: int, keys: int) -> dict[str, float]:
-    """In this process: seconds, peak memory and number found."""
-    asked = wanted(rows, keys)
+def look_up(name: str, folder: Path, rows: int, keys: int) -> dict[str, float | None]:
+    """Seconds, peak memory and number of keys found, in this process."""
+    looked_up = wanted(rows, keys)
     started = time.monotonic()
-    found = CONTENDERS[name][1](folder, asked)
+    found = STORES[name][1](folder, looked_up)
     wall_s = time.monotonic() - started
-    peak = _peak_mb()
-    return {"look_up_s": round(wall_s, 3), "peak_mb": peak, "found": found}
-
-
-def _peak_mb() -> float:
-    """Of this process alone: getrusage's figure begins with its parent's."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return round(int(line.split()[1]) / 1024, 1)
+    return {"look_up_s": round(wall_s, 3), "peak_mb": peak_mb(), "found": found}
 
 
 if __name__ == "__main__":

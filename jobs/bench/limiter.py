@@ -1,9 +1,9 @@
-"""How much of a limit is used when the way to the limiter is long, in virtual time.
+"""The share of a limit that is used when the limiter is far away, in virtual time.
 
     used(requests_per_minute=60, trip_s=lambda: (0.5, 0.5), workers=4)  ->  Used(share=0.983, ...)
 
-The real limiter and gates on an event loop whose clock jumps to the next event: two minutes take
-about a second, and the same arguments give the same figures.
+The real limiter and gates run on an event loop whose clock jumps to the next event. Two minutes
+take about a second, and equal arguments give equal figures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TRIPS_S: dict[str, float | None] = {"0": 0.0, "0.5": 0.5, "1": 1.0, "2": 2.0, "0
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its clock stands still while code runs and jumps to the next timer."""
+    """An event loop whose clock stands still while code runs, and then jumps to the next timer."""
 
     def __init__(self) -> None:
         super().__init__(self._jumping(selectors.SelectSelector()))
@@ -35,27 +35,27 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now_s
 
     def _jumping(self, selector: selectors.BaseSelector) -> selectors.BaseSelector:
-        look = selector.select
+        poll = selector.select
 
         def select(timeout: float | None = None) -> list:
             if timeout is None:
-                raise RuntimeError("everything waits, and for nothing")
+                raise RuntimeError("every task waits, and no timer is set")
             self.now_s += timeout
-            return look(0)
+            return poll(0)
 
         selector.select = select  # type: ignore[method-assign]
         return selector
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """`asyncio.run` in virtual time, of which an hour is enough."""
+    """`asyncio.run` in virtual time, for at most an hour of it."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(asyncio.wait_for(work, 3600.0))
 
 
 @dataclass(frozen=True)
 class Used:
-    share: float  # of the limit, from the first question on
+    share: float  # of the limit, from the first request on
     most_in_60_s: int
     by_worker: list[int]
 
@@ -67,7 +67,7 @@ def used(
     seconds: float = 120.0,
     latency_s: float = 0.2,
 ) -> Used:
-    """Workers that never lack work. `trip_s`: seconds to the limiter, and back."""
+    """Run workers that always have work. `trip_s`: seconds to the limiter, and back."""
     limiter = Limiter(Limits(requests_per_minute))
     sent: list[list[float]] = [[] for _ in range(workers)]
 
@@ -113,19 +113,19 @@ def used(
 
 
 def table(workers: int = 4) -> dict[str, dict[int, float]]:
-    """{round trip in seconds: {limit a minute: share of it that is used}}"""
-    found: dict[str, dict[int, float]] = {}
+    """{round trip in seconds: {limit per minute: used share}}"""
+    shares: dict[str, dict[int, float]] = {}
     for name, trip_s in TRIPS_S.items():
         for limit in LIMITS:
             chance = random.Random(0)
 
-            def way(trip_s: float | None = trip_s, chance: random.Random = chance):
+            def trip(trip_s: float | None = trip_s, chance: random.Random = chance):
                 if trip_s is not None:
                     return trip_s / 2, trip_s / 2
                 return chance.uniform(0, 1), chance.uniform(0, 1)
 
-            found.setdefault(name, {})[limit] = round(used(limit, way, workers).share, 4)
-    return found
+            shares.setdefault(name, {})[limit] = round(used(limit, trip, workers).share, 4)
+    return shares
 
 
 def show(shares: dict) -> str:

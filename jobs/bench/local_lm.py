@@ -1,16 +1,16 @@
-"""Verdicts by a local causal LM: one whole prompt a fact, as the reference does, beside ours.
+"""Verdicts by a local causal LM: one whole prompt per fact, as FActScore does, beside ours.
 
     run(quick=True)
     -> {"settings": {...}, "results": {"10_responses/facttune_ray": {"facts_s": 66.1, ...}, ...},
         "ratios": {"10_responses/one_fact_at_a_time": 4.7, ...}}
 
-A small random Llama: what is measured is the work, not the verdicts. It is wide and shallow: the
-narrower a model is, the more attention counts, which sharing saves less of. An article has 12
-passages of 200 words. Each fact brings its own five best by BM25, so facts of one topic differ in
-their passages, and how much they share decides the gain. The made-up text is set so that it shares
-as real text does: FActScore's articles of 10 to 14 passages save 3.2x the tokens for the facts of
-one response and 3.9x for two; this text 3.0x and 3.9x. Prompts are the same to the token for all
-contenders, and so must the scores be; only "joined" shows other, larger sets of passages.
+The model is a small random Llama, because the work is measured, not the verdicts. It is wide and
+shallow: in a narrow model attention costs more of the time, and sharing saves less of attention.
+An article has 12 passages of 200 words. Each fact has its own five best passages by BM25, so the
+gain depends on how many passages the facts of a topic share. The made-up text shares as much as
+real text does: FActScore's articles of 10 to 14 passages save 3.2x the tokens for the facts of one
+response and 3.9x for two responses; this text saves 3.0x and 3.9x. All methods have equal prompts
+to the token and must give equal scores; only "joined" shows other, larger sets of passages.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from bench.machine import save_random_llama, word
 from facttune_ray.knowledge.retrieval import BM25
 from facttune_ray.quickstart.base_model import train_tokenizer
 from facttune_ray.verifiers.local_lm import LocalLM, join, render
@@ -41,14 +42,14 @@ def settings(quick: bool) -> dict[str, Any]:
 
 
 def topic(number: int, facts: int) -> Topic:
-    """An article, and facts that repeat its words: most of the first passages, as in real ones."""
+    """An article, and facts that repeat its words, most of them from the first passages."""
     rng = random.Random(f"topic/{number}")
-    name = f"{_word(rng.randrange(3000))} {_word(rng.randrange(3000))}".title()
+    name = f"{word(rng.randrange(3000), 3)} {word(rng.randrange(3000), 3)}".title()
     article = []
     for i in range(PASSAGES):
-        own = [_word(rng.randrange(3000)) for _ in range(40)]
+        own = [word(rng.randrange(3000), 3) for _ in range(40)]
         words = [
-            rng.choice(own) if rng.random() < 0.85 else _word(int(3000 ** rng.random()))
+            rng.choice(own) if rng.random() < 0.85 else word(int(3000 ** rng.random()), 3)
             for _ in range(WORDS)
         ]
         named = 12 if i == 0 else 1 + int(12 * rng.random() ** 2)
@@ -65,32 +66,18 @@ def topic(number: int, facts: int) -> Topic:
     return name, said, evidence, article
 
 
-def _word(number: int) -> str:
-    syllables = "ba ce di fo gu ha je ki lo mu na pe ri so tu".split()
-    return "".join(syllables[number // 15**i % 15] for i in range(3))
-
-
 def model_folder(folder: Path, topics: list[Topic], options: dict[str, Any]) -> str:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     texts = [render(name, f, article) for name, facts, _, article in topics for f in facts[:1]]
     tokenizer = train_tokenizer([*texts, " True False"], VOCABULARY, 4096)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    save_random_llama(
+        folder,
+        tokenizer,
         hidden_size=options["hidden"],
-        intermediate_size=3 * options["hidden"],
         num_hidden_layers=options["layers"],
         num_attention_heads=options["heads"],
-        num_key_value_heads=options["heads"],
         max_position_embeddings=4096,
         initializer_range=0.1,  # large enough that scores differ
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -100,7 +87,7 @@ def placed(evidence: list[str], article: list[str]) -> list[str]:
 
 @torch.inference_mode()
 def generate_one(lm: LocalLM, data: Topic, new_tokens: int = 1) -> list[float | None]:
-    """One fact after the other; of the tokens that are generated the first decides."""
+    """One fact after the other; the first generated token decides."""
     name, facts, evidence, article = data
     scores: list[float | None] = []
     for fact, passages in zip(facts, evidence, strict=True):
@@ -128,14 +115,14 @@ def joined(lm: LocalLM, data: Topic) -> list[float | None]:
 
 
 def reference(lm: LocalLM, data: Topic) -> list[float | None]:
-    """As FActScore calls its local model: up to 128 new tokens a fact. The first facts alone."""
+    """Up to 128 new tokens per fact, as FActScore calls its local model. Only the first facts."""
     name, facts, evidence, article = data
     return generate_one(lm, (name, facts[:FEW], evidence[:FEW], article), 128)
 
 
 @torch.inference_mode()
 def padded(lm: LocalLM, data: Topic) -> list[float | None]:
-    """Whole prompts in padded batches: what batching alone gives."""
+    """Whole prompts in padded batches: the gain of batching alone."""
     name, facts, evidence, article = data
     place = {passage: i for i, passage in enumerate(article)}
     found = lm.prompts(name, facts, evidence, place)
@@ -143,7 +130,7 @@ def padded(lm: LocalLM, data: Topic) -> list[float | None]:
 
 
 OURS, JOINT = "facttune_ray", "facttune_ray_joined"
-CONTENDERS: dict[str, Callable[[LocalLM, Topic], list[float | None]]] = {
+METHODS: dict[str, Callable[[LocalLM, Topic], list[float | None]]] = {
     OURS: ours,
     JOINT: joined,
     "one_fact_at_a_time": generate_one,
@@ -154,7 +141,7 @@ FEW = 6
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Every contender on the same topics, model and threads; figures are facts a second."""
+    """Every method on the same topics, model and threads; figures are facts per second."""
     options = settings(quick)
     results: dict[str, dict] = {}
     ratios: dict[str, float] = {}
@@ -164,30 +151,32 @@ def run(quick: bool) -> dict[str, Any]:
             lm = LocalLM(model_folder(Path(folder), topics, options))
         name, said, evidence, article = topics[0]
         generate_one(lm, (name, said[:2], evidence[:2], article))  # warm up
-        names = [n for n in CONTENDERS if n != "padded_batches" or scenario == "1_response"]
+        names = [n for n in METHODS if n != "padded_batches" or scenario == "1_response"]
         found = {
-            n: _measure(lm, CONTENDERS[n], topics[: 1 if n == "reference" else None]) for n in names
+            n: _measure(lm, METHODS[n], topics[: 1 if n == "reference" else None]) for n in names
         }
         loop, exact = found["one_fact_at_a_time"]
-        for contender, (figures, scores) in found.items():
-            pairs = list(zip(scores, exact, strict=False))  # the reference: the first alone
+        for method, (figures, scores) in found.items():
+            pairs = list(
+                zip(scores, exact, strict=False)
+            )  # the reference scores only the first facts
             figures["max_score_difference"] = max(abs(a - b) for a, b in pairs)
             figures["equal_verdicts"] = sum((a > 0.5) == (b > 0.5) for a, b in pairs) / len(pairs)
-            results[f"{scenario}/{contender}"] = figures
-            if contender not in (OURS, JOINT):
+            results[f"{scenario}/{method}"] = figures
+            if method not in (OURS, JOINT):
                 ours_s = found[OURS][0]["facts_s"]
-                ratios[f"{scenario}/{contender}"] = round(ours_s / figures["facts_s"], 2)
+                ratios[f"{scenario}/{method}"] = round(ours_s / figures["facts_s"], 2)
         joint_s = found[JOINT][0]["facts_s"]
         ratios[f"{scenario}/one_fact_at_a_time/joined"] = round(joint_s / loop["facts_s"], 2)
     return {"settings": options, "results": results, "ratios": ratios}
 
 
 def _measure(
-    lm: LocalLM, contender: Callable[[LocalLM, Topic], list[float | None]], topics: list[Topic]
+    lm: LocalLM, method: Callable[[LocalLM, Topic], list[float | None]], topics: list[Topic]
 ) -> tuple[dict[str, float], list[float]]:
     lm.tokens_run = 0
     started = time.monotonic()
-    scores = [score for data in topics for score in contender(lm, data) if score is not None]
+    scores = [score for data in topics for score in method(lm, data) if score is not None]
     wall_s = time.monotonic() - started
     figures = {"facts_s": round(len(scores) / wall_s, 2), "wall_s": round(wall_s, 2)}
     return figures | {"tokens_a_fact": round(lm.tokens_run / len(scores), 1)}, scores

@@ -1,4 +1,4 @@
-"""Memory of one worker's client, ledger and all, while the number of its requests grows.
+"""Memory of one worker's client with its ledger, while the number of its requests grows.
 
 measure(60_000)  ->  [{"requests": 10_000, "rss_mb": 151.2}, {"requests": 20_000, ...}, ...]
 
@@ -27,11 +27,11 @@ from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.storage.tables import Folder
 
 PARTS = 6
-OPEN = 2000  # requests that wait or are under way at a time
+OPEN = 2000  # requests that wait or are in flight at a time
 
 
 def measure(count: int) -> list[dict[str, float]]:
-    """In a process of its own, against an annotator without limits."""
+    """Measure in a fresh process, against an annotator without limits."""
     with running(AnnotatorOptions()) as url:
         command = [sys.executable, "-m", "bench.memory", url, str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

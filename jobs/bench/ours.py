@@ -1,4 +1,4 @@
-"""This project as a contender: the `facts` stage on a table with one sentence a request."""
+"""This project as a client: the `facts` stage on a table with one sentence per request."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def sentences(count: int) -> list[str]:
 
 
 def requests(count: int) -> list[list[dict]]:
-    """The messages that the stage sends for them."""
+    """The messages that the stage sends for the sentences."""
     return [facts.render(topic(i), s) for i, s in enumerate(sentences(count))]
 
 
 def topic(i: int) -> str:
-    """A few hundred topics: a topic is whole in one shard."""
+    """One of 400 topics; all rows of a topic are in one shard."""
     return f"{TOPIC} {i % 400}"
 
 
 def write_responses(out: Path, count: int, shards: int) -> None:
-    """A finished table of responses of one sentence each."""
+    """A finished table of responses with one sentence each."""
     rows = (
         {
             "response_id": digest(i),
@@ -56,13 +56,13 @@ def write_responses(out: Path, count: int, shards: int) -> None:
     folder = Folder.of(str(out)) / "base/tune/responses"
     tables.begin(folder, {})
     with sharded(rows, shards) as parts:
-        for shard, some in parts:
-            tables.write_part(folder, "responses", shard, some, {})
+        for shard, part in parts:
+            tables.write_part(folder, "responses", shard, part, {})
     tables.write_manifest(folder, "responses", {}, shards, 0.0)
 
 
 def run(base_url: str, count: int, workers: int, llm: LLMConfig) -> dict[str, list[dict]]:
-    """Every fact row by response. Ray must be up."""
+    """The fact rows of each response. Ray must be running."""
     with tempfile.TemporaryDirectory() as out:
         return run_in(Path(out), base_url, count, workers, llm)
 
@@ -70,7 +70,7 @@ def run(base_url: str, count: int, workers: int, llm: LLMConfig) -> dict[str, li
 def run_in(
     out: Path, base_url: str, count: int, workers: int, llm: LLMConfig, shards: int = 16
 ) -> dict[str, list[dict]]:
-    """The same in a folder that stays: a second call goes on where the first was stopped."""
+    """The same in a folder that is kept: a second call continues where the first was stopped."""
     cluster.start_ray()
     cfg = Config(run=RunConfig(out=str(out), shards=shards), llm=replace(llm, base_url=base_url))
     if not tables.has_manifest(Folder.of(str(out)) / "base/tune/responses"):
@@ -93,10 +93,10 @@ def run_in(
 
 
 def texts(found: dict[str, list[dict]], requests: Sequence[object]) -> list[str | None]:
-    """The answers in the order of the requests; None for one that failed."""
+    """The answers in the order of the requests; None for a failed request."""
     out: list[str | None] = []
     for i in range(len(requests)):
         rows = found.get(digest(i), [])
-        lost = not rows or any(r["error"] for r in rows)
-        out.append(None if lost else "\n".join(r["fact"] for r in rows))
+        failed = not rows or any(r["error"] for r in rows)
+        out.append(None if failed else "\n".join(r["fact"] for r in rows))
     return out

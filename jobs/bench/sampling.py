@@ -3,19 +3,19 @@
     python jobs/bench_sampling.py --out FILE.json
 
 64 questions behind 11 worked ones, 20 samples each, 15 new tokens at most, temperature 1, nucleus
-0.9. All contenders run the same model (a Llama with random weights, made on the spot), the same
-tokens and settings, in one process on the same threads; figures are samples a second.
+0.9. All samplers run the same Llama with random weights on the same tokens with the same settings,
+in one process on the same threads. Figures are samples per second.
 
     facttune_ray       the transformers engine, as the stage `answers` calls it
     reference_loop     every prompt n times, 20 rows a call, left padding, all tokens to the end
-    generate_batched   num_return_sequences=n, as many questions a call as is fastest, and a
-                       newline ends a row: what a careful user of generate writes
+    generate_batched   num_return_sequences=n with the fastest number of questions per call, and a
+                       newline ends a row, as a careful user of generate would write it
 
-Two scenarios. "full_length": no sample ends early, so every contender makes the same number of
-tokens; this one is the bar. "early_end": a newline has probability 0.25 a step, as where real
-answers end; the reference's loop does not look for it. Random weights at Llama's usual scale give
-nearly uniform tokens, the slowest case for a nucleus; the output layer is scaled so that, as in a
-trained model, a token's entropy is a few nats.
+There are two scenarios. "full_length": no sample ends early, so every sampler makes the same number
+of tokens. "early_end": a newline has probability 0.25 at each step, as at the end of real answers;
+the reference's loop does not stop there. Random weights at Llama's usual scale give nearly uniform
+tokens, the slowest case for a nucleus. The output layer is therefore scaled so that a token has an
+entropy of a few nats, as in a trained model.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from bench.machine import save_random_llama, word
 from facttune_ray.quickstart.base_model import train_tokenizer
 from facttune_ray.sampling.transformers import TransformersSampler
 
@@ -40,7 +41,7 @@ ENTROPY = 2.5  # nats of a next token
 
 
 def settings(quick: bool, **model: Any) -> dict[str, Any]:
-    """`model`: device, dtype, hidden, layers, vocab, max_rows, where they differ."""
+    """`model`: device, dtype, hidden, layers, vocab, max_rows that differ from the defaults."""
     out = {
         "questions": 24 if quick else 64,
         "samples": N,
@@ -62,12 +63,11 @@ def settings(quick: bool, **model: Any) -> dict[str, Any]:
 
 
 def _word(number: int) -> str:
-    syllables = "ba ce di fo gu ha je ki lo mu na pe ri so tu".split()
-    return "".join(syllables[number // 15**i % 15] for i in range(3 + number // 15**3))
+    return word(number, 3 + number // 15**3)
 
 
 def texts(questions: int) -> tuple[str, list[str]]:
-    """(worked questions, prompts): about 25 tokens a worked question, 11 to 17 a prompt."""
+    """(worked questions, prompts): about 25 tokens per worked question, 11 to 17 per prompt."""
     rng = random.Random("sampling")
 
     def asked() -> str:
@@ -82,33 +82,23 @@ def texts(questions: int) -> tuple[str, list[str]]:
 
 
 def make_model(folder: Path, options: dict[str, Any]) -> str:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     every = " ".join(_word(i) for i in range(options["vocab"] - 300))  # beside 256 bytes
     prefix, prompts = texts(options["questions"])
     tokenizer = train_tokenizer([prefix, *prompts, f" {every}"], options["vocab"], 4096)
-    torch.manual_seed(0)
-    heads = max(1, options["hidden"] // options["head_dim"])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    save_random_llama(
+        folder,
+        tokenizer,
         hidden_size=options["hidden"],
-        intermediate_size=3 * options["hidden"],
         num_hidden_layers=options["layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_attention_heads=max(1, options["hidden"] // options["head_dim"]),
         max_position_embeddings=4096,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 class Output(torch.nn.Linear):
-    """An output layer in which a newline has the same probability at every step, or none, and the
-    end mark none. What that costs (a sum over the vocabulary) all contenders pay."""
+    """An output layer that gives a newline the same probability at every step, or 0, and the end
+    mark 0. All samplers pay for its sum over the vocabulary."""
 
     def __init__(
         self, weight_VH: torch.Tensor, ending: int, eos: int, newline: float | None
@@ -130,8 +120,8 @@ class Output(torch.nn.Linear):
 
 @torch.inference_mode()
 def set_output(sampler: TransformersSampler, prompts: list[str], newline: float | None) -> float:
-    """Scales the output layer to the wanted entropy, and gives a newline its probability. Returns
-    the mean entropy."""
+    """Scale the output layer to the wanted entropy, and give a newline its probability. Returns the
+    mean entropy."""
     model, tok = sampler.model, sampler.tokenizer
     states = torch.cat(
         [model.model(torch.tensor([_ids(tok, p)]).to(model.device))[0][0] for p in prompts]
@@ -203,7 +193,7 @@ def generate_batched(questions: int) -> Callable[..., list[str]]:
 
 
 def run(options: dict[str, Any]) -> dict[str, Any]:
-    """Every contender in both scenarios."""
+    """Every sampler in both scenarios."""
     prefix, prompts = texts(options["questions"])
     results: dict[str, dict] = {}
     ratios: dict[str, float] = {}
@@ -226,14 +216,14 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
         batches = {size: generate_batched(size) for size in (1, 4, 16)}
         tried = {s: _measure(b, sampler, prefix, prompts[:16], 1) for s, b in batches.items()}
         best = max(tried, key=lambda s: tried[s]["samples_s"])
-        contenders = {
+        samplers = {
             OURS: ours,
             "reference_loop": reference_loop,
             "generate_batched": batches[best],
         }
         found = {
-            name: _measure(contender, sampler, prefix, prompts, options["repeats"])
-            for name, contender in contenders.items()
+            name: _measure(sample, sampler, prefix, prompts, options["repeats"])
+            for name, sample in samplers.items()
         }
         found["generate_batched"]["questions_a_call"] = best
         for name, figures in found.items():
@@ -246,17 +236,17 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(
-    contender: Callable[..., list[str]],
+    sample: Callable[..., list[str]],
     sampler: TransformersSampler,
     prefix: str,
     prompts: list[str],
     repeats: int,
 ) -> dict[str, float]:
-    """The fastest of `repeats`."""
+    """Figures of the fastest of `repeats`."""
     walls, words = [], 0.0
     for _ in range(repeats):
         started = time.perf_counter()
-        texts = contender(sampler, prefix, prompts)
+        texts = sample(sampler, prefix, prompts)
         walls.append(time.perf_counter() - started)
         assert len(texts) == len(prompts) * N
         words = sum(len(t.split()) for t in texts) / len(texts)

@@ -1,4 +1,4 @@
-"""The whole pipeline over a generated world of N topics: time, memory, and what grows with N.
+"""The whole pipeline over a generated world of N topics: time, memory, and their growth with N.
 
     write(folder, 1000)      people.jsonl (two responses a topic) and knowledge.jsonl, as a stream
     measure(folder, 1000, hosts=2)
@@ -6,8 +6,8 @@
         "worker": 352.1, ...}, "bytes": {"tables": 1834112, "ledger": 912331, ...}, "stages": {...}}
 
 A run is `ray job submit jobs/pipeline.py` on a cluster of namespaces (hosts.py), so driver and
-workers are processes of their own. Memory of a process is what it has to itself and cannot be
-taken back: anonymous pages (RssAnon); files that it maps are the system's cache.
+workers are separate processes. The memory of a process is its anonymous pages (RssAnon); mapped
+files are not counted, because the system can drop them from its cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from facttune_ray.sources.world import ATTRIBUTES, VALUES, biography_prompt, sta
 from facttune_ray.storage.tables import MANIFEST
 
 LIMIT = 12_000  # requests a minute of the limited run
-RESPONSES, SENTENCES = 2, 1  # of a topic, of a response: few, so that many topics can be run
+RESPONSES, SENTENCES = 2, 1  # per topic, per response: few, so that many topics can be run
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]  # 70
 PRESET = """
 run: {name: scale, max_error_fraction: 0.0}
@@ -47,27 +47,29 @@ evaluation: {tuned: false, resamples: 100}
 
 
 def name_of(number: int) -> str:
-    """ "Babaka Dodilu": two words of three syllables, another pair for each number below 70^6."""
-    spread = number * 41_000_000_003 % 70**6  # no two alike: 41,000,000,003 is prime to 70
+    """ "Babaka Dodilu": two words of three syllables; different numbers below 70^6 differ."""
+    spread = number * 41_000_000_003 % 70**6  # all different: 41,000,000,003 is prime to 70
     parts = [_SYLLABLES[spread // 70**i % 70] for i in range(6)]
     return f"{''.join(parts[:3]).capitalize()} {''.join(parts[3:]).capitalize()}"
 
 
 def people(count: int) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(name, true statements, responses: each states what is true or not)"""
+    """(name, true statements, responses, whose statements are true or false)"""
     for number in range(count):
         chance, name = random.Random(f"scale/{number}"), name_of(number)
         true = {a: chance.choice(VALUES[a]) for a in ATTRIBUTES}
         stated = [chance.sample(ATTRIBUTES, RESPONSES) for _ in range(SENTENCES)]
-        said = []
-        for own in zip(*stated, strict=True):
-            value = {a: true[a] if chance.random() < 0.5 else chance.choice(VALUES[a]) for a in own}
-            said.append(" ".join(statement(name, a, value[a]) for a in own))
-        yield name, [statement(name, a, v) for a, v in true.items()], said
+        texts = []
+        for chosen in zip(*stated, strict=True):
+            value = {
+                a: true[a] if chance.random() < 0.5 else chance.choice(VALUES[a]) for a in chosen
+            }
+            texts.append(" ".join(statement(name, a, value[a]) for a in chosen))
+        yield name, [statement(name, a, v) for a, v in true.items()], texts
 
 
 def write(folder: Path, count: int) -> None:
-    """The world's files, a line at a time; kept when they are there."""
+    """Write the world's files line by line; existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "knowledge.jsonl").exists():
         return
@@ -96,12 +98,12 @@ def measure(
             requests_per_minute=limit, burst_s=1.0, latency_min_ms=150, latency_max_ms=400
         )
     out = folder / f"run_{workers}{'_limited' if limit else ''}"
-    shutil.rmtree(out, ignore_errors=True)  # what is there already takes no time
+    shutil.rmtree(out, ignore_errors=True)  # finished tables would take no time
     with hosts.cluster([1] * workers) as cluster:
         with running(AnnotatorOptions(**vars(options) | {"host": cluster.gateway})) as url:
             given = [f"data.folder={folder}", f"run.out={out}", f"model.path={folder / 'model'}"]
             given += [f"llm.base_url={url}", f"sampling.llm.base_url={url}", *words]
-            if limit:  # the whole scoring part, questions and answers too
+            if limit:  # the whole scoring part, with questions and answers
                 given += [f"llm.requests_per_minute={limit}", "rewards.columns=[max_conf]"]
             began = time.monotonic()
             job = cluster.submit("jobs/pipeline.py", str(folder / "preset.yaml"), *given)
@@ -128,7 +130,7 @@ def measure(
 
 
 class Watch:
-    """Peak memory, and CPU seconds, of each kind of process on a cluster's hosts."""
+    """Peak memory and CPU seconds of each kind of process on a cluster's hosts."""
 
     def __init__(self, cluster: hosts.Cluster) -> None:
         self.cluster, self.peak, self.store = cluster, Counter[str](), 0
@@ -182,7 +184,7 @@ class Watch:
 
 
 def kind_of(title: str) -> str:
-    """Of a process, by its title; "" for what is none of driver, worker, trainer, Ray's own."""
+    """Kind of a process by its title: driver, worker, trainer, limiter, ray; "" for others."""
     if "jobs/pipeline.py" in title and "JobSupervisor" not in title:
         return "driver"
     if title.startswith(("ray::MapBatches", "ray::IDLE")):
@@ -204,7 +206,7 @@ def _stages(out: Path) -> dict[str, dict[str, float]]:
 
 
 def _share(out: Path, calls: float, limit: int) -> float:
-    """Of the permitted requests, those sent from the end of the import to the last reward."""
+    """Share of the permitted requests that was used between the import and the last reward."""
     began, ended = (
         (out / "imported/all" / table / MANIFEST).stat().st_mtime
         for table in ("responses", "rewards")
@@ -213,7 +215,7 @@ def _share(out: Path, calls: float, limit: int) -> float:
 
 
 def _bytes(out: Path) -> dict[str, int]:
-    """Of tables, of the ledger, of the rest (models, knowledge, reports)."""
+    """Bytes of tables, of the ledger, and of the rest (models, knowledge, reports)."""
     sizes: Counter[str] = Counter()
     for file in out.rglob("*"):
         if file.is_file():
@@ -224,8 +226,8 @@ def _bytes(out: Path) -> dict[str, int]:
 
 
 def growth(few: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
-    """Between two sizes: b of time ~ prompts^b, and how much the peaks grew. CPU seconds tell of
-    the work where a shared machine makes wall time uncertain; Ray's own are left out."""
+    """Growth between two sizes: the b of time ~ prompts^b, and the growth of the peaks. CPU seconds
+    measure the work where a shared machine makes wall time uncertain; Ray's own are left out."""
     times = math.log(many["prompts"] / few["prompts"])
 
     def exponent(of: Callable[[dict], float]) -> float:

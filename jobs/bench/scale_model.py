@@ -1,8 +1,8 @@
-"""What 10 million topics would take, from one measured run.
+"""Time, cost and storage of 10 million topics, extrapolated from one measured run.
 
     model(measure(...))  ->  {"topics": 10_000_000, "assumptions": [...], "hours": {...}, ...}
 
-Plain arithmetic over constants of the run: everything else is an assumption, and is listed.
+The model is plain arithmetic over constants of the run. Everything else is a listed assumption.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 TOPICS = 10_000_000
-RESPONSES, FACTS = 10, 4.0  # a topic (paper: 10); a response, distinct within its topic
+RESPONSES, FACTS = 10, 4.0  # responses per topic (paper: 10); distinct facts per response
 REQUESTS_PER_MINUTE = 30_000  # OpenAI's tier 5 for gpt-4o-mini; a quota to ask for
-PROMPT_TOKENS, ANSWER_TOKENS = 600, 20  # a request, mean of facts and verdicts on real text
+PROMPT_TOKENS, ANSWER_TOKENS = 600, 20  # per request, mean of facts and verdicts on real text
 USD_PER_MILLION = (0.15, 0.60)  # of gpt-4o-mini: prompt and answer tokens
 CPU_USD_PER_HOUR = 0.05  # of one vCPU on demand
 
 
 def model(run: dict[str, Any], topics: int = TOPICS) -> dict[str, Any]:
-    """Hours, dollars and bytes of the scoring part, by the constants of `run`."""
+    """Hours, dollars and bytes of the scoring part, from the constants of `run`."""
     rows = sum(s["rows"] for s in run["stages"].values() if s["shards"])
     constants = {
         "cpu_s_per_request": run["cpu_s"]["worker"] / max(1, run["requests"]),
@@ -27,7 +27,7 @@ def model(run: dict[str, Any], topics: int = TOPICS) -> dict[str, Any]:
         "ledger_bytes_per_request": run["bytes"]["ledger"] / max(1, run["requests"]),
     }
     responses = topics * RESPONSES
-    # one for each sentence, one for each fact
+    # one request per sentence and one per fact
     requests = responses * (FACTS / 2 + FACTS)
     cpu_hours = requests * constants["cpu_s_per_request"] / 3600
     tokens_in, tokens_out = requests * PROMPT_TOKENS, requests * ANSWER_TOKENS
@@ -50,7 +50,7 @@ def model(run: dict[str, Any], topics: int = TOPICS) -> dict[str, Any]:
         "requests": requests,
         "api_hours": round(api_hours, 1),
         "api_usd": round(api_usd),
-        "worker_cpus": round(cpu_hours / api_hours, 2),  # that keep up with the endpoint
+        "worker_cpus": round(cpu_hours / api_hours, 2),  # enough to keep up with the endpoint
         "worker_usd": round(cpu_hours * CPU_USD_PER_HOUR, 2),
         "driver_hours": round(topics * constants["driver_s_per_prompt"] / 3600, 1),
         "ledger_gb": round(requests * constants["ledger_bytes_per_request"] / 1e9, 1),

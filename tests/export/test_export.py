@@ -141,7 +141,7 @@ def test_a_scope_without_verdicts_is_written_without_scores(tmp_path):
     assert {"atomic_qs", "ne_samples", "rewards", "responses"} <= found
 
 
-def test_models_of_one_table_stay_apart(tmp_path):
+def test_each_model_of_a_table_has_its_own_folder(tmp_path):
     root, out = Folder.of(str(tmp_path / "run")), tmp_path / "out"
     other = [response("Ada", 0, "Ada other true.", model="A"), response("Bo", 0, "Bo", model="B")]
     scored(root, "imported/all", other)

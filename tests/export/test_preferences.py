@@ -38,11 +38,11 @@ def test_pairs_by_hand():
 
 
 @pytest.mark.parametrize(("margin", "count"), [(0.0, 3), (0.25, 2), (0.5, 1), (0.75, 0)])
-def test_margin(margin, count):
+def test_the_threshold(margin, count):
     assert len(list(preferences.preferences(group("Ada", [0.0, 0.25, 0.75]), margin))) == count
 
 
-def test_a_file_a_split(tmp_path):
+def test_one_file_per_split(tmp_path):
     groups = [
         group("Ada", [0.0, 1.0]),
         group("Bo", [0.0, 1.0, 2.0], "val"),
@@ -68,7 +68,7 @@ def test_a_file_a_split(tmp_path):
     assert lines(tmp_path / "preferences" / "val.jsonl") == list(preferences.preferences(asked))
 
 
-def test_forms(tmp_path):
+def test_the_plain_and_the_conversational_form(tmp_path):
     preferences.write(str(tmp_path), [group("Ada", [0.0, 1.0])], chat=True)
     (row,) = lines(tmp_path / "preferences" / "train.jsonl")
     assert row["prompt"] == [{"role": "user", "content": "Who is Ada?"}]
@@ -81,7 +81,7 @@ def test_forms(tmp_path):
     assert lines(tmp_path / "grouped" / "train.jsonl")[0]["prompt"] == "Who is Ada?\n"
 
 
-def test_datasets_reads_them(tmp_path):
+def test_datasets_reads_the_files(tmp_path):
     datasets = pytest.importorskip("datasets")
     groups = [group("Ada", [0.0, 1.0]), group("Bo", [0.0, 1.0, 2.0], "val")]
     preferences.write(str(tmp_path), groups)

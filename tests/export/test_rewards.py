@@ -79,7 +79,7 @@ def test_rewards_by_hand(tmp_path):
     ]
 
 
-def test_val_is_their_dpoval_and_no_topic_is_no_file(tmp_path):
+def test_val_is_named_dpoval_and_a_split_without_topics_has_no_file(tmp_path):
     assert rewards.write(str(tmp_path), "val", lambda: iter(tables())) == 1
     assert rewards.write(str(tmp_path), "test", lambda: iter(tables())) == 0
     assert sorted(p.name for p in (tmp_path / "rewards").iterdir()) == [

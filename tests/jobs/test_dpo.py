@@ -1,4 +1,4 @@
-"""The contenders of jobs/bench_dpo.py train the same, and what they cost is counted right."""
+"""The trainers of jobs/bench_dpo.py have equal losses, and their cost is counted correctly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from bench import dpo, dpo_meter, dpo_trl
+from bench import dpo, dpo_meter, dpo_trl, machine
 from bench.dpo_trainers import OURS
 
 trl_installed = pytest.mark.skipif(
@@ -89,8 +89,8 @@ def test_a_meter_counts_tokens_with_and_without_padding_and_leaves_out_the_first
     assert later["pairs_per_s"] == 0.02 < later["training_pairs_per_s"]
 
 
-def test_peak_memory_is_of_what_ran_behind_the_meter():
-    if dpo_meter.memory("VmHWM") is None:
+def test_peak_memory_begins_with_the_meter():
+    if machine.memory("VmHWM") is None:
         pytest.skip("this kernel has no /proc/self/status")
     before = bytearray(200 << 20)
     del before

@@ -24,6 +24,6 @@ def test_a_job_fails_with_one_line_and_exit_code_2(words, says):
     assert says in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_jobs_are_thin():
+def test_jobs_are_at_most_60_lines():
     for file in JOBS.glob("*.py"):
         assert len(file.read_text().splitlines()) <= 60, file.name

@@ -1,4 +1,4 @@
-"""The contenders do the same work: the reference's two tokenizers cut the same passages."""
+"""Both reference builders do the same work: their tokenizers cut the same passages."""
 
 from bench import knowledge
 

@@ -1,4 +1,4 @@
-"""The world of the benchmark of scale, its reading of processes, and its model."""
+"""The scale benchmark: its world, how it reads processes, and its model."""
 
 import json
 

@@ -44,7 +44,7 @@ def entity(r, text, start, samples, **more):
 
 
 def ours():
-    """Responses, facts, verdicts, questions, answers: with everything that may be missing."""
+    """Responses, facts, verdicts, questions and answers; each kind of gap occurs."""
     one, two = response("Who?", 0, "A poet. Born in London."), response("Who?", 1, "A poet.")
     lost, silent = response("Who?", 2, None, error="timeout"), response("Who?", 3, "I cannot say.")
     again = response("When?", 0, "A poet.")
@@ -98,7 +98,7 @@ def test_questions_and_answers_come_back(tmp_path):
     assert read_all(tmp_path, responses) == (questions, [])
 
 
-def test_the_reference_sees_only_what_it_can_score(tmp_path):
+def test_the_scripts_see_only_questions_with_samples(tmp_path):
     responses, facts, verdicts, questions, answers = ours()
     confidence.write_questions(str(tmp_path), *ours()[:4], 10.0, answers)
     confidence.write_answers(str(tmp_path), WHERE, responses, facts, questions, answers)
@@ -194,7 +194,7 @@ def test_an_empty_question_is_its_rows_error(tmp_path):
     assert asked["error"] is None and [a["answers"] for a in answers] == [["2"]]
 
 
-def test_files_that_are_missing_or_broken(tmp_path):
+def test_missing_and_broken_files(tmp_path):
     rows = [response("Who?", 0, "x")]
     reference(tmp_path, [("x", ["A?"])], [{"A?": []}])
     with pytest.raises(UserError, match="has no answers"):
@@ -235,7 +235,7 @@ def test_entities_come_back_with_every_occurrence(tmp_path):
     ]
 
 
-def test_entities_of_the_reference_itself(tmp_path):
+def test_entities_in_a_file_of_the_scripts(tmp_path):
     one, twin = response("Who?", 0, NOTES), response("Who?", 1, NOTES)
     other = response("When?", 0, "In the artist era, the art of the year.")
     (tmp_path / NE).mkdir(parents=True)
@@ -275,7 +275,7 @@ def test_entities_of_the_reference_itself(tmp_path):
             list(entities.read_entities(str(tmp_path), [one], NE))
 
 
-def test_what_is_ours_has_to_match(tmp_path):
+def test_the_facttune_key_has_to_match_the_rest(tmp_path):
     responses, facts, _, questions, answers = ours()
     one = responses[0]
     confidence.write_questions(str(tmp_path), responses, facts, [], questions, 10.0, answers)
@@ -295,6 +295,6 @@ def test_what_is_ours_has_to_match(tmp_path):
         entities.write_entities(str(tmp_path), NE, [one | {"prompt": "facttune"}], [])
 
 
-def test_names_of_folders():
+def test_the_name_of_a_folder_of_samples():
     name = confidence.samples_folder("atomic_qs_samples", "facttune_fs/round_1", 20)
     assert name == "atomic_qs_samples/facttune_fs%2Fround_1_20samples"

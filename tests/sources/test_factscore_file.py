@@ -12,7 +12,7 @@ LINE = (
 )
 
 
-def test_reads_one_real_form(tmp_path):
+def test_a_labelled_line_and_an_abstention(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text(LINE + '{"topic": "B", "input": "x", "output": "sorry", "annotations": null}\n')
     first, second = factscore.read(path)
@@ -53,7 +53,7 @@ def test_missing_and_empty_files(tmp_path):
         list(factscore.read(tmp_path / "e.jsonl"))
 
 
-def test_a_mark_blank_lines_and_half_a_surrogate_pair_are_taken(tmp_path):
+def test_a_byte_order_mark_blank_lines_and_half_a_surrogate_pair_are_accepted(tmp_path):
     path = tmp_path / "m.jsonl"
     halves = LINE.replace("A is old", r"A \ud83d is \ud83d\ude00").encode()
     path.write_bytes(b"\xef\xbb\xbf\n" + halves + b" \n\n" + LINE.encode() + b"{\n")
@@ -81,7 +81,7 @@ def test_a_file_without_labels_does_not_say_who_abstained(tmp_path):
         factscore.given_facts(record)
 
 
-def test_given_facts_are_the_models(tmp_path):
+def test_given_facts_of_the_model_and_of_humans(tmp_path):
     sentence = {
         "text": "A is old.",
         "model-atomic-facts": [{"text": "m"}],
@@ -101,7 +101,7 @@ def test_given_facts_are_the_models(tmp_path):
 
 
 def test_aggregate_by_hand():
-    """Ten facts are still penalised, by exp(0) = 1; four by exp(1 - 10 / 4); eleven by nothing."""
+    """The penalty is exp(0) = 1 for ten facts, exp(1 - 10 / 4) for four, none for eleven."""
     ten, four, eleven = [True] * 10, [True, True, False, None, False], [True] * 10 + [False]
     found = factscore.aggregate([ten, four, None, eleven, [], [None]], gamma=10)
     shares = 1, 0.5, 10 / 11

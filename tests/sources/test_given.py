@@ -1,4 +1,4 @@
-"""Preferences of others: by hand in each form and format, and what is wrong with them."""
+"""Preference files of the user: each form and format by hand, and the message for each error."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_chosen_and_rejected_of_a_prompt_become_one_group(tmp_path):
     assert found.left_out == 2  # one stands twice, one is of equal texts
 
 
-def test_the_threshold_counts_for_rewards(tmp_path):
+def test_the_threshold_applies_to_rewards(tmp_path):
     rows = [GROUPED, {"prompt": "p", "responses": ["a", "b"], "rewards": [0, 1]}]
     found = given.read([file_of(tmp_path, *rows)], GroupsConfig(threshold=0.5))
     assert ([g["prompt"] for g in found.groups], found.left_out) == (["p"], 1)
 
 
 def test_rows_of_one_prompt_with_rewards_stay_apart(tmp_path):
-    """Nobody said that their rewards are of one scale."""
+    """The rewards of two rows may have different scales."""
     again = GROUPED | {"responses": ["d", "e", "f"]}
     found = given.read([file_of(tmp_path, GROUPED, again, GROUPED)], PLAIN)
     assert [g["responses"] for g in found.groups] == [["a", "b"], ["d", "e"]]
@@ -152,7 +152,7 @@ def test_prompts_as_keys(tmp_path):
     assert given.read([str(path)], PLAIN).groups == groups(tmp_path, PAIRED)
 
 
-def test_what_the_export_wrote_comes_back(tmp_path):
+def test_exported_preferences_come_back(tmp_path):
     row = {"topic": "Ada", "split": "train", "prompt": "Who is Ada?"}
     row |= {"responses": ["a", "b", "c"], "rewards": [0.0, 1.0, 0.5]}
     for chat in (False, True):
@@ -163,7 +163,7 @@ def test_what_the_export_wrote_comes_back(tmp_path):
         assert {k: whole[k] for k in row} == row
 
 
-def test_a_files_content_is_its_recipe(tmp_path):
+def test_the_recipe_is_the_content_of_the_file(tmp_path):
     one = given.recipe([file_of(tmp_path, CHOSEN)])
     assert one == given.recipe([file_of(tmp_path, CHOSEN, name="other.jsonl")])
     assert one != given.recipe([file_of(tmp_path, PAIRED)])
@@ -213,7 +213,7 @@ def refused(read, says):
         ([1], "p.jsonl:2: expected an object with columns"),
     ],
 )
-def test_a_row_that_is_wrong(tmp_path, row, says):
+def test_a_wrong_row_is_one_line(tmp_path, row, says):
     refused(lambda: groups(tmp_path, CHOSEN, row), says)
 
 
@@ -246,7 +246,7 @@ def test_settings_of_rewards_do_not_fit_pairs(tmp_path, settings):
         ("p.json", b'{"a": 1', "p.json: not JSON"),
         ("p.json", b"5", "p.json: expected a list of objects"),
         ("p.json", b"[5]", "p.json: row 1: expected an object"),
-        ("p.jsonl", b'{"a": "\xff"}\n', "p.jsonl: row 1: not UTF-8"),
+        ("p.jsonl", b'{"a": "\xff"}\n', "p.jsonl:1: not UTF-8"),
         ("p.parquet", b"no parquet at all", "p.parquet: row 1: cannot be read"),
         ("p.jsonl.gz", b"no gzip", "p.jsonl.gz: row 1: cannot be read"),
         ("p.csv", b"prompt,chosen\na,b,c\n", "p.csv: row 1: not as many cells"),
@@ -254,18 +254,18 @@ def test_settings_of_rewards_do_not_fit_pairs(tmp_path, settings):
         ("p.csv", b"prompt,chosen\n", "p.csv: the file is empty"),
     ],
 )
-def test_a_file_that_cannot_be_read(tmp_path, name, content, says):
+def test_an_unreadable_file_is_one_line(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     refused(lambda: list(records.read(str(tmp_path / name))), says)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
     refused(lambda: given.recipe([str(tmp_path / "gone.jsonl")]), "gone.jsonl: no such file")
     refused(lambda: given.recipe([str(tmp_path)]), "no such file")
 
 
 @pytest.mark.parametrize("value", ["", [], 5, [""], {"a": "b"}, [1], None])
-def test_data_groups_names_files(value):
+def test_data_groups_must_name_files(value):
     refused(lambda: given.files(value), "data.groups")
 
 
@@ -276,7 +276,7 @@ def test_one_file_or_several():
 # ---------------------------------------------------------------- FactTune's rewards files
 
 
-def test_a_rewards_file_of_the_reference(tmp_path):
+def test_a_rewards_file_of_the_scripts(tmp_path):
     lists = {"factscore_avg": [math.nan, 1, 0.5], "aq_max_conf_avg": [0.5, 0.25, 0.5]}
     asked = {"Who?": {"responses": ["a", "b", "c"]} | lists}
     path = tmp_path / "rewards_train_2.json"
@@ -292,7 +292,7 @@ def test_a_rewards_file_of_the_reference(tmp_path):
     )
 
 
-def test_what_export_writes_can_be_trained_on(tmp_path):
+def test_exported_rewards_can_be_trained_on(tmp_path):
     def row(i, **more):
         ids = {"response_id": f"r{i}", "prompt_id": "p", "topic": "Ada", "split": "train"}
         return ids | {"prompt": "Who?", "text": "abc"[i]} | more

@@ -1,4 +1,4 @@
-"""Topics files, their splits, and ready-made responses: what comes out, and what is refused."""
+"""Files of topics, their splits, and ready-made responses: the rows, and the errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_kind_of_file_gives_the_same_topics(tmp_path):
     assert (row["pronoun"], row["lower_case"]) == ("her", None)
 
 
-def test_splits_of_the_files_own(tmp_path):
+def test_splits_that_the_file_gives(tmp_path):
     (tmp_path / "t.csv").write_text("topic,split\nAda,train\nBo,dpoval\nCy,val\nDi,test\n")
     expected = {"Ada": "train", "Bo": "val", "Cy": "val", "Di": "test"}
     assert splits(tmp_path, "t.csv", *SIZES) == expected
@@ -79,7 +79,7 @@ def test_spaces_and_accents_have_one_form(tmp_path):
         ("t.txt", b"", "t.txt: the file is empty"),
         ("t.jsonl", b'{"topic": "Ada"}\n{"name": "Bo"}\n', 't.jsonl:2: no column "topic"'),
         ("t.jsonl", b'{"topic": 5}\n', 't.jsonl:1: "topic" must be a text, not 5'),
-        ("t.jsonl", b'{"topic": "A"}\n{"topic": "\xff"}\n', "t.jsonl: row 2: not UTF-8"),
+        ("t.jsonl", b'{"topic": "A"}\n{"topic": "\xff"}\n', "t.jsonl:2: not UTF-8"),
         ("t.csv", b"name,born\nAda,1815\n", 'no column "topic": it has name, born: name it in'),
         ("t.csv", b"topic,born\n,1815\n", "t.csv: row 1: the topic is empty"),
         ("t.csv", b"topic,split\nAda,dev\n", 'split "dev" is none of train, dpoval, val, test'),
@@ -142,7 +142,7 @@ def test_responses_of_every_kind_of_file(tmp_path):
         assert responses(tmp_path, name) == expected, name
 
 
-def test_lists_of_responses_and_the_files_name(tmp_path):
+def test_lists_of_responses_with_the_file_name_as_the_model(tmp_path):
     row = {"topic": "Ada", "question": "Who?", "responses": ["A.", "B."], "split": "test"}
     (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")
     found = responses(tmp_path, "mine.jsonl")
@@ -169,14 +169,14 @@ def test_lists_of_responses_and_the_files_name(tmp_path):
         ),
     ],
 )
-def test_responses_that_are_wrong(tmp_path, rows, says):
+def test_wrong_responses_are_one_line(tmp_path, rows, says):
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     with pytest.raises(UserError) as e:
         responses(tmp_path, "r.jsonl")
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
-def test_two_files_of_one_name_are_no_one_model(tmp_path):
+def test_two_files_of_one_name_are_refused(tmp_path):
     row = {"topic": "Ada", "prompt": "Who?", "response": "x", "split": "test"}
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

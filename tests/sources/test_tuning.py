@@ -4,7 +4,7 @@ import math
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.sources import tuning
+from facttune_ray.sources import topic_files, tuning
 from facttune_ray.storage.schema import digest
 from facttune_ray.storage.tables import Folder
 
@@ -75,7 +75,7 @@ def verdict(f, supported, **more):
     } | more
 
 
-def test_a_question_with_fewer_answers_moves_no_other(tmp_path):
+def test_a_question_with_fewer_answers_does_not_shift_other_answers(tmp_path):
     answers = {"When?": {"responses": ["1815."]}, "Who?": {"responses": ["A writer.", "Ada."]}}
     folder = reference_folder(tmp_path, {ADA: answers})
     topics = tuning.read_topics(folder, "train")
@@ -92,10 +92,10 @@ def test_a_question_with_fewer_answers_moves_no_other(tmp_path):
 def test_half_a_surrogate_pair_in_keys_and_values(tmp_path):
     file = Folder.of(str(tmp_path / "a.json"))
     file.write_bytes(b'\xef\xbb\xbf{"Who \\ud83d?": ["Ada \\uDE00"]}')
-    assert tuning.read_json(file) == {"Who \ufffd?": ["Ada \ufffd"]}
+    assert topic_files.read_json(file, dict, "", "") == {"Who \ufffd?": ["Ada \ufffd"]}
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_a_missing_answer_or_file_is_named(tmp_path):
     folder = reference_folder(tmp_path, {ADA: {"Who?": {"responses": ["Ada."]}}})
     topics = tuning.read_topics(folder, "train")
     with pytest.raises(UserError, match='no answers to "When[?]"'):
@@ -161,11 +161,11 @@ def test_splits(tmp_path):
     ],
 )
 def test_file_names(topic, name):
-    assert tuning.file_name(topic, "_x.json") == name
+    assert topic_files.file_name(topic, "_x.json") == name
 
 
-def test_long_names_stay_apart():
-    a, b = (tuning.file_name("é" * 300 + end, "_fs_out.json") for end in "ab")
+def test_long_names_stay_different():
+    a, b = (topic_files.file_name("é" * 300 + end, "_fs_out.json") for end in "ab")
     assert a != b and max(len(n.encode()) for n in (a, b)) <= 255
 
 
@@ -194,7 +194,7 @@ def test_questions_and_responses_come_back(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_scores_by_hand_and_back(tmp_path):
+def test_scores_by_hand_come_back(tmp_path):
     right, silent, half = (
         response(ADA, "Who?", 0, "A writer. From London."),
         response(ADA, "Who?", 1, "I cannot say."),
@@ -237,7 +237,7 @@ def test_scores_by_hand_and_back(tmp_path):
     assert [v for _, v in pairs] == verdicts
 
 
-def test_scores_of_the_reference_itself(tmp_path):
+def test_scores_in_a_file_of_the_scripts(tmp_path):
     first, second = response(ADA, "Who?", 0, "A writer."), response(ADA, "Who?", 1, "A poet.")
     (tmp_path / "factscore_outputs").mkdir()
     atoms = [{"atom": "Ada wrote.", "is_supported": True}] * 2

@@ -1,8 +1,8 @@
-"""Other ways to send many chat requests, as people do them: each gives the answers in order.
+"""Other clients that send many chat requests; each returns the answers in order.
 
-    CONTENDERS["gather"](base_url, requests, Limits(12_000, None))  ->  ["- ...", None, ...]
+    CLIENTS["gather"](base_url, requests, Limits(12_000, None))  ->  ["- ...", None, ...]
 
-None is a request that was given up. Each is written as a careful user of it would.
+None stands for a request that the client gave up. Each client is set up as its careful user would.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from facttune_ray.text.tokens import estimated_tokens
 
 Messages = list[dict[str, str]]
 MODEL, MAX_TOKENS, TIMEOUT_S = "annotator", 512, 60.0
-BARE_IN_FLIGHT = 128  # a process
+BARE_IN_FLIGHT = 128  # requests per process
 
 
 def sequential(base_url: str, requests: list[Messages], limits: Limits) -> list[str | None]:
-    """The reference's scripts: one call after the other, the SDK's own retries."""
+    """One call after the other with the SDK's own retries, as FactTune's scripts do."""
     client = openai.OpenAI(base_url=base_url, api_key="none", timeout=TIMEOUT_S)
     out = []
     for messages in requests:
@@ -44,16 +44,16 @@ def sequential(base_url: str, requests: list[Messages], limits: Limits) -> list[
 
 
 def gather(base_url: str, requests: list[Messages], limits: Limits) -> list[str | None]:
-    """Everything at once in one process; the SDK retries ten times with its backoff."""
+    """All requests at once in one process; the SDK retries ten times with its backoff."""
 
-    async def all_of_them() -> list[str | None]:
+    async def ask_all() -> list[str | None]:
         client = openai.AsyncOpenAI(
             base_url=base_url, api_key="none", timeout=TIMEOUT_S, max_retries=10
         )
         async with client:
             return list(await asyncio.gather(*(_ask(client, m) for m in requests)))
 
-    return asyncio.run(all_of_them())
+    return asyncio.run(ask_all())
 
 
 async def _ask(client: openai.AsyncOpenAI, messages: Messages) -> str | None:
@@ -70,67 +70,69 @@ async def _ask(client: openai.AsyncOpenAI, messages: Messages) -> str | None:
 
 
 def token_bucket(base_url: str, requests: list[Messages], limits: Limits) -> list[str | None]:
-    """The design of the OpenAI cookbook's parallel script: one process, capacities of requests and
-    tokens that refill by the clock from a full minute's, five attempts, and 15 s of silence after
-    a 429."""
+    """The design of the OpenAI cookbook's parallel script: one process, two buckets (requests and
+    tokens) that start with a full minute and refill by the clock, five attempts, and a pause of
+    15 s after a 429."""
     return asyncio.run(_token_bucket(base_url, requests, limits))
 
 
 async def _token_bucket(
     base_url: str, requests: list[Messages], limits: Limits
 ) -> list[str | None]:
-    most_requests = limits.requests_per_minute or 1e9
-    most_tokens = limits.tokens_per_minute or 1e12
-    free_requests, free_tokens = most_requests, most_tokens
+    max_requests = limits.requests_per_minute or 1e9
+    max_tokens = limits.tokens_per_minute or 1e12
+    free_requests, free_tokens = max_requests, max_tokens
     out: list[str | None] = [None] * len(requests)
     left = deque((i, 5) for i in range(len(requests)))
-    again: deque[tuple[int, int]] = deque()
+    retries: deque[tuple[int, int]] = deque()
     running: set[asyncio.Task[None]] = set()
-    refused_s, filled_s = 0.0, time.monotonic()
-    # its connections are not limited to aiohttp's default of 100
+    refused_at, filled_at = 0.0, time.monotonic()
+    # remove aiohttp's limit of 100 connections
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
     async def send(i: int, attempts: int) -> None:
-        nonlocal refused_s
+        nonlocal refused_at
         body = {"model": MODEL, "messages": requests[i], "max_tokens": MAX_TOKENS}
         try:
             async with session.post(
                 f"{base_url}/chat/completions", json=body | {"temperature": 0.0}
             ) as response:
                 if response.status == 429:
-                    refused_s = time.monotonic()
+                    refused_at = time.monotonic()
                 response.raise_for_status()
                 out[i] = (await response.json())["choices"][0]["message"]["content"]
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
             if attempts > 1:
-                again.append((i, attempts - 1))
+                retries.append((i, attempts - 1))
 
     async with session:
-        while left or again or running:
+        while left or retries or running:
             now = time.monotonic()
-            gone, filled_s = now - filled_s, now
-            free_requests = min(most_requests, free_requests + gone * most_requests / 60)
-            free_tokens = min(most_tokens, free_tokens + gone * most_tokens / 60)
-            queue = again or left
+            elapsed_s, filled_at = now - filled_at, now
+            free_requests = min(max_requests, free_requests + elapsed_s * max_requests / 60)
+            free_tokens = min(max_tokens, free_tokens + elapsed_s * max_tokens / 60)
+            queue = retries or left
             if queue:
                 i, attempts = queue[0]
                 tokens = MAX_TOKENS + sum(estimated_tokens(m["content"]) for m in requests[i])
-                if free_requests >= 1 and free_tokens >= min(tokens, most_tokens):
+                if free_requests >= 1 and free_tokens >= min(tokens, max_tokens):
                     queue.popleft()
                     free_requests, free_tokens = free_requests - 1, free_tokens - tokens
                     task = asyncio.create_task(send(i, attempts))
                     running.add(task)
                     task.add_done_callback(running.discard)
             await asyncio.sleep(0.001)
-            if refused_s and (pause_s := refused_s + 15 - time.monotonic()) > 0:
+            if refused_at and (pause_s := refused_at + 15 - time.monotonic()) > 0:
                 await asyncio.sleep(pause_s)
     return out
 
 
 def ray_data_llm(base_url: str, requests: list[Messages], limits: Limits) -> list[str | None]:
-    """Ray Data's own HTTP processor: two workers, each paced to half of the request limit. It
-    awaits the requests of a batch one after the other and has a few batches at once, so small
-    batches are its best; it knows no token limit, and a row that fails for good fails the job."""
+    """Ray Data's own HTTP processor: two workers, each paced to half of the request limit.
+
+    It awaits the requests of a batch one after the other and runs a few batches at once, so small
+    batches are fastest. It has no token limit, and a row that fails for good fails the job.
+    """
     import ray.data
     from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
@@ -162,10 +164,10 @@ def ray_data_llm(base_url: str, requests: list[Messages], limits: Limits) -> lis
 
 
 def bare_sdk(base_url: str, requests: list[Messages], limits: Limits) -> list[str | None]:
-    """The most that two processes of the SDK on aiohttp can do: nothing but requests."""
+    """Two processes of the SDK on aiohttp that only send requests: the upper bound."""
     import ray
 
-    async def half(some: list[Messages]) -> list[str | None]:
+    async def ask_part(part: list[Messages]) -> list[str | None]:
         client = openai.AsyncOpenAI(
             base_url=base_url,
             api_key="none",
@@ -180,11 +182,11 @@ def bare_sdk(base_url: str, requests: list[Messages], limits: Limits) -> list[st
                 return await _ask(client, messages)
 
         async with client:
-            return list(await asyncio.gather(*map(one, some)))
+            return list(await asyncio.gather(*map(one, part)))
 
     @ray.remote(num_cpus=1)
-    def work(some: list[Messages]) -> list[str | None]:
-        return asyncio.run(half(some))
+    def work(part: list[Messages]) -> list[str | None]:
+        return asyncio.run(ask_part(part))
 
     halves = ray.get([work.remote(requests[0::2]), work.remote(requests[1::2])])
     out: list[str | None] = [None] * len(requests)
@@ -192,8 +194,8 @@ def bare_sdk(base_url: str, requests: list[Messages], limits: Limits) -> list[st
     return out
 
 
-Contender = Callable[[str, list[Messages], Limits], list[str | None]]
-CONTENDERS: dict[str, Contender] = {
+Client = Callable[[str, list[Messages], Limits], list[str | None]]
+CLIENTS: dict[str, Client] = {
     "sequential": sequential,
     "gather": gather,
     "token_bucket": token_bucket,

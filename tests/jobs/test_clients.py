@@ -1,19 +1,19 @@
-"""Every contender of the benchmark answers, so that what is compared is work that was done."""
+"""Every client of the benchmark answers, so that the benchmark compares equal work."""
 
 from __future__ import annotations
 
 import pytest
 from bench import api, ledger, ours
-from bench.contenders import CONTENDERS
+from bench.clients import CLIENTS
 
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_a_contender_answers_every_request_in_order(name, ray_cluster):
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_client_answers_every_request_in_order(name, ray_cluster):
     with running(AnnotatorOptions()) as url:
-        texts = CONTENDERS[name](url, ours.requests(40), Limits(6000, None))
+        texts = CLIENTS[name](url, ours.requests(40), Limits(6000, None))
     assert len(texts) == 40
     for i, text in enumerate(texts):
         assert text is not None and f"Ostrava{100_000 + i}" in text
@@ -38,14 +38,14 @@ def test_steady_share_leaves_out_the_start_and_the_stragglers():
     assert api.steady_share(seconds[:2], "accepted", 200.0) is None
 
 
-@pytest.mark.parametrize("name", ledger.CONTENDERS)
+@pytest.mark.parametrize("name", ledger.STORES)
 def test_every_store_finds_the_same_rows(name, tmp_path):
-    fill, find = ledger.CONTENDERS[name]
+    fill, find = ledger.STORES[name]
     fill(tmp_path / "store", 500)
     assert find(tmp_path / "store", ledger.wanted(500, 100)) == 50
 
 
-def test_the_comparison_has_a_ratio_for_each_contender():
+def test_the_comparison_has_a_ratio_for_each_client():
     found = {
         api.OURS: {"requests": {"goodput_per_s": 190.0}, "unlimited": {"goodput_per_s": 800.0}},
         "gather": {"requests": {"goodput_per_s": 95.0}},
