@@ -151,6 +151,8 @@ def _plain(value: Any) -> Any:
 
 WIDTHS = (21, 22, 22, 31)  # columns of 100 characters with the mark and the gaps
 
+HEADER = ("key", "value [default]", "type, range, unit", "meaning")
+
 
 def text_value(value: Any) -> str:
     """A value as YAML has it: null, true, 5e-07, "" for an empty text."""
@@ -159,7 +161,7 @@ def text_value(value: Any) -> str:
 
 def table(shown: Iterable[Section]) -> str:
     """Sections as text of at most 100 columns. `*` marks a value that is not the default."""
-    lines = []
+    lines = [_columns(" ", HEADER), ""]
     marked = False
     for section in filter(lambda s: s.rows, shown):
         marked |= any(row.changed for row in section.rows)
@@ -178,10 +180,14 @@ def _lines(row: Row) -> Iterator[str]:
         for text, width in zip((row.key, value, row.allowed, row.description), WIDTHS, strict=True)
     ]
     mark = "*" if row.changed else " "
-    for parts_of_line in zip_longest(*cells, fillvalue=""):
-        padded = (f"{p:<{width}}" for p, width in zip(parts_of_line, WIDTHS, strict=True))
-        yield (mark + " ".join(padded)).rstrip()
+    for texts in zip_longest(*cells, fillvalue=""):
+        yield _columns(mark, texts)
         mark = " "
+
+
+def _columns(mark: str, texts: Iterable[str]) -> str:
+    padded = (f"{text:<{width}}" for text, width in zip(texts, WIDTHS, strict=True))
+    return (mark + " ".join(padded)).rstrip()
 
 
 def as_json(shown: Iterable[Section]) -> str:
