@@ -348,14 +348,14 @@ def answer_tokens(
     """(token of True, token of False, tokens before both) after a prompt. Raise UserError when the
     tokenizer does not separate them."""
     prompt = render("topic", "A fact.", [])
-    ids, true, false = encode([prompt, f"{prompt} True", f"{prompt} False"])
+    asked, true, false = encode([prompt, f"{prompt} True", f"{prompt} False"])
     n = next((i for i, pair in enumerate(zip(true, false, strict=False)) if len(set(pair)) > 1), 0)
-    if n < len(ids) or true[: len(ids)] != ids:
+    if n < len(asked) or true[: len(asked)] != asked:
         raise UserError(
             f'The tokenizer of {path} does not tell " True" from " False" after a prompt: '
             f"use another model"
         )
-    return true[n], false[n], true[len(ids) : n]
+    return true[n], false[n], true[len(asked) : n]
 
 
 def open_model(
