@@ -1,15 +1,16 @@
-"""Error tree: who made the mistake decides what happens.
+"""Errors that this package raises on purpose.
 
     FacttuneError
     ├── UserError        bad input: one line on stderr, exit code 2, tables intact
     │   ├── RecipeMismatch   a table exists, made by another recipe
-    │   ├── EndpointError    the LLM endpoint is down or refuses us
+    │   ├── EndpointError    the LLM endpoint is down or refuses every request
     │   ├── BudgetReached    llm.budget_usd is spent: exit code 3
-    │   └── Stopped          another table has failed: that one's error is told
-    └── RowError         one row failed: becomes that row's `error` column, the stage goes on
-        └── Final            asking again would give the same: an answer was cut or filtered
+    │   ├── Stopped          another table failed first: that table's error is printed
+    │   └── Missing          `facttune stage NAME` needs a table of another stage
+    └── RowError         one row failed: becomes the row's `error` column, the stage goes on
+        └── Final            a retry would fail alike: the answer was truncated or filtered
 
-Everything else is a bug and raises with its traceback.
+Every other exception is a bug and is raised with its traceback.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from collections.abc import Iterable
 
 
 class FacttuneError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of the errors that this package raises on purpose."""
 
 
 class UserError(FacttuneError):
-    """Bad input. The message is one line: what, where, and what to do."""
+    """Bad input. The message is one line: file, key or row; what is wrong; what to do."""
 
     exit_code = 2
 
 
 class RecipeMismatch(UserError):
-    """A table on disk was made by another recipe than the one asked for."""
+    """The recipe of a table on disk differs from the requested recipe."""
 
 
 class EndpointError(UserError):
@@ -37,30 +38,30 @@ class EndpointError(UserError):
 
 
 class BudgetReached(UserError):
-    """The run has paid `llm.budget_usd`. What is paid is kept; a higher budget goes on."""
+    """The run has spent `llm.budget_usd`. Paid completions are kept; a higher budget resumes."""
 
     exit_code = 3
 
 
 class Stopped(UserError):
-    """Another table, made side by side with this one, has failed."""
+    """Another table, made at the same time as this one, has failed."""
 
 
 class Missing(UserError):
-    """`facttune stage NAME` came to a table that another stage has to make first."""
+    """`facttune stage NAME` needs a table that another stage has to make first."""
 
 
 class RowError(FacttuneError):
-    """One row could not be computed: a refusal, an unparseable answer. Data, not a crash."""
+    """One row could not be computed: a refusal, an unreadable answer. It is data, not a crash."""
 
 
 class Final(RowError):
-    """An answer was cut at its most tokens, or taken by a provider's filter, as the same request's
-    next answer would be."""
+    """An answer was truncated at its token limit or removed by the provider's filter. The same
+    request would fail again."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`' Did you mean "facts"?'`, or the known names when nothing is close."""
+    """`' Did you mean "facts"?'`, or the known names when no name is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known)  # the most similar first
     close.sort(key=lambda other: sorted(other) != sorted(name))  # swapped letters before others

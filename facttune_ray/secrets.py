@@ -1,7 +1,7 @@
-"""Secrets: from the environment or a file that it names, and in nothing that is written.
+"""Read secrets from the environment, and remove them from every text that is written.
 
-key("OPENAI_API_KEY")      its value, or the content of the file in OPENAI_API_KEY_FILE
-redact("401: sk-abc...")   "401: [key]": every secret this process knows, and what looks like one
+key("OPENAI_API_KEY")      its value, or the content of the file that OPENAI_API_KEY_FILE names
+redact("401: sk-abc...")   "401: [key]": known secrets, and words with the shape of a secret
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from types import TracebackType
 from facttune_ray.errors import UserError
 
 FILE = "_FILE"  # OPENAI_API_KEY_FILE names a file that holds the key
-# variables of other programs that hold secrets
+# names of environment variables that hold secrets
 VARIABLES = re.compile(r"(API_KEY|_TOKEN|_SECRET|SECRET_ACCESS_KEY|ACCESS_KEY_ID|PASSWORD)$")
 SHAPES = re.compile(r"(?i)(bearer\s+|\bsk-|\bhf_)[\w*.-]{6,}")
 SHORTEST = 6  # characters: shorter values are words, not secrets
-_read: set[str] = set()  # what `key` has given out
+_read: set[str] = set()  # every value that `key` has returned
 
 
 def key(variable: str) -> str:
-    """The key that a variable holds or, when it is not set, that the file in `variable`_FILE holds;
-    "" when neither is set. UserError when the file cannot be read."""
-    value = os.environ.get(variable, "").strip()  # files of keys end in newlines
+    """The value of an environment variable, else the content of the file that `variable`_FILE
+    names, else "". Raise UserError when the file cannot be read."""
+    value = os.environ.get(variable, "").strip()
     if not value and (file := os.environ.get(variable + FILE)):
         try:
             value = Path(file).read_text(encoding="utf-8").strip()
@@ -40,19 +40,19 @@ def key(variable: str) -> str:
 
 def known() -> set[str]:
     """Values that must not be shown: keys that were read, and the environment's secrets."""
-    found = {v for name, v in os.environ.items() if VARIABLES.search(name)}
-    return {v for v in found | _read if len(v) >= SHORTEST and v != "none"}
+    values = {value for name, value in os.environ.items() if VARIABLES.search(name)} | _read
+    return {value for value in values if len(value) >= SHORTEST and value != "none"}
 
 
 def redact(text: str) -> str:
-    """The text without any of them."""
+    """The text with "[key]" in place of each secret."""
     for value in sorted(known(), key=len, reverse=True):
         text = text.replace(value, "[key]")
     return SHAPES.sub(r"\1[key]", text)
 
 
 def install() -> None:
-    """Tracebacks of this process show no secret."""
+    """Remove secrets from the tracebacks of this process."""
     sys.excepthook = _excepthook
 
 

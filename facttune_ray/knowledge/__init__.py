@@ -1,1 +1,1 @@
-"""The knowledge source: build it, read it, find passages in it."""
+"""Build, open and search a knowledge source."""

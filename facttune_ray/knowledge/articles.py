@@ -1,4 +1,4 @@
-"""Articles of a knowledge source in FActScore's SQLite form, by title, and passages by words.
+"""Find articles by title, and passages by words, in a knowledge source of FActScore's SQLite form.
 
 Articles("knowledge.db").find("mara veldt")
     ->  Article(title="Mara Veldt", passages=["Mara Veldt was born in ...", ...], how="case")
@@ -26,13 +26,13 @@ from facttune_ray.knowledge.passages import sound, split
 from facttune_ray.knowledge.store import BASE, REDIRECT, TITLE, fingerprint, has_index
 from facttune_ray.text.words import rarity_of
 
-RARITY_ARTICLES = 2000  # articles that word rarities are counted in
-TITLE_WEIGHT = 2.0  # a word in the title, against one in the passage
-_REDIRECTS = 4  # followed one after another, at most
-_TERMS = 64  # of a query, at most
-POSTINGS = 300_000  # passages that a search scores, about: it takes a second at most
+RARITY_ARTICLES = 2000  # articles whose passages give the word rarities
+TITLE_WEIGHT = 2.0  # weight of a word in the title; a word in the passage has 1
+_REDIRECTS = 4  # largest number of redirects that are followed
+_TERMS = 64  # largest number of words of a query
+POSTINGS = 300_000  # passages that a search may score, so that it takes about a second at most
 How = Literal["exact", "case", "redirect", "normalised", "disambiguation"]
-# words that are in most passages: to rank by them costs the most and tells the least
+# words of most passages: ranking by them is slow and useless
 _STOP = frozenset(
     "a an and are as at be been but by did do does for from had has have he her his in into is it "
     "its of on or she that the their they this to was were what when where which who with".split()
@@ -41,16 +41,16 @@ _STOP = frozenset(
 
 @dataclass(frozen=True)
 class Article:
-    """An article that a title leads to."""
+    """An article, found by a title."""
 
-    title: str  # as stored
+    title: str  # the stored title
     passages: list[str]
-    how: How  # the title was found as it is, by other case, by another name ...
+    how: How  # how the title matched: exactly, in another case, by a redirect ...
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that a search found."""
+    """A passage, found by a search."""
 
     title: str
     passage: str
@@ -58,7 +58,8 @@ class Hit:
 
 
 class Articles:
-    """Read-only, for any number of threads. UserError: the file is missing or of another form."""
+    """A knowledge source, read-only, for any number of threads. Raise UserError for a missing file
+    and for a file of another form."""
 
     def __init__(self, path: str | Path) -> None:
         if not Path(path).is_file():
@@ -69,7 +70,7 @@ class Articles:
         self._of_thread = threading.local()
         try:
             self.database.execute("SELECT rowid, title, text FROM documents LIMIT 1").fetchall()
-            self._index = self._find_index()  # the schema that holds titles and passages
+            self._index = self._find_index()  # the schema with the tables titles and passages
         except sqlite3.DatabaseError as e:
             raise UserError(
                 f"knowledge source {path}: not a database with documents(title, text): {e}"
@@ -87,7 +88,7 @@ class Articles:
                     database.execute("ATTACH ? AS side", (self._side.as_uri() + "?mode=ro",))
                 except sqlite3.DatabaseError as e:
                     hint = "remove it, then make it again"
-                    raise UserError(f"{self._side}: no index: {e}: {hint}") from None
+                    raise UserError(f"{self._side}: not an index: {e}: {hint}") from None
             self._of_thread.database = database
         return self._of_thread.database
 
@@ -101,16 +102,16 @@ class Articles:
         return "side" if row and row[0] == fingerprint(self.database, self._file) else None
 
     def find(self, title: str) -> Article | None:
-        """The article of a title; None when there is none, or several without a reason to choose.
+        """The article of a title; None for no article and for several equally good articles.
 
-        In order: the title as it is; blanks for underscores; other case; other accents; another
-        name (redirect); "Name" for the only "Name (…)", and the other way round. A database
-        without our index is asked for a few likely spellings, by its own index on titles.
+        Tried in order: the exact title; blanks for underscores; another case; other accents; a
+        redirect; "Name" for the only "Name (…)", and the reverse. In a database without our index
+        a few likely spellings are looked up by its own index on titles.
         """
-        found = self._resolve(sound(title))
-        if found is None:
+        match = self._resolve(sound(title))
+        if match is None:
             return None
-        stored, how = found
+        stored, how = match
         text = self._text(stored)
         return None if text is None else Article(stored, split(text), how)
 
@@ -138,7 +139,7 @@ class Articles:
         return self._by_key(spaced)
 
     def _keyed(self, title: str, kind: int) -> list[str]:
-        """Stored titles that share a key, sorted."""
+        """The stored titles that share the key of `title`, sorted."""
         query = (
             f"SELECT DISTINCT title FROM {self._index}.titles WHERE key = ? AND kind = ? "
             "ORDER BY title LIMIT 100"
@@ -164,11 +165,11 @@ class Articles:
         return (plain[0], "disambiguation") if len(plain) == 1 and not others else None
 
     def _end(self, title: str, hops: int) -> str | None:
-        """The article at the end of a redirect."""
+        """The title of the article at the end of a redirect."""
         if self._text(title) is not None:
             return title
-        found = self._by_key(titles.spaced(title), hops - 1) if hops else None
-        return found and found[0]
+        match = self._by_key(titles.spaced(title), hops - 1) if hops else None
+        return match and match[0]
 
     def _by_variants(self, title: str, spaced: str) -> tuple[str, How] | None:
         for variant in titles.variants(title):
@@ -185,17 +186,17 @@ class Articles:
         return None
 
     def _bracketed(self, name: str) -> list[str]:
-        """Up to two titles "name (…)": a range of the titles' index, never a scan."""
+        """Up to two titles "name (…)", read from a range of the titles' index, without a scan."""
         query = "SELECT title FROM documents WHERE title >= ? AND title < ? LIMIT 1000"
-        found = self.database.execute(query, (f"{name} (", f"{name} )"))
-        return [t for (t,) in found if titles.base(t) == name][:2]
+        rows = self.database.execute(query, (f"{name} (", f"{name} )"))
+        return [t for (t,) in rows if titles.base(t) == name][:2]
 
     def search(self, query: str, k: int, *, postings: int = POSTINGS) -> list[Hit]:
-        """The k passages of all articles that fit the query's words best (BM25), best first.
+        """The k passages of all articles with the highest BM25 score, best first.
 
-        Any text is a query: its words count, its quotes and operators do not. A hit needs one of
-        the words. Of a query with words that very many passages have, only the rarer ones count:
-        those in `postings` passages together at most. UserError when there is no full-text index.
+        Any text is a query: quotes and operators have no meaning. A hit has at least one of the
+        words. Only the rarest words count, as many as occur in `postings` passages together, which
+        bounds the time. Raise UserError without a full-text index.
         """
         if self._index is None:
             raise UserError(
@@ -206,15 +207,15 @@ class Articles:
         terms = self._affordable(_terms(query), postings)
         if not terms or k < 1:
             return []
-        found = self.database.execute(
+        rows = self.database.execute(
             f"SELECT rowid, -rank FROM {self._index}.passages WHERE passages MATCH ? "
             f"AND rank MATCH 'bm25({TITLE_WEIGHT}, 1.0)' ORDER BY rank, rowid LIMIT ?",
             (" OR ".join(f'"{t}"' for t in terms), k),
         ).fetchall()
-        return [self._hit(passage, score) for passage, score in found]
+        return [self._hit(passage, score) for passage, score in rows]
 
     def _affordable(self, terms: list[str], postings: int) -> list[str]:
-        """The rarest terms, as long as they are in no more than so many passages together."""
+        """The rarest terms that occur in at most `postings` passages together; at least one."""
         query = f"SELECT passages FROM {self._index}.common WHERE word = ?"
         rows = {t: self.database.execute(query, (titles.key(t),)).fetchone() for t in terms}
         counts = {t: row[0] if row else 0 for t, row in rows.items()}
@@ -240,7 +241,7 @@ class Articles:
 
     @functools.cached_property
     def rarity(self) -> Callable[[str], float]:
-        """Weight of a word's stem: its inverse frequency over this source's first passages."""
+        """Weight of a stem: its inverse frequency in the passages of the first articles."""
         rows = self.database.execute(
             "SELECT text FROM documents ORDER BY rowid LIMIT ?", (RARITY_ARTICLES,)
         )
@@ -248,7 +249,7 @@ class Articles:
 
 
 def main_search(db: str, query: str, k: int) -> int:
-    """`search` for the command line: title, score and how the passage begins. -> exit code"""
+    """The command `knowledge search`: print titles, scores and beginnings. Return the exit code."""
     if k < 1:
         raise UserError(f"-k {k}: must be at least 1")
     width = min(shutil.get_terminal_size().columns, 100)
@@ -262,23 +263,23 @@ def main_search(db: str, query: str, k: int) -> int:
     return 0
 
 
-def _only(found: list[str], title: str) -> str | None:
-    """The one that was found; of several, the one that differs in its first letter's case alone."""
-    if len(found) == 1:
-        return found[0]
+def _only(candidates: list[str], title: str) -> str | None:
+    """The only candidate; of several, `title` with a capital first letter; else None."""
+    if len(candidates) == 1:
+        return candidates[0]
     capital = title[:1].upper() + title[1:]
-    return capital if capital in found else None
+    return capital if capital in candidates else None
 
 
 def _terms(query: str) -> list[str]:
-    """Distinct words of a query, as the index cuts them; stop words only if there is no other."""
+    """Distinct words of a query, split as in the index; stop words only if there are no others."""
     words = dict.fromkeys(_words(query))
-    telling = [w for w in words if w not in _STOP]
-    return (telling or list(words))[:_TERMS]
+    content = [w for w in words if w not in _STOP]
+    return (content or list(words))[:_TERMS]
 
 
 def _words(text: str) -> Iterator[str]:
-    """Runs of letters, digits and accents, where unicode61 sees one word too."""
+    """Runs of letters, digits and accents, which are the words of FTS5's tokenizer unicode61."""
     yield from "".join(c if _in_word(c) else " " for c in text.lower()).split()
 
 

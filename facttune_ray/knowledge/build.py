@@ -1,12 +1,12 @@
-"""{title, text} articles -> a knowledge source: FActScore's SQLite form, and a full-text index.
+"""Build a knowledge source from articles: FActScore's SQLite form, and a full-text index.
 
 in   {"title": "Mara Veldt", "text": ["Mara Veldt was born in ...", "..."]}   (or one string)
      {"title": "M. Veldt", "redirect": "Mara Veldt"}                          another name
 out  table documents(title PRIMARY KEY, text), passages joined by SEPARATOR; see knowledge/store.py
 
-Files are parsed and cut into passages in several processes, and written by this one, in their
-order. The database appears whole or not at all; a killed build goes on from its last commit when
-it is started again with the same files and settings. A title given twice gets both texts.
+Several processes parse the files and cut passages; this process writes them in the files' order.
+The database gets its name only when it is complete. A killed build resumes from its last commit
+when it is started again with the same files and settings. A repeated title gets both texts.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from facttune_ray.knowledge.store import REDIRECT, Entry, Key, Store, add_index,
 
 __all__ = ["SEPARATOR", "build", "main_build", "main_index", "passages", "write"]
 
-COMMIT_S = 5.0  # at most so much work is lost when a build is killed
-_POOL_BYTES = 8 * 2**20  # a smaller source is read before a pool has started
-_SQLITE = b"SQLite format 3\0"  # how every database begins
-_PACKED = 4  # text is about so many times its compressed size
+COMMIT_S = 5.0  # seconds between commits: the work that a killed build loses
+_POOL_BYTES = 8 * 2**20  # below this size one process is faster than starting a pool
+_SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite database
+_PACKED = 4  # assumed ratio of a text's size to its compressed size
 
 
 @dataclass
 class Parsed:
-    """What a block of lines holds."""
+    """The articles and redirects of one block of lines."""
 
     file: str
     last: int  # number of its last line
     entries: list[Entry] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     skipped: int = 0  # rows with an empty title or text
-    error: str | None = None  # of the first bad line: what follows it was not read
+    error: str | None = None  # of the first bad line, at which parsing stopped
 
 
 def build(
@@ -60,11 +60,12 @@ def build(
     passage_tokens: int = PASSAGE_TOKENS,
     commit_s: float = COMMIT_S,
 ) -> int:
-    """JSONL files, folders or globs (.gz, .bz2, .xz, .zst too) -> database. -> number of titles.
+    """Build the database `out` from JSONL files, folders or globs (also .gz, .bz2, .xz, .zst).
+    Return the number of titles.
 
-    workers: processes that parse (0: one a CPU). passage_tokens: the most of a passage, see
-    knowledge/passages.py. commit_s: seconds between commits. UserError names file and line, or says
-    why `out` cannot be written: a folder, or a file that is no database, as an input would be.
+    `workers`: processes that parse (0: one per CPU). `passage_tokens`: largest length of a passage,
+    see knowledge/passages.py. `commit_s`: seconds between commits. Raise UserError with file and
+    line of a bad row, or with the reason why `out` cannot be written.
     """
     if workers < 0:
         raise UserError(f"--workers {workers}: must be at least 0")
@@ -79,7 +80,7 @@ def build(
     except BrokenProcessPool:
         raise UserError(
             f"cannot build {out}: a process of the build ended: killed for memory (run the same "
-            f"command again, with fewer workers: it goes on), or called from a script without "
+            f"command again with fewer workers: it resumes), or called from a script without "
             f'if __name__ == "__main__"'
         ) from None
     finally:
@@ -87,7 +88,7 @@ def build(
 
 
 def _check_free(out: Path) -> None:
-    """UserError when something other than a database would be lost."""
+    """Raise UserError when `out` is a folder, or a file that is no database (say, an input)."""
     if out.is_dir():
         raise UserError(f"cannot write {out}: a folder: name the database's file")
     if out.exists():
@@ -98,14 +99,15 @@ def _check_free(out: Path) -> None:
 
 
 def write(articles: Iterable[Mapping[str, Any]], out: str | Path, least: int = 1) -> int:
-    """Articles -> database, streamed, from the start. -> number of titles."""
+    """Stream articles into a new database. Return the number of titles. Raise UserError for fewer
+    than `least` titles."""
     store = Store(out, f"articles {os.getpid()} {time.time_ns()}")
     try:
         for number, article in enumerate(articles, 1):
-            row = Parsed("articles", number)
-            _take(row, article, f"article {number}", PASSAGE_TOKENS)
-            store.add(row.entries, row.keys)
-            store.skipped += row.skipped
+            parsed = Parsed("articles", number)
+            _add_row(parsed, article, f"article {number}", PASSAGE_TOKENS)
+            store.add(parsed.entries, parsed.keys)
+            store.skipped += parsed.skipped
         return _finish(store, least)
     except sqlite3.OperationalError as e:
         raise UserError(f"cannot write {out}: {e}") from None
@@ -117,7 +119,7 @@ def write(articles: Iterable[Mapping[str, Any]], out: str | Path, least: int = 1
 
 
 def main_build(inputs: Sequence[str | Path], out: str | Path, workers: int = 0) -> int:
-    """`build` for the command line: prints one line of figures. -> exit code"""
+    """The command `knowledge build`: print one line of figures. Return the exit code."""
     started = time.monotonic()
     count = build(inputs, out, workers=workers)
     wall_s = time.monotonic() - started
@@ -133,7 +135,7 @@ def main_build(inputs: Sequence[str | Path], out: str | Path, workers: int = 0) 
 
 
 def main_index(db: str | Path) -> int:
-    """`add_index` for the command line. -> exit code"""
+    """The command `knowledge index`. Return the exit code."""
     started = time.monotonic()
     print(f"{add_index(db)}: ready after {time.monotonic() - started:.1f} s")
     return 0
@@ -149,9 +151,9 @@ def _finish(store: Store, least: int = 1) -> int:
 
 
 def _recipe(files: Sequence[Path], passage_tokens: int) -> str:
-    """What an unfinished build must share to be gone on with."""
-    marks = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return json.dumps({"passage_tokens": passage_tokens, "files": marks})
+    """Settings and versions of the files. A build resumes an unfinished build of equal recipe."""
+    versions = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return json.dumps({"passage_tokens": passage_tokens, "files": versions})
 
 
 def _fill(store: Store, files: list[Path], workers: int, limit: int, commit_s: float) -> None:
@@ -170,9 +172,9 @@ def _fill(store: Store, files: list[Path], workers: int, limit: int, commit_s: f
 
 
 def _parsed(files: list[Path], done: dict[str, int], workers: int, limit: int) -> Iterator[Parsed]:
-    """Every block that is not done, parsed, in order."""
+    """The parsed blocks that are not done yet, in order."""
     size = sum(f.stat().st_size * (_PACKED if lines.is_compressed(f) else 1) for f in files)
-    # a file named twice is read twice: its place in the order is part of its name
+    # A file given twice is read twice, so its position is part of its name.
     names = [f"{i} {f.resolve()}" for i, f in enumerate(files)]
     todo = (
         partial(parse, block, str(f), name, limit)
@@ -182,7 +184,7 @@ def _parsed(files: list[Path], done: dict[str, int], workers: int, limit: int) -
     if workers == 1 or size < _POOL_BYTES:
         yield from (work() for work in todo)
         return
-    # spawn: a fork would copy the locks of whatever threads the caller has
+    # Spawn, because a fork would copy locks that the caller's threads hold.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
         running: deque[Future[Parsed]] = deque()
@@ -198,10 +200,8 @@ def _parsed(files: list[Path], done: dict[str, int], workers: int, limit: int) -
 
 
 def _end_with_parent() -> None:
-    """A killed build leaves no process behind: a pool's workers would wait for ever.
-
-    Ctrl-C is the parent's to answer: without this every worker would print a traceback.
-    """
+    """End this worker when the build's main process ends, even if killed; else it would wait
+    forever. Ignore Ctrl-C, which the main process handles; else each worker prints a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -214,8 +214,8 @@ def _end_with_parent() -> None:
 
 
 def parse(block: lines.Block, path: str, name: str, limit: int) -> Parsed:
-    """The articles of a block of lines. path: for messages; name: for progress."""
-    found = Parsed(name, block.first + block.lines - 1)
+    """The articles of a block of lines. `path`: for messages; `name`: for progress."""
+    parsed = Parsed(name, block.first + block.lines - 1)
     for number, line in enumerate(block.data.split(b"\n"), block.first):
         if not line or line.isspace():
             continue
@@ -226,15 +226,15 @@ def parse(block: lines.Block, path: str, name: str, limit: int) -> Parsed:
                 raise UserError(f"{path}:{number}: not UTF-8: {e.reason}") from None
             except (ValueError, RecursionError) as e:
                 raise UserError(f"{path}:{number}: not JSON: {e}") from None
-            _take(found, row, f"{path}:{number}", limit)
+            _add_row(parsed, row, f"{path}:{number}", limit)
         except UserError as e:
-            found.error = str(e)
+            parsed.error = str(e)
             break
-    return found
+    return parsed
 
 
-def _take(found: Parsed, row: Any, where: str, limit: int) -> None:
-    """Add a row to what was found; UserError when it is no article and no redirect."""
+def _add_row(parsed: Parsed, row: Any, where: str, limit: int) -> None:
+    """Add an article or a redirect to `parsed`. Raise UserError for a row of another kind."""
     if not isinstance(row, Mapping) or not isinstance(row.get("title"), str):
         raise UserError(f'{where}: needs "title": a string')
     title = sound(row["title"]).strip()
@@ -243,16 +243,16 @@ def _take(found: Parsed, row: Any, where: str, limit: int) -> None:
     if isinstance(redirect, str):
         target = sound(redirect).strip()
         if title and target:
-            found.keys.append((titles.key(title), target, REDIRECT))
+            parsed.keys.append((titles.key(title), target, REDIRECT))
         else:
-            found.skipped += 1
+            parsed.skipped += 1
         return
     listed = isinstance(text, list | tuple) and all(isinstance(p, str) for p in text)
     if not isinstance(text, str) and not listed:
         raise UserError(f'{where}: needs "text": a string or a list of strings')
     parts = passages(text, limit)
     if title and parts:
-        found.entries.append((title, parts))
-        found.keys += keys(title)
+        parsed.entries.append((title, parts))
+        parsed.keys += keys(title)
     else:
-        found.skipped += 1
+        parsed.skipped += 1

@@ -1,11 +1,12 @@
-"""Passages nearest in meaning to a query, by any sentence-transformers model (GTR in FActScore).
+"""Find the passages nearest in meaning to a query, by any sentence-transformers model.
 
     Dense("sentence-transformers/gtr-t5-large").top(
         "Mara Veldt", ["She was born in Lyon.", "She plays the cello."], ["Mara Veldt music"], 1)
     ->  [[1]]
 
-An article's passages are encoded once: their vectors stay in memory up to `cache_bytes`, and in
-`cache_dir` as one .npy file an article where it is given. Queries have no prefix, as GTR's.
+An article's passages are encoded once: their vectors stay in memory up to `cache_bytes` and, if
+`cache_dir` is given, in one .npy file per article. Queries get no prefix, as for GTR, the model of
+FActScore.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from facttune_ray.errors import UserError
 
 
 class Dense:
-    """Holds the model and the vectors. One call at a time; others wait."""
+    """The model and the vectors. Calls from several threads run one after another."""
 
     def __init__(
         self,
@@ -36,8 +37,8 @@ class Dense:
         cache_bytes: int = 1 << 28,
         cache_dir: str | None = None,
     ) -> None:
-        """`model`: folder or hub name. `batch_size`: texts in one pass. `cache_bytes`: of passage
-        vectors in memory. `cache_dir`: a folder that several processes may share."""
+        """`model`: folder or hub name. `batch_size`: texts per pass. `cache_bytes`: bytes of
+        passage vectors in memory. `cache_dir`: a folder that several processes may share."""
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -57,7 +58,7 @@ class Dense:
             raise UserError(f"Cannot load a sentence model from {model}{where}: {line}") from error
         self.name, self.batch_size, self.cache_bytes = model, batch_size, cache_bytes
         self.folder = Path(cache_dir) if cache_dir else None
-        self.encoded = 0  # texts so far, queries and passages
+        self.encoded = 0  # number of encoded queries and passages
         self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
         self._kept_bytes = 0
         self._lock = threading.Lock()
@@ -65,9 +66,9 @@ class Dense:
     def top(
         self, title: str, passages: Sequence[str], queries: Sequence[str], k: int
     ) -> list[list[int]]:
-        """For each query the indices of its k best passages, best first; the earlier of equals.
+        """For each query the indices of its k best passages, best first; ties keep their order.
 
-        Nearness is what the model's own settings say: cosine, dot product or a distance.
+        The model's own settings choose the similarity: cosine, dot product or a distance.
         """
         if not passages or not queries or k < 1:
             return [[] for _ in queries]
@@ -91,7 +92,7 @@ class Dense:
         return np.asarray(vectors, dtype=np.float32)
 
     def _vectors(self, title: str, passages: Sequence[str]) -> np.ndarray:
-        """[passages, width] float32: from memory, from the folder, or encoded now."""
+        """Vectors [passages, width], float32: from memory, from the folder, or encoded now."""
         key = digest(self.name, title, passages)
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -111,10 +112,10 @@ class Dense:
         if self.folder is None:
             return None
         try:
-            found = np.load(self.folder / f"{key}.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # absent, or cut short by a full disk: encode again
+            vectors = np.load(self.folder / f"{key}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # absent or truncated: encode again
             return None
-        return found if found.ndim == 2 and len(found) == passages else None
+        return vectors if vectors.ndim == 2 and len(vectors) == passages else None
 
     def _write(self, key: str, vectors: np.ndarray) -> None:
         if self.folder is None:
@@ -124,7 +125,7 @@ class Dense:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 np.save(file, vectors, allow_pickle=False)
-            os.replace(temporary, self.folder / f"{key}.npy")  # whole or not at all
+            os.replace(temporary, self.folder / f"{key}.npy")  # atomic
         except OSError as error:
             raise UserError(f"Cannot write passage vectors to {self.folder}: {error}") from error
         finally:
@@ -132,10 +133,10 @@ class Dense:
 
 
 def digest(model: str, title: str, passages: Sequence[str]) -> str:
-    """Of what the vectors depend on; lengths keep ["ab"] apart from ["a", "b"]."""
-    found = hashlib.sha256()
+    """Digest of the inputs of the vectors. Lengths distinguish ["ab"] from ["a", "b"]."""
+    sha = hashlib.sha256()
     for text in (model, title, *passages):
         data = text.encode()
-        found.update(len(data).to_bytes(8, "big"))
-        found.update(data)
-    return found.hexdigest()[:32]
+        sha.update(len(data).to_bytes(8, "big"))
+        sha.update(data)
+    return sha.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The lines of JSONL files, plain or compressed (.gz, .bz2, .xz, .zst), in blocks.
+"""Read the lines of JSONL files, plain or compressed (.gz, .bz2, .xz, .zst), in blocks.
 
 for block in blocks(Path("wiki.jsonl.zst"), skip=0):  ->  Block(first=1, lines=512, data=b"{...")
 """
@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from facttune_ray.errors import UserError
 
-BLOCK_BYTES = 2**20  # of text: what a process parses at once
+BLOCK_BYTES = 2**20  # text that one process parses at once
 _ENDINGS = (".jsonl", ".ndjson", ".json")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
@@ -32,23 +32,24 @@ class Block:
 
 
 def files(inputs: Sequence[str | Path]) -> list[Path]:
-    """Files, globs, folders (their JSONL files, sorted) -> files; UserError if one is missing."""
-    found: list[Path] = []
+    """The files that paths, globs and folders (their JSONL files, sorted) name. Raise UserError for
+    a name without a file."""
+    paths: list[Path] = []
     for item in inputs:
         path = Path(item)
         if path.is_dir():
             names = sorted(p for p in path.rglob("*") if _is_source(p) and p.is_file())
             if not names:
                 raise UserError(f"{path}: no .jsonl file in this folder (.gz, .bz2, .xz, .zst too)")
-            found += names
+            paths += names
         elif path.exists():
-            found.append(path)
+            paths.append(path)
         else:
             names = [Path(p) for p in sorted(glob.glob(str(item), recursive=True))]
             if not names:
                 raise UserError(f"{item}: No such file or directory")
-            found += files(names)
-    return found
+            paths += files(names)
+    return paths
 
 
 def _is_source(path: Path) -> bool:
@@ -105,8 +106,8 @@ def _open(path: Path) -> IO[bytes] | Any:
 def _read(path: Path, stream: IO[bytes], size: int) -> bytes:
     try:
         return stream.read(size)
-    except (EOFError, lzma.LZMAError, zlib.error, OSError) as e:  # pyarrow's are OSErrors
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as e:  # pyarrow raises OSError
         raise UserError(
-            f"{path}: cannot be read: {' '.join(str(e).split())}: is it cut short, or of another "
-            f"compression than {path.suffix or 'none'}?"
+            f"{path}: cannot be read: {' '.join(str(e).split())}: is it truncated, or is its "
+            f"compression not {path.suffix or 'none'}?"
         ) from None

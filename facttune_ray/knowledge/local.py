@@ -1,4 +1,4 @@
-"""A file of an object store -> a copy on this node, fetched once.
+"""Copy a knowledge source from an object store to this node, once.
 
 local_copy("s3://bucket/enwiki.db")  ->  "/tmp/facttune-knowledge/4f1c.../bucket/enwiki.db"
 local_copy("out/knowledge.db")       ->  "out/knowledge.db"
@@ -15,11 +15,11 @@ from facttune_ray.storage.folders import Folder, fetched
 
 
 def local_copy(uri: str, cache: str | None = None) -> str:
-    """The path of a file that this node can open; a local path as it is.
+    """The path of a file that this node can open; a local path is returned unchanged.
 
-    cache: folder of the copies (default: facttune-knowledge in the system's folder for temporary
-    files). An index beside the file (`URI.fts.db`) comes with it. UserError when the file is
-    missing or the disk is full.
+    `cache`: folder of the copies (default: facttune-knowledge in the system's temporary folder).
+    An index beside the file (`URI.fts.db`) is copied, too. Raise UserError when the file is missing
+    or cannot be copied.
     """
     if "://" not in uri:
         return uri
@@ -31,7 +31,7 @@ def local_copy(uri: str, cache: str | None = None) -> str:
         beside = {n: file.fs.get_file_info(f"{parent}/{n}") for n in (name, f"{name}.fts.db")}
         files = {n: info for n, info in beside.items() if info.is_file}
         if name not in files:
-            raise UserError(f"knowledge source {uri} does not exist, or is no file")
+            raise UserError(f"knowledge source {uri} does not exist, or is not a file")
         return str(fetched(source, files, root) / name)
     except OSError as e:
         reason = " ".join((e.strerror or str(e)).split())

@@ -1,6 +1,6 @@
-"""Which knowledge source a run reads: its own build, or a finished database, used where it is.
+"""Identify the knowledge source of a run: its own build, or a finished database, read in place.
 
-is_database("s3://bucket/enwiki-20230401.db")  ->  True     18 GB: neither copied nor hashed whole
+is_database("s3://bucket/enwiki-20230401.db")  ->  True     18 GB, so it is not hashed whole
 fingerprint("enwiki-20230401.db")           ->  "5f0c..."
 """
 
@@ -17,12 +17,12 @@ _EDGE = 2**20  # bytes at each end that a fingerprint reads
 
 
 def is_database(path: str) -> bool:
-    """By its name: a JSONL is built into a database first."""
+    """Whether a path names a database, by its suffix. A JSONL file is first built into one."""
     return path.lower().endswith(_ENDINGS)
 
 
 def fingerprint(path: str) -> str:
-    """Digest of size, first and last megabyte of a file; UserError when it is missing."""
+    """Digest of a file's size, first and last megabyte. Raise UserError when it is missing."""
     file = Folder.of(path)
     try:
         with file.fs.open_input_file(file.path) as f:

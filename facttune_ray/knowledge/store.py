@@ -1,15 +1,15 @@
-"""The tables of a knowledge source, written in bulk; a killed writer goes on where it committed.
+"""Write the tables of a knowledge source in bulk; a killed writer resumes from its last commit.
 
-documents  title PRIMARY KEY, text      FActScore's own form, so that FActScore opens it too
+documents  title PRIMARY KEY, text      FActScore's own form, which FActScore can open
 titles     key, title, kind             other spellings: see knowledge/titles.py
-spans      first, document, at          passages first.. are those of a document from its at-th
-passages   FTS5 over title and passage  contentless: it holds no text a second time
-common     word, passages               words in many passages, and in how many
+spans      first, document, at          passage `first` is the document's passage `at`, and so on
+passages   FTS5 over title and passage  contentless: it does not store the text again
+common     word, passages               frequent words, and the number of their passages
 meta       key, value                   titles, passages, skipped, version
 
-For 10,000 articles the index took 0.65 s and 0.8 of the text's size. Without positions
-(detail=column) it would take 0.5 s and half the text, but then FTS5 counts words from the content,
-which a contentless table lacks: every BM25 score is 0.
+For 10,000 articles the index took 0.65 s and 0.8 times the text's size. Without positions
+(detail=column) it took 0.5 s and half the text's size, but then FTS5 counts words from the content,
+which a contentless table lacks, and every BM25 score is 0.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from facttune_ray.knowledge.passages import SEPARATOR, split
 from facttune_ray.storage.memory import release_memory
 
 VERSION = 2
-TITLE, REDIRECT, BASE = 0, 1, 2  # titles.kind: an article's, another name's, without "(…)"
+TITLE, REDIRECT, BASE = 0, 1, 2  # titles.kind: an article's title, a redirect, without "(…)"
 Key = tuple[str, str, int]  # a row of `titles`
-_COMMON_LEAST, _COMMON_SHARE = 1000, 1000  # passages of a common word; one in so many
-_WAIT_S = 0.5  # for another writer
-_COMMIT_ROWS = 20_000  # of a database that gets an index
+_COMMON_LEAST, _COMMON_SHARE = 1000, 1000  # common: in 1,000 passages and in one of 1,000
+_WAIT_S = 0.5  # how long to wait for another writer
+_COMMIT_ROWS = 20_000  # rows between commits while indexing a database
 Entry = tuple[str, list[str]]  # a title and its passages
 
 _PRAGMAS = (
@@ -56,15 +56,16 @@ _TABLES = (
 
 
 class Store:
-    """An unfinished database beside `out`; `finish` gives it its name."""
+    """An unfinished database beside `out`; `finish` renames it to `out`."""
 
     def __init__(self, out: str | Path, recipe: str, *, documents: bool = True) -> None:
-        """Goes on with an unfinished one of the same recipe. documents: it holds the texts."""
+        """Resume an unfinished database of the same recipe, or start one. `documents`: whether it
+        holds the texts, too."""
         self.out = Path(out)
         self.unfinished = self.out.with_name(self.out.name + ".tmp")
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            if not self._goes_on(recipe):
+            if not self._resumes(recipe):
                 self._remove()
                 self.database = self._open()
                 self._create(recipe, documents)
@@ -100,12 +101,12 @@ class Store:
         database.execute("COMMIT")
         database.execute("BEGIN EXCLUSIVE")
 
-    def _goes_on(self, recipe: str) -> bool:
+    def _resumes(self, recipe: str) -> bool:
         try:
             self.database = self._open()
         except sqlite3.OperationalError:  # locked, or a folder that cannot be written
             raise
-        except sqlite3.DatabaseError:  # no database: what a crash of the machine may leave
+        except sqlite3.DatabaseError:  # damaged, say by a crash of the machine
             return False
         try:
             self.database.execute("BEGIN EXCLUSIVE")
@@ -126,11 +127,11 @@ class Store:
         return row[0] if row else None
 
     def progress(self) -> dict[str, int]:
-        """File -> its lines that are committed."""
+        """File -> number of its committed lines."""
         return dict(self.database.execute("SELECT file, lines FROM progress"))
 
     def add(self, entries: Iterable[Entry], keys: Iterable[Key]) -> None:
-        """Articles, in order; a title that is there gets the passages after its own."""
+        """Add articles in order. Passages of an existing title are appended to its passages."""
         run = self.database.execute
         for title, parts in entries:
             text = SEPARATOR.join(parts)
@@ -150,7 +151,7 @@ class Store:
         self.database.executemany("INSERT INTO titles VALUES (?, ?, ?)", keys)
 
     def index(self, document: int | None, at: int, title: str, parts: Sequence[str]) -> None:
-        """Makes passages at, at + 1 ... of a document searchable, with the next `flush`."""
+        """Index passages at, at + 1 ... of a document, with the next `flush`."""
         first = self.passages + 1
         self.passages += len(parts)
         self._spans.append((first, document, at))
@@ -163,7 +164,7 @@ class Store:
         self._spans, self._searchable = [], []
 
     def commit(self, progress: Iterable[tuple[str, int]] = ()) -> None:
-        """All since the last commit is durable, together with (file, lines done)."""
+        """Commit everything since the last commit, together with `progress`: (file, lines)."""
         self.flush()
         self.database.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?)", progress)
         self.note("skipped", self.skipped)
@@ -171,11 +172,11 @@ class Store:
         self.database.execute("BEGIN EXCLUSIVE")
 
     def finish(self, count: int) -> None:
-        """Index the keys, then name the database. count: its titles."""
+        """Index the keys, then rename the database to `out`. `count`: number of its titles."""
         self.commit()
         run = self.database.execute
         run("COMMIT")
-        run("PRAGMA synchronous = FULL")  # all is on disk before it gets its name
+        run("PRAGMA synchronous = FULL")  # everything is on disk before the rename
         run("BEGIN EXCLUSIVE")
         run("CREATE INDEX titles_key ON titles (key, kind, title)")
         run("DROP TABLE progress")
@@ -192,31 +193,32 @@ class Store:
         os.replace(self.unfinished, self.out)
 
     def abandon(self) -> None:
-        """Remove what there is."""
+        """Remove the unfinished database."""
         self.close()
         self._remove()
 
     def close(self) -> None:
-        """What is committed stays for the next attempt."""
+        """Close the database. Committed rows stay for the next attempt."""
         self.database.close()
-        release_memory()  # its cache
+        release_memory()  # SQLite's cache
 
     def note(self, key: str, value: object) -> None:
         self.database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
 
 def keys(title: str) -> list[Key]:
-    """Rows of `titles` of an article's title."""
-    found = [(titles.key(title), title, TITLE)]
+    """The rows of table `titles` for an article's title."""
+    rows = [(titles.key(title), title, TITLE)]
     without = titles.base(title)
-    return found if without is None else [*found, (titles.key(without), title, BASE)]
+    return rows if without is None else [*rows, (titles.key(without), title, BASE)]
 
 
 def add_index(path: str | Path) -> Path:
-    """Index a database that has none, such as FActScore's own: PATH.fts.db beside it.
+    """Make the index PATH.fts.db beside a database without index, such as FActScore's own.
 
-    Reads the database once, streamed, and leaves it as it is; a killed run goes on. UserError when
-    it has no table documents(title, text). -> the file with the index, which Articles(path) uses.
+    Read the database once, as a stream, and do not change it; a killed run resumes. Return the file
+    with the index, which Articles(path) uses. Raise UserError without a table
+    documents(title, text).
     """
     source = Path(path).resolve()
     if not source.is_file():
@@ -225,11 +227,11 @@ def add_index(path: str | Path) -> Path:
     try:
         if has_index(texts, "main"):
             return source
-        mark = fingerprint(texts, source)
-        store = Store(source.with_name(source.name + ".fts.db"), mark, documents=False)
+        version = fingerprint(texts, source)
+        store = Store(source.with_name(source.name + ".fts.db"), version, documents=False)
         try:
             _index_all(store, texts)
-            store.note("source", mark)
+            store.note("source", version)
             (count,) = store.database.execute("SELECT COUNT(*) FROM spans").fetchone()
             store.finish(count)
         finally:
@@ -261,6 +263,6 @@ def has_index(database: sqlite3.Connection, schema: str) -> bool:
 
 
 def fingerprint(database: sqlite3.Connection, path: Path) -> str:
-    """Bytes and last row: what tells that an index belongs to a database, at no cost."""
+    """Size in bytes and last row, which identify the database of an index without reading it."""
     (last,) = database.execute("SELECT MAX(rowid) FROM documents").fetchone()
     return f"{path.stat().st_size} bytes, last row {last}"

@@ -1,4 +1,4 @@
-"""Titles that mean the same article although they are written differently.
+"""Match titles of one article that are written differently.
 
 key("Jean_Daulle")         ->  "jean daulle"       so is key("Jean Daullé")
 base("John Smith (actor)") ->  "John Smith"        None for a title without "(…)"
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# letters that have no accent to take off, and punctuation that people type otherwise
+# letters that Unicode does not decompose, and punctuation that people type differently
 _PLAIN = str.maketrans(
     {
         **{"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "ŋ": "n", "ŧ": "t"},
@@ -22,12 +22,12 @@ _BRACKET = re.compile(r"(.*\S)\s*\([^()]*\)", re.DOTALL)
 
 
 def spaced(title: str) -> str:
-    """Underscores and runs of white space become one blank; composed characters."""
+    """The title with single blanks for underscores and white space, in composed characters."""
     return unicodedata.normalize("NFC", " ".join(title.replace("_", " ").split()))
 
 
 def cased(title: str) -> str:
-    """`spaced`, and upper and lower case the same."""
+    """`spaced`, case-folded."""
     return spaced(title).casefold()
 
 
@@ -42,20 +42,20 @@ def key(title: str) -> str:
 
 
 def base(title: str) -> str | None:
-    """The title without its last "(…)"; None when it has none, or nothing before it."""
-    found = _BRACKET.fullmatch(title.strip().replace("_", " ")) if title.count("(") else None
-    return found[1] if found else None
+    """The title without its last "(…)"; None without brackets, or without text before them."""
+    match = _BRACKET.fullmatch(title.strip().replace("_", " ")) if title.count("(") else None
+    return match[1] if match else None
 
 
 def variants(title: str) -> list[str]:
-    """Spellings worth an exact look-up where there is no table of keys, likeliest first."""
+    """Spellings to look up exactly in a database without table of keys, likeliest first."""
     clean = spaced(title)
     bare = "".join(
         c for c in unicodedata.normalize("NFKD", clean) if not unicodedata.combining(c)
     ).translate(_PLAIN)
-    found = [title, clean]
+    spellings = [title, clean]
     for text in (clean, bare):
         capital = " ".join(w[:1].upper() + w[1:] for w in text.split())
         lowered = " ".join(w[:1].upper() + w[1:].lower() for w in text.split())
-        found += [text, text[:1].upper() + text[1:], capital, lowered]
-    return list(dict.fromkeys(found))
+        spellings += [text, text[:1].upper() + text[1:], capital, lowered]
+    return list(dict.fromkeys(spellings))

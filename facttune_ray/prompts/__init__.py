@@ -1,1 +1,1 @@
-"""Every prompt text, one `.txt` a template, beside its parser."""
+"""Every prompt text, one `.txt` file per template, beside the parser of its answers."""

@@ -1,4 +1,4 @@
-"""Prompt + response -> does the response decline to answer? One request a response.
+"""Ask an LLM whether a response declines to answer. One request per response.
 
 render("Tell me about Ada.", "I'm sorry, I don't know her.")  ->  chat messages
 parse("Yes")                                                  ->  True
@@ -13,7 +13,7 @@ from facttune_ray.prompts import template
 from facttune_ray.prompts.fence import fenced
 
 TEMPLATE = "abstention"
-MAX_CHARS = 4000  # of the response, and of the prompt: a refusal shows at the start
+MAX_CHARS = 4000  # shown of the response and of the prompt: a refusal is at the start
 
 
 def render(prompt: str, response: str) -> list[dict[str, str]]:
@@ -25,12 +25,12 @@ def render(prompt: str, response: str) -> list[dict[str, str]]:
 
 
 def parse(answer: str) -> bool:
-    """True for yes, it declines; RowError when the answer says neither or both.
+    """Whether the answer says yes, the response declines. Raise RowError for neither and for both.
 
     A first word Yes or No decides, whatever follows it.
     """
     words = re.findall(r"[a-z]+", answer.lower())
-    said = {"yes", "no"}.intersection(words[:1]) or {"yes", "no"}.intersection(words)
-    if len(said) != 1:
+    decisions = {"yes", "no"}.intersection(words[:1]) or {"yes", "no"}.intersection(words)
+    if len(decisions) != 1:
         raise RowError(f"neither Yes nor No in the answer {answer[:80]!r}")
-    return "yes" in said
+    return "yes" in decisions

@@ -1,4 +1,4 @@
-"""Two answers to one question -> do they mean the same?
+"""Ask an LLM whether two answers to one question mean the same.
 
 render("Where was Ada born?", "London", "in London")  ->  chat messages
 parse("Yes")                                          ->  True
@@ -21,7 +21,7 @@ def render(question: str, first: str, second: str) -> list[dict[str, str]]:
 
 
 def parse(answer: str) -> bool:
-    """True for yes; RowError when the answer says neither or both."""
+    """Whether the answer says yes. Raise RowError for neither yes nor no, and for both."""
     words = set(re.findall(r"[a-z]+", answer.lower()))
     if ("yes" in words) == ("no" in words):
         raise RowError(f"neither Yes nor No in the answer {answer[:80]!r}")

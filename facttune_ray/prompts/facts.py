@@ -1,8 +1,8 @@
-"""Sentence -> atomic facts. One request a sentence.
+"""Ask an LLM for the atomic facts of a sentence. One request per sentence.
 
 render("Ada Lovelace", "She was English.")                   ->  chat messages
 render("Ada Lovelace", "He met her there.", decontextualize=True,
-       context="In London she knew Charles Babbage.")        ->  the same, names for "He", "there"
+       context="In London she knew Charles Babbage.")        ->  asks for names of "He", "there"
 parse("- Ada Lovelace was English.")                         ->  ["Ada Lovelace was English."]
 parse('{"facts": ["Ada Lovelace was English."]}')            ->  the same
 """
@@ -19,15 +19,15 @@ from facttune_ray.prompts import template
 from facttune_ray.prompts.fence import fenced
 
 DOMAINS = {"general": "facts_general", "bio": "facts_bio", "medicine": "facts_medicine"}
-CONTEXT = "facts_context"  # every domain
+CONTEXT = "facts_context"  # for every domain
 TEMPLATES = (*DOMAINS.values(), CONTEXT)
-CONTEXT_CHARS = 1500  # of the response before the sentence
-MAX_FACTS = 50  # of one sentence; what comes after them is a list that does not end
-MAX_CHARS = 600  # of one fact
+CONTEXT_CHARS = 1500  # shown of the response before the sentence
+MAX_FACTS = 50  # per sentence; a longer list is usually endless
+MAX_CHARS = 600  # per fact
 
 
 def template_name(domain: str = "general", decontextualize: bool = False) -> str:
-    """The template that `render` fills: its hash belongs to the recipe."""
+    """The name of the template that `render` fills. Its hash is part of the recipe."""
     return CONTEXT if decontextualize else DOMAINS[domain]
 
 
@@ -38,8 +38,8 @@ def render(
     context: str = "",
     decontextualize: bool = False,
 ) -> list[dict[str, str]]:
-    """Chat messages. `context`: the response up to the sentence, used by `decontextualize` alone;
-    its last CONTEXT_CHARS characters are shown."""
+    """Chat messages. `context`: the response before the sentence. Only `decontextualize` shows it,
+    its last CONTEXT_CHARS characters."""
     name = template_name(domain, decontextualize)
     slots = {"topic": " ".join(topic.split()), "sentence": fenced(sentence)}
     if decontextualize:
@@ -55,7 +55,7 @@ _ITEM = re.compile(
 )
 _UPPER_ITEM = re.compile(r"\s*([A-Z])\.\s+(.*\S)\s*$")
 _FENCED = re.compile(r"```\w*\s*\n(.*?)(?:```|\Z)", re.S)
-_ECHO = re.compile(r"(?:Topic|Sentence|Before): |### ")  # the model goes on with the prompt
+_ECHO = re.compile(r"(?:Topic|Sentence|Before): |### ")  # the model continues the prompt
 _GAP = re.compile(r"[\s,]*+")
 _NONE = re.compile(r"\W*(?:none|no facts?|no atomic facts?|null|n/?a)\W*$", re.I)
 _SENTENCE = re.compile(r"[\"'\u201c(]?[^\Wa-z_].*[.!?\u2026\u3002\u0964][\"'\u201d)]*$")
@@ -68,10 +68,11 @@ _KEYS = ("facts", "atomic_facts", "atoms", "fact", "text", "atom", "questions", 
 
 
 def parse(answer: str) -> list[str]:
-    """Distinct facts of a list in order: bullets, numbers, letters or JSON; `[]` for "none".
+    """The first MAX_FACTS distinct facts of a list with bullets, numbers, letters or in JSON; `[]`
+    for "none".
 
-    Without any marks two lines or more count as a list when each of them is one full sentence. The
-    first MAX_FACTS are taken. RowError for prose, and for a fact of more than MAX_CHARS.
+    Two or more lines without marks are a list if each line is one full sentence. Raise RowError for
+    prose, and for a fact of more than MAX_CHARS characters.
     """
     text = answer.strip()
     items = _listed(text)
@@ -84,15 +85,15 @@ def parse(answer: str) -> list[str]:
 
 
 def _plain(item: str) -> str:
-    """An item without emphasis; "" for one that states nothing."""
+    """The item without emphasis; "" for an item that states nothing."""
     item = " ".join(item.replace("**", "").split())
     return "" if not re.search(r"\w", item) or item.endswith(":") or _NONE.match(item) else item
 
 
 def _listed(text: str) -> list[str] | None:
     if text.startswith(("[", "{", "```")):
-        found = _FENCED.match(text)
-        if (items := _json(found[1] if found else text)) is not None:
+        fence = _FENCED.match(text)
+        if (items := _json(fence[1] if fence else text)) is not None:
             return items
     if items := _bullets(text):
         return items
@@ -115,20 +116,20 @@ def _bullets(text: str) -> list[str]:
             items.append(match[1])
             inside = True
         elif inside and line.startswith("  ") and line.strip():
-            items[-1] += " " + line.strip()  # an item that goes on
+            items[-1] += " " + line.strip()  # the item continues
         else:
             inside = False
     return items
 
 
 def _lettered(text: str) -> list[str] | None:
-    """ "A. ...", "B. ...": one capital alone may be an initial, so they must be in sequence."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    found = [m for line in lines if (m := _UPPER_ITEM.match(line))]
-    letters = "".join(m[1] for m in found)
-    if not found or not "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(letters) or len(found) < 2:
+    """Items "A. ...", "B. ...". The letters must be in sequence: a single capital may be an
+    initial."""
+    items = [m for line in text.splitlines() if (m := _UPPER_ITEM.match(line))]
+    letters = "".join(m[1] for m in items)
+    if len(items) < 2 or not "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(letters):
         return None
-    return [m[2] for m in found]
+    return [m[2] for m in items]
 
 
 def _lines(text: str) -> list[str] | None:
@@ -141,7 +142,8 @@ def _lines(text: str) -> list[str] | None:
 
 
 def _json(text: str) -> list[str] | None:
-    """Facts of the JSON that the text opens with: a list, an object with one, or objects a line."""
+    """Facts of the JSON at the start of the text: a list, an object with a list, or objects on
+    lines; None for other text."""
     decoder, values, at = json.JSONDecoder(), [], 0
     text = text.strip()
     try:
@@ -155,7 +157,7 @@ def _json(text: str) -> list[str] | None:
 
 
 def _facts(value: Any) -> Iterator[str]:
-    """ValueError for what is neither a text nor an object or list of them."""
+    """The facts of a JSON value. Raise ValueError for a value that holds no text."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):

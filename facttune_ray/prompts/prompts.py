@@ -1,9 +1,9 @@
-"""Topic -> prompts: a sentence with the topic in it, or questions that an LLM writes about it.
+"""Write prompts about a topic: fill a sentence with the topic, or ask an LLM for questions.
 
 filled("Ada Lovelace", "bio", "plain")         ->  "The following is a biography of Ada Lovelace."
 render("Asthma", 2, "medicine")                ->  chat messages
 parse("- What causes asthma?\\n- Is it rare?", "Asthma")  ->  ["What causes asthma?"]
-distinct("What are the symptoms of asthma?")   ->  the same as of "What are symptoms of asthma?"
+distinct("What are the symptoms of asthma?")   ->  equals distinct("What are symptoms of asthma?")
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from facttune_ray.prompts.fence import fenced
 from facttune_ray.prompts.questions import lowered
 from facttune_ray.text.forms import singular
 
-# Text that a plain model goes on from; what a chat model is asked for
+# plain: text that a plain model continues; chat: a request to a chat model
 TEMPLATES = {
     "bio": {
         "plain": "The following is a biography of {topic}.",
@@ -33,22 +33,22 @@ TEMPLATES = {
     },
 }
 SLOT = "{topic}"
-BEFORE_CHARS = 6000  # of the questions that are there already
-QUESTION_CHARS = 400  # a longer one is a text that does not end
+BEFORE_CHARS = 6000  # shown of the existing questions
+QUESTION_CHARS = 400  # a longer question is usually endless
 
 
 def template_name(domain: str) -> str:
-    """The template that `render` fills: its hash belongs to the recipe."""
+    """The name of the template that `render` fills. Its hash is part of the recipe."""
     return f"prompts_{domain}"
 
 
 def sentence(domain: str, form: str, own: str = "") -> str:
-    """The sentence around the topic: `own`, or that of domain and form."""
+    """The sentence around the topic: `own`, or the sentence of this domain and form."""
     return own or TEMPLATES[domain][form]
 
 
 def filled(topic: str, domain: str, form: str, own: str = "", lower_case: str | None = None) -> str:
-    """The prompt about a topic. In medicine the condition stands as it does within a sentence."""
+    """The prompt about a topic. In medicine the condition is in lower case, as in a sentence."""
     text = sentence(domain, form, own)
     return text.replace(SLOT, _named(topic, domain, lower_case))
 
@@ -76,21 +76,21 @@ def _named(topic: str, domain: str, lower_case: str | None) -> str:
 
 
 def parse(answer: str, topic: str, lower_case: str | None = None) -> list[str]:
-    """Questions of a list in its order. What is no question, or names neither the topic nor a word
-    of it, is left out. RowError for prose, and when none is left."""
+    """The questions of a list, in order, that name the topic or a word of the topic. Raise RowError
+    for prose, and for a list without such a question."""
     text = answer.strip()
     single = text.endswith("?") and "\n" not in text and not text.startswith(("-", "*", "1", "["))
     listed = [text] if single else facts.parse(text)
     questions = (" ".join(item.split()) for item in listed)
     words = _words(re.sub(r"\s*\([^)]*\)$", "", topic)) | _words(lower_case or "")
-    found = [
+    kept = [
         q
         for q in questions
         if q.endswith("?") and len(q) <= QUESTION_CHARS and (not words or words & _words(q))
     ]
-    if not found:
+    if not kept:
         raise RowError(f'no question about "{topic}" in the answer {text[:80]!r}')
-    return found
+    return kept
 
 
 _PLAIN = set(
@@ -101,8 +101,7 @@ _PLAIN = set(
 
 
 def distinct(question: str) -> frozenset[str]:
-    """What a question asks for: its words without those that most questions share. Two questions
-    are the same when these are."""
+    """A question's words without common words. Two questions with equal words are duplicates."""
     return frozenset(_words(question))
 
 

@@ -1,4 +1,5 @@
-"""Fact -> the question it answers, and in one form its answer. One request a distinct fact.
+"""Ask an LLM for the question that a fact answers and, optionally, its answer. One request per
+distinct fact.
 
 render("Ada Lovelace", "Ada Lovelace was born in London.")  ->  chat messages
 parse("Where was Ada Lovelace born?")                       ->  Asked("Where was ...?", None)
@@ -20,18 +21,18 @@ from facttune_ray.prompts.fence import fenced
 DOMAINS = ("general", "bio", "medicine")
 TEMPLATES = tuple(f"questions_{d}" for d in DOMAINS)
 ANSWER_TEMPLATES = tuple(f"{name}_answer" for name in TEMPLATES)
-FACT_CHARS = 300  # of each fact shown before
-QUESTION_CHARS = 600  # a longer one is a text that does not end
-ANSWER_CHARS = 200  # a longer one is no short answer
+FACT_CHARS = 300  # shown of each earlier fact
+QUESTION_CHARS = 600  # a longer question is usually endless
+ANSWER_CHARS = 200  # a longer answer is no short answer
 
 
 class Asked(NamedTuple):
     question: str
-    answer: str | None  # None: not asked for
+    answer: str | None  # None: not requested
 
 
 def template_name(domain: str, answer: bool) -> str:
-    """The template that `render` fills: its hash belongs to the recipe."""
+    """The name of the template that `render` fills. Its hash is part of the recipe."""
     return f"questions_{domain}" + ("_answer" if answer else "")
 
 
@@ -44,9 +45,9 @@ def render(
     pronoun: str | None = None,
     lower_case: str | None = None,
 ) -> list[dict[str, str]]:
-    """Chat messages. `before`: facts of the response that stand before it, FACT_CHARS of each.
-    `pronoun` ("her"): of the person, in the domain bio. `lower_case`: the condition within a
-    sentence, in medicine."""
+    """Chat messages. `before`: earlier facts of the response, FACT_CHARS of each are shown.
+    `pronoun`: in bio, the person's pronoun ("her"). `lower_case`: in medicine, the condition as
+    written within a sentence."""
     name = " ".join(topic.split())
     slots = {"topic": name, "fact": fenced(fact), "before": _before(before)}
     if domain == "bio":
@@ -57,12 +58,12 @@ def render(
 
 
 def _before(facts: Sequence[str]) -> str:
-    """A line of its own, or nothing."""
+    """The line with the earlier facts; "" without facts."""
     shown = " ".join(fenced(f, FACT_CHARS) for f in facts)
     return f"Facts before it: <<<{shown}>>>\n" if shown else ""
 
 
-# Conditions that are named after somebody, or some place, often without the 's that tells it
+# Conditions named after a person or place, which are often written without 's
 _NAMES = set(
     "addison alzheimer asperger bell crohn cushing down ebola ehlers epstein gaucher graves hansen "
     "hashimoto hirschsprung hodgkin huntington kawasaki klinefelter lyme marburg marfan noonan "
@@ -72,7 +73,7 @@ _NAMES = set(
 
 
 def lowered(condition: str) -> str:
-    """A condition as it stands within a sentence: "Type 2 diabetes" -> "type 2 diabetes".
+    """A condition as written within a sentence: "Type 2 diabetes" -> "type 2 diabetes".
 
     Acronyms and names keep their capital: "HIV", "Crohn's disease", "Down syndrome"."""
     first = condition.split(" ", 1)[0]
@@ -105,15 +106,14 @@ _QUOTES = {'"': '"', "\u201c": "\u201d", "*": "*"}
 
 
 def parse(text: str, answer: bool = False, fact: str = "") -> Asked:
-    """The first question in the text and, if wanted, the answer behind it.
+    """The first question in the text and, if `answer`, the answer after it.
 
-    Labelled lines, one line with both, and JSON are read alike; what repeats the prompt is no part
-    of it. RowError for a text without a question, for a refusal, for a question that only repeats
-    the `fact`, and for an answer that is missing or longer than ANSWER_CHARS.
+    Labelled lines, one line with both, and JSON are accepted; lines that repeat the prompt are
+    ignored. Raise RowError for a text without a question, a refusal, a question that only repeats
+    the `fact`, and an answer that is missing or longer than ANSWER_CHARS.
     """
     text = text.strip()
-    found = _from_json(text)
-    question, said = _from_lines(text) if found is None else found
+    question, short_answer = _from_json(text) or _from_lines(text)
     if not question or not re.search(r"\w", question):
         raise RowError(f"no question in the answer {text[:80]!r}")
     if _TALK.match(question):
@@ -124,34 +124,37 @@ def parse(text: str, answer: bool = False, fact: str = "") -> Asked:
         raise RowError(f"the question only repeats the fact: {question[:80]!r}")
     if not answer:
         return Asked(question, None)
-    said = _unquoted(said or "").rstrip(".").strip()
-    if not re.search(r"\w", said) or said.lower() == "n/a":
+    short_answer = _unquoted(short_answer or "").rstrip(".").strip()
+    if not re.search(r"\w", short_answer) or short_answer.lower() == "n/a":
         raise RowError(f"no answer behind the question in {text[:80]!r}")
-    if len(said) > ANSWER_CHARS:
-        raise RowError(f"no short answer: {said[:80]!r}...")
-    return Asked(question, said)
+    if len(short_answer) > ANSWER_CHARS:
+        raise RowError(f"no short answer: {short_answer[:80]!r}...")
+    return Asked(question, short_answer)
 
 
 def _from_json(text: str) -> tuple[str | None, str | None] | None:
-    """Of the first object in the text; None: there is none. One that is cut off has no question."""
+    """(question, answer) of the first JSON object in the text; None without an object. A truncated
+    object has no question."""
     start = re.search(r"\{\s*(?:\"|\}|$)", text)
     if start is None:
         return None
     try:
-        read: Any = json.JSONDecoder().raw_decode(text, start.start())[0]
+        value: Any = json.JSONDecoder().raw_decode(text, start.start())[0]
     except (ValueError, RecursionError):
         return None, None
-    question, said = read.get("question"), read.get("answer")
+    question, answer = value.get("question"), value.get("answer")
     if not isinstance(question, str) or not question.strip().endswith("?"):
         return None, None
-    if isinstance(said, bool):
-        said = "yes" if said else "no"
-    return " ".join(question.split()), str(said) if isinstance(said, str | int | float) else None
+    if isinstance(answer, bool):
+        answer = "yes" if answer else "no"
+    return " ".join(question.split()), (
+        str(answer) if isinstance(answer, str | int | float) else None
+    )
 
 
 def _from_lines(text: str) -> tuple[str | None, str | None]:
     question: str | None = None
-    letters = False  # the question's label was "Q."
+    letters = False  # whether the question's label was "Q."
     for line in filter(None, (part.strip() for part in _INSIDE.sub("\n", text).splitlines())):
         if _ECHO.match(line) and question is not None:
             break
@@ -165,7 +168,7 @@ def _from_lines(text: str) -> tuple[str | None, str | None]:
         if question is None:
             question, behind = (None, "") if kind == "a" else _split(rest, letters)
             if question and behind:
-                return question, behind if "?" not in behind else None  # not one more question
+                return question, behind if "?" not in behind else None  # else another question
         elif kind == "q" or (kind != "a" and rest.endswith("?")):
             break
         elif rest.strip("* "):
@@ -174,7 +177,7 @@ def _from_lines(text: str) -> tuple[str | None, str | None]:
 
 
 def _split(line: str, letters: bool) -> tuple[str | None, str]:
-    """The first question of a line and what stands behind it."""
+    """(the first question of a line or None, the text after it)."""
     line = _OPENING.sub("", line, count=1)
     head = _NEXT.split(line, maxsplit=1)[0]
     if not head.endswith("?"):
@@ -187,7 +190,7 @@ def _split(line: str, letters: bool) -> tuple[str | None, str]:
 
 
 def _unquoted(text: str) -> str:
-    """Without the marks around the whole of it: quotes, emphasis, brackets."""
+    """The text without quotes, emphasis or brackets around it."""
     text = text.strip().strip("*").strip()
     if text[:1] == "(" and text.find(")") == len(text) - 1:
         text = text[1:-1]

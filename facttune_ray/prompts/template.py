@@ -1,7 +1,7 @@
-"""Prompt templates: one `.txt` a template, in blocks headed `### system` and `### user`.
+"""Prompt templates: one `.txt` file each, with blocks headed `### system` and `### user`.
 
-`{name}` is a slot. Only the file's own slots are filled, and filled text is never read
-for slots again, so a response that contains braces cannot change the prompt.
+`{name}` is a slot. Only slots of the file are filled, and filled text is never searched for slots,
+so a response that contains braces cannot change the prompt.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ def text(name: str) -> str:
 
 
 def fingerprint(name: str) -> str:
-    """Hash of the template's text: part of the recipe of every table it makes."""
+    """Hash of the template's text, which is part of the recipe of every table made with it."""
     return hashlib.sha256(text(name).encode()).hexdigest()[:12]
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
-    """`[(role, text), ...]` in file order."""
+    """The blocks of a template as (role, text), in file order."""
     parts = re.split(r"^### (system|user|assistant)\n", text(name), flags=re.M)[1:]
     return [(role, body.strip("\n")) for role, body in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def system(name: str) -> str:
-    """The template's system text: what tells one task from another."""
+    """The template's system text, by which tasks are recognised."""
     return dict(blocks(name))["system"]
 
 

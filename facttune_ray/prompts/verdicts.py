@@ -1,4 +1,5 @@
-"""Fact + passages -> True or False. One request a distinct fact of a topic, or one for several.
+"""Ask an LLM whether passages support a fact. One request per distinct fact of a topic, or for
+several facts.
 
 render("Ada", "Ada was English.", ["Ada ... English"])  ->  chat messages
 parse("True")                                           ->  True
@@ -18,11 +19,11 @@ from facttune_ray.prompts.fence import fenced, numbered
 
 TEMPLATE, MANY, CLOSED = "verdicts", "verdicts_many", "verdicts_closed"
 
-# An answer without True or False that says one of these does not support the statement
+# An answer without True or False but with one of these words does not support the statement
 # (FActScore, factscorer.py).
 _DOUBT = {"not", "cannot", "unknown", "information"}
 _VERDICT = re.compile(r"\b(?:true|false)\b")
-_EITHER = re.compile(r"\b(?:true|false)\W+(?:n?or|and)\W+(?:true|false)\b")  # of the question
+_EITHER = re.compile(r"\b(?:true|false)\W+(?:n?or|and)\W+(?:true|false)\b")  # repeats the question
 _NOT_TRUE = re.compile(
     r"\b(?:not|never|cannot|[a-z]+n't)"
     r"(?: (?:be|an?|actually|completely|entirely|exactly|factually|fully|quite|really|strictly|"
@@ -50,51 +51,52 @@ def render_many(topic: str, facts: Sequence[str], passages: Sequence[str]) -> li
 
 
 def render_closed(topic: str, fact: str) -> list[dict[str, str]]:
-    """Without passages: from what the model knows."""
+    """Chat messages without passages: the model answers from its own knowledge."""
     return template.messages(CLOSED, topic=_line(topic), fact=fenced(fact))
 
 
 def _line(text: str) -> str:
-    """On one line: a text that spans several could pass for other parts of the prompt."""
+    """The text on one line: a second line could imitate another part of the prompt."""
     return " ".join(text.split())
 
 
 def parse(answer: str) -> bool:
-    """The verdict. A first or last word True or False decides, else the only one of the two, else
-    words of doubt mean False. "Not true" is False; RowError when the answer says neither or both,
-    or denies in another way: "It is not false", "That it is true is wrong"."""
+    """The verdict. A first or last word True or False decides; else the only True or False; else
+    words of doubt mean False. "Not true" is False. Raise RowError when the answer says neither or
+    both, or denies in another way: "It is not false", "That it is true is wrong"."""
     text = answer.lower().replace("\u2019", "'")
     text = _NOT_TRUE.sub("false", _EITHER.sub(" ", re.sub(r"[*_`\"]", "", text)))
-    said: list[bool | None] = []  # of each True or False; None: denied
+    verdicts: list[bool | None] = []  # one per True or False; None: its clause denies it
     for clause in _CLAUSE.split(text):
-        here = _VERDICT.findall(clause)
-        plain = len(here) == 1 and not _DENIAL.search(clause)
-        said += [word == "true" if plain else None for word in here]
+        matches = _VERDICT.findall(clause)
+        plain = len(matches) == 1 and not _DENIAL.search(clause)
+        verdicts += [word == "true" if plain else None for word in matches]
     words = re.findall(r"[a-z]+", text)
-    if not said and _DOUBT.intersection(words):
+    if not verdicts and _DOUBT.intersection(words):
         return False
-    ends = [s for s, at in ((said[:1], 0), (said[-1:], -1)) if s and _VERDICT.fullmatch(words[at])]
-    sure: set[bool | None] = {s for end in ends for s in end if s is not None} or {*said}
-    if len(sure) == 1 and (verdict := sure.pop()) is not None:
+    ends = {verdicts[at] for at in (0, -1) if verdicts and _VERDICT.fullmatch(words[at])} - {None}
+    decisive = ends or {*verdicts}
+    if len(decisive) == 1 and (verdict := decisive.pop()) is not None:
         return verdict
     raise RowError(f"neither True nor False in the answer {answer[:80]!r}")
 
 
 def parse_many(answer: str, count: int) -> list[bool]:
-    """One verdict a number, in order; RowError unless each of 1..count has exactly one."""
-    found: dict[int, bool] = {}
+    """The verdicts 1..count in order. Raise RowError unless each number has exactly one verdict."""
+    verdicts: dict[int, bool] = {}
     for line in answer.splitlines():
         if match := _LINE.match(line):
             number, verdict = int(match[1]), match[2].lower() == "true"
-            if found.setdefault(number, verdict) != verdict:
+            if verdicts.setdefault(number, verdict) != verdict:
                 raise RowError(f"two verdicts for statement {number}")
-    if sorted(found) != list(range(1, count + 1)):
-        raise RowError(f"{len(found)} verdicts for {count} statements in {answer[:80]!r}")
-    return [found[i] for i in range(1, count + 1)]
+    if sorted(verdicts) != list(range(1, count + 1)):
+        raise RowError(f"{len(verdicts)} verdicts for {count} statements in {answer[:80]!r}")
+    return [verdicts[i] for i in range(1, count + 1)]
 
 
 def probability(top_logprobs: str | None) -> float | None:
-    """P(True) against False from the first token's alternatives; None when neither is there."""
+    """P(True) / (P(True) + P(False)) from the first token's alternatives (JSON: token -> log
+    probability); None when neither is an alternative."""
     if top_logprobs is None:
         return None
     mass = {"true": 0.0, "false": 0.0}

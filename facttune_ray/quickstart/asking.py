@@ -30,12 +30,10 @@ from facttune_ray.text.clauses import (
 )
 from facttune_ray.text.decompose import mask, unmask
 from facttune_ray.text.forms import LEADING
+from facttune_ray.text.quantities import MONTHS
 from facttune_ray.text.verbs import AUXILIARIES, BE, KNOWN, base, is_past, is_present, past, third
 
-_MONTHS = set(
-    "january february march april may june july august september october november december".split()
-)
-_TIME_WORDS = _MONTHS | set(
+_TIME_WORDS = set(MONTHS) | set(
     "the a of and or to until early late mid mid- spring summer autumn fall winter century "
     "centuries bc ad bce ce age around about same year years years' end beginning start".split()
 )
@@ -201,7 +199,7 @@ def _is_time(word: str, masked: list[str]) -> bool | None:
             True if re.fullmatch(r"[A-Z][a-z]+ \d{1,2}, \d{3,4}", masked[int(match[1])]) else None
         )
     bare = word.strip(",").lower()
-    if bare in _MONTHS or bare in {"century", "age"} or re.fullmatch(r"\d{3,4}s?", bare):
+    if bare in MONTHS or bare in {"century", "age"} or re.fullmatch(r"\d{3,4}s?", bare):
         return True
     if bare in _TIME_WORDS or bare in _TIME_PREPOSITIONS or bare in COUNTS:
         return False

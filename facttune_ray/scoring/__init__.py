@@ -1,1 +1,1 @@
-"""Pure scoring functions: no Ray, no I/O."""
+"""Pure arithmetic on answers, verdicts and rewards: no Ray, no input or output."""

@@ -1,4 +1,4 @@
-"""FActScore of one response, and over responses (Min et al., EMNLP 2023; factscorer.py).
+"""FActScore of one response and of many (Min et al., EMNLP 2023; factscorer.py).
 
 factscore([True, True, False, None], gamma=10)         ->  (0.667, 0.667 * exp(1 - 10 / 3))
 summarise([(2, 3, 4), (0, 0, 0)], gamma=0).init_score  ->  0.667
@@ -13,44 +13,45 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Summary:
-    """What FActScore prints. Shares in [0, 1]; None: a mean over nothing."""
+    """The figures that FActScore prints. Shares are in [0, 1]; None: a mean without terms."""
 
     score: float | None  # with the length penalty; mean over scored responses
-    init_score: float | None  # without it
+    init_score: float | None  # without the length penalty
     respond_ratio: float | None  # responses with facts / responses
     facts_per_response: float | None  # mean over responses with facts
 
     def lines(self) -> list[str]:
-        """`FActScore = 52.3%` and three more, as FActScore words and rounds them."""
+        """Four lines, `FActScore = 52.3%` and so on, in FActScore's words and rounding."""
         shares = (
             ("FActScore", self.score),
             ("FActScore w/o length penalty", self.init_score),
             ("Respond ratio", self.respond_ratio),
         )
-        found = [f"{k} = " + ("n/a" if v is None else f"{100 * v:.1f}%") for k, v in shares]
+        lines = [f"{k} = " + ("n/a" if v is None else f"{100 * v:.1f}%") for k, v in shares]
         number = "n/a" if self.facts_per_response is None else f"{self.facts_per_response:.1f}"
-        return [*found, f"# Atomic facts per valid response = {number}"]
+        return [*lines, f"# Atomic facts per valid response = {number}"]
 
 
 def factscore(supported: Sequence[bool | None], gamma: float) -> tuple[float | None, float | None]:
-    """(score, score with length penalty) over the facts with a verdict; (None, None) of none."""
+    """(score, score with length penalty) over facts with a verdict; (None, None) without one."""
     judged = [s for s in supported if s is not None]
     return _score(sum(judged), len(judged), gamma) if judged else (None, None)
 
 
 def _score(supported: int, judged: int, gamma: float) -> tuple[float, float]:
-    """score = supported / judged. The penalty multiplies by exp(1 - gamma / judged) when
-    judged <= gamma (FActScore, appendix; gamma 0 switches it off)."""
+    """score = supported / judged. The length penalty multiplies it by exp(1 - gamma / judged) when
+    judged <= gamma (FActScore, appendix). gamma = 0 disables the penalty."""
     score = supported / judged
     penalty = math.exp(1 - gamma / judged) if 0 < gamma and judged <= gamma else 1.0
     return score, score * penalty
 
 
 def summarise(responses: Iterable[tuple[int, int, int]], gamma: float) -> Summary:
-    """From each response's (supported, judged, all) facts, repeats included; 0 facts: it abstained.
+    """Summarise responses, each given by its numbers of (supported, judged, all) facts with
+    repeats; an abstained response has 0 facts.
 
-    The scores are means over responses with a judged fact, facts_per_response over those with
-    facts, judged or not.
+    The scores are means over responses with a judged fact; facts_per_response is a mean over
+    responses with a fact.
     """
     count = responded = scored = facts = 0
     score = init_score = 0.0

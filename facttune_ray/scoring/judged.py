@@ -1,14 +1,14 @@
-"""Equivalence classes by a judge of pairs: an LLM or an entailment model.
+"""Equivalence classes from the decisions of a judge of pairs: an LLM or an entailment model.
 
     plan = PairPlan.of_unit(["the cello", "cello", "violoncello", ""], ["a cello"], most=12)
-    plan.texts        ["the cello", "violoncello"]      one a class of the heuristic
-    plan.pairs        [(0, 1)]                          to be judged, the likeliest first
+    plan.texts        ["the cello", "violoncello"]      one per class of the heuristic
+    plan.pairs        [(0, 1)]                          pairs to judge, the likeliest first
     plan.classes({(0, 1)})                              [0, 0, 0, -1]
     plan.shares({(0, 1)})                               [1.0]
 
-Answers that the heuristic merges need no judge. Of the rest every pair is judged, up to `most`,
-those between frequent answers first; classes are the connected components of "the same". A pair
-that is not judged is not the same: every answer is in exactly one class, and shares sum to 1.
+Answers that the heuristic merges need no judge. Every pair of the remaining texts is judged, up to
+`most` pairs, pairs of frequent answers first. Classes are the connected components of "the same". A
+pair that is not judged counts as different, so every answer is in one class and shares sum to 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class PairPlan:
-    """What a judge is asked about one unit. Indices of `texts`; originals stand behind answers."""
+    """The questions to a judge about one unit. Integers are indices of `texts`."""
 
     texts: tuple[str, ...]  # the most frequent wording of each class; then new originals
     of: tuple[int, ...]  # text of each answer; -1: empty
@@ -35,7 +35,7 @@ class PairPlan:
     def of_unit(
         answers: Sequence[str | None], originals: Sequence[str | None], most: int
     ) -> PairPlan:
-        """`most`: pairs of answers judged at most, and as many for each original."""
+        """`most`: largest number of judged pairs of answers, and of pairs per original."""
         first = equivalence.classes(list(answers))
         counts = Counter(first)
         counts.pop(-1, None)
@@ -54,7 +54,7 @@ class PairPlan:
         return PairPlan(tuple(texts), tuple(first), tuple(places), tuple(pairs))
 
     def _roots(self, same: Collection[Pair]) -> list[int]:
-        """Component of each text that answers use; an original joins none."""
+        """The component of each text that answers use. Originals do not join components."""
         known = max(self.of, default=-1) + 1
         root = list(range(known))
 
@@ -69,26 +69,26 @@ class PairPlan:
         return [find(i) for i in range(known)]
 
     def classes(self, same: Collection[Pair]) -> list[int]:
-        """Class of each answer, numbered by first appearance; -1: empty."""
+        """The class of each answer, numbered by first appearance; -1: empty."""
         roots, numbers = self._roots(same), dict[int, int]()
         return [numbers.setdefault(roots[t], len(numbers)) if t >= 0 else -1 for t in self.of]
 
     def shares(self, same: Collection[Pair]) -> list[float | None]:
-        """Of each original: the share of non-empty answers in the classes that mean the same."""
+        """For each original the share of non-empty answers in classes that mean the same."""
         roots = self._roots(same)
-        found = [roots[t] for t in self.of if t >= 0]
+        answers = [roots[t] for t in self.of if t >= 0]
         out: list[float | None] = []
         for t in self.originals:
-            if t < 0 or not found:
+            if t < 0 or not answers:
                 out.append(None)
                 continue
-            own = {roots[t]} if t < len(roots) else {roots[a] for a, b in same if b == t}
-            out.append(sum(r in own for r in found) / len(found))
+            matching = {roots[t]} if t < len(roots) else {roots[a] for a, b in same if b == t}
+            out.append(sum(root in matching for root in answers) / len(answers))
         return out
 
 
 def _wording(answers: Sequence[str | None], classes: Sequence[int], wanted: int) -> str:
-    """The most frequent answer of a class; the first in the alphabet of equals."""
+    """The most frequent answer of a class; the first in the alphabet among equals."""
     counts = Counter(a for a, c in zip(answers, classes, strict=True) if c == wanted and a)
     return min(counts, key=lambda a: (-counts[a], a))
 
@@ -96,8 +96,8 @@ def _wording(answers: Sequence[str | None], classes: Sequence[int], wanted: int)
 def _place(
     original: str | None, answers: Sequence[str | None], classes: Sequence[int], texts: list[str]
 ) -> int:
-    """Index of the text that means the same among all answers, so "Bach" is neither of two; that
-    of a new one; -1 for an empty original."""
+    """Index of the text that means the same as the original when compared beside all answers (so
+    "Bach" matches neither of two Bachs), else of a new text; -1 for an empty original."""
     *others, own = equivalence.classes([*answers, original])
     if own == -1:
         return -1

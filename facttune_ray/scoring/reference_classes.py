@@ -1,11 +1,11 @@
-"""Classes as FactTune's scripts make them (llm_factuality_tuning, parsing.py), faults included.
+"""Classes exactly as in FactTune's scripts (llm_factuality_tuning, parsing.py), with their faults.
 
     classes(["The cello.", "cellos", "955", "1955", None])  ->  [0, 0, 1, 1, -1]
 
-For comparisons: rewards of tables that they made come out again. Each answer joins the first class
-whose founding answer is equal, has the same words, ends with it or begins it from behind, or is its
-plural. So an empty answer fits every class, "955" fits "1955", and the order decides. A null
-answer is dropped (-1).
+They reproduce the rewards in files of the scripts. Each answer joins the first class whose first
+answer is equal, has the same words, or is a plural of the other, or when one ends with the other.
+So an empty answer fits every class, "955" fits "1955", and the order of the answers matters. A null
+answer has class -1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INSIDE = (
 
 
 def normal(answer: str) -> str:
-    """Its normal form of an answer. The order of the steps is part of it."""
+    """The scripts' normal form of an answer. The order of the steps matters."""
     text = answer.lower().strip(_OUTSIDE)
     for article in ("a ", "an ", "the "):
         text = text.removeprefix(article)
@@ -35,19 +35,20 @@ def normal(answer: str) -> str:
 
 
 def alike(a: str, b: str) -> bool:
-    """Its test of two normal forms."""
+    """Whether the scripts take two normal forms for equal."""
     if a == b or set(a.split(" ")) == set(b.split(" ")):
         return True
     return _ends_with(a, b) or _ends_with(b, a) or a == f"{b}s" or b == f"{a}s"
 
 
 def _ends_with(text: str, end: str) -> bool:
-    """Whether it ends so, and not behind a comma; with an empty `end`, what its slice gives."""
+    """Whether `text` ends with `end`, and not after a comma. An empty `end` gives the value of the
+    scripts' slice."""
     return text.endswith(end) and text[-len(end) - 1 : -len(end)] != ","
 
 
 def classes(answers: Sequence[str | None]) -> list[int]:
-    """Class of each answer, numbered in the order of their founding; -1 for a null one."""
+    """The class of each answer, numbered by first appearance; -1 for a null answer."""
     founders: list[str] = []
     out = []
     for answer in answers:
@@ -63,7 +64,7 @@ def classes(answers: Sequence[str | None]) -> list[int]:
 
 
 def share(answers: Sequence[str | None], original: str | None) -> float | None:
-    """Its samp_conf: the share of the answers that are like the original, tested one by one."""
+    """The scripts' samp_conf: the share of the answers that are `alike` to the original."""
     given = [normal(a) for a in answers if a is not None]
     if not given or original is None:
         return None

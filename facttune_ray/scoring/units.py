@@ -1,4 +1,4 @@
-"""Rows of `classes` -> how sure the model is of each unit.
+"""Confidences of units (questions and entities), from rows of the table `classes`.
 
 units = by_id([{"unit_id": "77d0", "classes": [0, 0, 1, 0], "originals": ["the cello"],
                 "shares": [0.75], "error": None}])
@@ -18,7 +18,7 @@ UNIT_COLUMNS = (*CONFIDENCES, "samp_conf")
 
 
 def by_id(rows: Sequence[dict]) -> dict[str, dict]:
-    """Confidences of every unit; each is None when nothing could be sampled."""
+    """unit_id -> its confidences, None for a unit whose answers are all empty."""
     import pyarrow as pa
 
     classes = pa.array([r["classes"] for r in rows], pa.list_(pa.int32()))
@@ -34,12 +34,12 @@ def by_id(rows: Sequence[dict]) -> dict[str, dict]:
 
 
 def of_question(question: Mapping | None, units: Mapping[str, dict]) -> Unit:
-    """The confidences behind one fact's question; empty without one."""
+    """The confidences of a fact's question; {} for a fact without question."""
     if question is None:
         return {}
     return of_original(units.get(question["question_id"]), question["answer"])
 
 
 def of_original(unit: dict | None, original: str | None) -> Unit:
-    """The unit with `samp_conf`: of all its originals, the share of this one."""
+    """The unit's confidences and, as `samp_conf`, the share of this original."""
     return unit | {"samp_conf": unit["shares"].get(original)} if unit else {}

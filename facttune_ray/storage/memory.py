@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system, which the C library would keep for later."""
+"""Return freed memory to the operating system; glibc would keep it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gc
 
 
 def release_memory() -> None:
-    """For the end of a piece of work in a process that lives on: a table, a database."""
+    """Call this after a large piece of work (a table, a database) in a process that goes on."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)

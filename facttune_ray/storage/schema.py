@@ -1,4 +1,4 @@
-"""One Arrow schema a table, and the ids that tie the tables together.
+"""The Arrow schema of each table, and the ids that join the tables.
 
     topics -> prompts -> responses -+-> facts -+-> verdicts -----------------------+-> rewards
                                     |          +-> p_true -------------------------+
@@ -7,7 +7,7 @@
     rewards -> groups -> reference
 
 An unknown value is null, never 0. `error` says why a row has no value.
-Ids are digests of their parents' ids, so the same input gives the same id on every machine.
+An id is a digest of its parents' ids, so the same input gives the same id on every machine.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _ints, _marks = pa.list_(pa.int32()), pa.list_(pa.int8())
 
 TOPICS = pa.schema(
     [
-        ("topic", _str),  # one row a topic of a topics file
+        ("topic", _str),  # one row per topic of a topics file
         ("split", _str),  # train | val | test
-        ("pronoun", _str),  # as in `prompts`
-        ("lower_case", _str),
+        ("pronoun", _str),  # as in PROMPTS
+        ("lower_case", _str),  # as in PROMPTS
     ]
 )
 
 PROMPTS = pa.schema(
     [
         ("prompt_id", _str),  # digest(topic, prompt)
-        ("topic", _str),  # what the response is about; also the article's title
+        ("topic", _str),  # subject of the response; also the article's title
         ("split", _str),  # train | val | test; a topic is in one split only
         ("prompt", _str),  # text given to the model
-        ("pronoun", _str),  # biographies: "her", for questions about her; null: unknown
+        ("pronoun", _str),  # biographies: the person's pronoun, "her"; null: unknown
         ("lower_case", _str),  # medicine: the topic within a sentence, "type 2 diabetes"; or null
-        ("error", _str),  # prompts that an LLM was to write and did not; `prompt` is null then
-        ("group", _str),  # kind of topic, as a file says it: "very rare"; null: not said
+        ("error", _str),  # why the LLM wrote no prompt; `prompt` is null then
+        ("group", _str),  # kind of topic from the file: "very rare"; null: not given
     ]
 )
 
@@ -49,13 +49,13 @@ RESPONSES = pa.schema(
         ("prompt_id", _str),
         ("topic", _str),
         ("split", _str),
-        ("model", _str),  # snapshot that wrote it: "base", "facttune_fs/round_1", "ChatGPT"
+        ("model", _str),  # model that wrote it: "base", "facttune_fs/round_1", "ChatGPT"
         ("sample", _int),  # 0..n-1
         ("prompt", _str),
         ("text", _str),
-        ("thoughts", _str),  # of a reasoning model, neither scored nor trained on; null without
+        ("thoughts", _str),  # reasoning, neither scored nor trained on; null: no reasoning model
         ("tokens", _int),  # generated tokens, end mark included; null if imported
-        ("abstained", _bool),  # as a labelled file says; null: `facts` finds out
+        ("abstained", _bool),  # from a labelled file; null: the stage `facts` decides
         ("error", _str),
     ]
 )
@@ -71,10 +71,10 @@ FACTS = pa.schema(
         ("sentence_text", _str),
         ("start", _int),  # characters start..end-1 of the response's text hold the sentence
         ("end", _int),
-        ("fact", _str),  # null when this sentence failed: see error; or the response abstained
-        ("repeated", _bool),  # the same fact stands earlier in this response
+        ("fact", _str),  # null: the sentence failed (see error), or the response abstained
+        ("repeated", _bool),  # the same fact occurs earlier in this response
         ("human_label", _str),  # S | NS | IR from a labelled file, else null
-        ("abstained", _bool),  # the response declined to answer: it has this row alone
+        ("abstained", _bool),  # the response declined to answer: this is its only row
         ("error", _str),
     ]
 )
@@ -86,10 +86,10 @@ VERDICTS = pa.schema(
         ("topic", _str),
         ("supported", _bool),  # null: could not be judged (no article, error)
         ("score", _float),  # in [0, 1], higher = more supported; null as above
-        ("evidence", _str),  # passage that decided, null if none
-        ("title", _str),  # article that it is from
+        ("evidence", _str),  # deciding passage; null: none
+        ("title", _str),  # article of the passage
         ("estimator", _str),
-        ("reason", _str),  # why it is null without being an error: "no article"
+        ("reason", _str),  # why `supported` is null without an error: "no article"
         ("error", _str),
     ]
 )
@@ -101,33 +101,33 @@ QUESTIONS = pa.schema(
         ("topic", _str),
         ("question_id", _str),  # digest(topic, question): identical questions share it
         ("question", _str),
-        ("answer", _str),  # what the fact says; null: not asked for (questions.answer)
+        ("answer", _str),  # the fact's own answer; null: not requested (questions.answer)
         ("error", _str),
     ]
 )
 
 ANSWERS = pa.schema(
     [
-        ("question_id", _str),  # one row a distinct question of a topic
+        ("question_id", _str),  # one row per distinct question of a topic
         ("topic", _str),
         ("question", _str),
-        ("answers", _strs),  # n samples, first line each; an empty answer stays ""
+        ("answers", _strs),  # first lines of n samples; an empty answer stays ""
         ("error", _str),
     ]
 )
 
 ENTITIES = pa.schema(
     [
-        ("entity_id", _str),  # digest(response_id, start): each occurrence is its own
+        ("entity_id", _str),  # digest(response_id, start): one row per occurrence
         ("response_id", _str),
         ("topic", _str),
         ("split", _str),
         ("text", _str),  # null when the response could not be parsed: see error
         ("start", _int),  # characters start..end-1 of the response's text
         ("end", _int),
-        ("prefix", _str),  # last words before it, for a judge of equivalence
-        ("tokens", _int),  # length of the entity and, at most, of each sample
-        ("answers", _strs),  # n samples of what could stand there
+        ("prefix", _str),  # last words before the entity, for a judge of equivalence
+        ("tokens", _int),  # length of the entity and largest length of a sample
+        ("answers", _strs),  # n sampled continuations in place of the entity
         ("error", _str),
     ]
 )
@@ -138,8 +138,8 @@ CLASSES = pa.schema(
         ("unit", _str),  # question | entity
         ("topic", _str),
         ("classes", pa.list_(_int)),  # equivalence class of each answer; -1: empty, in no class
-        ("originals", _strs),  # answers that facts gave to the question; the entity itself
-        ("shares", _floats),  # of each original: share of the answers that mean the same
+        ("originals", _strs),  # the facts' own answers to the question, or the entity
+        ("shares", _floats),  # per original: share of the answers that mean the same
         ("error", _str),
     ]
 )
@@ -154,7 +154,7 @@ P_TRUE = pa.schema(
     ]
 )
 
-# Every reward, and the table whose rows it is a mean over. stages/rewards.py computes them.
+# Every reward, and the table whose rows it averages. stages/rewards.py computes them.
 REWARD_COLUMNS = {
     "factscore": "verdicts",  # supported / judged facts; null if none could be judged
     "factscore_lp": "verdicts",  # the same with FActScore's length penalty
@@ -182,15 +182,15 @@ REWARDS = pa.schema(
         ("topic", _str),
         ("split", _str),
         ("model", _str),
-        ("facts", _int),  # facts the rewards are means over
-        ("repeated", _int),  # facts that repeat an earlier one of the response
-        ("judged", _int),  # of `facts`, those with a verdict
-        ("answered", _int),  # of `facts`, those whose question has an answer; null: none was asked
+        ("facts", _int),  # facts that the rewards average
+        ("repeated", _int),  # facts that repeat an earlier fact of the response
+        ("judged", _int),  # `facts` with a verdict
+        ("answered", _int),  # `facts` with an answered question; null: no questions
         ("entities", _int),  # entities with a sample; null: not sampled
         ("words", _int),  # length of the response; null if it failed
-        ("abstained", _bool),  # it declined to answer
+        ("abstained", _bool),  # the response declined to answer
         *((name, _float) for name in REWARD_COLUMNS),
-        ("errors", _int),  # facts, questions, verdicts ... of the response that failed
+        ("errors", _int),  # failed rows of the response: facts, questions, verdicts ...
         ("error", _str),
     ]
 )
@@ -202,7 +202,7 @@ MIXES = pa.schema(
         ("topic", _str),
         ("split", _str),
         ("name", _str),  # in rewards.mix
-        ("value", _float),  # sum of weight * z-score; null when one of its rewards is
+        ("value", _float),  # sum of weight * z-score; null when one of its rewards is null
         ("error", _str),
     ]
 )
@@ -210,47 +210,47 @@ MIXES = pa.schema(
 JUDGEMENTS = pa.schema(
     [
         ("response_id", _str),  # of the tuned model, or of a contender
-        ("base_id", _str),  # the base model's response that it is compared with
+        ("base_id", _str),  # response_id of the base model's response in the comparison
         ("topic", _str),
         ("split", _str),
         ("quality", _str),  # fluency | helpfulness
-        ("shown_first", _str),  # tuned | base | tie, as judged when the tuned one stands first
-        ("shown_second", _str),  # the same when it stands second
-        ("preferred", _str),  # what both orders say, else tie; null: not judged
+        ("shown_first", _str),  # tuned | base | tie, when the tuned model's response is first
+        ("shown_second", _str),  # tuned | base | tie, when it is second
+        ("preferred", _str),  # the winner in both orders, else tie; null: not judged
         ("error", _str),
     ]
 )
 
 GROUPS = pa.schema(
     [
-        ("prompt_id", _str),  # one row a prompt with at least one usable pair
+        ("prompt_id", _str),  # one row per prompt with at least one usable pair
         ("topic", _str),
         ("split", _str),
         ("prompt", _str),
         ("response_ids", _strs),
         ("responses", _strs),  # unique texts: the sequences that training runs
-        ("rewards", _floats),  # where a file gives pairs: how often each wins minus loses
+        ("rewards", _floats),  # of each response; for pairs from a file: its wins minus losses
         ("pairs", _int),  # pairs i < j with |reward difference| > threshold
-        ("given_pairs", pa.list_(_ints)),  # [winner, loser] as a file gives them; null: by rewards
+        ("given_pairs", pa.list_(_ints)),  # [winner, loser] from a file; null: rewards decide
     ]
 )
 
 REFERENCE = pa.schema(
     [
-        ("prompt_id", _str),  # one row a row of groups
+        ("prompt_id", _str),  # one row per row of `groups`
         ("topic", _str),
         ("split", _str),
         ("response_ids", _strs),
         ("rewards", _floats),
         ("prompt_tokens", _ints),
         ("response_tokens", pa.list_(_ints)),  # end marks included
-        ("logps", pa.list_(pa.list_(pa.float32()))),  # log p of each of those tokens
-        ("win_masks", pa.list_(_marks)),  # 1: the token counts when its response wins; null: all do
-        ("lose_masks", pa.list_(_marks)),  # the same when it loses
-        ("pairs", _int),  # of the group
-        ("given_pairs", pa.list_(_ints)),  # of the group
-        ("cut_prompt", _bool),  # to train.max_prompt_length
-        ("cut_responses", _int),  # how many lost tokens to train.max_length
+        ("logps", pa.list_(pa.list_(pa.float32()))),  # log-probability of each response token
+        ("win_masks", pa.list_(_marks)),  # 1: the token counts when its response wins; null: all 1
+        ("lose_masks", pa.list_(_marks)),  # 1: the token counts when its response loses
+        ("pairs", _int),  # as in GROUPS
+        ("given_pairs", pa.list_(_ints)),  # as in GROUPS
+        ("cut_prompt", _bool),  # the prompt was truncated to train.max_prompt_length
+        ("cut_responses", _int),  # number of responses truncated to train.max_length
         ("error", _str),
     ]
 )
@@ -275,7 +275,7 @@ TABLES: dict[str, pa.Schema] = {
 
 
 def digest(*parts: object, chars: int = 20) -> str:
-    """Stable id of its parts (80 bits as hex). Unlike `hash()`, equal in every process."""
+    """Hex digest of the parts: 4 bits a character. Unlike `hash()`, equal in every process."""
     joined = "\x1f".join(str(p) for p in parts)
     return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:chars]
 

@@ -1,4 +1,4 @@
-"""Which folders of a run hold finished tables.
+"""Find the folders of a run that hold finished tables.
 
 list(scored(root))      ["base/tune", "facttune_fs/round_1/test", "imported/all"]
 list(preferred(root))   ["facttune_fs/round_1"]
@@ -13,11 +13,11 @@ import pyarrow.fs as pafs
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 
-SCORED = ("verdicts", "questions", "entities", "rewards")  # any of them makes a scope
+SCORED = ("verdicts", "questions", "entities", "rewards")  # any of these makes a scope
 
 
 def scored(root: Folder, within: str = "") -> Iterator[str]:
-    """Folders of a run with finished responses and what scores them: "imported/all"."""
+    """Folders of a run with finished responses and a finished table of scores: "imported/all"."""
     here = root / within if within else root
     if tables.has_manifest(here / "responses") and any(
         tables.has_manifest(here / name) for name in SCORED

@@ -1,11 +1,11 @@
-"""Rows as they come -> rows by shard, in order, never all of them in memory.
+"""Distribute a stream of rows over shards, without holding all rows in memory.
 
-    with sharded(prompts(cfg), shards=400) as parts:      # has read every row
+    with sharded(prompts(cfg), shards=400) as parts:      # reads every row
         for shard, rows in parts:
-            ...                                          # a shard's rows; also of empty shards
+            ...                                          # every shard, also empty ones
 
-A topic lies whole in one shard, by its digest. Up to `held` rows wait in memory; then they are put
-down in a scratch folder of this host, a file a shard.
+The digest of a topic decides its shard, so a topic lies whole in one shard. Up to `held` rows stay
+in memory; then they are appended to one file per shard in a scratch folder of this host.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ def shard_of(topic: str, shards: int) -> int:
 def sharded(
     rows: Iterable[dict], shards: int, held: int = HELD
 ) -> Iterator[Iterator[tuple[int, list[dict]]]]:
-    """(shard, its rows) of every shard, once all rows have been read."""
+    """Read all rows, then yield (shard, its rows) for every shard, rows in their given order."""
     waiting: dict[int, list[dict]] = {}
     with tempfile.TemporaryDirectory(prefix="facttune-rows-") as scratch:
         for count, row in enumerate(rows, 1):
             waiting.setdefault(shard_of(row["topic"], shards), []).append(row)
             if count % held == 0:
-                _put_down(waiting, Path(scratch))
-        yield ((s, [*_taken_up(Path(scratch), s), *waiting.pop(s, [])]) for s in range(shards))
+                _append(waiting, Path(scratch))
+        yield ((s, [*_read(Path(scratch), s), *waiting.pop(s, [])]) for s in range(shards))
 
 
-def _put_down(waiting: dict[int, list[dict]], scratch: Path) -> None:
+def _append(waiting: dict[int, list[dict]], scratch: Path) -> None:
     for shard, rows in waiting.items():
         with (scratch / str(shard)).open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     waiting.clear()
 
 
-def _taken_up(scratch: Path, shard: int) -> Iterator[dict]:
+def _read(scratch: Path, shard: int) -> Iterator[dict]:
     file = scratch / str(shard)
     if file.exists():
         with file.open() as lines:

@@ -1,11 +1,11 @@
 """Parquet tables on any `pyarrow.fs` path (a local folder, s3://, gs://).
 
     out/base/facts/
-        _RECIPE.json            written first: what the parts are being made by
-        part-00000.parquet ...  one a shard, each complete or absent
+        _RECIPE.json            written first: the recipe of the parts
+        part-00000.parquet ...  one per shard, each complete or absent
         _MANIFEST.json          written last: a table without it is unfinished
 
-Every table of a run has the same shards and a topic lies whole in one of them, so stages join
+Every table of a run has the same shards, and a topic lies whole in one shard, so stages join
 shard by shard, without a shuffle. The manifest holds the recipe (the values that change the
 rows; never paths or hardware), its fingerprint, row and error counts, calls and cost.
 """
@@ -34,7 +34,7 @@ def part(shard: int) -> str:
 
 
 def write_part(folder: Folder, table: str, shard: int, rows: list[dict], stats: dict) -> None:
-    """Cast rows to the table's schema and write one shard. `stats` travel in its metadata."""
+    """Cast rows to the table's schema and write one shard, with `stats` in its metadata."""
     schema = TABLES[table]
     data = pa.Table.from_pylist(rows, schema=schema)
     data = data.replace_schema_metadata({"facttune": json.dumps(stats)})
@@ -52,7 +52,7 @@ def read_part(folder: Folder, shard: int, columns: list[str] | None = None) -> p
 
 
 def read(folder: Folder, columns: list[str] | None = None) -> pa.Table:
-    """A whole finished table, shards in order. For the small ones: reports, not stages."""
+    """A whole finished table, shards in order. Only for small tables, as in reports."""
     shards = range(manifest(folder)["shards"])
     return pa.concat_tables([read_part(folder, s, columns) for s in shards])
 
@@ -64,7 +64,7 @@ def rows(folder: Folder, shard: int) -> Iterator[dict]:
 
 
 def part_stats(folder: Folder, shard: int) -> dict:
-    """Rows, errors and the stats that `write_part` stored, without reading the rows."""
+    """Counts of rows and errors, and the stats that `write_part` stored. Reads no other column."""
     file = folder / part(shard)
     return file.again(lambda: _part_stats(file))
 
@@ -85,11 +85,11 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 def manifest(folder: Folder) -> dict:
-    """The finished table's manifest; UserError when the table is absent or unfinished."""
-    found = (folder / MANIFEST).read_json()
-    if found is None:
+    """The finished table's manifest. Raise UserError when the table is absent or unfinished."""
+    stored = (folder / MANIFEST).read_json()
+    if stored is None:
         raise UserError(f"{folder} is not a finished table (no {MANIFEST})")
-    return found
+    return stored
 
 
 def has_manifest(folder: Folder) -> bool:
@@ -97,34 +97,32 @@ def has_manifest(folder: Folder) -> bool:
 
 
 def matching_manifest(folder: Folder, recipe: Recipe) -> dict | None:
-    """The manifest when the table is there and made by this recipe, None when there is none.
+    """The manifest of a finished table, None when the table is absent or unfinished.
 
-    RecipeMismatch when another recipe made it: the line names each key that differs.
+    Raise RecipeMismatch, which names each key that differs, when another recipe made the table.
     """
-    found = (folder / MANIFEST).read_json()
-    if found is None:
-        return None
-    if found["fingerprint"] == fingerprint(recipe):
-        return found
+    stored = (folder / MANIFEST).read_json()
+    if stored is None or stored["fingerprint"] == fingerprint(recipe):
+        return stored
     raise RecipeMismatch(
-        f"{folder} was made by another recipe: {difference(found['recipe'], recipe)}. "
+        f"{folder} was made by another recipe: {difference(stored['recipe'], recipe)}. "
         f"Use those values, another run.out, or delete that folder to make it again "
         f"(paid completions stay in the ledger)"
     )
 
 
-def difference(old: Recipe, new: Recipe, most: int = 4) -> str:
-    """`train.lr was 1e-05, now 3e-05; ...`"""
+def difference(old: Recipe, new: Recipe, limit: int = 4) -> str:
+    """The first `limit` keys that differ: `train.lr was 1e-05, now 3e-05; ... and 2 more`."""
     keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    # what the user set explains what follows from it: inputs are named only when alone
+    # A changed setting explains a changed input: name inputs only when no setting differs.
     keys = [k for k in keys if not k.startswith("input.")] or keys
-    shown = [f"{k} was {old.get(k)!r:.60}, now {new.get(k)!r:.60}" for k in keys[:most]]
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    shown = [f"{k} was {old.get(k)!r:.60}, now {new.get(k)!r:.60}" for k in keys[:limit]]
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
     return "; ".join(shown) + more
 
 
 def begin(folder: Folder, recipe: Recipe) -> None:
-    """Start or resume a table: parts left by the same recipe stay, others are removed."""
+    """Start or resume a table: keep parts of the same recipe, remove parts of another one."""
     if (folder / RECIPE).read_json() != recipe:
         with writing(folder):
             folder.delete()
@@ -132,18 +130,18 @@ def begin(folder: Folder, recipe: Recipe) -> None:
 
 
 def present(folder: Folder, shards: int) -> set[int]:
-    """Shards whose part is already written."""
+    """The shards whose part is written."""
     names = set(folder.names())
     return {s for s in range(shards) if part(s) in names}
 
 
 def write_manifest(folder: Folder, table: str, recipe: Recipe, shards: int, wall_s: float) -> dict:
-    """Write the manifest from the parts' stats, and return it."""
+    """Sum the parts' stats, write them with the recipe as the manifest, and return it."""
     totals: dict[str, float] = {}
     for shard in range(shards):
         for key, value in part_stats(folder, shard).items():
             totals[key] = totals.get(key, 0) + value
-    made = {
+    result = {
         "table": table,
         "recipe": recipe,
         "fingerprint": fingerprint(recipe),
@@ -151,8 +149,8 @@ def write_manifest(folder: Folder, table: str, recipe: Recipe, shards: int, wall
         "wall_s": round(wall_s, 2),
         **{k: round(v, 6) if isinstance(v, float) else v for k, v in totals.items()},
     }
-    for name in folder.names():  # of writers that were killed
+    for name in folder.names():  # temporary files of writers that were killed
         if name.endswith(".tmp"):
             (folder / name).delete_file()
-    (folder / MANIFEST).write_json(made)
-    return made
+    (folder / MANIFEST).write_json(result)
+    return result

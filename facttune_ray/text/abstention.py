@@ -1,4 +1,4 @@
-"""Response text -> does it decline to answer? An abstained response has no facts (FActScore).
+"""Detect responses that decline to answer. An abstained response has no facts (FActScore).
 
     detect = detector("generic")
     detect("I'm sorry, but I cannot find any information about her.")   ->  True
@@ -6,8 +6,8 @@
 
     detector("mypackage.mine:declined")    your own function of the response's text
 
-A text without a letter or digit is always an abstention. `llm` asks the LLM instead of a rule:
-prompts/abstention.py.
+A text without a letter or digit is always an abstention. `facts.abstention=llm` asks the LLM
+instead: prompts/abstention.py.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _REFUSAL = re.compile(
 
 
 def empty(text: str) -> bool:
-    """Whether a response says nothing at all."""
+    """Whether a response has no letter and no digit."""
     return not re.search(r"\w", text)
 
 
 def abstained(text: str) -> bool:
-    """Whether a response opens with a refusal, or says nothing at all.
+    """Whether a response is empty or opens with a refusal.
 
-    Later refusals do not count: a biography that ends on "I'm sorry, I know no more" has facts.
+    A later refusal does not count: a biography that ends on "I'm sorry, I know no more" has facts.
     """
     opening = " ".join(text[:1000].replace("\u2019", "'").split()).lstrip("\"'*-#>_ \u201c")
     if empty(text):
@@ -75,8 +75,8 @@ DETECTORS: dict[str, Detector] = {"none": empty, "generic": abstained}
 def detector(name: str) -> Detector:
     """The detector of `facts.abstention`: one of DETECTORS, or "package.module:function".
 
-    UserError when there is none of that name. The user's function gets the response's text; a
-    result of it that is no bool is a RowError, and what it raises is passed on.
+    Raise UserError for an unknown name. A user's function takes the response's text and returns
+    a bool; another result raises RowError, and the function's own errors are passed on.
     """
     if name in DETECTORS:
         return DETECTORS[name]
@@ -84,23 +84,23 @@ def detector(name: str) -> Detector:
     if not colon or not module or not attribute:
         raise UserError(
             f'facts.abstention: "{name}" is no detector.{did_you_mean(name, [*DETECTORS, "llm"])}'
-            " Your own function is written package.module:function."
+            " Name your own function as package.module:function."
         )
     try:
-        found = importlib.import_module(module)
+        function = importlib.import_module(module)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            function = getattr(function, part)
     except (ImportError, AttributeError, ValueError, TypeError) as e:
         raise UserError(
             f'facts.abstention: "{name}" cannot be imported: {" ".join(str(e).split())}. Is its '
             "package installed, or its folder in PYTHONPATH?"
         ) from None
-    if not callable(found):
+    if not callable(function):
         raise UserError(
-            f'facts.abstention: "{name}" is a {type(found).__name__}, no function: name one that '
-            "takes the response's text and returns True or False."
+            f'facts.abstention: "{name}" is a {type(function).__name__}, no function: name a '
+            "function that takes the response's text and returns True or False."
         )
-    return _checked(name, found)
+    return _checked(name, function)
 
 
 def _checked(name: str, function: Callable[[str], object]) -> Detector:

@@ -1,13 +1,12 @@
-"""One English sentence -> the facts it states: clauses, then predicates, then lists.
+"""Split an English sentence into facts: first clauses, then predicates, then lists.
 
     facts("She was a writer and mathematician who lived in London", "Ada Lovelace")
         ->  ["She was a writer", "She was a mathematician", "She lived in London"]
 
-What is quoted, bracketed or a date comes as one word, masked by `decompose`.
+`decompose` has replaced each quotation, bracket and date by one word.
 
-The rules know no word classes but those of `verbs` and a few closed lists: where they are not
-sure they leave a clause whole, so that a fact says what the sentence says, at worst too much of
-it at once.
+The rules know only the word classes of `verbs` and a few closed lists. In doubt they leave a clause
+whole: the fact then says too much at once, but nothing that the sentence does not say.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ ADVERBS = set(
     "ultimately notably best well just even only subsequently previously formerly".split()
 )
 _ADJECTIVE = re.compile(r"[a-z-]+(?:al|ive|ic|ous|ful|less|able|ible|ary|ed|ish)$")
-# With a plural before them these are nouns too: "films and shows in London".
+# After a plural these are nouns, too: "films and shows in London".
 _ALSO_NOUNS = set(
     "works plays shows studies records awards tours releases features stars covers designs "
     "reports matches pitches moves films stages scores dances".split()
@@ -55,7 +54,7 @@ _NOT_ADJECTIVES = set(
 )
 _JOINERS = {"of", "the", "de", "da", "del", "von", "van", "vs", "for", "&"}
 _BODIES = set("Foundation Society Association Institute Committee Center Centre Council".split())
-# After "was ... and" these are passive as well: "was born in Lyon and raised in Paris".
+# After "was ... and" these are passive, too: "was born in Lyon and raised in Paris".
 _ALSO_PASSIVE = set(
     "raised brought educated based buried known nominated inducted considered regarded praised "
     "appointed elected awarded given named honored recognized released influenced trained".split()
@@ -80,12 +79,12 @@ _JOINT = re.compile(r",?\s(?:and then|and|but)\s|,\s(?=[a-z])")
 
 
 def facts(text: str, name: str) -> list[str]:
-    """Facts of one sentence, masked and without its end mark; pronouns are still in place."""
+    """Facts of a masked sentence without its end mark. Pronouns are not replaced yet."""
     return [f for clause, lead in _clauses(text, name) for f in _clause_facts(clause, lead, name)]
 
 
 def _clauses(text: str, name: str) -> list[tuple[str, str]]:
-    """(clause with a subject of its own, phrase that led it: " in 2018" or "")."""
+    """(clause with its own subject, its introductory phrase: " in 2018" or "")."""
     text = _CONNECTIVE.sub("", text, count=1)
     out: list[tuple[str, str]] = []
     if match := _PARTICIPLE_LEAD.match(text):
@@ -103,7 +102,7 @@ def _clauses(text: str, name: str) -> list[tuple[str, str]]:
         at, verb = verb_at(before, name), verb_at(rest, name) if own else None
         if at and verb and verb <= 5:
             out.append((" ".join(before), lead))
-            if rest[0] == "it":  # what the clause before is about, not the topic
+            if rest[0] == "it":  # the subject of the clause before, not the topic
                 text = f"{text[: match.end()]}{' '.join(before[:at])}{text[match.end() + 2 :]}"
                 return [*out, *_clauses(text[match.end() :], name)]
             start, lead = match.end(), ""
@@ -111,9 +110,9 @@ def _clauses(text: str, name: str) -> list[tuple[str, str]]:
 
 
 def name_length(words: list[str], name: str) -> int:
-    """How many leading words are the topic's name, or its first or last part; 0 if none.
+    """The number of leading words that are the topic's name, or its first or last part.
 
-    "Liam James Payne" is Liam Payne; "Wendy Shon" is not taken for Wendy.
+    "Liam James Payne" is Liam Payne; "Wendy Shon" is not Wendy.
     """
     parts = name.lower().replace(",", "").split()
     bare = [w.strip(",").lower() for w in words[: len(parts) + 3]]
@@ -129,7 +128,7 @@ def name_length(words: list[str], name: str) -> int:
 
 
 def verb_at(words: list[str], name: str) -> int | None:
-    """Index of the clause's finite verb (adverbs before it skipped); None when none is found."""
+    """Index of the clause's finite verb, or None."""
     bare = [w.strip(",").lower() for w in words]
     if not words:
         return None
@@ -140,12 +139,12 @@ def verb_at(words: list[str], name: str) -> int | None:
         if at < len(bare) and (is_finite(bare[at]) or (bare[0] == "they" and bare[at] in KNOWN)):
             return at
     limit = next((i for i, w in enumerate(bare) if w in {"which", "who", "that"}), len(bare))
-    found = [i for i in range(1, limit) if bare[i] in AUXILIARIES]
-    for i in range(1, 0 if found else limit):
+    auxiliaries = [i for i in range(1, limit) if bare[i] in AUXILIARIES]
+    for i in range(1, 0 if auxiliaries else limit):
         if (is_finite(bare[i]) or bare[i] == "include") and words[i].islower():
             if bare[i - 1] not in ARTICLES | POSSESSIVES:
                 return i
-    return found[0] if found else None
+    return auxiliaries[0] if auxiliaries else None
 
 
 def _clause_facts(clause: str, lead: str, name: str) -> list[str]:
@@ -161,17 +160,18 @@ def _clause_facts(clause: str, lead: str, name: str) -> list[str]:
         subject = match[1]
         past_tense = predicate.split()[0] in {"was", "were"} or match[2].startswith("born")
         be = "was" if past_tense else "is"
-        said = re.sub(r"^who ", "", match[2])
-        facts += _predicate_facts(subject, said if said != match[2] else f"{be} {said}")
+        apposition = re.sub(r"^who ", "", match[2])
+        is_clause = apposition != match[2]
+        facts += _predicate_facts(subject, apposition if is_clause else f"{be} {apposition}")
     for part in _predicates(predicate):
         for fact in _predicate_facts(subject, part):
             facts.append(fact if re.search(r", (?:including|such as) ", fact) else fact + lead)
-        lead = ""  # it led the first predicate
+        lead = ""  # it belongs to the first predicate
     return facts
 
 
 def _predicates(text: str) -> list[str]:
-    """Predicates: "wrote a book and directed a film" -> ["wrote a book", "directed a film"]."""
+    """Split predicates: "wrote a book and directed a film" -> ["wrote a book", "directed ..."]."""
     out, start = [], 0
     head = text.split()
     for match in _JOINT.finditer(text):
@@ -195,7 +195,7 @@ def _predicates(text: str) -> list[str]:
 
 
 def _is_plain(word: str) -> bool:
-    """Whether the word is an ordinary one in lower case: noun, adjective or verb."""
+    """Whether the word is in lower case and in no closed class: a noun, adjective or verb."""
     closed = (
         {"him", "them", "it", "himself", "herself", "much", "most", "more"}
         | ARTICLES
@@ -208,10 +208,10 @@ def _is_plain(word: str) -> bool:
 
 
 def _opens_predicate(verb: str, follow: str, before: list[str], head: list[str]) -> bool:
-    """Whether "and VERB FOLLOW" goes on with a new predicate of the same subject."""
+    """Whether "and VERB FOLLOW" opens a new predicate of the same subject."""
     plain = _is_plain(follow)
     if not before or {"that", "which"} & set(before):
-        return False  # goes on with that clause
+        return False  # continues the relative clause
     if verb in AUXILIARIES:
         return True
     if is_past(verb):
@@ -239,7 +239,7 @@ _KNOWN = re.compile(
 
 
 def _predicate_facts(subject: str, text: str) -> list[str]:
-    """Facts of one subject and one predicate: clauses hanging on it first, then its lists."""
+    """Facts of one subject and one predicate: split its dependent clauses, then its lists."""
     text = text.strip(" ,")
     first = text.split()[0]
     be = "was" if first in {"was", "were"} else "is"
@@ -261,8 +261,8 @@ def _predicate_facts(subject: str, text: str) -> list[str]:
             if _is_plain(follow) and re.search(r",? and ", match[0] + rest):
                 continue  # a list: "speed, dribbling skills, and strength"
             if verb == "make":
-                if made := re.match(r"(?:him|her|them)\s(?=the|an?\s|one\s)", rest):
-                    verb, rest = "become", rest[made.end() :]
+                if became := re.match(r"(?:him|her|them)\s(?=the|an?\s|one\s)", rest):
+                    verb, rest = "become", rest[became.end() :]
                 elif re.match(r"(?:him|her|them|it)\s", rest):
                     continue
             if verb == "have":  # "having taught"
@@ -273,18 +273,18 @@ def _predicate_facts(subject: str, text: str) -> list[str]:
                 verb = third(verb)
             more = [f for p in _predicates(f"{verb} {rest}") for f in _predicate_facts(subject, p)]
         else:
-            what = re.search(rf"({MARK}\d+{MARK}|{CAPS})[^{MARK}]*$", head) or re.search(
+            noun = re.search(rf"({MARK}\d+{MARK}|{CAPS})[^{MARK}]*$", head) or re.search(
                 r"\b((?:the|an?|his|her|their)\s[^,]*)$", head
             )
-            if not what or not is_finite(rest.split()[0]):
+            if not noun or not is_finite(rest.split()[0]):
                 continue
-            more = [f for p in _predicates(rest) for f in _predicate_facts(what[1], p)]
+            more = [f for p in _predicates(rest) for f in _predicate_facts(noun[1], p)]
         return [*_predicate_facts(subject, head), *more]
     return [f"{subject} {part}" for part in _parts(text)]
 
 
 def _parts(text: str) -> list[str]:
-    """Predicates that say one thing each: places and dates of birth and death, then lists."""
+    """Split a predicate at its lists, or at the places and dates of a birth or death."""
     if match := re.match(r"((?:was|were) born|died|passed away)\s(?=(?:on|in|at|to)\s)", text):
         spots = re.split(r",?\s(?=(?:on|in|at|to|after)\s)", " " + text[match.end() :].strip(" ,"))
         spots = [s.strip(" ,") for s in spots if s.strip(" ,")]
@@ -302,7 +302,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _split_list(text: str) -> list[str]:
-    """Items: "A, B, and C" -> ["A", "B", "C"]."""
+    """Split a list: "A, B, and C" -> ["A", "B", "C"]."""
     items = re.split(r",\s(?:and|or|as well as)\s|,\s|\s(?:and|as well as)\s", text)
     return [i.strip() for i in items if i.strip()]
 
@@ -312,7 +312,7 @@ def _is_adjective(word: str) -> bool:
 
 
 def _distribute(text: str) -> list[str]:
-    """Lists: "worked in film and theatre" -> "worked in film", "worked in theatre"."""
+    """Distribute a list: "worked in film and theatre" -> "worked in film", "worked in theatre"."""
     listed = re.search(r"^(.+?)((?:,\s[^,]+)*),?\s(?:and|as well as)\s([^,]+)$", text)
     if not listed or re.search(r"\b(?:between|both|from\s\S+\sto)\b", text):
         return [text]
@@ -358,15 +358,15 @@ def _distribute(text: str) -> list[str]:
 
 
 def _item_start(lead: list[str], opener: str) -> int | None:
-    """Where the first item of a list starts in `lead`, judged by how the last item opens."""
+    """Index in `lead` of a list's first item, or None. `opener`: first word of the last item."""
     at = len(lead) - 1
     if opener in PREPOSITIONS:
         return max((i for i, w in enumerate(lead) if w == opener), default=None)
     verb = next((i for i, w in enumerate(lead) if is_finite(w) and w not in AUXILIARIES), 0)
     if opener[0].isdigit() or opener in ARTICLES | POSSESSIVES | COUNTS:
         same = {opener} if opener in POSSESSIVES else ARTICLES | COUNTS
-        found = [i for i, w in enumerate(lead) if (w in same or w[0].isdigit()) and i > 0]
-        return found[-1] if found else None
+        starts = [i for i, w in enumerate(lead) if (w in same or w[0].isdigit()) and i > 0]
+        return starts[-1] if starts else None
     if re.match(CAP, opener):
         while at > 0 and (re.match(CAP, lead[at]) or lead[at] in _JOINERS):
             at -= 1

@@ -1,14 +1,14 @@
-"""Facts of one sentence -> those that say what the sentence says (FActScore, biographies).
+"""Keep the facts of a sentence that say what the sentence says (FActScore, biographies).
 
     clean("She studied at Lyon Conservatory in 1970.",
           ["Mara Veldt studied.", "Mara Veldt studied at Lyon.", "Mara Veldt studied in 1970.",
            "Mara Veldt studied in Paris."], by_rules, known=["Mara Veldt"])
         ->  ["Mara Veldt studied at Lyon Conservatory.", "Mara Veldt studied in 1970."]
 
-Three repairs of what an LLM adds or leaves out: a fact with a name, date or number that the
-sentence does not have is dropped; a name that is cut short is restored; a fact that breaks off
-where another one goes on ("Mara Veldt was born.") is dropped. Entities come from spaCy where it
-is installed, else from rules: capitalised words, dates and numbers of English.
+Three repairs of an LLM's facts: drop a fact with a name, date or number that the sentence lacks;
+restore a truncated name; drop a truncated fact ("Mara Veldt was born.") that another fact
+continues. Entities come from spaCy if it is installed, else from rules: capitalised words, dates
+and numbers of English.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from facttune_ray.errors import UserError
+from facttune_ray.text.quantities import MONTHS, NUMBERS, ORDINALS, SHORT_MONTHS
 
 
 @dataclass(frozen=True)
 class Entities:
-    """What a text mentions, each in the text's own words, in order."""
+    """The entities that a text mentions, as substrings of the text, in order."""
 
     text: str
-    names: tuple[str, ...] = ()  # of people, places, bodies, works, peoples
+    names: tuple[str, ...] = ()  # people, places, organisations, works, nationalities
     dates: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
 
@@ -39,45 +40,45 @@ Parser = Callable[[str], Entities]
 def clean(
     sentence: str, facts: Sequence[str], entities: Parser, known: Sequence[str] = ()
 ) -> list[str]:
-    """The facts that stay, in order, without repeats.
+    """The supported facts, in order, without repeats and with complete names.
 
-    `known`: texts whose entities a fact may mention as well: the topic, what stood before the
-    sentence. `entities`: `by_rules`, or what `load` gives.
+    `known`: other texts whose entities a fact may mention: the topic, the text before the
+    sentence. `entities`: `by_rules`, or the result of `load`.
     """
-    told = entities(sentence)
-    names = [*told.names, *(n for text in known for n in (text, *entities(text).names))]
+    in_sentence = entities(sentence)
+    names = [*in_sentence.names, *(n for text in known for n in (text, *entities(text).names))]
     words = _words(" ".join([sentence, *known]))
     kept = []
     for fact in facts:
-        said = entities(fact)
-        fact, said_names = _restored(fact, said.names, told.names, names)
-        mentioned = {w for part in (*said_names, *said.dates, *said.numbers) for w in _words(part)}
-        if all(w in words or _inflected(w, words) for w in mentioned):
+        in_fact = entities(fact)
+        fact, fact_names = _restored(fact, in_fact.names, in_sentence.names, names)
+        parts = (*fact_names, *in_fact.dates, *in_fact.numbers)
+        if all(w in words or _inflected(w, words) for part in parts for w in _words(part)):
             kept.append(fact)
-    return _undangled(list(dict.fromkeys(kept)))
+    return _without_truncated(list(dict.fromkeys(kept)))
 
 
 def _restored(
-    fact: str, said: Iterable[str], told: Sequence[str], names: Sequence[str]
+    fact: str, fact_names: Iterable[str], sentence_names: Sequence[str], names: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """(fact, its names) with each name that is cut short made whole."""
-    whole = {_plain(n) for n in names}
+    """(fact, its names) with each truncated name completed from the sentence's names."""
+    complete = {_plain(n) for n in names}
     out = []
-    for name in said:
+    for name in fact_names:
         before, _, after = fact.partition(name)
-        if _plain(name) not in whole and name in fact:
-            full = next((n for n in told if _cut(name, n, before, after)), None)
+        if _plain(name) not in complete and name in fact:
+            full = next((n for n in sentence_names if _is_cut(name, n, before, after)), None)
             fact, name = (before + full + after, full) if full else (fact, name)
         out.append(name)
     return fact, out
 
 
-def _cut(name: str, full: str, before: str, after: str) -> bool:
-    """Whether `name`, between these texts, is a longer name that breaks off.
+def _is_cut(name: str, full: str, before: str, after: str) -> bool:
+    """Whether `name`, between these texts, is a truncated form of `full`.
 
-    Within a word it does: "in Lyo" for "Lyon". Between words it does so only at the fact's end:
-    "at Lyon." for "Lyon Conservatory". "She is British." is no "British Museum", and a "Minister"
-    is not cut off from "of Trade".
+    A name may end within a word: "in Lyo" for "Lyon". It may end between words only at the fact's
+    end: "at Lyon." for "Lyon Conservatory". "She is British." does not truncate "British Museum",
+    and "Minister" does not truncate "Minister of Trade".
     """
     short, full = _plain(name), _plain(full)
     rest = full[len(short) :]
@@ -94,7 +95,7 @@ _JOINS = re.compile(r"[ -](?:of|for|and|in|at|the|de|born|based|&)\b|[',(]")
 _BEFORE_KIND = set("is was are were be been a an as".split())
 
 
-# Where a fact ends on one of these, and another one goes on from there, it only breaks off.
+# A fact that ends on one of these words is truncated if another fact continues it.
 _DANGLING = set(
     "born raised appointed elected named known described characterized characterised regarded "
     "considered recognized recognised praised member advocate educated trained nominated "
@@ -103,8 +104,8 @@ _DANGLING = set(
 )
 
 
-def _undangled(facts: list[str]) -> list[str]:
-    """Without facts that end on such a word, when another fact starts with all of their words."""
+def _without_truncated(facts: list[str]) -> list[str]:
+    """Drop a fact that ends on a dangling word when another fact starts with all of its words."""
     listed = [_plain(f).split() for f in facts]
     starts = {tuple(w[:i]) for w in listed for i in range(1, len(w))}
     return [
@@ -117,25 +118,17 @@ def _undangled(facts: list[str]) -> list[str]:
 # ---------------------------------------------------------------- words
 
 _WORD = re.compile(r"\d[\d,]*(?:\.\d+)?(?=s\b)|\d[\d,]*(?:\.\d+)?|[^\W\d_]+")
-_MONTHS = "january february march april may june july august september october november december"
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen twenty".split()
-    )
-} | {
-    word: str(number)
-    for number, word in enumerate(
-        "first second third fourth fifth sixth seventh eighth ninth tenth".split(), 1
-    )
-}
-_MONTH_OF = {m[:3]: m for m in _MONTHS.split()} | {"sept": "september"}
+# "two" -> "2", "jan" -> "january"; the rules know numbers up to twenty and ordinals up to tenth
+_SAME = (
+    {word: str(n) for word, n in NUMBERS.items() if n <= 20}
+    | {word: nth.removesuffix("th") for word, nth in [*ORDINALS.items()][1:11]}
+    | SHORT_MONTHS
+)
 _EMPTY = set("a an the of s st nd rd th in on at and to from".split())
 
 
 def _plain(text: str) -> str:
-    """Case, accents, end marks and a possessive aside."""
+    """The text in lower case, without accents, end marks, possessives and a leading "the"."""
     text = unicodedata.normalize("NFKD", text.replace("\u2019", "'")).casefold()
     text = "".join(c for c in text if not unicodedata.combining(c))
     text = re.sub(r"'s\b", "", text)
@@ -143,7 +136,7 @@ def _plain(text: str) -> str:
 
 
 def _inflected(word: str, words: set[str]) -> bool:
-    """Whether a word is there in another form: "Cup" for "Cups", "Argentinian" for "Argentine"."""
+    """Whether `words` has another form: "Cups" of "Cup", "Argentine" of "Argentinian"."""
     if f"{word}s" in words or (word.endswith("s") and word[:-1] in words):
         return True
     stem = word[: max(4, len(word) - 3)]
@@ -152,18 +145,13 @@ def _inflected(word: str, words: set[str]) -> bool:
 
 def _words(text: str) -> set[str]:
     """Content words and numbers in one form: "two" and "2", "Jan." and "January" are the same."""
-    found = set()
-    for word in _WORD.findall(_plain(text)):
-        word = word.replace(",", "") if word[0].isdigit() else word
-        word = _MONTH_OF.get(word, _NUMBERS.get(word, word))
-        if word not in _EMPTY:
-            found.add(word)
-    return found
+    words = (w.replace(",", "") if w[0].isdigit() else w for w in _WORD.findall(_plain(text)))
+    return {_SAME.get(w, w) for w in words} - _EMPTY
 
 
 # ---------------------------------------------------------------- entities
 
-_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)[a-z]*\.?"
+_MONTH = rf"(?:{'|'.join(m[:3].title() for m in MONTHS)})[a-z]*\.?"
 _DATE = re.compile(
     rf"{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?,? \d{{3,4}}|\d{{1,2}} {_MONTH},? \d{{3,4}}"
     rf"|{_MONTH} \d{{1,4}}\b|\b\d{{1,2}} {_MONTH}(?!\w)|\b\d{{4}}-\d{{2}}-\d{{2}}\b"
@@ -178,7 +166,7 @@ _CAPITAL = r"[^\W\d_a-z](?:[\w.&-]|['\u2019](?!s\b))*"
 _NAME = re.compile(
     rf"(?<![\w'])({_CAPITAL}(?: (?:(?:of|the|de|da|del|von|van|&) ){{0,2}}{_CAPITAL})*)"
 )
-# Capitalised because a sentence opens with them, or always: "She", "In", "I".
+# words that are capitalised at a sentence's begin, or always, and are no names: "She", "In", "I"
 _NOT_NAMES = set(
     "a an the he she it they we you i his her their its this that these those there in on at by "
     "for from with of to as after before during since until when while where who which what one "
@@ -190,7 +178,7 @@ _NOT_NAMES = set(
 def by_rules(text: str) -> Entities:
     """Entities by rules of English: spans of capitalised words, dates, other numbers.
 
-    A capitalised word that opens the text is a name only when another one follows it.
+    A capitalised first word of the text is a name only when another capitalised word follows it.
     """
     dates = tuple(m[0] for m in _DATE.finditer(text))
     rest = _DATE.sub(lambda m: " " * len(m[0]), text)
@@ -216,10 +204,10 @@ _SPACY_NUMBERS = {"CARDINAL", "ORDINAL", "QUANTITY", "MONEY", "PERCENT"}
 
 @functools.cache
 def load(model: str = "en_core_web_sm") -> Parser:
-    """The parser of a spaCy pipeline: name of an installed one, or a folder.
+    """The parser of a spaCy pipeline, given the name of an installed package or a folder.
 
-    `by_rules`, and one warning that says how to install it, when spaCy or the pipeline is missing.
-    UserError: a folder that holds none.
+    Without spaCy or the package: `by_rules`, and one warning that says how to install it.
+    Raise UserError for a folder that holds no pipeline.
     """
     try:
         import spacy
@@ -232,7 +220,7 @@ def load(model: str = "en_core_web_sm") -> Parser:
         missing = "spaCy" if isinstance(e, ImportError) else f'the spaCy model "{model}"'
         first = "pip install spacy && " if isinstance(e, ImportError) else ""
         warnings.warn(
-            f"facts.cleanup: {missing} is not installed, names and dates are found by rules. "
+            f"facts.cleanup: {missing} is not installed, so rules find names and dates. "
             f"Install: {first}python -m spacy download {model}",
             stacklevel=2,
         )
@@ -241,10 +229,10 @@ def load(model: str = "en_core_web_sm") -> Parser:
 
 
 def _by_spacy(pipeline: Callable, text: str) -> Entities:
-    found = [(e.label_, e.text) for e in pipeline(text).ents]
+    ents = [(e.label_, e.text) for e in pipeline(text).ents]
     return Entities(
         text,
-        tuple(t for label, t in found if label not in _SPACY_DATES | _SPACY_NUMBERS),
-        tuple(t for label, t in found if label in _SPACY_DATES),
-        tuple(t for label, t in found if label in _SPACY_NUMBERS),
+        tuple(t for label, t in ents if label not in _SPACY_DATES | _SPACY_NUMBERS),
+        tuple(t for label, t in ents if label in _SPACY_DATES),
+        tuple(t for label, t in ents if label in _SPACY_NUMBERS),
     )

@@ -1,4 +1,4 @@
-"""One sentence -> its atomic facts, by rules of ordinary English.
+"""Split a sentence into atomic facts by rules of English grammar.
 
 rule_facts("Ada Lovelace", "She was a writer and mathematician who lived in London.")
     ->  ["Ada Lovelace was a writer.", "Ada Lovelace was a mathematician.",
@@ -19,21 +19,19 @@ from facttune_ray.text.clauses import (
     facts,
     name_length,
 )
+from facttune_ray.text.quantities import MONTHS
 from facttune_ray.text.verbs import KNOWN, third
 
 _BULLET = re.compile(r"^\s*(?:[-*\u2022\u2013]|\(?\d{1,3}[.)]|#+)\s+")
 
 
 def normal_fact(text: str) -> str:
-    """The form under which two facts count as the same: case, spaces and end marks aside."""
+    """The form in which equal facts are equal strings: without case, extra spaces and end marks."""
     text = " ".join(text.replace("\u2019", "'").casefold().split())
     return text.strip(" .!?;:,\"'\u201c\u201d")
 
 
-_DATE = (
-    r"(?:(?:January|February|March|April|May|June|July|August|September|October|November|"
-    r"December)\s\d{1,2},\s\d{3,4})"
-)
+_DATE = rf"(?:(?:{'|'.join(MONTHS).title()})\s\d{{1,2}},\s\d{{3,4}})"
 _LIFE = re.compile(r"\s\(([^()]*?\d{3,4}(?:\sBC)?)\s?[-\u2013\u2014]\s?([^()]*?\d{3,4}[^()]*)\)")
 _MASKED = (
     re.compile(
@@ -54,27 +52,27 @@ _MASKED = (
 
 
 def rule_facts(topic: str, sentence: str) -> list[str]:
-    """Atomic facts of a sentence, pronouns for the topic replaced; [] when it states none.
+    """Atomic facts of a sentence, with the topic in place of its pronouns; [] without a fact.
 
-    A simple sentence gives itself. Coordinated clauses, predicates and objects, relative and
-    participle clauses, appositions and "born on DATE in PLACE" are taken apart.
+    Coordinated clauses, predicates and objects, relative and participle clauses, appositions and
+    "born on DATE in PLACE" are split. A simple sentence is returned unchanged.
     """
     name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
     text = _BULLET.sub("", " ".join(sentence.split()))
     if not re.search(r"\w", text) or text.endswith("?"):
         return []
-    if len(text.split()) > 400:  # no sentence: a table, or a model that repeats itself
+    if len(text.split()) > 400:  # a table, or a model that repeats itself
         return [text]
-    text, found = _lifespan(text.rstrip(" .!;:"))
+    text, raw_facts = _lifespan(text.rstrip(" .!;:"))
     masked: list[str] = []
     text = mask(text.replace(", however,", "," if LEAD.match(text) else ""), masked, name)
-    found += facts(text, name)
-    done = [_finish(unmask(f, masked), name) for f in found]
-    return list(dict.fromkeys(f for f in done if f))
+    raw_facts += facts(text, name)
+    finished = [_finish(unmask(f, masked), name) for f in raw_facts]
+    return list(dict.fromkeys(f for f in finished if f))
 
 
 def _lifespan(text: str) -> tuple[str, list[str]]:
-    """Life dates: "A B (1703-63) was" -> ("A B was", ["A B was born in 1703", ...])."""
+    """Split off life dates: "A B (1703-63) was" -> ("A B was", ["A B was born in 1703", ...])."""
     if match := _LIFE.search(text):
         who = text[: match.start()]
         if len(who.split()) <= 6:
@@ -88,16 +86,17 @@ def _lifespan(text: str) -> tuple[str, list[str]]:
 
 
 def _when(date: str) -> str:
-    """Date: "1703" -> "in 1703"; "May 3, 1703" -> "on May 3, 1703"."""
+    """Add a preposition: "1703" -> "in 1703"; "May 3, 1703" -> "on May 3, 1703"."""
     date = re.sub(r"^(?:born|died|in|on)\s", "", date.strip())
     day = re.search(r"[A-Za-z]{3,} \d{1,2}\b|\b\d{1,2} [A-Z]", date)
     return f"{'on' if day else 'in'} {date}"
 
 
 def mask(text: str, masked: list[str], name: str) -> str:
-    """Quotations, brackets, dates with a comma and "City, Region" become one word each."""
+    """Replace quotations, brackets, dates with a comma and "City, Region" by one placeholder word
+    each. Append the replaced texts to `masked`."""
 
-    def keep(match: re.Match[str]) -> str:
+    def placeholder(match: re.Match[str]) -> str:
         whole, comma = match[2], ""
         if match[1] and set(name.split()) & set(whole.replace(",", " ").split()[1:]):
             return match[0]  # "At Real Madrid, Ronaldo ..." is no place
@@ -107,7 +106,7 @@ def mask(text: str, masked: list[str], name: str) -> str:
         return f"{match[1]}{MARK}{len(masked) - 1}{MARK}{comma}"
 
     for pattern in _MASKED:
-        text = pattern.sub(keep, text)
+        text = pattern.sub(placeholder, text)
     return text
 
 
@@ -119,13 +118,13 @@ def unmask(text: str, masked: list[str]) -> str:
 
 
 def _finish(text: str, name: str) -> str:
-    """A full sentence: the topic's name for its pronoun, one full stop."""
+    """Make a sentence: replace the topic's pronoun by its name, end with one full stop."""
     words = " ".join(text.split()).strip(" ,;").split()
     if not words:
         return ""
     first = words[0].lower()
     rest = words[1:]
-    # "it" is not a person: a name of several words, all capitalised
+    # A name of several words, all capitalised, is taken for a person, whom "it" cannot mean.
     person = " " in name and not re.search(r"\b[a-z]", name)
     if first in PRONOUNS and not (first == "it" and person):
         if first == "they" and rest:

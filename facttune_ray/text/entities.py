@@ -1,11 +1,11 @@
-"""Noun chunks of a text, by spaCy, as units of confidence.
+"""Noun chunks of a text, found by spaCy. Each is a unit of confidence.
 
     nlp = load("en_core_web_sm")
     extract(nlp, ["Mara Veldt was born in Ostrava. She plays the cello."])
     ->  [[Entity("Ostrava", 23, 30), Entity("the cello", 42, 51)]]
 
-A subject is left out, as almost anything could stand there; so are pronouns and the head of a
-sentence without a verb. The pipeline needs a dependency parser and parts of speech.
+Subjects are left out, because almost any text could replace a subject; so are pronouns and the head
+of a sentence without a verb. The pipeline needs a dependency parser and parts of speech.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from facttune_ray.errors import UserError
 @dataclass(frozen=True)
 class Entity:
     text: str
-    start: int  # characters start..end-1 of the text that was parsed
+    start: int  # characters start..end-1 of the parsed text
     end: int
 
 
-PREFIX_CHARS = 200  # enough for a judge to see what the entity is about
+PREFIX_CHARS = 200  # context for a judge of equivalence
 SUBJECTS = {"nsubj", "nsubjpass", "nsubj:pass", "ROOT"}
 POINTERS = {"which", "that", "it", "this"}
 UNUSED = ["ner", "lemmatizer", "entity_ruler", "entity_linker", "textcat", "textcat_multilabel"]
 
-# What lays out a line and is no word of it: "\n- the cello", "2. the cello", "the cello\n*".
+# List marks, which are layout and no words: "\n- the cello", "2. the cello", "the cello\n*".
 _MARK = r"(?:[-*+>#\u2022\u2013\u2014\u00b7]+|\d{1,3}[.)])"
 _LEADING = re.compile(rf"\s*(?:{_MARK}\s+)?")
 
 
 def noun_chunks(doc: Any) -> list[Entity]:
-    """Entities of a parsed spaCy `Doc`, in text order; determiners belong to them."""
-    found = (
+    """Entities of a parsed spaCy `Doc`, in text order, with their determiners."""
+    chunks = (
         _trimmed(doc.text, chunk.start_char, chunk.end_char)
         for chunk in doc.noun_chunks
         if chunk.root.dep_ not in SUBJECTS and chunk.root.pos_ != "PRON"
     )
-    return [e for e in found if e.text.lower() not in POINTERS and any(map(str.isalnum, e.text))]
+    return [e for e in chunks if e.text.lower() not in POINTERS and any(map(str.isalnum, e.text))]
 
 
 def _trimmed(text: str, start: int, end: int) -> Entity:
-    """Without spaces and list marks at its border. A mark stands first in its line."""
+    """Strip spaces and list marks at both ends. A list mark is first in its line."""
     chunk = text[start:end].rstrip()
     head, _, last = chunk.rpartition("\n")
-    if re.fullmatch(_MARK, last.strip()) and "\n" in chunk:  # it lists what comes next
+    if re.fullmatch(_MARK, last.strip()) and "\n" in chunk:  # a mark of the next list item
         chunk = head.rstrip()
     inside = text[text.rfind("\n", 0, start) + 1 : start].strip()
     lead = _LEADING.match(chunk)
@@ -61,7 +61,7 @@ def _trimmed(text: str, start: int, end: int) -> Entity:
 
 
 def extract(nlp: Any, texts: Sequence[str]) -> list[list[Entity] | None]:
-    """Entities of each text; None: longer than the pipeline takes (`nlp.max_length` characters)."""
+    """Entities of each text; None for a text longer than `nlp.max_length` characters."""
     fit = [t for t in texts if t.strip() and len(t) <= nlp.max_length]
     parsed = iter([noun_chunks(doc) for doc in nlp.pipe(fit)])
     none: list[Entity] = []
@@ -70,21 +70,21 @@ def extract(nlp: Any, texts: Sequence[str]) -> list[list[Entity] | None]:
     ]
 
 
-def before(text: str, start: int, most: int = PREFIX_CHARS) -> str:
-    """What stands before an entity: the last `most` characters at most, from a word's begin."""
+def before(text: str, start: int, limit: int = PREFIX_CHARS) -> str:
+    """The text before an entity: at most its last `limit` characters, cut at a word's begin."""
     text = text[:start].rstrip()
-    if len(text) <= most:
+    if len(text) <= limit:
         return text
-    last = text[-most - 1 :]  # one more tells whether a word begins right there
+    last = text[-limit - 1 :]  # one character more shows whether a word begins at the limit
     space = re.search(r"\s+", last)
     return last[space.end() :] if space else last[1:]
 
 
 @functools.cache
 def load(name: str) -> Any:
-    """The spaCy pipeline of an installed package or a folder, without the parts not needed here.
+    """The spaCy pipeline of an installed package or a folder, without the parts that are unused.
 
-    UserError: there is none, or it does not find what noun chunks are made of.
+    Raise UserError when it is missing, or lacks a part that noun chunks need.
     """
     try:
         import spacy
@@ -94,7 +94,7 @@ def load(name: str) -> Any:
         if isinstance(e, OSError) and "/" not in name:
             raise UserError(
                 f'entities.spacy_model: the spaCy pipeline "{name}" is not installed: '
-                f"python -m spacy download {name}, or give the folder of one"
+                f"python -m spacy download {name}, or give the folder of a pipeline"
             ) from None
         reason = " ".join(str(e).split())[:160]
         raise UserError(f'entities.spacy_model: no pipeline in "{name}": {reason}') from None
@@ -107,7 +107,7 @@ def load(name: str) -> Any:
         f'rules for noun chunks of the language "{nlp.lang}"': nlp.vocab.get_noun_chunks is None,
     }
     if any(lacks.values()):
-        missing = " and ".join(what for what, absent in lacks.items() if absent)
+        missing = " and ".join(part for part, absent in lacks.items() if absent)
         raise UserError(
             f'entities.spacy_model: the pipeline "{name}" lacks {missing}; '
             f"use one such as en_core_web_sm"

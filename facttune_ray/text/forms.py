@@ -1,4 +1,4 @@
-"""A sampled answer -> what it says, apart from how it is written.
+"""The normal form of a sampled answer. Answers of one form mean the same.
 
     form("the Cellos")                        ->  "cello"
     form("June 3rd, 1955")                    ->  "1955 3 june"
@@ -6,11 +6,11 @@
     form("two hundred and fifty")             ->  "250"
     form("...")                               ->  ""
 
-The form is the sorted set of the words, in lower case, without accents on Latin letters, articles,
-punctuation, hyphens, possessive and plural s and a leading preposition, numbers and dates in one
-form. Numbers keep their order ("3 to 2" is not "2 to 3"), except in a date. What changes the
-meaning stays: "not married", "955" beside "1955", "player" beside "basketball player", which says
-less.
+The form is the sorted set of the words in lower case, without accents on Latin letters, articles,
+punctuation, hyphens, possessive and plural s and a leading preposition, with numbers and dates
+written in one way. Numbers keep their order ("3 to 2" is not "2 to 3"), except in a date. Words
+that change the meaning stay: "not married" differs from "married", "955" from "1955", and "player"
+from the more specific "basketball player".
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _LETTERS = str.maketrans(
      "\u2019": "'", "\u2018": "'", "\u2212": "-", "\u2013": "-", "\u2014": " "}
 )  # fmt: skip
 
-# what stands on a letter outside Latin is part of the word; `\w` leaves it out
+# combining marks, which belong to words of other scripts than Latin; `\w` does not match them
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
 _TOKEN = re.compile(
-    r"\ba\.(?=\s)"  # an initial, no article
+    r"\ba\.(?=\s)"  # an initial, not an article
     r"|(?:(?<![\w-])-)?\d+(?:,\d{3})*(?:\.\d+)?(?:st|nd|rd|th|s)?(?![^\W_])"
     r"|\b(?:ab|[a-f]|o)-(?![\w-])"  # a grade, a blood group
     rf"|[\w{_MARKS}]+[+#]*"
@@ -60,14 +60,14 @@ _LEAD = f"^(?i:(?:(?:{'|'.join(sorted(ARTICLES | LEADING))}) +)+)"
 
 
 def trimmed(texts: pa.Array) -> pa.Array:
-    """The texts without what no form looks at, many at once, so that fewer are left to read."""
+    """Strip many texts at once of parts that no form keeps, so that fewer distinct texts remain."""
     right = pc.utf8_rtrim(texts, _OUTSIDE)
     inside = pc.utf8_ltrim(right, _OUTSIDE.replace(".", ""))  # ".5" is not 5
     return pc.replace_substring_regex(inside, _LEAD, "")
 
 
 def form(answer: str) -> str:
-    """The form of a trimmed answer; answers of one form mean the same. "": it says nothing."""
+    """The form of a trimmed answer; "" for an answer that says nothing."""
     words = normal_words(answer)
     if len(words) < 2:
         return words[0] if words else ""
@@ -78,7 +78,7 @@ def form(answer: str) -> str:
 
 
 def normal_words(answer: str) -> list[str]:
-    """The words that the form holds, in their order, repeats included."""
+    """The words of the form in the answer's order, with repeats."""
     text = answer.lower()
     if text.isascii() and text.replace(" ", "").isalpha():
         tokens = text.split()
@@ -88,8 +88,8 @@ def normal_words(answer: str) -> list[str]:
             tokens = quantities.dates(quantities.numbers(_content(tokens)))
     else:
         text = fold(text)
-        if text[:1] in "yn\"'(" and (found := _YES_NO.match(text)):
-            return [found[1]]
+        if text[:1] in "yn\"'(" and (match := _YES_NO.match(text)):
+            return [match[1]]
         text = quantities.iso_dates(text) if "-" in text else text
         text = _POINT.sub("0.", text) if "." in text else text
         tokens = _TOKEN.findall(_INITIALS.sub(r"\1", text) if "." in text else text)
@@ -98,7 +98,7 @@ def normal_words(answer: str) -> list[str]:
 
 
 def _content(tokens: list[str]) -> list[str]:
-    """Without articles, a preposition that leads, "and" at the end; at least one word stays."""
+    """Drop articles, leading prepositions and a trailing "and"; keep at least one word."""
     if not ARTICLES.isdisjoint(tokens):
         tokens = [w for w in tokens[:-1] if w not in ARTICLES] + tokens[-1:]  # "vitamin A"
     while len(tokens) > 1 and tokens[-1] in TRAILING:
@@ -109,11 +109,11 @@ def _content(tokens: list[str]) -> list[str]:
 
 
 def fold(text: str) -> str:
-    """A text in lower case without accents on Latin letters, possessive s, apostrophes, and with
-    signs as words."""
+    """The text in lower case, without accents on Latin letters, possessive s and apostrophes, and
+    with words for signs ("%" -> "percent")."""
     if not text.isascii():
-        apart = _RAISED.sub(" ", text.casefold())  # 10 squared is not 102
-        split = unicodedata.normalize("NFKD", apart.translate(_LETTERS))
+        separated = _RAISED.sub(" ", text.casefold())  # 10 squared is not 102
+        split = unicodedata.normalize("NFKD", separated.translate(_LETTERS))
         text = unicodedata.normalize("NFC", _ACCENT.sub("", split).translate(_LETTERS))
     text = text.lower()
     if "'" in text:
@@ -125,7 +125,7 @@ def fold(text: str) -> str:
 
 
 def singular(word: str) -> str:
-    """A plural's singular by its ending; short words and numbers stay as they are."""
+    """The singular of a plural, by its ending; short words and numbers do not change."""
     if len(word) <= 3 or word[-1] != "s" or word[0].isdigit() or word.endswith(("ss", "us", "is")):
         return word
     if word.endswith("ies"):

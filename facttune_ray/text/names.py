@@ -1,13 +1,13 @@
-"""Names of people with and without their middle parts.
+"""Compare names of people, with and without their middle parts.
 
     name("Dr. Johann S. Bach")                                       ->  ("johann", "s", "bach")
     name("Basketball Player")                                        ->  ()
     joined([{("bach",)}, {("johann", "bach")}])                      ->  [(1, 0)]
-    joined([{("bach",)}, {("johann", "bach")}, {("anna", "bach")}])  ->  []   whose "Bach"?
+    joined([{("bach",)}, {("johann", "bach")}, {("anna", "bach")}])  ->  []   "Bach" is ambiguous
 
-A string shows only that something is written like a name: "Nobel Prize" is told from one by its
-words alone (`NOT_PEOPLE`, `_THING`), so a thing that neither knows may join its last word. "John
-Adams" and "John Quincy Adams" count as one person, "George W." and "George H. W. Bush" as two.
+A string only shows that it is written like a name. "Nobel Prize" is recognised as a thing by its
+words (`NOT_PEOPLE`, `_THING`), so an unknown thing may be joined with its last word. "John Adams"
+and "John Quincy Adams" count as one person, "George W." and "George H. W. Bush" as two.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ NUMERALS = frozenset("ii iii iv vi vii viii ix xi xii xiii xiv xv xvi".split())
 PARTICLES = frozenset(
     "van von der den de del della di da dos du la le al el ibn bin ter ten zu".split()
 )
-# words of places, institutions, things and callings; one that is a surname too is no loss: its
-# bearers are then compared by all their words
+# Words of places, institutions, things and professions. Some are also surnames: people with such a
+# surname are compared by all their words, which is safe.
 NOT_PEOPLE = frozenset(
     "not no non never nothing none yes very many some all left right new old north south east "
     "west northern southern eastern western central upper lower great united world national "
@@ -54,8 +54,8 @@ Name = tuple[str, ...]  # words in order, in lower case
 
 
 def name(answer: str) -> Name:
-    """Of an answer that is written like a person's name: its words, without titles and a particle
-    that leads; () of any other."""
+    """The words of an answer that is written like a person's name, without titles and leading
+    particles; () for any other answer."""
     parts = answer.split()
     if not 1 <= len(parts) <= 8 or not parts[-1][0].isupper():
         return ()
@@ -64,19 +64,19 @@ def name(answer: str) -> Name:
     main, _, rest = fold(answer).partition(",")
     if rest and rest.strip(" .") not in YOUNGER:  # "London, Ontario"
         return ()
-    found = _LETTERS.findall(f"{main} {rest}")
-    while found and found[0] in TITLES | PARTICLES:
-        found = found[1:]
-    if len(found) > 6 or len(last(tuple(found))) < 2 or any(c.isdigit() for c in answer):
+    words = tuple(_LETTERS.findall(f"{main} {rest}"))
+    while words and words[0] in TITLES | PARTICLES:
+        words = words[1:]
+    if len(words) > 6 or len(last(words)) < 2 or any(c.isdigit() for c in answer):
         return ()
-    if not NOT_PEOPLE.isdisjoint(found) or _THING.search(last(tuple(found))):
+    if not NOT_PEOPLE.isdisjoint(words) or _THING.search(last(words)):
         return ()
-    return tuple(found)
+    return words
 
 
 def likely_last(answer: str) -> str:
-    """`last(name(answer))`, or some word or "" where that is ""; quick, and a name is read only
-    where two share it."""
+    """`last(name(answer))` if the answer is a name; for another answer any word or "". It is fast;
+    the caller reads names only of answers that share this word."""
     word = answer.rpartition(" ")[2]
     if not word[:1].isupper():
         return ""
@@ -88,23 +88,23 @@ def likely_last(answer: str) -> str:
 
 
 def core(name: Name) -> tuple[Name, str]:
-    """The name without what follows the last name ("jr", "iii"), and that."""
+    """(the name without its suffix, the suffix: "jr", "iii" or "")."""
     if len(name) > 1 and name[-1] in YOUNGER | NUMERALS:
         return name[:-1], {"junior": "jr", "senior": "sr"}.get(name[-1], name[-1])
     return name, ""
 
 
 def last(name: Name) -> str:
-    """What two names must share to be one person's; "" of no name."""
+    """The last name, which two names of one person must share; "" for an empty name."""
     return core(name)[0][-1] if name else ""
 
 
 def same_name(a: Name, b: Name) -> bool:
-    """Whether two names may be one person's.
+    """Whether two names may belong to one person.
 
-    The last names are equal, and so are the first ones, or one is the other's initial, or one is
-    left out with all before the last. Middle parts may be left out, but initials line up. "Jr."
-    may be left out, "II" may not.
+    The last names must be equal. The first names must be equal, or one is the other's initial, or
+    one name is only a last name. Middle parts may be missing, but initials must line up. "Jr." may
+    be missing, "II" may not.
     """
     (a, a_end), (b, b_end) = core(a), core(b)
     if a_end != b_end and ((a_end and b_end) or not NUMERALS.isdisjoint({a_end, b_end})):
@@ -131,11 +131,11 @@ def _same_part(a: str, b: str) -> bool:
 
 
 def joined(groups: Sequence[Set[Name]]) -> list[tuple[int, int]]:
-    """Pairs of groups whose names are one person's; a group: wordings of one word set.
+    """Pairs (i, j), j < i, of groups whose names belong to one person. A group: wordings of one
+    word set.
 
-    A group that fits two others which do not fit each other is ambiguous and in no pair. So all
-    groups of a component fit each other: by induction along a path, whose inner groups are in
-    pairs.
+    A group that fits two groups which do not fit each other is ambiguous and in no pair. So all
+    groups of a connected component fit each other (by induction along a path).
     """
     n = len(groups)
     fits = [[i != j and _all_same(groups[i], groups[j]) for j in range(n)] for i in range(n)]

@@ -1,4 +1,4 @@
-"""Numbers and dates among the words of an answer, in one form.
+"""Write the numbers and dates among the words of an answer in one form.
 
 numbers(["two", "hundred", "and", "fifty"])    ->  ["250"]
 numbers(["1,955.50", "3rd", "1950s"])          ->  ["1955.5", "3th", "1950s"]
@@ -23,18 +23,20 @@ SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10*
 _MULTIPLIERS = frozenset(SCALES.keys() | {"hundred"})
 WORDS = frozenset(NUMBERS.keys() | ORDINALS.keys() | _MULTIPLIERS)
 
-MONTHS = "january february march april may june july august september october november december"
-_MONTH = {name: name for name in MONTHS.split()}
-_SHORT_MONTH = {name[:3]: name for name in _MONTH} | {"sept": "september"}
-_MONTHS = _MONTH | _SHORT_MONTH
-MONTH_WORDS = frozenset(_MONTHS)
+MONTHS = tuple(
+    "january february march april may june july august september october november december".split()
+)
+SHORT_MONTHS = {name[:3]: name for name in MONTHS} | {"sept": "september"}
+_FULL_MONTHS = {name: name for name in MONTHS}
+_ANY_MONTHS = _FULL_MONTHS | SHORT_MONTHS
+MONTH_WORDS = frozenset(_ANY_MONTHS)
 
 _NUMBER = re.compile(r"(-?)(\d+(?:,\d{3})*)(\.\d+)?(st|nd|rd|th|s)?")
 _ISO = re.compile(r"(?<![\w-])(\d{4})-(\d{1,2})-(\d{1,2})(?![\w-])")
 
 
 def numbers(tokens: list[str]) -> list[str]:
-    """Numbers in digits; "twenty-five" is one number, "19 55" are two."""
+    """Write numbers in digits; "twenty-five" is one number, "19 55" are two."""
     out: list[str] = []
     at = 0
     while at < len(tokens):
@@ -59,12 +61,13 @@ def numbers(tokens: list[str]) -> list[str]:
 
 
 def _written(tokens: list[str], at: int) -> tuple[Decimal | None, int]:
-    """The number that begins at a token, and where it ends: digits or words, then scales."""
+    """(number that begins at a token, index after its last token). A number is digits or words,
+    then scales such as "million"; it is None when no number begins there."""
     value = _value(tokens[at])
     if value is None:
         return None, at
     total, part, end = Decimal(0), value, at + 1
-    open_below = _room(tokens[at], value)  # what may follow is smaller: 20 -> 1 to 9
+    open_below = _addable_below(tokens[at], value)  # a smaller number may follow: 20 -> 1 to 9
     while end < len(tokens):
         word = tokens[end]
         follows = NUMBERS.get(tokens[end + 1]) if word == "and" and end + 1 < len(tokens) else None
@@ -74,23 +77,25 @@ def _written(tokens: list[str], at: int) -> tuple[Decimal | None, int]:
             total, part = total + part * SCALES[word], Decimal(0)
             open_below, end = 1000, end + 1
         elif open_below >= 100 and follows is not None and follows < open_below:
-            part, open_below, end = part + follows, _room(tokens[end + 1], follows), end + 2
+            part, end = part + follows, end + 2
+            open_below = _addable_below(tokens[end - 1], follows)
         elif 0 < NUMBERS.get(word, 0) < open_below:
-            part, open_below, end = part + NUMBERS[word], _room(word, NUMBERS[word]), end + 1
+            part, end = part + NUMBERS[word], end + 1
+            open_below = _addable_below(word, NUMBERS[word])
         else:
             break
     return total + part, end
 
 
-def _room(word: str, value: Decimal | int) -> int:
-    """Below what a word must stand to add to the one before: "twenty" to "five", "5" to none."""
+def _addable_below(word: str, value: Decimal | int) -> int:
+    """The bound of the next number that adds to this one: 10 after "twenty", 0 after "5"."""
     return 10 if word in NUMBERS and value >= 20 else 0
 
 
 def _value(word: str) -> Decimal | None:
     if word in NUMBERS:
         return Decimal(NUMBERS[word])
-    if word == "hundred" or word in SCALES:  # "a thousand", its article gone
+    if word == "hundred" or word in SCALES:  # "a thousand" without its article
         return Decimal(SCALES.get(word, 100))
     found = _NUMBER.fullmatch(word)
     if not found or found[4]:
@@ -99,14 +104,14 @@ def _value(word: str) -> Decimal | None:
 
 
 def _digits(value: Decimal) -> str:
-    """Without closing zeros behind the point: 3.0 as 3."""
+    """The number without trailing zeros after the point: 3.0 as "3"."""
     text = f"{value:f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text
 
 
 def _ordinal_or_decade(word: str) -> str:
-    """A decade keeps its s; all ordinals end alike."""
+    """One ending for all ordinals: "3rd" -> "3th". A decade keeps its s: "1950s"."""
     found = _NUMBER.fullmatch(word)
     if not found:
         return word
@@ -115,10 +120,11 @@ def _ordinal_or_decade(word: str) -> str:
 
 
 def dates(tokens: list[str]) -> list[str]:
-    """Beside a month, days as plain numbers; beside a number, months in full. "Jan Steen" stays."""
+    """Write days as plain numbers beside a month, and months in full beside a number. "Jan Steen"
+    does not change."""
     if MONTH_WORDS.isdisjoint(tokens):
         return tokens
-    months = _MONTHS if any(w[0].isdigit() for w in tokens) else _MONTH
+    months = _ANY_MONTHS if any(w[0].isdigit() for w in tokens) else _FULL_MONTHS
     if months.keys().isdisjoint(tokens):
         return tokens
     return [months.get(w) or (w[:-2] if w[0].isdigit() and w.endswith("th") else w)
@@ -126,7 +132,7 @@ def dates(tokens: list[str]) -> list[str]:
 
 
 def iso_dates(text: str) -> str:
-    """Dates such as 1955-06-03 in words."""
+    """Write dates such as 1955-06-03 in words."""
     return _ISO.sub(_in_words, text)
 
 
@@ -134,4 +140,4 @@ def _in_words(found: re.Match[str]) -> str:
     year, month, day = found.groups()
     if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
         return found[0]
-    return f"{int(day)} {MONTHS.split()[int(month) - 1]} {year}"
+    return f"{int(day)} {MONTHS[int(month) - 1]} {year}"

@@ -1,13 +1,13 @@
-"""Response text -> sentences, each with its place in the text.
+"""Split a response into sentences, each with its offsets in the text.
 
     split("J. R. Smith was born in 1950. He acts.")
         ->  [Sentence("J. R. Smith was born in 1950.", 0, 29), Sentence("He acts.", 30, 38)]
 
-A line ends a sentence, unless the next one clearly goes on with it. Initials, abbreviations,
-decimals and full stops inside quotations or brackets end none; what starts in lower case or is a
-single word goes to the sentence before it (FActScore does the same). Headings, list items and
-table rows are sentences of their own, a block of code is one. No text makes it fail, and it takes
-time in proportion to the text.
+The end of a line ends a sentence, unless the next line clearly continues it. Initials,
+abbreviations, decimals and full stops inside quotations or brackets do not end a sentence. A part
+that starts in lower case or is a single word joins the sentence before it, as in FActScore. Each
+heading, list item, table row and block of code is a sentence. `split` accepts every text, in time
+proportional to its length.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from facttune_ray.text.quantities import SHORT_MONTHS
+
 
 @dataclass(frozen=True)
 class Sentence:
-    """`text[start:end]` of the response, spaces collapsed and marks of lists and headings gone."""
+    """`text[start:end]` of the response with single spaces, without marks of lists and headings."""
 
     text: str
     start: int  # characters
@@ -27,28 +29,28 @@ class Sentence:
 
 
 def split(text: str) -> list[Sentence]:
-    """Sentences in order. Spans do not overlap; what has no letter or digit is in none."""
-    found: list[Sentence] = []
+    """Sentences in order, with disjoint spans. A part without letter or digit is in no sentence."""
+    result: list[Sentence] = []
     for start, end, whole in _blocks(text):
         spans = [(start, end)] if whole else _spans(text, start, end)
-        found += _merged([s for span in spans if (s := _sentence(text, *span))])
-    return found
+        result += _merged([s for span in spans if (s := _sentence(text, *span))])
+    return result
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences' texts alone."""
+    """The texts of the sentences, without offsets."""
     return [s.text for s in split(text)]
 
 
-def carry(found: list[Sentence], words: int = 11) -> list[Sentence]:
-    """Short sentences joined: while there are at most `words` words, the next one is added.
+def carry(split_text: list[Sentence], words: int = 11) -> list[Sentence]:
+    """Join short sentences: while a sentence has at most `words` words, add the next sentence.
 
-    A short rest at the end goes to the sentence before it. 0 joins nothing. FActScore's chat mode
-    uses 11: fewer requests, and a short sentence comes with what follows it.
+    A short last sentence joins the sentence before it. 0 joins nothing. FActScore's chat mode
+    uses 11: it needs fewer requests, and a short sentence is shown with its continuation.
     """
     out: list[Sentence] = []
     rest: Sentence | None = None
-    for s in found:
+    for s in split_text:
         rest = _joined(rest, s) if rest else s
         if word_count(rest.text) > words:
             out.append(rest)
@@ -58,12 +60,12 @@ def carry(found: list[Sentence], words: int = 11) -> list[Sentence]:
     return out
 
 
-# Scripts that put no space between words: Thai, Lao, Khmer, Burmese, Japanese, Chinese.
+# Scripts without spaces between words: Thai, Lao, Khmer, Burmese, Japanese, Chinese.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 
 
 def word_count(text: str) -> int:
-    """Words between spaces; where a script has none, two characters count as one."""
+    """The number of words between spaces; two characters of a script without spaces are a word."""
     unspaced = len(_UNSPACED.findall(text))
     return len(_UNSPACED.sub("", text).split()) + -(-unspaced // 2)
 
@@ -82,7 +84,7 @@ _FENCE = re.compile(r"\s*+(```++|~~~++)\s*+([^\s`]*+)[^`]*+$")
 _PROSE = {"", "text", "txt", "markdown", "md", "plaintext", "plain"}
 _TABLE = re.compile(r"\s*+\|.*\|")
 _CLOSED = re.compile(r"[.!?:;\u2026\u3002\uff01\uff1f\u0964\u061f\u06d4][\"'\u201d\u2019)\]*_]*$")
-# A line that ends on one of these was broken by a column's width, not by its writer.
+# A line with one of these ends was wrapped at a column; its sentence continues.
 _OPEN_END = re.compile(
     r"(?:,|\b(?:a|an|the|of|in|on|at|to|by|for|from|with|and|or|but|as|is|was|were|has|had|his|"
     r"her|their|its|that|which|who))$"
@@ -90,10 +92,10 @@ _OPEN_END = re.compile(
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
-    """(start, end, whole): paragraphs, and whole what is not to be split: table rows, code."""
+    """(start, end, whole) of paragraphs, table rows and blocks of code; `whole`: do not split."""
     position = 0
-    held: tuple[int, int] | None = None  # a paragraph that may go on in the next line
-    fence, code = "", -1  # the mark that closes the fence; where its code starts
+    held: tuple[int, int] | None = None  # a paragraph that may continue in the next line
+    fence, code = "", -1  # the mark that closes the fence; the offset at which its code starts
     for line in text.splitlines(keepends=True):
         start, position = position, position + len(line)
         opened = _FENCE.match(line)
@@ -117,7 +119,7 @@ def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
         while match := _BULLET.match(line, marks):
             marks = match.end()
         body = line[marks:].strip()
-        if held and not marks and _goes_on(text[max(held[0], held[1] - 80) : held[1]], body):
+        if held and not marks and _continues(text[max(held[0], held[1] - 80) : held[1]], body):
             held = held[0], position
             continue
         if held:
@@ -133,8 +135,8 @@ def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
         yield code, len(text), True
 
 
-def _goes_on(before: str, line: str) -> bool:
-    """Whether a line without a mark of its own goes on with the paragraph's last line."""
+def _continues(before: str, line: str) -> bool:
+    """Whether a line without a list mark continues the paragraph's last line."""
     if not line or line[0] in "|#" or before.rstrip().endswith("|"):
         return False
     if _CLOSED.search(before.rstrip()):
@@ -145,7 +147,7 @@ def _goes_on(before: str, line: str) -> bool:
 # ---------------------------------------------------------------- block -> spans
 
 _SOFT = ".!?\u2026\u203d"
-_HARD = (  # end a sentence without a space after them: CJK, Indic, Arabic, Urdu, Armenian, ...
+_HARD = (  # no space needed after these marks: CJK, Indic, Arabic, Urdu, Armenian, ...
     "\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4\u0589\u1362\u17d4\u104b"
 )
 _CLOSERS = "\"'\u201c\u201d\u2019)\\]*_\u00bb\u300d\u300f\uff09\u300b\u3011"
@@ -154,20 +156,19 @@ _END = re.compile(
 )
 _HARD_MARK = re.compile(f"[{_HARD}]")
 
-_ABBREVIATIONS = set(
+_ABBREVIATIONS = (SHORT_MONTHS.keys() - {"may"}) | set(
     "mr mrs ms dr prof sr jr st mt ft lt col gen capt sgt cmdr adm maj rev hon gov sen rep pres "
     "pvt no vol vs etc inc ltd co corp bros dept univ assn est fig ed eds trans feat ca cf al "
-    "jan feb mar apr jun jul aug sep sept oct nov dec e.g i.e a.m p.m b.c a.d ph.d m.d u.s u.k "
-    "u.n d.c b.a m.a b.sc m.sc ll.b ll.m approx ave blvd nos op pp messrs mme mlle sra srta nr "
-    "bzw z.b d.h u.a usw".split()
+    "e.g i.e a.m p.m b.c a.d ph.d m.d u.s u.k u.n d.c b.a m.a b.sc m.sc ll.b ll.m approx ave blvd "
+    "nos op pp messrs mme mlle sra srta nr bzw z.b d.h u.a usw".split()
 )
-# These never end a sentence; the others do when a word follows that opens one.
+# Titles never end a sentence; another abbreviation does when an opener of a sentence follows.
 _TITLES = set("mr mrs ms dr prof st rev messrs mme mlle sra srta z.b nr".split())
 _OPENERS = set(
     "He She They It His Her Their Its The This These Those In On At After Before During As When "
     "While However Since Born A An Despite Following Throughout Although I We".split()
 )
-_MONTHS = set(
+_AFTER_GERMAN_ORDINAL = set(  # "am 3. Mai"
     "Januar Februar M\u00e4rz April Mai Juni Juli August September Oktober November Dezember "
     "Jahrhundert Jahrhunderts".split()
 )
@@ -177,7 +178,7 @@ _INITIALS = re.compile(r"(?:[A-Z]\.-?)+[A-Z]")
 
 def _spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     inside = _protected(text, start, end)
-    at = 0  # the first protected range that is not over
+    at = 0  # index of the first protected range that ends later
     for match in _END.finditer(text, start, end):
         mark, stop = match[1], match.end(1)
         while at < len(inside) and inside[at][1] <= stop:
@@ -194,7 +195,7 @@ def _spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _ends(text: str, start: int, mark_at: int, mark: str, after_at: int, end: int) -> bool:
-    """Whether a sentence from `start` ends with the mark at `mark_at`; `after_at`: the next."""
+    """Whether a sentence from `start` ends with the mark at `mark_at`; a word is at `after_at`."""
     if mark_at == start or text[after_at].islower() or text[after_at] in ",;:)":
         return False
     if mark[0] != ".":
@@ -215,13 +216,13 @@ def _ends(text: str, start: int, mark_at: int, mark: str, after_at: int, end: in
     if last.isdecimal() and len(last) <= 2:  # "1. Wash" inside a line; "am 3. Mai"
         lead = before[: -len(last)].rstrip()
         numbered = not lead and mark_at - start <= 60 or lead.endswith((":", ";"))
-        return not numbered and after not in _MONTHS
+        return not numbered and after not in _AFTER_GERMAN_ORDINAL
     return True
 
 
 # ---------------------------------------------------------------- quotations and brackets
 
-_LONGEST = 400  # characters: a quotation or bracket longer than that was not closed
+_LONGEST = 400  # characters; a longer quotation or bracket counts as never closed
 _PAIRS = {
     "(": ")",
     "[": "]",
@@ -239,9 +240,9 @@ _FEET = re.compile(r"\d'\d+$")
 
 
 def _protected(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """(open, after the close) of quotations and brackets, the outermost ones, in order."""
-    opened: dict[str, int] = {}  # by opening mark: one of a kind is open at a time
-    found: list[tuple[int, int]] = []
+    """(start, end) of the outermost quotations and brackets, marks included, in order."""
+    opened: dict[str, int] = {}  # opening mark -> its offset; one of a kind is open at a time
+    ranges: list[tuple[int, int]] = []
     low = False  # German: \u201e opens, \u201c closes
     for match in _QUOTES.finditer(text, start, end):
         at, mark = match.start(), match[0]
@@ -260,14 +261,14 @@ def _protected(text: str, start: int, end: int) -> list[tuple[int, int]]:
             opened[kind] = at
         elif mark == "close" and (since := opened.pop(kind, None)) is not None:
             if at - since <= _LONGEST:
-                while found and found[-1][0] > since:
-                    found.pop()
-                found.append((since, at + 1))
-    return found
+                while ranges and ranges[-1][0] > since:
+                    ranges.pop()
+                ranges.append((since, at + 1))
+    return ranges
 
 
 def _straight(text: str, start: int, end: int, at: int, since: int | None) -> str:
-    """What a straight quotation mark does: "open", "close" or nothing, as in 6'7\"."""
+    """The role of a straight quotation mark: "open", "close", or "" for inches, as in 6'7\"."""
     if _FEET.search(text[max(start, at - 6) : at]):
         return ""
     before = text[at - 1] if at > start else " "
@@ -301,11 +302,11 @@ def _sentence(text: str, start: int, end: int) -> Sentence | None:
     return Sentence(plain, start, end) if _LETTER.search(plain) else None
 
 
-def _merged(found: list[Sentence]) -> list[Sentence]:
-    """Single words joined to the sentence before them, or the first to the one after it."""
+def _merged(parts: list[Sentence]) -> list[Sentence]:
+    """Join a single word to the sentence before it; join the first to the sentence after it."""
     groups: list[list[Sentence]] = []
     begun = True  # the last group has a sentence of several words
-    for s in found:
+    for s in parts:
         if groups and (not begun or _single(s.text)):
             groups[-1].append(s)
         else:

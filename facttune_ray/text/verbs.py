@@ -1,10 +1,10 @@
-"""English verb forms by rule: what the rule-based stages need in place of a parser.
+"""English verb forms by rule, for the rule-based stages, which have no parser.
 
     base("married") == "marry"    past("write") == "wrote"    is_finite("plays") == True
 
-Regular forms are derived, irregular ones listed. Without a dictionary of all verbs some calls
-are guesses: `is_finite` says whether a word has the form of a finite verb, the caller looks at
-its neighbours.
+Regular forms are derived, irregular forms are listed. There is no dictionary of all verbs, so some
+results are guesses: `is_finite` says whether a word has the form of a finite verb; the caller
+checks its neighbours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ AUXILIARIES = BE | set(
     "has have had will would can could may might must should shall does did do".split()
 )
 
-# base, past, participle where it differs from the past
+# infinitive, past, participle if it differs from the past
 _IRREGULAR = """
 arise arose arisen|be was been|bear bore born|beat beat beaten|become became become
 begin began begun|bend bent|bind bound|bite bit bitten|bleed bled|blow blew blown
@@ -46,8 +46,8 @@ _BASES = {form: row[0] for row in _ROWS for form in row[1:]} | {
     "dying": "die", "lying": "lie", "tying": "tie", "tied": "tie", "premiered": "premiere",
 }  # fmt: skip
 
-# Regular verbs that biographies and encyclopedias use, for the present tense, whose form
-# ("works", "plays") is a noun's as well.
+# Regular verbs of biographies and encyclopedias. They are listed because a present tense ("works",
+# "plays") can also be a noun.
 _REGULAR = """
 abandon abuse accept acclaim accompany accomplish accuse achieve acquire acquit act adapt add
 address admire adopt advance advise advocate affect agree aim allow alter amass analyze animate
@@ -96,7 +96,7 @@ weigh welcome widow wish witness work worship wound wrestle yield
 """
 KNOWN = set(_REGULAR.split()) | set(PASTS)
 
-# Unknown verbs: a stem that "-ed" or "-ing" was added to gets its "e" back after these endings.
+# After these endings the stem of an unknown verb in "-ed" or "-ing" gets its "e" back.
 _E_BACK = re.compile(
     r"(?:[cuvz]|[^aeious]s|[aeiou]s|[^aeiou]l|[dr]g|[aeiou]g|[^aeo]at|[^aeiou][uo]t|[^aeiou]id|"
     r"[^aeiou][aiu]r|[^aeiou]in|[^aeiou]ib|[^aeiou][aio]k|[^aeiou]ap|[^aeiou]am)$"
@@ -104,7 +104,7 @@ _E_BACK = re.compile(
 
 
 def base(word: str) -> str:
-    """The infinitive of a verb form. A form no rule knows comes back as it is."""
+    """The infinitive of a verb form; an unknown form is returned unchanged."""
     word = word.lower()
     if word in _BASES:
         return _BASES[word]
@@ -124,7 +124,7 @@ def base(word: str) -> str:
 
 
 def stem(cut: str) -> str:
-    """The infinitive, given what is left of a form without "-ed" or "-ing": "serv" -> "serve"."""
+    """The infinitive, given a form without its "-ed" or "-ing": "serv" -> "serve"."""
     single = cut[:-1] if cut[-1:] == cut[-2:-1] else cut
     for candidate in (cut + "e", cut, single):
         if candidate in KNOWN:
@@ -150,7 +150,7 @@ def past(infinitive: str) -> str:
 
 
 def third(verb: str) -> str:
-    """Third person: "write" -> "writes", "carry" -> "carries"."""
+    """The third person singular: "write" -> "writes", "carry" -> "carries"."""
     if re.search(r"[^aeiou]y$", verb):
         return verb[:-1] + "ies"
     return verb + ("es" if re.search(r"(?:s|x|z|ch|sh|o)$", verb) else "s")
@@ -169,7 +169,7 @@ def is_present(word: str) -> bool:
 
 
 def is_finite(word: str) -> bool:
-    """Whether the word can be a finite verb on its own."""
+    """Whether the word alone can be a finite verb."""
     return word in AUXILIARIES or is_past(word) or is_present(word)
 
 

@@ -1,11 +1,11 @@
-"""Words for the lexical verifier and for search: text in, stems out, alike for alike meanings.
+"""Stem words for the lexical verifier and for search: words of like meaning get one stem.
 
     stems("Her 12 poems won a prize on May 5, 1987.")
         ->  ["her", "12", "poem", "win", "a", "award", "on", "may", "d5may", "1987"]
 
-Inflection goes by rule. Word families, peoples and phrases are literal tables of general English,
-as biographies use it; they hold nothing about any one person. A day of a month is one word, so
-that "May 5" and "5 May" agree and "March 5" does not.
+Rules handle inflection. Word families and phrases are literal tables of the general English of
+biographies; they hold nothing about any single person. A day of a month is one word, so that
+"May 5" equals "5 May" and differs from "March 5".
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from facttune_ray.text.quantities import MONTHS, NUMBERS
 from facttune_ray.text.verbs import base
 
-# One line a family; its first word stands for all of them.
+# One line per word family; its first word is the stem of all.
 _FAMILIES = """
 born birth births birthplace
 die died dies dying death deaths dead deceased
@@ -118,8 +119,6 @@ recognize recognized recognised recognition
 nominate nominated nomination nominations nominee
 """
 
-# Without "one", which is a pronoun as well, and without ordinals: "third" is not "three".
-_NUMBERS = "two three four five six seven eight nine ten eleven twelve".split()
 
 _PHRASES = tuple(
     (re.compile(pattern), plain)
@@ -136,7 +135,7 @@ _PHRASES = tuple(
         (r"\b([Ww])ell-known\b", r"\1ellknown"),
     )
 )
-_MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+_MONTH = "|".join(MONTHS).title()
 _DATE = re.compile(
     rf"\b(?:(\d\d?)(?:st|nd|rd|th)?(?: of)? ({_MONTH})|({_MONTH}) (\d\d?)(?:st|nd|rd|th)?)\b"
 )
@@ -144,13 +143,15 @@ _ENDINGS = (
     *("ations", "ation", "ings", "ing", "edly", "ed", "ies", "es", "s", "ly", "ers", "ors", "er"),
     *("or", "ians", "ian", "an", "ists", "ist", "ism", "ment", "al", "ic", "e", "y"),
 )
+_ACCENTS = re.compile("[\u0300-\u036f]")
 _TOKEN = re.compile(r"d\d\d?[a-z]{3}\b|\d{3}0s\b|\d[\d,]*\d|\d|[^\W\d_]+")
 
 
 def _families() -> dict[str, str]:
     rows = [line.split() for line in _FAMILIES.strip().splitlines()]
     table = {word: row[0] for row in rows for word in row}
-    return table | {word: str(n) for n, word in enumerate(_NUMBERS, 2)}
+    # Not "one", which is also a pronoun, and no ordinals: "third" is not "three".
+    return table | {word: str(n) for word, n in NUMBERS.items() if 2 <= n <= 12}
 
 
 FAMILY = _families()
@@ -158,8 +159,8 @@ FAMILY = _families()
 
 @functools.lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
-    """What stands for a lower-case word: its family, else its verb's infinitive without a common
-    ending, of which at least four letters stay."""
+    """The stem of a lower-case word: its family's first word, else its infinitive without a common
+    ending, if at least four letters remain."""
     if any(map(str.isdigit, word)):
         return word
     root = base(word)
@@ -173,35 +174,31 @@ def stem(word: str) -> str:
 
 
 def tokens(text: str) -> list[str]:
-    """Words and numbers in order, case kept: accents and thousands commas go, phrases that mean
-    one word become it, a day of a month becomes "May d5may"."""
+    """Words and numbers in order, in their case, without accents and thousands commas. A phrase
+    with a one-word synonym becomes that word; a day of a month becomes "May d5may"."""
     if not text.isascii():
-        apart = unicodedata.normalize("NFD", text)
-        text = unicodedata.normalize("NFC", "".join(c for c in apart if not _accent(c)))
+        text = _ACCENTS.sub("", unicodedata.normalize("NFD", text))
+        text = unicodedata.normalize("NFC", text)
     for pattern, plain in _PHRASES:
         text = pattern.sub(plain, text)
     return [t.replace(",", "") for t in _TOKEN.findall(_DATE.sub(_day, text))]
 
 
-def _accent(c: str) -> bool:
-    return "\u0300" <= c <= "\u036f"
-
-
-def _day(found: re.Match[str]) -> str:
-    day, month = found[1] or found[4], found[2] or found[3]
+def _day(match: re.Match[str]) -> str:
+    day, month = match[1] or match[4], match[2] or match[3]
     return f"{month} d{int(day)}{month[:3].lower()}"
 
 
 def stems(text: str) -> list[str]:
-    """Stems of all words in order."""
+    """The stems of all words, in order."""
     return [stem(t.lower()) for t in tokens(text)]
 
 
 def rarity_of(texts: Iterable[str]) -> Callable[[str], float]:
     """Inverse document frequency over `texts`: ln((n + 1) / (texts with the stem + 1))."""
-    found: Counter[str] = Counter()
+    texts_with: Counter[str] = Counter()
     n = 0
     for text in texts:
         n += 1
-        found.update(set(stems(text)))
-    return lambda stem: math.log((n + 1) / (found[stem] + 1))
+        texts_with.update(set(stems(text)))
+    return lambda stem: math.log((n + 1) / (texts_with[stem] + 1))

@@ -1,15 +1,15 @@
-"""A causal LM as verifier: is "True" or "False" the likelier next token after the passages?
+"""A causal LM as verifier: is "True" or "False" the likelier token after passages and statement?
 
     lm = LocalLM("models/llama", dtype="bfloat16", device="cuda")
     lm.judge("Mara Veldt", ["She plays the cello.", "She was born in Rome."],
              [["Mara Veldt plays the cello in Lyon."], ["Mara Veldt plays the cello in Lyon."]])
     ->  [0.97, 0.08]
 
-As FActScore's retrieval+llama (Min et al. 2023, section 4): supported above 0.5, where the logit
-of "True" passes that of "False". There every fact runs its whole prompt alone. Here prompts that
-begin with the same tokens run those once: the prompts of a topic form a prefix tree, walked depth
-first with one key-value cache, and the short ends of many facts run side by side in one pass, with
-a mask that keeps them apart and no padding. The scores are those of one prompt at a time.
+Like FActScore's retrieval+llama (Min et al. 2023, section 4): a fact is supported above 0.5, where
+the logit of "True" exceeds the logit of "False". FActScore runs one whole prompt per fact. Here
+tokens that begin several prompts run once: the prompts of a topic form a prefix tree, which is
+walked depth first with one key-value cache. The short ends of many facts run side by side in one
+pass, without padding, with a mask that separates them. The scores equal those of single prompts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESERVED = 128  # positions kept for a statement, so that its length seldom move
 
 
 class LocalLM:
-    """Holds a causal LM and its tokenizer. One call at a time; others wait."""
+    """A causal LM and its tokenizer. Calls from several threads run one after another."""
 
     def __init__(
         self,
@@ -55,9 +55,7 @@ class LocalLM:
         self.true, self.false, self.lead = answer_tokens(self._encode, path)
         self.shares = can_share(self.model)
         self.keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self.tokens_run = (
-            0  # by this object so far: beside the prompts' lengths it tells the saving
-        )
+        self.tokens_run = 0  # number of computed tokens
         self._lock = threading.Lock()
 
     def judge(
@@ -67,22 +65,22 @@ class LocalLM:
         evidence: Sequence[Sequence[str]],
         article: Sequence[str] = (),
     ) -> list[float | None]:
-        """P(True) of each fact against "False", in [0, 1]; None: the fact alone is too long.
+        """P(True) / (P(True) + P(False)) of each fact; None for a fact that is too long by itself.
 
         `evidence`: the passages of each fact, best first; [] asks for the model's own knowledge.
-        Passages that do not fit the model's positions are left out, the worst first; the only one
-        left is cut. `article`: passages in the order that prompts show them. In one order facts
-        share more of their prompts (3.9x against 2.0x fewer tokens on FActScore's ChatGPT
-        biographies, BM25, k = 5). Without it a prompt shows its passages best first.
+        Passages that do not fit the model's positions are dropped, the worst first; a last passage
+        is truncated. `article`: the order in which prompts show passages; without it a prompt shows
+        its best passage first. In one order facts share more of their prompts (3.9x instead of 2.0x
+        fewer tokens on FActScore's ChatGPT biographies, BM25, k = 5).
         """
         if len(facts) != len(evidence):
             raise ValueError(f"{len(facts)} facts but {len(evidence)} lists of passages")
         place = {passage: i for i, passage in reversed(list(enumerate(article)))}
         with self._lock, torch.inference_mode():
             prompts = self.prompts(topic, facts, evidence, place)
-            wanted = sorted({ids for ids in prompts if ids is not None})
+            distinct = sorted({ids for ids in prompts if ids is not None})
             run = self._run_shared if self.shares else self._run_padded
-            scores = dict(zip(wanted, run(wanted), strict=True))
+            scores = dict(zip(distinct, run(distinct), strict=True))
         return [None if ids is None else scores[ids] for ids in prompts]
 
     def prompts(
@@ -92,7 +90,7 @@ class LocalLM:
         evidence: Sequence[Sequence[str]],
         place: dict[str, int],
     ) -> list[tuple[int, ...] | None]:
-        """Token ids of each prompt; None where not even the bare statement fits."""
+        """The token ids of each prompt; None for a statement that does not fit without passages."""
         shown = [list(passages) for passages in evidence]
         texts = [render(topic, f, _placed(p, place)) for f, p in zip(facts, shown, strict=True)]
         out: list[tuple[int, ...] | None] = []
@@ -115,7 +113,7 @@ class LocalLM:
         bare = length([])
         if bare > self.positions:
             return None
-        # a reserve of fixed size: facts of different lengths still cut at one place
+        # With a reserve of fixed size, passages end at one place for facts of different lengths.
         reserve = min(RESERVED, self.positions // 4)
         head = len(self._encode([render(topic, "", [])])[0]) + len(self.lead)
         limit = max(self.positions - max(0, reserve - (bare - head)), bare)
@@ -134,7 +132,7 @@ class LocalLM:
         if not texts:
             return []
         rows = self.tokenizer(list(texts), verbose=False)["input_ids"]
-        eos = self.tokenizer.eos_token_id  # some tokenizers close every text: a prompt stays open
+        eos = self.tokenizer.eos_token_id  # drop the end token that some tokenizers append
         return [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in rows]
 
     def _score(self, logits_RV: torch.Tensor) -> list[float]:
@@ -142,7 +140,7 @@ class LocalLM:
         return torch.softmax(pair_R2, dim=-1)[:, 0].tolist()
 
     def _run_padded(self, prompts: list[tuple[int, ...]]) -> list[float]:
-        """Whole prompts, right-padded: for models whose cache cannot be cut back."""
+        """P(True) of whole, right-padded prompts, for models whose cache cannot be shortened."""
         scores = [0.0] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         while order:
@@ -163,21 +161,21 @@ class LocalLM:
                 **more,
             ).logits
             each_B = torch.arange(len(batch), device=self.device)
-            found = self._score(logits_BKV[each_B, of_B if self.keeps else last_B])
-            for i, score in zip(batch, found, strict=True):
+            batch_scores = self._score(logits_BKV[each_B, of_B if self.keeps else last_B])
+            for i, score in zip(batch, batch_scores, strict=True):
                 scores[i] = score
             self.tokens_run += ids_BT.numel()
         return scores
 
     def _run_shared(self, prompts: list[tuple[int, ...]]) -> list[float]:
-        """P(True) of sorted, distinct prompts."""
+        """P(True) of sorted, distinct prompts, which share their beginnings."""
         from transformers import DynamicCache
 
         scores = [0.0] * len(prompts)
         cache: Any = DynamicCache(config=self.model.config)
 
         def walk(lo: int, hi: int, depth: int) -> None:
-            """Scores prompts[lo:hi], whose first `depth` tokens are in the cache."""
+            """Score prompts[lo:hi], whose first `depth` tokens are in the cache."""
             start, common = depth, common_length(prompts, lo, hi)
             if hi - lo > 1 and common - depth >= SHARED_TOKENS:
                 self._extend(cache, prompts[lo][depth:common], depth)
@@ -209,14 +207,14 @@ class LocalLM:
         )
 
     def _extend(self, cache: Any, ids: Sequence[int], depth: int) -> None:
-        """Runs tokens that several prompts begin with; they stay in the cache."""
+        """Run tokens that begin several prompts, and keep them in the cache."""
         for at in range(0, len(ids), self.batch_tokens):
             part = ids[at : at + self.batch_tokens]
             positions = torch.arange(depth + at, depth + at + len(part))
             self._forward(cache, part, positions, logits_to_keep=1)
 
     def _side_by_side(self, cache: Any, ends: list[tuple[int, ...]], depth: int) -> list[float]:
-        """P(True) after each end, all in one row: each sees the cache and itself alone."""
+        """P(True) after each end. All ends are in one row; each attends to the cache and itself."""
         lengths = torch.tensor([len(e) for e in ends])
         of_T = torch.repeat_interleave(torch.arange(len(ends)), lengths)
         start_T = (lengths.cumsum(0) - lengths)[of_T]
@@ -230,7 +228,7 @@ class LocalLM:
         return self._score(logits_RV)
 
     def _apart(self, of_T: torch.Tensor, depth: int) -> torch.Tensor:
-        """Additive mask [1, 1, T, depth + T]: additive is what both eager and sdpa take."""
+        """Additive mask [1, 1, T, depth + T], which both eager and sdpa attention accept."""
         own_TT = (of_T[:, None] == of_T[None, :]).tril()
         dtype = self.model.dtype
         mask_TK = torch.zeros(len(of_T), depth + len(of_T), dtype=dtype, device=self.device)
@@ -239,8 +237,8 @@ class LocalLM:
 
 
 def render(topic: str, fact: str, passages: Sequence[str]) -> str:
-    """The prompt: passages first, so that prompts of one topic begin alike. Each text is one line,
-    so none can end its place in the prompt."""
+    """The prompt: passages first, so that prompts of one topic begin alike. Each text is on one
+    line, so it cannot imitate another part of the prompt."""
     name = one_line(topic)
     if passages:
         head = f"Read the passages about {name}, then judge the statement by them alone.\n"
@@ -255,12 +253,12 @@ def one_line(text: str) -> str:
 
 
 def join(evidence: Sequence[Sequence[str]], most: int) -> list[list[str]]:
-    """Gives facts each other's passages, up to `most` a fact, so that more prompts begin alike.
+    """Give facts each other's passages, up to `most` per fact, so that more prompts begin alike.
 
-    A fact keeps its own passages, best first, and the others of its group follow. This trades:
-    the fact is judged by more than its own best passages, so a verdict may differ from the exact
-    one; on FActScore's ChatGPT biographies (k = 5) 12 passages run 6.4x fewer tokens than one
-    prompt a fact, where the exact prompts run 3.9x fewer.
+    A fact keeps its own passages, best first; passages of its group follow. This is faster and
+    less exact: more passages than the fact's own may change its verdict. On FActScore's ChatGPT
+    biographies (k = 5), 12 passages need 6.4x fewer tokens than one prompt per fact; exact prompts
+    need 3.9x fewer.
     """
     groups: list[dict[str, None]] = []
     of: dict[frozenset[str], dict[str, None]] = {}
@@ -280,7 +278,7 @@ def _placed(passages: Sequence[str], place: dict[str, int]) -> list[str]:
 
 
 def common_length(prompts: Sequence[tuple[int, ...]], lo: int, hi: int) -> int:
-    """Tokens that sorted prompts[lo:hi] begin with; at least one of each is left to run."""
+    """Number of common first tokens of sorted prompts[lo:hi], less than each prompt's length."""
     first, last = prompts[lo], prompts[hi - 1]
     most = min(len(first), len(last)) - 1
     return next((i for i in range(most) if first[i] != last[i]), most)
@@ -298,15 +296,15 @@ def branches(
 
 
 def saving(prompts: Sequence[tuple[int, ...]], lo: int, hi: int, depth: int) -> int:
-    """Tokens past `depth` that prompts[lo:hi] need not run twice."""
+    """Number of tokens after `depth` that sharing saves for prompts[lo:hi]."""
     return sum(max(0, common_length(prompts, i, i + 2) - depth) for i in range(lo, hi - 1))
 
 
 def packs(
     members: Sequence[int], prompts: Sequence[tuple[int, ...]], depth: int, batch_tokens: int
 ) -> Iterator[list[int]]:
-    """Prompts to run side by side. Each also computes (and masks) its neighbours' attention, so a
-    pack is no longer than what is in the cache already, or than what fills a device."""
+    """Packs of prompts to run side by side. A prompt also computes (and masks) its neighbours'
+    attention, so a pack is no longer than the cache, or than enough tokens to fill a device."""
     most = min(batch_tokens, max(PACKED_TOKENS, depth))
     pack: list[int] = []
     size = 0
@@ -322,7 +320,7 @@ def packs(
 
 
 def _cut(cache: Any, length: int) -> None:
-    """Forgets what is behind `length`. DynamicCache.crop means different things by release."""
+    """Shorten the cache to `length`. DynamicCache.crop differs between releases."""
     for layer in cache.layers:
         if layer.is_initialized:
             layer.keys = layer.keys[..., :length, :]
@@ -347,7 +345,8 @@ def can_share(model: Any) -> bool:
 def answer_tokens(
     encode: Callable[[Sequence[str]], list[list[int]]], path: str
 ) -> tuple[int, int, list[int]]:
-    """(token of True, token of False, tokens before both) after a prompt; UserError if none."""
+    """(token of True, token of False, tokens before both) after a prompt. Raise UserError when the
+    tokenizer does not separate them."""
     prompt = render("topic", "A fact.", [])
     asked, true, false = encode([prompt, f"{prompt} True", f"{prompt} False"])
     n = next((i for i, pair in enumerate(zip(true, false, strict=False)) if len(set(pair)) > 1), 0)

@@ -1,14 +1,14 @@
-"""A nonparametric masked LM as verifier: do the passages hold the words that the fact expects?
+"""A nonparametric masked LM as verifier: do the passages predict the words of the fact?
 
     npm = NPM("facebook/npm-single", device="cuda")
     npm.judge("Mara Veldt", ["Mara Veldt plays the cello."], [["She plays the cello in Lyon."]])
     ->  [0.41]
 
-As FActScore's npm (Min et al. 2023, section 4) with NPM (Min et al., ACL Findings 2023): each token
-of the fact that is no stopword is masked in turn. Its nonparametric probability is a softmax over
-all tokens of the passages, of the inner product of their vectors with the mask's, divided by
-sqrt(width); tokens equal to the true one count together. It is mixed with the masked LM's own
-softmax. A fact's score is the mean over its tokens, and it passes above 0.3.
+Like FActScore's npm (Min et al. 2023, section 4) with NPM (Min et al., ACL Findings 2023): each
+token of the fact, except stopwords, is masked in turn. Its nonparametric probability is the share
+of the true token in a softmax over all tokens of the passages, of inner products with the mask's
+vector divided by sqrt(width). It is averaged with the masked LM's own softmax. A fact's score is
+the mean over its tokens; a fact is supported from 0.3.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 from facttune_ray.errors import UserError
 from facttune_ray.verifiers.local_lm import one_line, open_model
 
-LEAD = "Fact: "  # stands before every fact, and is never masked
-MLM_SHARE = 0.5  # of the masked LM's own softmax; the rest is nonparametric
+LEAD = "Fact: "  # precedes every fact, and is never masked
+MLM_SHARE = 0.5  # weight of the masked LM's own softmax; the rest is nonparametric
 STOP = frozenset(
     "a about above after again all also am an and any are as at be because been before being "
     "below between both but by can could did do does doing down during each few for from "
@@ -39,7 +39,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 class NPM:
-    """Holds a masked LM and its tokenizer. One call at a time; others wait."""
+    """A masked LM and its tokenizer. Calls from several threads run one after another."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class NPM:
             raise UserError(f"{path} has no fast tokenizer with a mask token: name a masked LM")
         self.device = torch.device(device)
         self.batch_tokens, self.cache_bytes, self.mlm_share = batch_tokens, cache_bytes, mlm_share
-        most = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(self.model.config, "max_position_embeddings", None)
         # RoBERTa counts positions from 2
-        self.positions = min(tok.model_max_length, most - 2 if most else 1 << 20)
+        self.positions = min(tok.model_max_length, limit - 2 if limit else 1 << 20)
         self.special = torch.tensor(sorted(tok.all_special_ids))
         self._kept: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self._kept_bytes = 0
@@ -73,12 +73,12 @@ class NPM:
     def judge(
         self, topic: str, facts: Sequence[str], evidence: Sequence[Sequence[str]]
     ) -> list[float | None]:
-        """Score of each fact by its passages, in [0, 1]; None: nothing to mask, or no passages."""
+        """Score in [0, 1] of each fact by its passages; None without passages or tokens to mask."""
         if len(facts) != len(evidence):
             raise ValueError(f"{len(facts)} facts but {len(evidence)} lists of passages")
         with self._lock, torch.inference_mode():
-            wanted = list(dict.fromkeys(p for passages in evidence for p in passages))
-            vectors = self.vectors(wanted)
+            distinct = list(dict.fromkeys(p for passages in evidence for p in passages))
+            vectors = self.vectors(distinct)
             masked = [self._masks(fact) for fact in facts]
             rows = [(ids, at) for ids, places in masked for at in places]
             mask_MH, mlm_M = self._run_masks(rows)
@@ -87,12 +87,12 @@ class NPM:
             for (ids, places), passages in zip(masked, evidence, strict=True):
                 part = slice(start, start + len(places))
                 start += len(places)
-                found = [vectors[p] for p in dict.fromkeys(passages)]
-                if not places or not sum(len(ids_P) for ids_P, _ in found):
+                own = [vectors[p] for p in dict.fromkeys(passages)]
+                if not places or not sum(len(ids_P) for ids_P, _ in own):
                     scores.append(None)
                     continue
-                ids_P = torch.cat([ids_P for ids_P, _ in found])
-                passage_PH = torch.cat([vectors_PH for _, vectors_PH in found])
+                ids_P = torch.cat([ids_P for ids_P, _ in own])
+                passage_PH = torch.cat([vectors_PH for _, vectors_PH in own])
                 true_M = torch.tensor([ids[at] for at in places], device=self.device)
                 near_M = nonparametric(mask_MH[part], passage_PH, ids_P, true_M)
                 mixed_M = self.mlm_share * mlm_M[part] + (1 - self.mlm_share) * near_M
@@ -100,7 +100,7 @@ class NPM:
         return scores
 
     def _masks(self, fact: str) -> tuple[list[int], list[int]]:
-        """Token ids of the fact behind its lead, and the places to mask in turn."""
+        """(token ids of LEAD and the fact, positions to mask in turn)."""
         text = LEAD + one_line(fact)
         encoded = self.tokenizer(
             text, truncation=True, max_length=self.positions, return_offsets_mapping=True
@@ -116,7 +116,7 @@ class NPM:
 
     def vectors(self, passages: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Passage -> (token ids [P], their vectors [P, H]) without special tokens. A passage longer
-        than the model's positions is run in several windows."""
+        than the model's positions runs in several windows."""
         out = {p: self._kept[p] for p in passages if p in self._kept}
         for p in out:
             self._kept.move_to_end(p)
@@ -147,16 +147,16 @@ class NPM:
             self._keep(p, out[p])
         return out
 
-    def _keep(self, passage: str, found: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self._kept[passage] = found
-        self._kept_bytes += sum(t.nbytes for t in found)
+    def _keep(self, passage: str, tensors: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self._kept[passage] = tensors
+        self._kept_bytes += sum(t.nbytes for t in tensors)
         while self._kept_bytes > self.cache_bytes:
             _, dropped = self._kept.popitem(last=False)
             self._kept_bytes -= sum(t.nbytes for t in dropped)
 
     def _run_masks(self, rows: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids, place) rows -> the masks' vectors [M, H], the masked LM's softmax of the true
-        tokens [M], float32."""
+        """Rows (ids, position of the mask) -> (the masks' vectors [M, H], the masked LM's
+        probability of the true tokens [M]), float32."""
         vectors: list[Any] = [None] * len(rows)
         probabilities = torch.zeros(len(rows), device=self.device)
         for batch in self._batches([ids for ids, _ in rows]):
@@ -170,7 +170,7 @@ class NPM:
             def only_masks(
                 module: Any, args: Any, out: Any, each=each_B, at=at_B, seen=seen
             ) -> Any:
-                # The vocabulary's logits are then made for the masks alone, not for every token.
+                # Keep only the masks, so that logits are computed for them alone.
                 seen.append(out.last_hidden_state[each, at])
                 out["last_hidden_state"] = seen[-1][:, None]
                 return out
@@ -190,7 +190,7 @@ class NPM:
         return stacked.float(), probabilities
 
     def _batches(self, rows: list[list[int]]) -> Iterator[list[int]]:
-        """Rows of like length together, at most `batch_tokens` with the padding."""
+        """Batches of rows of similar length, at most `batch_tokens` tokens with padding."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         while order:
             width = len(rows[order[-1]])
@@ -208,10 +208,10 @@ class NPM:
 def nonparametric(
     mask_MH: torch.Tensor, passage_PH: torch.Tensor, ids_P: torch.Tensor, true_M: torch.Tensor
 ) -> torch.Tensor:
-    """Share of the passage tokens' softmax that falls on the true token, [M] in [0, 1].
+    """Share of the true token in the passage tokens' softmax, [M], in [0, 1].
 
-    softmax_P(mask . passage / sqrt(H)), summed where the passage token is the true one: 0 when no
-    passage holds it.
+    softmax_P(mask . passage / sqrt(H)), summed over the passage tokens that equal the true token;
+    0 when no passage holds it.
     """
     scores_MP = mask_MH.float() @ passage_PH.float().T / mask_MH.shape[-1] ** 0.5
     same_MP = ids_P[None, :] == true_M[:, None]

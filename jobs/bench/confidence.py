@@ -66,7 +66,7 @@ def _meaning(kind: int, rng: random.Random) -> str:
     if kind == 1:
         return str(rng.randint(1700, 2024))
     if kind == 2:
-        month = rng.choice(MONTHS.split()).title()
+        month = rng.choice(MONTHS).title()
         return f"{month} {rng.randint(1, 28)}, {rng.randint(1850, 2020)}"
     if kind == 3:
         return _word(rng.randrange(8000)).title()

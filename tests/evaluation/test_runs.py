@@ -195,7 +195,7 @@ def test_a_summary_that_is_odd_is_one_line(folder, summary, tmp_path, capsys, li
     assert line in said and "facttune report" in said and said.count("\n") == 1
     (tmp_path / "summary.json").write_text("{")
     assert cli.main(["compare", str(folder), str(tmp_path)]) == 2
-    assert "/summary.json: damaged, it is no JSON: remove it" in capsys.readouterr().err
+    assert "/summary.json: damaged, not JSON: remove it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ['"model","topic"\n', "half", "\xff"])

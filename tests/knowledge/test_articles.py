@@ -1,4 +1,4 @@
-"""Finding articles by title and passages by words, in our databases and in FActScore's own."""
+"""Articles by title and passages by words, in databases of ours and of FActScore's form."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REDIRECTS = {
     "Kennedy": "john f. kennedy",
     "Loop A": "Loop B",
     "Loop B": "Loop A",
-    "Solo": "Nano",  # the article wins
+    "Solo": "Nano",  # an article has this title and wins
     "Mercury": "Nowhere",
     "Band": "Ann Lee",
     "band": "Solo",
@@ -51,7 +51,7 @@ def ours(tmp_path_factory):
 
 
 def factscore_db(path):
-    """A database as FActScore's builder leaves it: one table, passages between sentence marks."""
+    """A database as FActScore's builder writes it: one table, passages between sentence marks."""
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE documents (title PRIMARY KEY, text);")
         rows = [(t, SEPARATOR.join(f"<s>{p}</s>" for p in parts)) for t, parts in TEXTS.items()]
@@ -71,14 +71,14 @@ BOTH = [
     ("  Mara   Veldt ", "Mara Veldt", "normalised"),
     ("mara_veldt", "Mara Veldt", "case"),
     ("MARA VELDT", "Mara Veldt", "case"),
-    ("nano", "Nano", "case"),  # of "Nano" and "NANO" the one that a sentence's start explains
+    ("nano", "Nano", "case"),  # not "NANO": only the first letter's case may differ
     ("Jean Daulle\u0301", "Jean Daullé", "normalised"),
     ("John Smith", "John Smith (politician)", "disambiguation"),
     ("john_smith", "John Smith (politician)", "disambiguation"),
     ("Solo (artist)", "Solo", "disambiguation"),
     ("John Smith (actor)", None, None),  # another John Smith
     ("Ann Lee (actor)", None, None),  # "Ann Lee" may be the singer
-    ("Fernando", None, None),  # two of them
+    ("Fernando", None, None),  # two articles with brackets
     ("AC/DC %_'\"", "AC/DC %_'\"", "exact"),
     ("Nobody", None, None),
     ("", None, None),
@@ -110,16 +110,16 @@ def found(articles, title):
 
 
 @pytest.mark.parametrize(("title", "stored", "how"), BOTH + OURS)
-def test_find(ours, title, stored, how):
+def test_an_article_is_found_by_its_title(ours, title, stored, how):
     assert found(ours, title) == (stored and (stored, how))
 
 
 @pytest.mark.parametrize(("title", "stored", "how"), BOTH)
-def test_find_in_factscores_own_form(original, title, stored, how):
+def test_an_article_is_found_in_a_database_of_factscores_form(original, title, stored, how):
     assert found(original, title) == (stored and (stored, how))
 
 
-def test_factscores_own_database_is_never_scanned_and_stays_as_it_is(original, tmp_path):
+def test_a_database_of_factscores_form_is_neither_scanned_nor_changed(original, tmp_path):
     path = tmp_path / "enwiki #1 100%.db"
     before = path.read_bytes()
     asked = []
@@ -135,11 +135,11 @@ def test_factscores_own_database_is_never_scanned_and_stays_as_it_is(original, t
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_search(ours):
+def test_search_ranks_passages_by_their_words(ours):
     (hit,) = ours.search("Who plays the CELLO?", 1)
     assert (hit.title, hit.passage) == ("Mara Veldt", "She plays the cello in Ostrava.")
     assert hit.score > 0
-    assert ours.search("Daulle", 1)[0].title == "Jean Daullé"  # accents off
+    assert ours.search("Daulle", 1)[0].title == "Jean Daullé"  # without accents
     assert ours.search("daullé engraver", 1)[0].title == "Jean Daullé"
     hits = ours.search("Ann Lee sings", 9)
     assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
@@ -180,8 +180,8 @@ def test_any_text_is_a_query(ours, query):
         assert any("cello" in h.passage for h in hits)
 
 
-def test_every_word_that_the_index_knows_is_found(tmp_path):
-    """A query is cut into words as the index cuts them, whatever the script."""
+def test_every_word_of_the_index_is_found(tmp_path):
+    """A query is split into words like the index, in every script."""
     words = [
         "Ωμέγα",
         "Москва",
@@ -202,7 +202,7 @@ def test_every_word_that_the_index_knows_is_found(tmp_path):
         assert articles.search(word.lower(), 1)[0].title == f"T{i}", word
 
 
-def test_common_words_do_not_count_where_they_would_cost_too_much(tmp_path):
+def test_common_words_are_ignored_when_they_would_take_too_long(tmp_path):
     rows = (
         {"title": f"T{i}", "text": f"Common café {'rare' if i == 7 else i}."} for i in range(2000)
     )
@@ -211,10 +211,10 @@ def test_common_words_do_not_count_where_they_would_cost_too_much(tmp_path):
     assert len(articles.search("common rare", 5)) == 5
     assert [h.title for h in articles.search("common CAFÉ rare", 9, postings=1500)] == ["T7"]
     assert len(articles.search("common rare", 5, postings=2500)) == 5
-    assert len(articles.search("common", 5, postings=1500)) == 5  # there is no rarer word
+    assert len(articles.search("common", 5, postings=1500)) == 5  # no rarer word
 
 
-def test_an_index_beside_factscores_own_database(original, tmp_path, capsys):
+def test_an_index_beside_a_database_of_factscores_form(original, tmp_path, capsys):
     path = tmp_path / "enwiki #1 100%.db"
     with pytest.raises(UserError, match="no full-text index: make one beside it"):
         original.search("cello", 1)
@@ -237,12 +237,12 @@ def test_an_index_beside_factscores_own_database(original, tmp_path, capsys):
     assert Articles(path).search("new", 1)[0].title == "New"
 
 
-def test_an_index_that_was_interrupted_goes_on(tmp_path):
+def test_an_interrupted_index_is_resumed(tmp_path):
     path = factscore_db(tmp_path / "e.db")
     texts = sqlite3.connect(path)
     half = store.Store(tmp_path / "e.db.fts.db", store.fingerprint(texts, path), documents=False)
     texts.close()
-    half.index(1, 0, "Mara Veldt", ["a marker"])  # instead of its text: is it kept?
+    half.index(1, 0, "Mara Veldt", ["a marker"])  # a restart would replace it
     half.commit()
     half.close()
     assert store.add_index(path) == path.with_name("e.db.fts.db")
@@ -255,7 +255,7 @@ def test_a_database_of_ours_needs_no_index_beside_it(ours):
     assert store.add_index(ours.path) == ours.path
 
 
-def test_many_threads_read_at_once(ours):
+def test_many_threads_read_at_the_same_time(ours):
     def work(i):
         title = list(TEXTS)[i % len(TEXTS)]
         return ours.passages(title) == TEXTS[title] and ours.search("cello", 1)[0].title
@@ -264,7 +264,7 @@ def test_many_threads_read_at_once(ours):
         assert set(pool.map(work, range(400))) == {"Mara Veldt"}
 
 
-def test_missing_or_foreign_files(tmp_path):
+def test_missing_files_and_files_of_other_forms_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         Articles(tmp_path / "gone.db")
     with pytest.raises(UserError, match="does not exist"):
@@ -275,17 +275,17 @@ def test_missing_or_foreign_files(tmp_path):
     with pytest.raises(UserError, match="cannot index"):
         store.add_index(tmp_path / "x.db")
     (factscore_db(tmp_path / "e.db"), (tmp_path / "e.db.fts.db").write_text("no database" * 99))
-    with pytest.raises(UserError, match="e.db.fts.db: no index"):
+    with pytest.raises(UserError, match="e.db.fts.db: not an index"):
         Articles(tmp_path / "e.db")
 
 
-def test_rarity_counts_passages(ours):
+def test_rarity_counts_passages_with_a_word(ours):
     # 15 passages: one has "cello", none "zebra"
     assert ours.rarity("cello") == pytest.approx(math.log(16 / 2))
     assert ours.rarity("zebra") == pytest.approx(math.log(16 / 1))
 
 
-def test_the_command_shows_hits(ours, capsys):
+def test_the_search_command_prints_hits(ours, capsys):
     assert main_search(str(ours.path), "cello", 1) == 0
     title, passage = capsys.readouterr().out.splitlines()
     assert title.startswith("Mara Veldt  (") and passage == "    She plays the cello in Ostrava."

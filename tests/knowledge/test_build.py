@@ -1,4 +1,4 @@
-"""The build: rows good and bad, several processes, a kill in the middle, FActScore's form."""
+"""Builds from good and bad rows, by several processes, after a kill, and in FActScore's form."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def meta(path):
 
 
 def content(path):
-    """All that a reader sees of a database, in its order."""
+    """Everything that a reader sees of a database, in order."""
     queries = [
         "SELECT rowid, title, text FROM documents ORDER BY rowid",
         "SELECT key, title, kind FROM titles ORDER BY rowid",
@@ -49,12 +49,12 @@ def content(path):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Two files, 12 MB: more than one block, and enough for a pool."""
+    """Two files of 12 MB together: several blocks, and large enough for a pool."""
     folder = tmp_path_factory.mktemp("large")
     for name in ("a", "b"):
         rows = (
             {
-                "title": f"Title {i % 4900} {name if i % 7 else ''}",  # some twice, some in both
+                "title": f"Title {i % 4900} {name if i % 7 else ''}",  # some repeat
                 "text": " ".join(f"word{(i * j) % 1009} w{j % 211}." for j in range(90)),
             }
             for i in range(5000)
@@ -63,7 +63,7 @@ def large(tmp_path_factory):
     return folder
 
 
-def test_titles_given_twice_get_both_texts_in_order(tmp_path):
+def test_a_repeated_title_gets_both_texts_in_order(tmp_path):
     first = jsonl(tmp_path / "1.jsonl", [{"title": "Ivo", "text": "One. Two."}])
     second = jsonl(
         tmp_path / "2.jsonl",
@@ -77,8 +77,8 @@ def test_titles_given_twice_get_both_texts_in_order(tmp_path):
     assert not (tmp_path / "k.db.tmp").exists() and not (tmp_path / "k.db.tmp-journal").exists()
 
 
-def test_factscore_can_read_it(tmp_path):
-    """As its DocDB does: one table's columns by title, and the separator between passages."""
+def test_factscore_can_read_the_database(tmp_path):
+    """FActScore's DocDB reads columns of one table by title, and splits at the separator."""
     source = jsonl(tmp_path / "k.jsonl", [{"title": "Mara", "text": ["Born in Lyon.", "Plays."]}])
     build.build([source], tmp_path / "k.db")
     rows = table(tmp_path / "k.db", "SELECT text FROM documents WHERE title = 'Mara'")
@@ -87,7 +87,7 @@ def test_factscore_can_read_it(tmp_path):
     assert ddl == ("CREATE TABLE documents (title PRIMARY KEY, text)",)
 
 
-def test_odd_rows_do_not_stop_the_build(tmp_path):
+def test_unusual_rows_do_not_stop_the_build(tmp_path):
     lines = [
         '{"title": "Nul\\u0000Byte", "text": "a\\u0000b"}',
         '{"title": "Half \\ud800", "text": "x \\udfff y"}',
@@ -130,14 +130,14 @@ def test_a_bad_line_is_named(tmp_path, line, says):
     assert not (tmp_path / "k.db").exists()
 
 
-def test_no_article_at_all(tmp_path):
+def test_an_input_without_articles_is_refused(tmp_path):
     source = jsonl(tmp_path / "k.jsonl", [{"title": "JFK", "redirect": "John F. Kennedy"}])
     with pytest.raises(UserError, match="the input has no article"):
         build.build([source], tmp_path / "k.db")
     assert [p.name for p in tmp_path.iterdir()] == ["k.jsonl"]
 
 
-def test_write_takes_articles_and_leaves_nothing_of_a_failed_one(tmp_path):
+def test_write_leaves_no_file_when_an_article_is_bad(tmp_path):
     assert build.write([{"title": "A", "text": ("one", "two")}], tmp_path / "k.db") == 1
     assert Articles(tmp_path / "k.db").passages("A") == ["one", "two"]
     with pytest.raises(UserError, match='article 1: needs "text"'):
@@ -145,7 +145,7 @@ def test_write_takes_articles_and_leaves_nothing_of_a_failed_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["k.db"]
 
 
-def test_a_pool_builds_what_one_process_does(tmp_path, large):
+def test_a_pool_builds_the_same_database_as_one_process(tmp_path, large):
     alone = build.build([large], tmp_path / "1.db", workers=1)
     assert alone == build.build(
         [large / "a.jsonl", large / "b.jsonl"], tmp_path / "2.db", workers=2
@@ -153,7 +153,7 @@ def test_a_pool_builds_what_one_process_does(tmp_path, large):
     assert content(tmp_path / "1.db") == content(tmp_path / "2.db")
 
 
-def test_a_bad_line_is_named_by_a_pool_too(tmp_path, large):
+def test_a_pool_also_names_a_bad_line(tmp_path, large):
     lines = (large / "a.jsonl").read_bytes().splitlines(keepends=True) * 2
     lines[7000] = b"{}\n"
     (tmp_path / "bad.jsonl").write_bytes(b"".join(lines))
@@ -175,7 +175,7 @@ def start(tmp_path: Path, out: Path, source: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(script), str(out), str(source)])
 
 
-def test_a_killed_build_goes_on(tmp_path, large):
+def test_a_killed_build_is_resumed(tmp_path, large):
     out, unfinished = tmp_path / "k.db", tmp_path / "k.db.tmp"
     process = start(tmp_path, out, large)
     deadline = time.monotonic() + 30
@@ -202,7 +202,7 @@ def test_a_killed_build_goes_on(tmp_path, large):
 
 
 @pytest.mark.parametrize("change", ["source", "setting", "garbage"])
-def test_what_is_left_of_another_build_is_not_used(tmp_path, change):
+def test_an_unfinished_build_of_another_recipe_is_not_resumed(tmp_path, change):
     source = jsonl(tmp_path / "k.jsonl", [{"title": "Old", "text": "x"}])
     bad = jsonl(tmp_path / "z.jsonl", [{}])
     with pytest.raises(UserError):
@@ -220,7 +220,7 @@ def test_what_is_left_of_another_build_is_not_used(tmp_path, change):
     assert (Articles(tmp_path / "k.db").find("Old") is None) == (change == "source")
 
 
-def test_two_builds_of_one_database_are_refused(tmp_path):
+def test_a_second_build_of_one_database_is_refused(tmp_path):
     source = jsonl(tmp_path / "k.jsonl", [{"title": "A", "text": "x"}])
     other = sqlite3.connect(tmp_path / "k.db.tmp", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -229,7 +229,7 @@ def test_two_builds_of_one_database_are_refused(tmp_path):
     other.close()
 
 
-def test_compressed_files_in_a_folder(tmp_path):
+def test_compressed_files_in_a_folder_are_read(tmp_path):
     rows = [{"title": f"T{i}", "text": f"Text {i}."} for i in range(20)]
     (tmp_path / "in").mkdir()
     jsonl(tmp_path / "in/a.jsonl", rows[:10])
@@ -239,7 +239,7 @@ def test_compressed_files_in_a_folder(tmp_path):
     assert Articles(tmp_path / "k.db").passages("T19") == ["Text 19."]
 
 
-def test_the_command_prints_one_line(tmp_path, capsys):
+def test_the_build_command_prints_one_line(tmp_path, capsys):
     rows = [{"title": "A", "text": ["x", "y"]}, {"title": "B", "text": ""}]
     assert build.main_build([jsonl(tmp_path / "k.jsonl", rows)], tmp_path / "k.db") == 0
     printed = capsys.readouterr().out

@@ -51,7 +51,7 @@ def plain(folder: str, query: str, k: int) -> list[int]:
     return sorted(range(len(PASSAGES)), key=lambda i: -near[i])[:k]
 
 
-def test_order_is_that_of_cosines_one_by_one(folder):
+def test_passages_are_ordered_by_their_cosines(folder):
     got = Dense(folder, batch_size=2).top("Things", PASSAGES, QUERIES, 3)
     assert got == [plain(folder, query, 3) for query in QUERIES]
     assert len(set(map(tuple, got))) > 1
@@ -67,7 +67,7 @@ def test_passages_and_equal_queries_are_encoded_once(folder):
     assert dense.encoded == 11
 
 
-def test_memory_is_bounded_and_oldest_goes_first(folder):
+def test_memory_is_bounded_and_the_oldest_vectors_are_dropped(folder):
     one = Dense(folder)._encode(PASSAGES).nbytes
     dense = Dense(folder, cache_bytes=one)
     dense.top("A", PASSAGES, ["hill"], 1)
@@ -83,17 +83,17 @@ def test_memory_is_bounded_and_oldest_goes_first(folder):
 def test_a_folder_keeps_vectors_between_processes(folder, tmp_path):
     first = Dense(folder, cache_dir=str(tmp_path / "v"))
     expected = first.top("A", PASSAGES, QUERIES, 2)
-    [file] = (tmp_path / "v").iterdir()  # nothing half-written beside it
+    [file] = (tmp_path / "v").iterdir()  # and no temporary file
     second = Dense(folder, cache_dir=str(tmp_path / "v"))
     assert second.top("A", PASSAGES, QUERIES, 2) == expected
-    assert second.encoded == 3  # the queries alone
+    assert second.encoded == 3  # only the queries
     file.write_bytes(file.read_bytes()[:40])  # damaged: encoded again and replaced
     third = Dense(folder, cache_dir=str(tmp_path / "v"))
     assert third.top("A", PASSAGES, QUERIES, 2) == expected
     assert third.encoded == 7 and np.load(file).shape == (4, 16)
 
 
-def test_edges(folder, tmp_path):
+def test_no_passages_no_queries_and_bad_models(folder, tmp_path):
     dense = Dense(folder)
     assert dense.top("A", [], ["x"], 2) == [[]]
     assert dense.top("A", PASSAGES, [], 2) == []

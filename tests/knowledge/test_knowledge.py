@@ -17,7 +17,7 @@ def jsonl(path, rows):
     return path
 
 
-def test_build_and_read(tmp_path):
+def test_articles_are_read_as_built(tmp_path):
     source = jsonl(
         tmp_path / "k.jsonl",
         [
@@ -34,13 +34,13 @@ def test_build_and_read(tmp_path):
     assert articles.passages("Nobody") is None
 
 
-def test_long_text_is_cut_at_sentence_ends():
+def test_a_long_text_is_cut_at_sentence_ends():
     sentence = "word " * 99 + "end."
     parts = build.passages(" ".join([sentence] * 5))
     assert [len(p.split()) for p in parts] == [200, 200, 100]
 
 
-def test_reads_factscores_own_form(tmp_path):
+def test_databases_of_factscores_form_are_read(tmp_path):
     with sqlite3.connect(tmp_path / "e.db") as database:
         database.execute("CREATE TABLE documents (title PRIMARY KEY, text)")
         database.execute(
@@ -58,7 +58,7 @@ def test_reads_factscores_own_form(tmp_path):
         ("[]", 'k.jsonl:2: needs "title"'),
     ],
 )
-def test_malformed_line_names_file_and_line(tmp_path, line, says):
+def test_an_error_names_the_file_and_line_of_a_bad_row(tmp_path, line, says):
     (tmp_path / "k.jsonl").write_text('{"title": "Z", "text": "fine"}\n' + line + "\n")
     with pytest.raises(UserError) as caught:
         build.build([tmp_path / "k.jsonl"], tmp_path / "k.db")
@@ -66,7 +66,7 @@ def test_malformed_line_names_file_and_line(tmp_path, line, says):
     assert not (tmp_path / "k.db").exists()
 
 
-def test_missing_or_foreign_database(tmp_path):
+def test_missing_databases_and_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         Articles(tmp_path / "gone.db")
     (tmp_path / "x.db").write_text("not a database at all, but long enough to look at")
@@ -74,7 +74,7 @@ def test_missing_or_foreign_database(tmp_path):
         Articles(tmp_path / "x.db")
 
 
-def test_bm25_leaves_gpus_alone_where_jax_is_installed(tmp_path):
+def test_bm25_uses_no_gpu_when_jax_is_installed(tmp_path):
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").write_text("")
     (tmp_path / "jax" / "lax.py").write_text(

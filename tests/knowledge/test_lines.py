@@ -9,7 +9,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.knowledge import lines
 
 
-def packed(path, data):
+def compressed(path, data):
     match path.suffix:
         case ".gz":
             path.write_bytes(gzip.compress(data[:50]) + gzip.compress(data[50:]))
@@ -31,8 +31,8 @@ DATA = b"".join(b'{"line": %d}\n' % i for i in range(1, 101))
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_blocks_hold_whole_lines_and_skip_those_that_are_done(tmp_path, ending):
-    path = packed(tmp_path / f"a.jsonl{ending}", DATA)
+def test_blocks_hold_whole_lines_and_skip_finished_lines(tmp_path, ending):
+    path = compressed(tmp_path / f"a.jsonl{ending}", DATA)
     found = list(lines.blocks(path, size=64))
     assert b"".join(b.data for b in found) == DATA and len(found) > 10
     assert all(b.data.count(b"\n") == b.lines for b in found)
@@ -42,7 +42,7 @@ def test_blocks_hold_whole_lines_and_skip_those_that_are_done(tmp_path, ending):
     assert list(lines.blocks(path, skip=100, size=64)) == []
 
 
-def test_no_line_end_at_the_end_a_byte_order_mark_and_a_line_longer_than_a_block(tmp_path):
+def test_unusual_files_are_read_by_lines(tmp_path):
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbfone\n" + b"x" * 100 + b"\nlast")
     found = list(lines.blocks(tmp_path / "a", size=8))
     assert b"".join(b.data for b in found) == b"one\n" + b"x" * 100 + b"\nlast"
@@ -50,20 +50,20 @@ def test_no_line_end_at_the_end_a_byte_order_mark_and_a_line_longer_than_a_block
 
 
 @pytest.mark.parametrize("ending", ENDINGS[1:])
-def test_a_file_cut_short_is_named(tmp_path, ending):
-    path = packed(tmp_path / f"a.jsonl{ending}", DATA * 50)
+def test_a_truncated_file_is_named(tmp_path, ending):
+    path = compressed(tmp_path / f"a.jsonl{ending}", DATA * 50)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=f"a.jsonl{ending}: cannot be read"):
         list(lines.blocks(path))
 
 
-def test_a_file_of_another_compression_is_named(tmp_path):
+def test_a_file_of_a_different_compression_is_named(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(DATA)
-    with pytest.raises(UserError, match="another compression than .gz"):
+    with pytest.raises(UserError, match="is its compression not .gz"):
         list(lines.blocks(tmp_path / "a.jsonl.gz"))
 
 
-def test_files_folders_and_globs(tmp_path):
+def test_files_folders_and_globs_name_files(tmp_path):
     for name in ("b.jsonl", "a.jsonl.zst", "notes.txt", "sub/c.jsonl.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")

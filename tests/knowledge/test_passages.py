@@ -14,8 +14,8 @@ def test_a_long_text_is_cut_at_the_last_sentence_end_before_the_limit():
     [
         ("One. Two.", 4, ["One. Two."]),
         ("One. Two. Six.", 4, ["One. Two.", "Six."]),
-        ("a b c d e", 2, ["a b", "c d", "e"]),  # no sentence end: at blanks
-        ("a" * 20, 2, ["a" * 18, "a" * 2]),  # no blank: a token has 9 letters at most
+        ("a b c d e", 2, ["a b", "c d", "e"]),  # no sentence end: cut at blanks
+        ("a" * 20, 2, ["a" * 18, "a" * 2]),  # no blank: a token has at most 9 letters
         ("1234567", 2, ["123456", "7"]),
         ("é" * 5, 2, ["éé", "éé", "é"]),
         ("Yes. J. R. Tolk is here.", 8, ["Yes.", "J. R. Tolk is here."]),
@@ -25,32 +25,32 @@ def test_a_long_text_is_cut_at_the_last_sentence_end_before_the_limit():
         (" \n ", 4, []),
     ],
 )
-def test_cut(text, limit, parts):
+def test_a_text_without_sentence_ends_is_cut_at_blanks_or_tokens(text, limit, parts):
     assert passages(text, limit) == parts
 
 
-def test_nothing_is_lost():
+def test_no_text_is_lost():
     text = " ".join(f"Sentence {i}, of {i % 7} words é." for i in range(2000))
     parts = passages(text, 50)
     assert " ".join(parts) == text and len(parts) > 100
 
 
-def test_a_list_stays_as_it_is_but_for_an_item_that_is_too_long():
+def test_only_items_of_a_list_that_are_too_long_are_cut():
     assert passages(["One. Two.", "a b. c d.", "", "x"], 4) == ["One. Two.", "a b.", "c d.", "x"]
 
 
-def test_nul_bytes_and_lone_surrogates():
+def test_nul_bytes_and_lone_surrogates_are_removed():
     assert passages("a\0b \ud800c") == ["a b \ufffdc"]
     assert passages("\0") == []
     assert passages("\U0001f600") == ["\U0001f600"]
 
 
-def test_split_reads_factscores_form():
+def test_stored_texts_of_factscores_form_are_split():
     assert split(f"<s>A one.</s><s>{SEPARATOR}two{SEPARATOR} </s>") == ["A one.", "two"]
 
 
-def test_a_list_of_passages_that_another_tokenizer_cut_stays_as_it_is():
-    """Those of FActScore's builder have up to 283 of our tokens."""
+def test_a_list_of_passages_from_another_tokenizer_is_kept():
+    """Passages of FActScore's builder have up to 283 of our tokens."""
     assert passages(["word " * 319 + "end"]) == ["word " * 319 + "end"]
     assert [len(p.split()) for p in passages(["word " * 320 + "end"])] == [256, 65]
     assert [len(p.split()) for p in passages("word " * 319 + "end")] == [256, 64]

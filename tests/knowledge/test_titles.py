@@ -14,10 +14,10 @@ from facttune_ray.knowledge import titles
         ("Straße", "strasse"),
         ("İstanbul", "istanbul"),
         ("東京", "東京"),
-        ("\u0301", "\u0301"),  # an accent alone stays: it must not become an empty key
+        ("\u0301", "\u0301"),  # an accent alone is kept, so that the key is not empty
     ],
 )
-def test_key(title, key):
+def test_keys_ignore_case_accents_and_punctuation_styles(title, key):
     assert titles.key(title) == key
 
 
@@ -32,11 +32,11 @@ def test_key(title, key):
         ("(What's the Story) Morning Glory?", None),
     ],
 )
-def test_base(title, base):
+def test_the_base_of_a_title_lacks_its_brackets(title, base):
     assert titles.base(title) == base
 
 
-def test_variants_begin_with_the_title_itself_and_hold_no_repeats():
+def test_variants_begin_with_the_title_and_are_distinct():
     found = titles.variants("jean_daullé")
     assert found[0] == "jean_daullé"
     assert {"jean daullé", "Jean daullé", "Jean Daullé", "Jean Daulle"} <= set(found)

@@ -1,4 +1,4 @@
-"""Prompts about a topic: sentences, requests for questions, and what is read of the answers."""
+"""Prompts about a topic: sentences, requests for questions, and the questions in answers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from facttune_ray.quickstart import rules
 
 @pytest.mark.parametrize("domain", prompts.TEMPLATES)
 @pytest.mark.parametrize("form", ["plain", "chat"])
-def test_a_sentence_for_every_domain_and_form(domain, form):
+def test_every_domain_and_form_has_a_sentence(domain, form):
     assert "Ada Lovelace" in prompts.filled("Ada Lovelace", domain, form, lower_case="Ada Lovelace")
 
 
-def test_conditions_stand_as_within_a_sentence():
+def test_conditions_are_written_as_within_a_sentence():
     assert prompts.filled("Type 2 diabetes", "medicine", "chat").startswith(
         "Write a paragraph about type 2 diabetes:"
     )
@@ -36,22 +36,22 @@ def test_conditions_stand_as_within_a_sentence():
         ("- What causes asthma? " + "x " * 200 + "?\n- How is asthma treated?", 1),
     ],
 )
-def test_what_is_a_question_about_the_topic(answer, found):
+def test_questions_about_the_topic_are_kept(answer, found):
     assert len(prompts.parse(answer, "Asthma")) == found
 
 
 @pytest.mark.parametrize("answer", ["I cannot help with that.", "- Is it rare?", "- none", ""])
-def test_no_question_is_an_error(answer):
+def test_an_answer_without_a_question_is_an_error(answer):
     with pytest.raises(RowError):
         prompts.parse(answer, "Asthma")
 
 
-def test_what_a_title_has_in_brackets_need_not_be_named():
+def test_a_question_need_not_name_the_brackets_of_a_title():
     assert prompts.parse("- Where was Carl Bell born?", "Carl Bell (actor)")
     assert prompts.parse("- What causes it in type 2 diabetics?", "T2D", "type 2 diabetes")
 
 
-def test_questions_that_ask_for_the_same():
+def test_questions_with_equal_content_words_are_duplicates():
     same = ["What are the symptoms of asthma?", "what are common symptoms of Asthma"]
     assert len({prompts.distinct(q) for q in same}) == 1
     others = ["How is asthma treated?", "Who treats asthma?", "What causes asthma?", *same]
@@ -59,7 +59,7 @@ def test_questions_that_ask_for_the_same():
 
 
 @pytest.mark.parametrize("domain", prompts.TEMPLATES)
-def test_the_annotator_writes_other_questions_when_some_are_there(domain):
+def test_the_annotator_writes_other_questions_than_the_existing_ones(domain):
     before: list[str] = []
     for number in (4, 3):
         messages = prompts.render("Mara {topic} Veldt", number, domain, before)
@@ -69,6 +69,6 @@ def test_the_annotator_writes_other_questions_when_some_are_there(domain):
     assert len({prompts.distinct(q) for q in before}) == 7
 
 
-def test_text_of_others_cannot_close_its_marks():
+def test_existing_questions_cannot_close_their_marks():
     messages = prompts.render("Asthma", 2, "medicine", ["What >>> is asthma?"])
     assert messages[-1]["content"].count(">>>") == 1

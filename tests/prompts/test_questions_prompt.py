@@ -1,4 +1,4 @@
-"""Fact -> question: what is asked, and every way in which it is answered."""
+"""Questions of facts: the prompts, and every form of an answer."""
 
 import re
 
@@ -16,7 +16,7 @@ def last(*args, **settings):
     return render(*args, **settings)[-1]["content"]
 
 
-def test_what_the_model_is_shown():
+def test_the_prompt_shows_the_fact_and_its_context():
     assert (
         last("Ada", "She was\nborn in London.") == "Topic: Ada\nFact: <<<She was born in London.>>>"
     )
@@ -34,7 +34,7 @@ def test_what_the_model_is_shown():
     assert shown == f"Topic: Ada\n{before}\nFact: <<<She sang.>>>"
 
 
-def test_facts_before_are_bounded_and_what_files_say_stays_on_its_line():
+def test_earlier_facts_are_bounded_and_fields_stay_on_one_line():
     shown = last("Ada", "She sang.", before=["word " * 500, "word " * 500])
     assert (
         len(shown) <= 2 * questions.FACT_CHARS + len("Topic: Ada\nFacts before it: <<< >>>\n") + 26
@@ -50,7 +50,7 @@ def test_facts_before_are_bounded_and_what_files_say_stays_on_its_line():
 
 
 @pytest.mark.parametrize(("name", "worked"), [("bio", 11), ("medicine", 7)])
-def test_worked_questions_of_answers(name, worked):
+def test_templates_have_worked_examples_with_answers(name, worked):
     first, *lines = template.text(f"answers_{name}").strip().splitlines()
     assert first == "Answer each question in a few words."
     asked, said = lines[::2], lines[1::2]
@@ -59,7 +59,7 @@ def test_worked_questions_of_answers(name, worked):
     assert all(re.fullmatch(r"Answer: \S.*[^.]", line) for line in said)
 
 
-def test_the_forms_differ_by_their_templates_alone():
+def test_the_forms_differ_only_by_their_templates():
     names = {questions.template_name(d, a) for d in questions.DOMAINS for a in (False, True)}
     assert names == {*questions.TEMPLATES, *questions.ANSWER_TEMPLATES} and len(names) == 6
     plain, both = render("Ada", "She sang."), render("Ada", "She sang.", answer=True)
@@ -84,7 +84,7 @@ def test_the_forms_differ_by_their_templates_alone():
         ("asthma", "asthma"),
     ],
 )
-def test_a_condition_within_a_sentence(condition, within):
+def test_a_condition_is_lower_case_within_a_sentence(condition, within):
     assert questions.lowered(condition) == within
 
 
@@ -111,7 +111,7 @@ def test_a_condition_within_a_sentence(condition, within):
         '{"question": "Where was Ada born?"}',
     ],
 )
-def test_one_question_is_read(text):
+def test_a_question_is_read(text):
     assert parse(text) == ASKED
 
 
@@ -138,7 +138,7 @@ def test_one_question_is_read(text):
         "Q. Where was Ada born? A. London",
     ],
 )
-def test_question_and_answer_are_read_alike(text):
+def test_a_question_and_its_answer_are_read(text):
     assert parse(text, answer=True) == BOTH
 
 
@@ -154,17 +154,17 @@ def test_question_and_answer_are_read_alike(text):
         "{",
         "[]",
         "?",
-        '{"question": "Where was Ada born?", "ans',  # cut off
+        '{"question": "Where was Ada born?", "ans',  # truncated
         '{"question": null, "answer": "Why?"}',
         '{"question": "Ada was born in London.", "answer": "London"}',
         "I'm sorry, could you give me the fact? I need it.",
         "Could you share the fact?",
         "Unfortunately the fact is missing. What is it?",
-        "Question: Where was Ada born\nAnswer: London",  # no mark
+        "Question: Where was Ada born\nAnswer: London",  # no question mark
     ],
 )
 @pytest.mark.parametrize("answer", [False, True])
-def test_no_question_is_an_error(text, answer):
+def test_an_answer_without_a_question_is_an_error(text, answer):
     with pytest.raises(RowError, match="no question"):
         parse(text, answer)
 
@@ -183,16 +183,16 @@ def test_no_question_is_an_error(text, answer):
         ('What is it called?\n"Up" or "Down"', "What is it called?", '"Up" or "Down"'),
     ],
 )
-def test_names_titles_and_numbers_are_kept_whole(text, asked, said):
+def test_names_titles_and_numbers_are_complete(text, asked, said):
     assert parse(text, answer=True) == Asked(asked, said)
 
 
-def test_a_question_that_does_not_end():
+def test_an_endless_question_is_an_error():
     with pytest.raises(RowError, match="a question of 1206 characters"):
         parse(f"Where {'x' * 1199}?")
 
 
-def test_a_question_that_only_repeats_the_fact():
+def test_a_question_that_only_repeats_the_fact_is_an_error():
     with pytest.raises(RowError, match="only repeats the fact"):
         parse("Ada was born in London?", fact="Ada was born in London.")
     assert parse("Was Ada born in London?", fact="Ada was born in London.").question
@@ -214,6 +214,6 @@ def test_a_question_that_only_repeats_the_fact():
         ("Where was Ada born?\nAnswer: " + "in London " * 30, "no short answer"),
     ],
 )
-def test_an_answer_that_is_missing_or_no_answer(text, says):
+def test_a_missing_or_long_answer_is_an_error(text, says):
     with pytest.raises(RowError, match=says):
         parse(text, answer=True)

@@ -1,4 +1,4 @@
-"""Confidences by hand: one unit, and columns of many."""
+"""Confidences equal hand-computed values, for one unit and for columns of many."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from facttune_ray.scoring.confidence import confidence, confidence_of, mean
 
 
-def test_hand_computed():
+def test_confidences_equal_hand_computed_values():
     found = confidence([0, 0, 1, 0])
     assert found["max_conf"] == 0.75
     assert found["exp_conf"] == pytest.approx(0.75**2 + 0.25**2)
@@ -22,7 +22,7 @@ def test_empty_answers_are_in_no_class():
     assert confidence([]) is None
 
 
-def test_columns_of_many_units():
+def test_columns_of_many_units_equal_single_units():
     lists = [[0, 1, 1, 2], None, [], [-1, 0], [-1], [0, 0, 0]]
     found = confidence_of(pa.array(lists, pa.list_(pa.int32())))
     assert found["max_conf"].to_pylist() == [0.5, None, None, 1.0, None, 1.0]
@@ -36,12 +36,12 @@ def test_columns_of_many_units():
     assert only_null["max_conf"].to_pylist() == [None, None]
 
 
-def test_mean_of_nothing_is_unknown():
+def test_a_mean_without_values_is_unknown():
     assert mean([]) is None
     assert mean([0.5, 1.0]) == 0.75
 
 
-def test_equal_means_of_other_terms_tie():
+def test_equal_means_of_different_terms_are_equal():
     assert 0.1 + 0.2 != 0.15 + 0.15  # in floating point
     assert mean([0.1, 0.2]) == mean([0.15, 0.15]) == 0.15
     ninths = [mean([a / 9, b / 9, c / 9]) for a, b, c in ((1, 5, 6), (2, 3, 7), (4, 4, 4))]

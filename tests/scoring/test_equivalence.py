@@ -1,4 +1,4 @@
-"""Classes of sampled answers: hand-made, shuffled, and many units at once."""
+"""Classes of sampled answers: single units, shuffled answers, and many units at once."""
 
 import itertools
 import random
@@ -17,19 +17,19 @@ STRINGS = pa.list_(pa.string())
     ("answers", "expected"),
     [
         (["the cello", "Cello", "harp", ""], [0, 0, 1, -1]),
-        (["955", "1955"], [0, 1]),  # a suffix is not an equal number
+        (["955", "1955"], [0, 1]),  # a suffix of a number is another number
         (["1,955", "1955"], [0, 0]),
         (["in Ostrava", "Ostrava."], [0, 0]),
         (["teacher", "teachers", "a teacher"], [0, 0, 0]),
         (["well-known poet", "poet well known"], [0, 0]),
         (["", " ", "..."], [-1, -1, -1]),
-        (["", "Paris", "Rome", "Oslo"], [-1, 0, 1, 2]),  # an empty one matches nothing
+        (["", "Paris", "Rome", "Oslo"], [-1, 0, 1, 2]),  # an empty answer matches no other answer
         ([None, "Paris", None], [-1, 0, -1]),
         ([None, None], [-1, -1]),
         ([], []),
     ],
 )
-def test_hand_made(answers, expected):
+def test_answers_get_their_classes(answers, expected):
     assert classes(answers) == expected
 
 
@@ -37,25 +37,25 @@ def test_hand_made(answers, expected):
     ("answers", "expected"),
     [
         (["Johann Bach", "Johann Sebastian Bach", "J. S. Bach"], [0, 0, 0]),
-        # "Johann Bach" may be either of two people: it is neither, and they stay apart
+        # "Johann Bach" fits two people, so it joins neither, and they stay apart
         (["Johann Bach", "Johann Sebastian Bach", "Johann Christian Bach"], [0, 1, 2]),
         (["J. Bach", "Johann Bach", "Joseph Bach"], [0, 1, 2]),
         (["Anna Bach", "Bach", "Johann Bach"], [0, 1, 2]),
         (["Ann Lee", "ann lee", "Ann M. Lee", "Tom Lee"], [0, 0, 0, 1]),
-        # a last name alone is of the only person who has it
+        # a last name alone joins the only person with this name
         (["Bach", "Johann Bach", "J. S. Bach"], [0, 0, 0]),
         (["van Beethoven", "Ludwig van Beethoven", "Beethoven"], [0, 0, 0]),
         (["Player", "Basketball Player"], [0, 1]),
         (["York", "New York", "Ontario", "London, Ontario"], [0, 1, 2, 3]),
-        # the same words in another order are one group, and join no third
+        # the same words in another order are one group, which joins no third
         (["Bach Johann", "Johann Bach", "B. Johann", "J. Bach"], [0, 0, 1, 2]),
     ],
 )
-def test_names_never_chain_different_people(answers, expected):
+def test_names_never_join_different_people_by_a_chain(answers, expected):
     assert classes(answers) == expected
 
 
-def test_exact_takes_case_and_outer_spaces_alone():
+def test_exact_ignores_only_case_and_outer_spaces():
     assert classes(["Cello", " cello", "the cello", " "], "exact") == [0, 0, 1, -1]
 
 
@@ -76,13 +76,13 @@ def partition(answers, order):
         ["955", "1955", "nineteen", "19", "in 1955"],
     ],
 )
-def test_order_does_not_change_the_classes(answers):
+def test_classes_do_not_depend_on_order(answers):
     found = {partition(answers, order) for order in itertools.permutations(range(5))}
     assert len(found) == 1
 
 
-def test_every_class_of_names_fits_together():
-    """Random names of one family: whatever joins, no two in a class are different people."""
+def test_all_names_of_a_class_fit_each_other():
+    """For random names of one family, no class holds two different people."""
     chance = random.Random(0)
     firsts, middles = (
         ["Ann ", "A. ", "Adam ", "Bo ", "B. ", ""],
@@ -100,7 +100,7 @@ def test_every_class_of_names_fits_together():
     assert joined > 300
 
 
-def test_many_units_are_as_one_by_one():
+def test_many_units_equal_single_units():
     chance = random.Random(1)
     words = ["the cello", "Cello.", "harp", "", None, "1955", "1,955", "Ann Lee", "Ann M. Lee"]
     words += ["A. Lee", "Tom Lee", "in Rome", "rome", "June 3, 1955", "3 June 1955", "..."]
@@ -114,11 +114,11 @@ def test_many_units_are_as_one_by_one():
     assert equivalence.classes_of(chunks).to_pylist() == [
         u if u is None else classes(u) for u in units
     ]
-    cut = pa.array(units, STRINGS).slice(100, 50)  # a slice is read from its own start
+    cut = pa.array(units, STRINGS).slice(100, 50)  # a slice has an offset
     assert equivalence.classes_of(cut).to_pylist() == [classes(u) for u in units[100:150]]
 
 
-def test_shares_of_originals():
+def test_the_shares_of_originals():
     answers = ["the cello", "Cello", "harp", "", None]
     assert shares(answers, ["cellos", "a harp", "flute", "", None]) == [
         pytest.approx(2 / 3),
@@ -134,7 +134,7 @@ def test_shares_of_originals():
     assert found.to_pylist() == [[pytest.approx(1 / 3)], [None], []]
 
 
-def test_blocks_join_without_a_seam(monkeypatch):
+def test_the_size_of_blocks_does_not_change_classes(monkeypatch):
     units = [["Ann Lee", "", f"the {i % 7} harps", f"{i % 7} harp"] for i in range(50)]
     whole = equivalence.classes_of(pa.array(units, STRINGS)).to_pylist()
     monkeypatch.setattr(equivalence, "BLOCK", 10)

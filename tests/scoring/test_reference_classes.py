@@ -1,4 +1,4 @@
-"""The reference mode against what FactTune's scripts gave on the same lists (data, not code)."""
+"""The reference mode equals recorded results of FactTune's scripts on the same lists."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from facttune_ray.scoring import confidence, equivalence, reference_classes
 CASES = json.loads(Path(__file__).with_name("reference_classes.json").read_text())
 
 
-def test_classes_and_rewards_are_the_references_bit_by_bit():
+def test_classes_and_rewards_equal_those_of_the_scripts():
     assert len(CASES) == 200
     for case in CASES:
         found = equivalence.classes(case["answers"], "reference")
@@ -22,7 +22,7 @@ def test_classes_and_rewards_are_the_references_bit_by_bit():
         assert share == (None if case["original"] is None else pytest.approx(case["samp_conf"]))
 
 
-def test_where_no_defect_is_met_the_heuristic_gives_the_same_rewards():
+def test_the_heuristic_gives_equal_rewards_where_the_scripts_have_no_fault():
     clean = [
         ["cello", "the cello", "Cello.", "harp"],
         ["1955"] * 3 + ["1960"],
@@ -38,8 +38,8 @@ def test_where_no_defect_is_met_the_heuristic_gives_the_same_rewards():
         assert ours == pytest.approx(theirs, abs=1e-12), answers
 
 
-def test_its_faults_by_hand():
-    """What the scripts do; the heuristic's right values stand in test_equivalence.py."""
+def test_the_scripts_faults_are_reproduced():
+    """The scripts' values; test_equivalence.py has the correct values of the heuristic."""
     assert reference_classes.classes(["Paris", "", "Rome", "Oslo"]) == [0, 0, 1, 2]
     assert reference_classes.classes(["", "Paris", "Rome", "Oslo"]) == [0, 0, 0, 0]  # 1.0!
     assert reference_classes.classes(["1955", "955"]) == [0, 0]

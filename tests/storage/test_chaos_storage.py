@@ -1,5 +1,5 @@
-"""A whole run on a store in bad weather, and on a disk that fills: the tables of an undisturbed
-run, and one line where it cannot go on."""
+"""Complete runs on an object store with faults and on a disk that fills: the tables equal those of
+an undisturbed run, and a run that cannot continue prints one line."""
 
 from __future__ import annotations
 
@@ -27,47 +27,47 @@ def undisturbed(tmp_path_factory, ray_cluster, small_preset) -> Path:
 
 
 def contents(root: Folder) -> dict[str, object]:
-    """Rows of every table and bytes of every model of a run, by the file's name."""
-    found: dict[str, object] = {}
+    """File name -> the rows of a table, or the bytes of a model."""
+    by_name: dict[str, object] = {}
     for name in root.files():
         file = root / name
         if name.endswith(".parquet"):
-            found[name] = pq.read_table(file.path, filesystem=file.fs, partitioning=None)
+            by_name[name] = pq.read_table(file.path, filesystem=file.fs, partitioning=None)
         elif name.endswith("model/model.safetensors"):
-            found[name] = file.read_bytes()
-    return found
+            by_name[name] = file.read_bytes()
+    return by_name
 
 
-def same(one: dict[str, object], other: dict[str, object]) -> None:
+def assert_equal(one: dict[str, object], other: dict[str, object]) -> None:
     assert one.keys() == other.keys()
     assert [n for n in one if one[n] != other[n]] == []
     assert sum(n.endswith(".safetensors") for n in one) == 2  # base model, tuned model
 
 
 @pytest.mark.chaos
-def test_a_run_on_s3_in_bad_weather_has_the_local_runs_tables(
+def test_a_run_on_a_faulty_s3_store_has_the_tables_of_a_local_run(
     object_store, undisturbed, small_preset
 ):
     chance = random.Random(7)
 
-    def weather(number: int, method: str, path: str) -> bool:
+    def faults(number: int, method: str, path: str) -> bool:
         if chance.random() < 0.01:
-            time.sleep(4.0)  # Arrow's own patience ends after 3
+            time.sleep(4.0)  # longer than Arrow's default time-out of 3 s
         return chance.random() < 0.02
 
-    object_store.refuses = weather
+    object_store.refuses = faults
     root = Folder.of(object_store.uri("weather-run"))
     try:
         words = ["quickstart", "--out", root.uri, small_preset, *ONE_ROUND]
         assert cli.main(words) == 0
     finally:
         object_store.refuses = lambda number, method, path: False
-    same(contents(root), contents(Folder.of(str(undisturbed))))
+    assert_equal(contents(root), contents(Folder.of(str(undisturbed))))
     names = set(root.files())
     log = "facttune_fs/round_1/train/train.jsonl"
     assert {"summary.json", "report.html", "headline.png", log} <= names
     assert any(n.startswith("facttune_fs/round_1/train/checkpoints/") for n in names)
-    assert (root / log).read_bytes().count(b"\n") == 3  # a line a step
+    assert (root / log).read_bytes().count(b"\n") == 3  # one line per step
     requests = len(object_store.requests)
     assert cli.main(words) == 0  # nothing to do
     later = [m for m, _ in object_store.requests[requests:] if m in ("PUT", "POST", "DELETE")]
@@ -76,7 +76,7 @@ def test_a_run_on_s3_in_bad_weather_has_the_local_runs_tables(
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one megabyte, and how to make it larger."""
+    """(folder of a 1 MB file system, function that enlarges it)."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -88,13 +88,13 @@ def small_disk(tmp_path):
         )
 
     if not mount("size=1m"):
-        pytest.skip("this machine lets nobody mount a file system")
+        pytest.skip("cannot mount a file system on this machine")
     yield place, lambda: mount("remount,size=200m")
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.mark.chaos
-def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(
+def test_a_full_disk_gives_one_line_and_the_run_resumes_once_there_is_space(
     small_disk, undisturbed, small_preset
 ):
     place, enlarge = small_disk
@@ -107,4 +107,4 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(
     assert not list(out.rglob("*.tmp"))
     assert enlarge()
     assert cli.main(words) == 0
-    same(contents(Folder.of(str(out))), contents(Folder.of(str(undisturbed))))
+    assert_equal(contents(Folder.of(str(out))), contents(Folder.of(str(undisturbed))))

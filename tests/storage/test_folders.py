@@ -1,4 +1,4 @@
-"""Object stores: a server that refuses, stalls and is watched (tests/object_store.py)."""
+"""Folders on an object store whose server refuses, stalls and records (tests/object_store.py)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def facttune(*words: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def parquet(folder: Folder) -> dict[str, dict]:
-    """Every table of a run, by the file's name."""
+    """File name -> columns, for every table of a run."""
     names = [n for n in folder.files() if n.endswith(".parquet")]
     return {
         n: pq.read_table((folder / n).path, filesystem=folder.fs, partitioning=None).to_pydict()
@@ -40,7 +40,7 @@ def parquet(folder: Folder) -> dict[str, dict]:
     }
 
 
-def test_files_come_and_go(object_store, tmp_path):
+def test_files_are_written_listed_staged_and_deleted(object_store, tmp_path):
     root = Folder.of(object_store.uri("files"))
     (root / "a" / "x.json").write_json({"n": 1})
     (root / "a" / "big.bin").write_bytes(bytes(12 * 2**20))  # more than one part of an upload
@@ -59,7 +59,7 @@ def test_files_come_and_go(object_store, tmp_path):
     assert not root.exists()
 
 
-def test_one_file_is_one_request(object_store):
+def test_writing_a_file_takes_one_request(object_store):
     root = Folder.of(object_store.uri("one"))
     before = len(object_store.requests)
     (root / "x").write_bytes(b"x")
@@ -67,14 +67,14 @@ def test_one_file_is_one_request(object_store):
 
 
 @pytest.mark.slow
-def test_a_store_that_refuses_or_stalls_is_asked_again(object_store):
+def test_requests_to_a_store_that_refuses_or_stalls_are_retried(object_store):
     file = Folder.of(object_store.uri("weather/x"))
-    file = pickle.loads(pickle.dumps(file))  # as a worker gets it
+    file = pickle.loads(pickle.dumps(file))  # workers receive a pickled folder
     object_store.fail(3)
     file.write_bytes(b"once")
     object_store.fail(3)
     assert file.read_bytes() == b"once"
-    object_store.delay_s = 4.0  # Arrow's own patience ends after 3
+    object_store.delay_s = 4.0  # longer than Arrow's default time-out of 3 s
     try:
         file.write_bytes(b"twice")
     finally:
@@ -82,7 +82,7 @@ def test_a_store_that_refuses_or_stalls_is_asked_again(object_store):
     assert file.read_bytes() == b"twice"
 
 
-def test_a_store_that_stays_away_is_one_line(object_store):
+def test_a_store_that_never_answers_gives_one_line(object_store):
     object_store.refuses = lambda number, method, path: "/tests/away" in path
     try:
         words = ["status", "quickstart", f"run.out={object_store.uri('away')}"]
@@ -97,14 +97,14 @@ def test_a_store_that_stays_away_is_one_line(object_store):
 
 
 @pytest.mark.parametrize("given", ["many", "0", "-1"])
-def test_a_wrong_number_of_attempts_is_one_line(tmp_path, given):
+def test_an_invalid_number_of_attempts_gives_one_line(tmp_path, given):
     words = ["status", "quickstart", f"run.out={tmp_path}"]
     done = facttune(*words, FACTTUNE_STORAGE_ATTEMPTS=given)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"FACTTUNE_STORAGE_ATTEMPTS={given}: must be a whole number" in done.stderr
 
 
-def test_a_missing_bucket_and_a_key_in_the_uri(object_store):
+def test_a_missing_bucket_and_a_key_in_the_uri_are_refused(object_store):
     uri = object_store.uri("x").replace("s3://tests", "s3://nobody")
     with pytest.raises(UserError, match="cannot write s3://nobody/x: no such bucket"):
         Folder.of(uri).write_bytes(b"x")
@@ -114,8 +114,8 @@ def test_a_missing_bucket_and_a_key_in_the_uri(object_store):
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_a_reader_sees_whole_files_only(object_store, tmp_path, where):
-    """Two writers of one file, as a worker and the one that was started in its place."""
+def test_a_reader_sees_complete_files_only(object_store, tmp_path, where):
+    """Two writers write one file, like a worker and its replacement."""
     file = Folder.of(object_store.uri("whole") if where == "s3" else str(tmp_path)) / "part"
     contents = [bytes([n]) * (6 * 2**20) for n in (1, 2)]  # two parts of an upload
     file.write_bytes(contents[0])
@@ -136,7 +136,7 @@ def test_a_reader_sees_whole_files_only(object_store, tmp_path, where):
     assert [n for n in Folder.of(str(tmp_path)).names() if n.endswith(".tmp")] == []
 
 
-def test_a_table_is_there_when_its_last_file_is(object_store):
+def test_a_table_is_finished_when_its_manifest_exists(object_store):
     folder, recipe = Folder.of(object_store.uri("table/rewards")), {"key": 1}
     tables.begin(folder, recipe)
     for shard in (0, 1):
@@ -144,7 +144,7 @@ def test_a_table_is_there_when_its_last_file_is(object_store):
         assert tables.matching_manifest(folder, recipe) is None
     assert tables.write_manifest(folder, "rewards", recipe, 2, 1.0)["calls"] == 4
     assert tables.matching_manifest(folder, recipe)["rows"] == 0
-    tables.begin(folder, {"key": 2})  # another recipe: the old parts go
+    tables.begin(folder, {"key": 2})  # another recipe: removes the old parts
     assert tables.present(folder, 2) == set()
 
 
@@ -156,7 +156,7 @@ async def put(ledger: Ledger, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_ledger_loses_nothing_in_bad_weather(object_store):
+def test_a_ledger_on_a_faulty_store_loses_nothing(object_store):
     import asyncio
 
     folder = Folder.of(object_store.uri("ledger"))
@@ -164,18 +164,18 @@ def test_a_ledger_loses_nothing_in_bad_weather(object_store):
     chance = random.Random(0)
     object_store.refuses = lambda number, method, path: chance.random() < 0.2
     try:
-        asyncio.run(put(ledger, 20))  # one segment each, merged on the way
-        found = Ledger(folder).find(bytes([n]) * 32 for n in range(20))
+        asyncio.run(put(ledger, 20))  # one segment each, merged meanwhile
+        completions = Ledger(folder).find(bytes([n]) * 32 for n in range(20))
     finally:
         object_store.refuses = lambda number, method, path: False
-    assert sorted(c.text for c in found.values()) == sorted(f"text {n}" for n in range(20))
+    assert sorted(c.text for c in completions.values()) == sorted(f"text {n}" for n in range(20))
     assert len([n for n in folder.names() if n.endswith(".arrow")]) < 10
     assert stats(folder)[0]["completions"] == 20
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory) -> Path:
-    """A folder in FActScore's form, two topics."""
+    """A folder with two topics in FActScore's format."""
     import json
 
     folder = tmp_path_factory.mktemp("labelled")
@@ -203,15 +203,16 @@ def labelled(tmp_path_factory) -> Path:
     return folder
 
 
-def test_data_preset_and_tables_all_on_s3(object_store, labelled, tmp_path, ray_cluster, capsys):
-    """Scored from a bucket into a bucket: the tables of a run on the local disk."""
+def test_data_preset_and_tables_on_s3_give_the_tables_of_a_local_run(
+    object_store, labelled, tmp_path, ray_cluster, capsys
+):
     there = Folder.of(object_store.uri("scored"))
     (there / "data").upload(labelled)
     same = ["data.files=[M.jsonl]", "facts.method=labels", "run.name=scored"]
     here = [str(labelled / "mine.yaml"), f"data.folder={labelled}", f"run.out={tmp_path}"]
     assert cli.main(["run", "score", *here, *same]) == 0
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{object_store.port}"
-    try:  # a preset's URI has no room for "=": the environment says where the store is
+    try:  # a preset's URI cannot hold "=", so the environment names the store's address
         remote = ["s3://tests/scored/data/mine.yaml", f"data.folder={(there / 'data').uri}"]
         out = (there / "out").uri
         assert cli.main(["run", "score", *remote, f"run.out={out}", *same]) == 0
@@ -219,12 +220,12 @@ def test_data_preset_and_tables_all_on_s3(object_store, labelled, tmp_path, ray_
         before = len(object_store.requests)
         assert cli.main(["run", "score", *remote, f"run.out={out}", *same]) == 0
         written = [m for m, _ in object_store.requests[before:] if m != "GET" and m != "HEAD"]
-        assert written == []  # a second run makes nothing
+        assert written == []  # a second run writes nothing
         assert cli.main(["status", "score", f"run.out={out}"]) == 0
     finally:
         del os.environ["AWS_ENDPOINT_URL"]
     assert "imported/all/verdicts" in capsys.readouterr().out
-    found = parquet(there / "out")
-    assert found == parquet(Folder.of(str(tmp_path))) and len(found) > 8
+    remote_tables = parquet(there / "out")
+    assert remote_tables == parquet(Folder.of(str(tmp_path))) and len(remote_tables) > 8
     assert {"summary.json", "report.html"} <= set((there / "out").names())
     assert (there / "out" / "summary.json").read_json()["models"]["M"]["correct"]["value"] == 1.0

@@ -19,11 +19,12 @@ def make(folder, recipe, shards=2):
     return tables.write_manifest(folder, "prompts", recipe, shards, wall_s=1.5)
 
 
-def test_round_trip_and_manifest(tmp_path):
+def test_rows_and_manifest_are_read_as_written(tmp_path):
     folder = Folder.of(str(tmp_path)) / "prompts"
-    made = make(folder, {"a": 1})
-    assert (made["rows"], made["calls"], made["errors"], made["shards"]) == (3, 20, 0, 2)
-    assert tables.matching_manifest(folder, {"a": 1}) == made
+    written = make(folder, {"a": 1})
+    counts = ("rows", "calls", "errors", "shards")
+    assert [written[key] for key in counts] == [3, 20, 0, 2]
+    assert tables.matching_manifest(folder, {"a": 1}) == written
     assert list(tables.rows(folder, 1)) == [PROMPT, PROMPT]
     assert tables.read(folder).num_rows == 3
 
@@ -39,7 +40,7 @@ def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path):
     assert "same" not in message and "input.groups" not in message
 
 
-def test_unfinished_table_resumes_its_own_parts_only(tmp_path):
+def test_an_unfinished_table_keeps_parts_of_the_same_recipe_only(tmp_path):
     folder = Folder.of(str(tmp_path)) / "prompts"
     tables.begin(folder, {"a": 1})
     tables.write_part(folder, "prompts", 1, [PROMPT], {})
@@ -57,29 +58,29 @@ def test_errors_are_counted_without_reading_rows(tmp_path):
     assert tables.part_stats(folder, 0) == {"rows": 2, "errors": 1}
 
 
-def test_a_path_through_a_file_is_one_clear_line(tmp_path):
+def test_a_path_through_a_file_gives_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another one") as caught:
         (Folder.of(str(tmp_path / "file")) / "a" / "b").write_json({})
     assert "\n" not in str(caught.value)
 
 
-def test_full_disk_is_one_clear_line():
+def test_a_full_disk_gives_one_line():
     with pytest.raises(UserError, match="no space left"), tables.writing("t"):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_full_disk_inside_a_library_is_one_clear_line():
+def test_a_full_disk_inside_a_library_gives_one_line():
     with pytest.raises(UserError, match="no space left"), tables.writing("model"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
-def test_a_bug_is_not_mistaken_for_bad_input():
+def test_a_bug_is_not_reported_as_bad_input():
     with pytest.raises(ZeroDivisionError), tables.writing("t"):
         raise ZeroDivisionError
 
 
-def test_unknown_scheme():
+def test_an_unknown_scheme_is_refused():
     with pytest.raises(UserError, match="nope://x"):
         Folder.of("nope://x")
 
@@ -91,20 +92,20 @@ def test_ids_are_the_same_in_every_process():
 
 
 @pytest.mark.parametrize("words", [["quickstart", "--out"], ["ledger", "stats"]])
-def test_a_file_in_place_of_a_folder_is_one_line(tmp_path, capsys, words):
+def test_a_file_in_place_of_a_folder_gives_one_line(tmp_path, capsys, words):
     (tmp_path / "people.txt").write_text("Ada\n")
     assert cli.main([*words, str(tmp_path / "people.txt")]) == 2
     error = capsys.readouterr().err
     assert "people.txt" in error and "is a file, not a folder" in error and error.count("\n") == 1
 
 
-def test_a_damaged_manifest_is_one_line(tmp_path, capsys):
+def test_a_damaged_manifest_gives_one_line(tmp_path, capsys):
     manifest = tmp_path / "prompts" / "_MANIFEST.json"
     manifest.parent.mkdir()
     manifest.write_text('{"rows": 1')
     assert cli.main(["status", "quickstart", f"run.out={tmp_path}"]) == 2
     error = capsys.readouterr().err
-    assert f"{manifest}: damaged, it is no JSON: remove it" in error
+    assert f"{manifest}: damaged, not JSON: remove it" in error
     manifest.unlink()
     assert cli.main(["status", "quickstart", f"run.out={tmp_path}"]) == 2
     assert "no table there: name a run's folder" in capsys.readouterr().err

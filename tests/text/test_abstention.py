@@ -35,12 +35,12 @@ from facttune_ray.text.abstention import abstained, detector, empty
         ("I, Robot is a book. There is no information on its date.", False),
     ],
 )
-def test_abstained(text, refused):
+def test_a_response_that_opens_with_a_refusal_is_abstained(text, refused):
     assert abstained(text) is refused
     assert detector("generic")(text) is refused
 
 
-def test_none_takes_everything_but_silence_for_an_answer():
+def test_the_detector_none_accepts_every_text_with_a_word():
     detect = detector("none")
     assert detect("\u2026 \n") is True
     assert detect("I'm sorry, I do not know.") is False
@@ -51,7 +51,7 @@ def test_a_long_response_is_judged_by_its_opening():
     assert abstained("unfortunately, " * 100_000) is False
 
 
-def test_your_own_function():
+def test_a_users_own_function():
     detect = detector(f"{__name__}:declines")
     assert (detect("I pass."), detect("Mara sings."), detect("")) == (True, False, True)
     with pytest.raises(RowError, match="expected True or False"):
@@ -59,7 +59,7 @@ def test_your_own_function():
 
 
 def declines(text: str) -> bool:
-    assert text.strip()  # is not asked of an empty text
+    assert text.strip()  # never called with an empty text
     return "pass" in text
 
 
@@ -71,7 +71,7 @@ NUMBER = 3
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("generc", 'Did you mean "generic"'),
         ("llm", "facts.abstention"),
@@ -82,25 +82,25 @@ NUMBER = 3
         ("", "facts.abstention"),
     ],
 )
-def test_names_that_are_no_detector(name, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_an_unknown_detector_is_refused(name, message):
+    with pytest.raises(UserError, match=message) as caught:
         detector(name)
     assert "\n" not in str(caught.value)
 
 
-def test_something_that_cannot_be_called():
+def test_an_object_that_is_no_function_is_refused():
     with pytest.raises(UserError, match="is a int, no function"):
         detector("sys:maxsize")
 
 
 @pytest.mark.parametrize("file", ["ChatGPT.jsonl", "InstructGPT.jsonl"])
-def test_on_real_responses(labelled_data, file):
-    """A response without annotations is one where annotators saw a refusal."""
+def test_refusals_in_labelled_responses_are_detected(labelled_data, file):
+    """Annotators left a response without annotations when it was a refusal."""
     with open(labelled_data / file, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     wrong = [r["topic"] for r in rows if abstained(r["output"]) != (r["annotations"] is None)]
     assert wrong == []
     assert sum(empty(r["output"]) for r in rows) <= 1
-    # nothing that is said within an answer is a refusal of its own
+    # no sentence within an answer counts as a refusal
     parts = [p["text"] for r in rows for p in r["annotations"] or []]
     assert sum(map(abstained, parts)) <= 0.01 * len(parts)

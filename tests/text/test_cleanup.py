@@ -20,22 +20,22 @@ SENTENCE = "She studied at Lyon Conservatory in 1970 and won two Golden Lanterns
         ("Veldt won 2 Golden Lanterns.", "Veldt won 2 Golden Lanterns."),
         ("She won a Golden Lantern.", "She won a Golden Lantern."),
         ("The LYON conservatory is a school.", "The LYON conservatory is a school."),
-        # entities of nobody's telling
+        # entities that the sentence lacks
         ("Mara Veldt studied in Paris.", None),
         ("Mara Veldt studied in 1971.", None),
         ("Mara Veldt won three Golden Lanterns.", None),
         ("Mara Veldt met Tomas Rehn at Lyon Conservatory.", None),
-        # cut short: at the fact's end between words, anywhere within a word
+        # truncated: between words only at the fact's end, within a word anywhere
         ("Mara Veldt studied at Lyon.", "Mara Veldt studied at Lyon Conservatory."),
         ("She studied at Lyon Conserv in 1970.", "She studied at Lyon Conservatory in 1970."),
         ("Lyon is a city.", "Lyon is a city."),
     ],
 )
-def test_one_fact(fact, expected):
+def test_a_fact_is_kept_completed_or_dropped(fact, expected):
     assert clean(SENTENCE, [fact], by_rules, known=[TOPIC]) == [expected] * (expected is not None)
 
 
-def test_what_stood_before_may_be_mentioned():
+def test_a_fact_may_mention_the_text_before_its_sentence():
     fact = 'Mara Veldt wrote "The Salt Road".'
     assert clean("She wrote it.", [fact], by_rules, [TOPIC]) == []
     assert clean("She wrote it.", [fact], by_rules, [TOPIC, 'In "The Salt Road" ...']) == [fact]
@@ -57,11 +57,11 @@ def test_what_stood_before_may_be_mentioned():
         ("She met Ann Lee's Quiet Band.", "She met Ann Lee."),
     ],
 )
-def test_the_same_in_another_form(sentence, fact):
+def test_an_entity_in_another_form_is_supported(sentence, fact):
     assert clean(sentence, [fact], by_rules, [TOPIC]) == [fact]
 
 
-def test_facts_that_break_off():
+def test_truncated_facts_are_dropped():
     facts = [
         "She was born.",
         "She was born in Ostrava.",
@@ -71,7 +71,7 @@ def test_facts_that_break_off():
     ]
     assert clean("She was born in Ostrava.", facts, by_rules) == [
         "She was born in Ostrava.",
-        "She is a member.",  # nothing goes on from there
+        "She is a member.",  # no fact continues it
         "She died.",
     ]
     assert clean("She sings.", ["She sings.", "She sings."], by_rules) == ["She sings."]
@@ -118,14 +118,14 @@ def test_entities_by_spacy(pipeline):
     parse = load(pipeline)
     assert parse(SENTENCE) == Entities(SENTENCE, ("Lyon Conservatory",), ("1970",), ("two",))
     facts = ["She studied at Lyon.", "She studied in Paris.", "She met Ann."]
-    # Ann is no entity to this pipeline
+    # this pipeline does not find Ann
     assert clean(SENTENCE, facts, parse, [TOPIC]) == [
         "She studied at Lyon Conservatory.",
         "She met Ann.",
     ]
 
 
-def test_a_missing_model_is_told_once_with_its_command():
+def test_a_missing_model_gives_one_warning_with_the_install_command():
     with pytest.warns(UserWarning, match="python -m spacy download no_such_model"):
         assert load("no_such_model") is by_rules
     with warnings.catch_warnings():
@@ -133,28 +133,28 @@ def test_a_missing_model_is_told_once_with_its_command():
         assert load("no_such_model") is by_rules
 
 
-def test_a_folder_without_a_pipeline(tmp_path):
+def test_a_folder_without_a_pipeline_is_refused(tmp_path):
     with pytest.raises(UserError, match="facts.spacy_model"):
         load(str(tmp_path / "none"))
 
 
-def test_the_module_itself_needs_no_spacy():
+def test_importing_the_module_does_not_import_spacy():
     code = "import sys, facttune_ray.text.cleanup; print('spacy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 
 
-def test_few_facts_that_people_wrote_are_touched(labelled_data):
-    """Humans keep to the sentence: what goes is mostly a slip of theirs."""
+def test_few_facts_that_people_wrote_are_changed(labelled_data):
+    """People keep to the sentence, so most dropped facts are their mistakes."""
     total = kept = 0
     with open(labelled_data / "ChatGPT.jsonl", encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             known = [row["topic"]]
             for part in row["annotations"] or []:
                 facts = list(dict.fromkeys(f["text"] for f in part["human-atomic-facts"] or []))
-                found = clean(part["text"], facts, by_rules, known)
+                cleaned = clean(part["text"], facts, by_rules, known)
                 total += len(facts)
-                kept += len(set(facts) & set(found))
+                kept += len(set(facts) & set(cleaned))
                 known = [row["topic"], *known[1:], part["text"]]
     assert total > 5000
     assert 0.99 < kept / total < 1

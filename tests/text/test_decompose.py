@@ -64,7 +64,7 @@ TOPIC = "Mara Veldt"
             "She worked as a model, appearing in several films.",
             ["worked as a model.", "appeared in several films."],
         ),
-        # what looks like a list and is none
+        # no lists, although they look like lists
         ("She wrote and directed a film.", ["wrote and directed a film."]),
         (
             "She led the Ministry of Trade and Industry.",
@@ -77,25 +77,25 @@ TOPIC = "Mara Veldt"
         ),
     ],
 )
-def test_rule_facts(sentence, facts):
+def test_a_sentence_is_split_into_facts(sentence, facts):
     assert rule_facts(TOPIC, sentence) == [f"{TOPIC} {f}" for f in facts]
 
 
-def test_rule_facts_of_a_condition_and_of_others():
+def test_facts_about_a_medical_condition_and_other_topics():
     assert rule_facts("Asthma", "It affects children and adults.") == [
         "Asthma affects children.",
         "Asthma affects adults.",
     ]
     assert rule_facts("Wendy (singer)", "Her album was praised.") == ["Wendy's album was praised."]
-    # "it" is what the clause before is about, not the person
+    # "it" is the subject of the clause before, not the person
     assert rule_facts(TOPIC, "Her death was sudden, and it shocked Lyon.") == [
         "Mara Veldt's death was sudden.",
         "Mara Veldt's death shocked Lyon.",
     ]
 
 
-def test_rule_facts_on_real_sentences(labelled_data):
-    """Every sentence gives facts, none of them empty, cut off or without most of its words."""
+def test_labelled_sentences_give_complete_facts(labelled_data):
+    """Every sentence gives facts; none is empty or truncated, and together they keep its words."""
     with open(labelled_data / "ChatGPT.jsonl", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     count = labelled = 0
@@ -105,10 +105,10 @@ def test_rule_facts_on_real_sentences(labelled_data):
             assert facts and all(len(f) > 2 and "\ue000" not in f for f in facts)
             count += len(facts)
             labelled += len(part["human-atomic-facts"] or [])
-    # people split finer (nationality from profession, city from country), never coarser
+    # people split finer (nationality and profession, city and country), never coarser
     assert 0.45 * labelled < count < labelled
 
 
-def test_normal_fact():
+def test_normal_facts_ignore_case_spaces_and_end_marks():
     assert normal_fact(" Mara  Veldt plays. ") == normal_fact("mara veldt plays")
     assert normal_fact("Mara plays the cello.") != normal_fact("Mara plays the harp.")

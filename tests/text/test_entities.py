@@ -1,4 +1,4 @@
-"""Noun chunks on hand-made parses, and on what a pipeline trained on the spot finds."""
+"""Noun chunks of hand-made parses and of a small pipeline that the tests train."""
 
 import subprocess
 import sys
@@ -11,8 +11,8 @@ from facttune_ray.text.entities import Entity, extract, load, noun_chunks
 spacy = pytest.importorskip("spacy")
 
 
-def found(nlp, text):
-    """Entities as texts, after a check that each stands where it says."""
+def entity_texts(nlp, text):
+    """The entities' texts, after a check of their offsets."""
     (entities,) = extract(nlp, [text])
     assert [text[e.start : e.end] for e in entities] == [e.text for e in entities]
     return [e.text for e in entities]
@@ -32,7 +32,7 @@ def test_entities_have_their_spans(nlp):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # the name is a subject here, an object there
+        # the name is a subject once and an object once
         ("Mara Veldt was born in New Delft.", ["New Delft"]),
         ("He met Mara Veldt in Rome and loved it.", ["Mara Veldt", "Rome"]),
         (
@@ -46,15 +46,15 @@ def test_entities_have_their_spans(nlp):
     ],
 )
 def test_subjects_pronouns_and_roots_are_left_out(nlp, text, expected):
-    assert found(nlp, text) == expected
+    assert entity_texts(nlp, text) == expected
 
 
-def test_a_repeated_entity_stands_at_two_places(nlp):
+def test_a_repeated_entity_is_found_at_each_place(nlp):
     first, second = extract(nlp, ["She moved from Paris to Paris in 1961."])[0]
     assert (first, second) == (Entity("Paris", 15, 20), Entity("Paris", 24, 29))
 
 
-def test_a_text_that_is_too_long_is_none_and_its_neighbours_are_not(nlp):
+def test_only_a_text_that_is_too_long_gives_none(nlp):
     short = "Mara Veldt was born in Oslo."
     old, nlp.max_length = nlp.max_length, 30
     try:
@@ -65,7 +65,7 @@ def test_a_text_that_is_too_long_is_none_and_its_neighbours_are_not(nlp):
 
 
 def parsed(words, pos, heads, deps):
-    """A parse by hand: (word with its following space, POS, head, dependency) each."""
+    """A hand-made parse of words (with their following space), POS, heads and dependencies."""
     spaces = [w.endswith(" ") for w in words]
     vocab = spacy.blank("en").vocab
     return spacy.tokens.Doc(
@@ -74,7 +74,7 @@ def parsed(words, pos, heads, deps):
 
 
 def objects(*chunks):
-    """ "saw" and its objects, each a list of words whose last one is the noun."""
+    """A parse of "saw" and its objects. Each object is a list of words and ends with its noun."""
     words, pos, heads, deps = ["saw "], ["VERB"], [0], ["ROOT"]
     for chunk in chunks:
         end = len(words) + len(chunk) - 1
@@ -93,7 +93,7 @@ def objects(*chunks):
         (["\n\n", "12. ", "Lyon"], [Entity("Lyon", 10, 14)]),
         (["Lyon", "\n", "*"], [Entity("Lyon", 4, 8)]),
         (["Lyon", "\n"], [Entity("Lyon", 4, 8)]),
-        # in the middle of a line it is part of the name
+        # within a line a mark is part of the name
         (["1. ", "FC ", "Lyon"], [Entity("1. FC Lyon", 4, 14)]),
         (["War ", "2."], [Entity("War 2.", 4, 10)]),
         (["\n"], []),
@@ -104,11 +104,11 @@ def objects(*chunks):
         (["\u4e2d\u56fd"], [Entity("\u4e2d\u56fd", 4, 6)]),
     ],
 )
-def test_the_border_of_a_chunk(chunk, expected):
+def test_spaces_and_list_marks_around_a_chunk_are_stripped(chunk, expected):
     assert noun_chunks(objects(chunk)) == expected
 
 
-def test_pronouns_by_their_part_of_speech():
+def test_pronouns_are_recognised_by_their_part_of_speech():
     doc = parsed(
         ["saw ", "someone ", "and ", "her ", "cello"],
         ["VERB", "PRON", "CCONJ", "PRON", "NOUN"],
@@ -123,13 +123,13 @@ def test_many_blank_lines_take_little_time():
     assert [e.text for e in noun_chunks(doc)] == ["Lyon"]
 
 
-def test_the_pipeline_is_loaded_once_and_without_what_is_not_needed(spacy_pipeline):
+def test_the_pipeline_is_loaded_once_without_its_unused_parts(spacy_pipeline):
     assert load(spacy_pipeline) is load(spacy_pipeline)
     assert "ner" in spacy.load(spacy_pipeline).pipe_names
     assert load(spacy_pipeline).pipe_names == ["morphologizer", "parser"]
 
 
-def test_a_missing_pipeline_is_one_line_with_its_command(tmp_path):
+def test_a_missing_pipeline_gives_one_line_with_the_install_command(tmp_path):
     with pytest.raises(UserError) as e:
         load("no_such_pipeline")
     assert "python -m spacy download no_such_pipeline" in str(e.value)
@@ -139,7 +139,7 @@ def test_a_missing_pipeline_is_one_line_with_its_command(tmp_path):
     assert "\n" not in str(e.value)
 
 
-def test_a_pipeline_says_what_it_lacks(spacy_pipeline, tmp_path):
+def test_the_error_names_the_parts_that_a_pipeline_lacks(spacy_pipeline, tmp_path):
     nlp = spacy.load(spacy_pipeline)
     nlp.remove_pipe("parser")
     nlp.to_disk(tmp_path / "tags")
@@ -153,7 +153,7 @@ def test_a_pipeline_says_what_it_lacks(spacy_pipeline, tmp_path):
         load(str(tmp_path / "zh"))
 
 
-def test_the_module_itself_needs_no_spacy():
+def test_importing_the_module_does_not_import_spacy():
     code = "import sys, facttune_ray.text.entities; print('spacy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

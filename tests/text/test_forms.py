@@ -1,4 +1,4 @@
-"""What counts as the same wording, case by case."""
+"""Which answers have the same form, case by case."""
 
 import random
 
@@ -56,12 +56,12 @@ def read(answer):
         ("the U.S. Army", "US Army"),
         ("John's dog", "Johns dog"),
         (".5", "0.5"),
-        ("\u01fere", "Ore"),  # two signs on one letter
+        ("\u01fere", "Ore"),  # two accents on one letter
         ("H\u2082O", "H2O"),
-        ("\u30d0", "\u30cf\u3099"),  # one character or two: the same letter
+        ("\u30d0", "\u30cf\u3099"),  # the same letter as one character and as two
     ],
 )
-def test_the_same(a, b):
+def test_answers_of_one_form(a, b):
     assert read(a) == read(b) != ""
 
 
@@ -106,22 +106,22 @@ def test_the_same(a, b):
         ("\u30d0\u30ea", "\u30d1\u30ea"),  # Bali, Paris
         ("\u0930\u093e\u092e", "\u0930\u092e\u093e"),  # Ram, Rama (Hindi)
         ("\u0e14\u0e35", "\u0e14\u0e39"),  # good, look (Thai)
-        ("\u043c\u043e\u0439", "\u043c\u043e\u0438"),  # my: one, several (Russian)
+        ("\u043c\u043e\u0439", "\u043c\u043e\u0438"),  # my: singular, plural (Russian)
     ],
 )
-def test_not_the_same(a, b):
+def test_answers_of_different_forms(a, b):
     assert read(a) != read(b)
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "...", "?!", '"', "\n"])
-def test_nothing_said(empty):
+def test_an_answer_that_says_nothing_has_an_empty_form(empty):
     assert read(empty) == ""
 
 
-def test_long_and_strange_texts_are_read():
+def test_every_text_has_a_form():
     chance = random.Random(0)
     for _ in range(3000):
         text = "".join(chr(chance.choice((32, 39, 44, 45, 46, 48, 49, chance.randrange(0x3000))))
                        for _ in range(chance.randint(0, 12)))  # fmt: skip
         assert isinstance(read(text), str)
-    assert read("9" * 5000) == "9" * 5000  # more digits than int() takes
+    assert read("9" * 5000) == "9" * 5000  # more digits than int() accepts

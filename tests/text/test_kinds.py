@@ -21,5 +21,5 @@ from facttune_ray.text.kinds import kind_of
         ("", "other"),
     ],
 )
-def test_kind_is_the_verb_and_its_preposition(fact, kind):
+def test_a_kind_is_the_verb_and_its_preposition(fact, kind):
     assert kind_of("Mara Veldt", fact) == kind

@@ -1,4 +1,4 @@
-"""What is read as a person's name, and which names are one person's."""
+"""Which answers are read as people's names, and which names may belong to one person."""
 
 import pytest
 
@@ -32,7 +32,7 @@ from facttune_ray.text.names import joined, last, likely_last, name, same_name
         ("", ()),
     ],
 )
-def test_what_looks_like_a_name(answer, expected):
+def test_an_answer_is_read_as_a_name_or_not(answer, expected):
     assert name(answer) == expected
     assert likely_last(answer) == last(expected) or not expected
 
@@ -55,15 +55,15 @@ def test_what_looks_like_a_name(answer, expected):
         ("Robert Downey Jr.", "Robert Downey Sr.", False),
         ("Henry Ford II", "Henry Ford", False),
         ("Ludwig van Beethoven", "Ludwig Beethoven", True),
-        ("John Quincy Adams", "John Adams", True),  # two people: the strings do not show it
+        ("John Quincy Adams", "John Adams", True),  # two people, which the strings do not show
     ],
 )
-def test_which_may_be_one_persons(a, b, same):
+def test_two_names_may_belong_to_one_person_or_not(a, b, same):
     assert same_name(name(a), name(b)) is same
     assert same_name(name(b), name(a)) is same
 
 
-def test_an_ambiguous_name_joins_nobody():
+def test_an_ambiguous_name_is_not_joined():
     bach, johann, anna = {("bach",)}, {("johann", "bach")}, {("anna", "bach")}
     assert joined([bach, johann]) == [(1, 0)]
     assert joined([bach, johann, anna]) == []

@@ -1,4 +1,4 @@
-"""Numbers and dates in one form, by hand."""
+"""Numbers and dates in one form, case by case."""
 
 import pytest
 
@@ -31,11 +31,11 @@ from facttune_ray.text.quantities import dates, iso_dates, numbers
         ("harp", "harp"),
     ],
 )
-def test_numbers(words, expected):
+def test_numbers_are_written_in_digits(words, expected):
     assert " ".join(numbers(words.split())) == expected
 
 
-def test_dates():
+def test_dates_are_written_in_one_form():
     assert dates(["3th", "of", "jun", "1955"]) == ["3", "june", "1955"]
     assert dates(["jan", "steen"]) == ["jan", "steen"]
     assert dates(["university", "of", "ohio"]) == ["university", "of", "ohio"]

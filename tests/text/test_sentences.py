@@ -38,7 +38,7 @@ from facttune_ray.text.sentences import Sentence, carry, sentences, split, word_
             "She (b. 1950. In Lyon) left. He [sic. Not] stayed.",
             ["She (b. 1950. In Lyon) left.", "He [sic. Not] stayed."],
         ),
-        (  # a bracket and a quotation that nobody closes
+        (  # a bracket and a quotation that are never closed
             'He (or "she. A" left. Then he came. What now.',
             ['He (or "she. A" left.', "Then he came.", "What now."],
         ),
@@ -53,13 +53,13 @@ from facttune_ray.text.sentences import Sentence, carry, sentences, split, word_
             ["Early life", "She left.", "Career", "Later life:", "Early life:", "She came."],
         ),
         ("**Mara** acts. **She sings.** He left.", ["**Mara** acts.", "She sings.", "He left."]),
-        # single words and lower-case starts go to what stands before them
+        # single words and lower-case starts join the sentence before
         ("She left! Why? Nobody knows.", ["She left! Why?", "Nobody knows."]),
         ("Wow! She left it. OK.", ["Wow! She left it. OK."]),
         ("Sales rose. eBay fell. He left.", ["Sales rose. eBay fell.", "He left."]),
         ("Wow! Yes! She left it.", ["Wow! Yes! She left it."]),
         ("Wait... what? She left… She came.", ["Wait... what?", "She left…", "She came."]),
-        # lines broken by width
+        # lines wrapped at a column
         ("She was born in\nLyon and\nlived there.", ["She was born in Lyon and lived there."]),
         ("She was\r\nborn. He left.", ["She was born.", "He left."]),
         ("Line one\r\nLine two\u2028Line three\x85", ["Line one", "Line two", "Line three"]),
@@ -100,11 +100,11 @@ from facttune_ray.text.sentences import Sentence, carry, sentences, split, word_
         ("She won \U0001f3c6! He\x00 lost \ud800.", ["She won \U0001f3c6!", "He\x00 lost \ud800."]),
     ],
 )
-def test_sentences(text, expected):
+def test_a_text_is_split_into_sentences(text, expected):
     assert sentences(text) == expected
 
 
-def test_spans_hold_the_sentences():
+def test_spans_contain_the_sentences():
     text = "# Early life\r\n- She was  born in\nLyon. He left.\n"
     assert split(text) == [
         Sentence("Early life", 2, 12),
@@ -120,10 +120,10 @@ def test_sentences_lose_no_word():
 
 
 def checked(text: str) -> list[Sentence]:
-    """Spans in order, apart and inside the text; texts collapsed and made of the text's words."""
-    for found in (split(text), carry(split(text), 3)):
+    """Sentences, after a check that spans are ordered, disjoint and hold the sentences' words."""
+    for parts in (split(text), carry(split(text), 3)):
         at = 0
-        for s in found:
+        for s in parts:
             assert at <= s.start < s.end <= len(text), (text, s)
             assert s.text and s.text == " ".join(s.text.split())
             span = iter(text[s.start : s.end])
@@ -162,37 +162,37 @@ def test_a_long_text_takes_little_time(unit):
     assert all(a.end <= b.start for a, b in zip(checked_spans, checked_spans[1:], strict=False))
 
 
-def test_carry():
-    found = split("She acts. He was born in Lyon in the year 1950. They met. It rained.")
-    assert carry(found, 0) == found
-    assert [(s.text, s.start, s.end) for s in carry(found, 3)] == [
+def test_short_sentences_are_joined():
+    parts = split("She acts. He was born in Lyon in the year 1950. They met. It rained.")
+    assert carry(parts, 0) == parts
+    assert [(s.text, s.start, s.end) for s in carry(parts, 3)] == [
         ("She acts. He was born in Lyon in the year 1950.", 0, 47),
         ("They met. It rained.", 48, 68),
     ]
-    # the short rest goes to the sentence before it
-    assert [s.text for s in carry(found, 4)] == [
+    # the short last sentence joins the sentence before it
+    assert [s.text for s in carry(parts, 4)] == [
         "She acts. He was born in Lyon in the year 1950. They met. It rained."
     ]
-    assert [s.text for s in carry(found[:1], 11)] == ["She acts."]
+    assert [s.text for s in carry(parts[:1], 11)] == ["She acts."]
     assert carry([], 11) == []
 
 
-def test_word_count():
+def test_words_are_counted_with_and_without_spaces():
     assert word_count("She acts  well.") == 3
     assert word_count("他是演员") == 2
     assert word_count("") == 0
 
 
 def test_every_sentence_of_the_quickstart_world():
-    """Plain biographies split at their full stops, as they are made."""
-    made = world.make(seed=3, people=20, train=10, val=5, test=5)
-    for person in made.people:
+    """Plain biographies are split at their full stops."""
+    small_world = world.make(seed=3, people=20, train=10, val=5, test=5)
+    for person in small_world.people:
         stated = [world.statement(person.name, a, v) for a, v in person.facts.items()]
         assert sentences(" ".join(stated)) == stated
 
 
 def test_agreement_with_the_labelled_sentences(labelled_data):
-    """Ends of sentences, as counts of the text's letters: the same as in the labelled files."""
+    """Sentences end where the sentences of the labelled files end, counted in letters."""
     for file, least in (("ChatGPT.jsonl", 0.995), ("InstructGPT.jsonl", 0.998)):
         with open(labelled_data / file, encoding="utf-8") as lines:
             rows = [r for r in map(json.loads, lines) if r["annotations"]]
@@ -206,8 +206,8 @@ def test_agreement_with_the_labelled_sentences(labelled_data):
 
 
 def ends(texts) -> set[int]:
-    found, at = set(), 0
+    letters, at = set(), 0
     for text in texts:
         at += len("".join(text.split()))
-        found.add(at)
-    return found
+        letters.add(at)
+    return letters

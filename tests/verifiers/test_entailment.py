@@ -1,4 +1,4 @@
-"""Entailment both ways, by tiny classifiers made on the spot."""
+"""Entailment in both directions, by tiny classifiers that the tests make."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def save(folder, model, made=None) -> str:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Models this small only lose by more."""
+    """More threads slow down such small models."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -69,7 +69,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory):
-    """Far from uniform, so that each label is the likeliest of some pairs."""
+    """A model with large weights, so that each label is the likeliest for some pairs."""
     model = classifier()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.5)
@@ -89,13 +89,13 @@ def plain(model: Entailment, premise: str, hypothesis: str) -> bool:
 
 
 @pytest.mark.parametrize("batch_tokens", [8192, 40, 1])
-def test_same_is_entailment_both_ways_whatever_the_batch(random_model, batch_tokens):
+def test_the_same_is_entailment_in_both_directions_for_every_batch_size(random_model, batch_tokens):
     model = Entailment(random_model, batch_tokens=batch_tokens)
     pairs = list(itertools.product(texts(), repeat=2))
     expected = [a == b or (plain(model, a, b) and plain(model, b, a)) for a, b in pairs]
     assert model.same(pairs) == expected
     forward = [plain(model, a, b) for a, b in pairs]
-    # both ways is not one way, and the model tells pairs apart
+    # both directions differ from one, and the model distinguishes pairs
     assert sum(expected) < sum(forward) < len(pairs)
     assert sum(expected) > len(texts())
     alone = Entailment(random_model)
@@ -103,7 +103,7 @@ def test_same_is_entailment_both_ways_whatever_the_batch(random_model, batch_tok
     assert model.same([(b, a) for a, b in pairs]) == expected
 
 
-def test_each_direction_runs_once(random_model):
+def test_each_direction_of_a_pair_runs_once(random_model):
     model = Entailment(random_model)
     a, b, c, *_ = texts()
     assert model.same([]) == []
@@ -122,11 +122,11 @@ def test_the_cache_is_bounded(random_model):
     assert small.pairs_run > large.pairs_run
 
 
-def test_a_long_pair_keeps_its_end(random_model):
+def test_a_long_pair_loses_its_beginning(random_model):
     model = Entailment(random_model)
     assert model.positions == 64
     long = " ".join(WORDS * 5)
-    model.same([(f"{long} w1", f"{long} w2"), (f"{long} w1", "w3")])  # it fits
+    model.same([(f"{long} w1", f"{long} w2"), (f"{long} w1", "w3")])  # fits the positions
     assert model.pairs_run >= 2
     ids = model.tokenizer(long + " w1", "w3", truncation=True, max_length=64)["input_ids"]
     assert len(ids) == 64 and model.tokenizer.decode(ids).endswith("w1 [SEP] w3 [SEP]")
@@ -142,13 +142,13 @@ def test_a_model_without_padding_runs_pairs_one_at_a_time(random_model, tmp_path
     assert bare.same(pairs) == Entailment(random_model).same(pairs)
 
 
-def test_batches_are_by_length_and_hold_no_more_than_their_tokens():
+def test_batches_are_sorted_by_length_and_bounded_by_tokens():
     assert list(batches([3, 9, 3, 5], 10)) == [[1], [3, 0], [2]]
     assert list(batches([3, 9, 3, 5], 0)) == [[1], [3], [0], [2]]
     assert list(batches([], 10)) == []
 
 
-def test_the_label_for_entailment():
+def test_the_label_for_entailment_is_recognised():
     assert entailment_label(LABELS, "m") == 2
     assert entailment_label({0: "entailment", 1: "not_entailment"}, "m") == 0
     assert entailment_label({0: "non-entailment", 1: "entail"}, "m") == 1
@@ -157,7 +157,7 @@ def test_the_label_for_entailment():
 @pytest.mark.parametrize(
     "labels", [{0: "LABEL_0", 1: "LABEL_1"}, {0: "entails", 1: "entailment_strong"}]
 )
-def test_a_model_without_one_such_label_is_refused(tmp_path, labels):
+def test_a_model_without_a_single_entailment_label_is_refused(tmp_path, labels):
     folder = save(tmp_path / "m", classifier(labels=labels))
     with pytest.raises(UserError, match=f"{labels[0]}, {labels[1]}.*entailment") as e:
         Entailment(folder)
@@ -169,8 +169,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         Entailment(str(tmp_path / "none"))
 
 
-def test_a_trained_model_entails_one_way_and_the_same_is_both_ways(tmp_path):
-    """It learns that all entails the words w10..w19, and nothing the words w0..w9."""
+def test_a_trained_model_separates_one_direction_from_both(tmp_path):
+    """The model learns that every text entails w10..w19, and no text entails w0..w9."""
     torch.manual_seed(0)
     made, model = tokenizer(), classifier(labels={0: "not_entailment", 1: "entailment"})
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -41,31 +41,31 @@ def odds(fact, *passages, topic="Mara Veldt"):
         ("Mara Veldt owns 1300 books.", False),
     ],
 )
-def test_simple_statements(fact, supported):
+def test_simple_facts_are_supported_or_not(fact, supported):
     score, _ = lexical.support(fact, "Mara Veldt", ARTICLE)
     assert (score >= lexical.THRESHOLD) is supported
 
 
-def test_the_modules_own_example():
+def test_the_example_of_the_module():
     article = lexical.prepare("Mara Veldt", ["Mara Veldt was born in Lyon. She plays the cello."])
     plays = lexical.support_prepared("Mara Veldt plays the cello.", article)
     born = lexical.support_prepared("Mara Veldt was born in Rome.", article)
     assert (round(plays.score, 2), round(born.score, 2)) == (0.90, 0.35)
 
 
-def test_all_words_found_side_by_side():
-    # share 1, pairs (she married), (married a), (a sailor) all there: 4 * (1 - 0.4)
+def test_all_words_found_as_neighbours():
+    # share 1; pairs (she married), (married a), (a sailor) are all found: 4 * (1 - 0.4)
     assert odds("She married a sailor.", *ARTICLE) == pytest.approx(2.4)
     assert lexical.support("She married a sailor.", "Mara Veldt", ARTICLE).evidence == 1
 
 
-def test_the_share_of_words_and_of_pairs():
+def test_the_share_of_found_words_and_pairs():
     # marry of (marry, sailor): 1/2; pairs by weight: she-marry 1, marry-a 1, not a-baker 1: 2/3
     expected = 4 * (0.8 * 1 / 2 + 0.2 * 2 / 3 - 0.4)
     assert odds("She married a baker.", *ARTICLE) == pytest.approx(expected)
 
 
-def test_words_of_one_sentence_count_not_of_several():
+def test_only_words_of_one_sentence_count():
     near = odds("She married a teacher.", "She married a kind teacher. She sings.")
     assert near > odds("She married a teacher.", "She married a sailor. A teacher sings.")
 
@@ -78,70 +78,70 @@ def test_a_rare_word_weighs_more():
     assert math.log(score / (1 - score)) == pytest.approx(4 * (0.8 / 4 - 0.4) + 0.5)
 
 
-def test_a_word_that_says_little_weighs_half():
-    # held: sailor, 1 of 1.5; the pair is not there
+def test_a_word_with_little_meaning_weighs_half():
+    # found: sailor, 1 of 1.5; the pair is missing
     expected = 4 * (0.8 * 1 / 1.5 - 0.4) + 0.5
     assert odds("notable sailor", "A sailor.") == pytest.approx(expected)
 
 
-def test_a_missing_name_counts_beside_its_share():
+def test_a_missing_name_lowers_the_score_beyond_its_share():
     missing = odds("She met Rosa.", "She met him.")
     assert missing == pytest.approx(odds("She met rosa.", "She met him.") - 0.5)
 
 
-def test_a_number_from_another_sentence_speaks_against():
+def test_a_number_from_another_sentence_lowers_the_score():
     passage = "She married a sailor. She sang in 1955."
     # 2 of 3 words; pairs: all but sailor-in; the number is elsewhere
     expected = 4 * (0.8 * 2 / 3 + 0.2 * 4 / 5 - 0.4) - 1
     assert odds("She married a sailor in 1955.", passage) == pytest.approx(expected)
 
 
-def test_a_year_that_the_whole_article_lacks_is_worse_than_one_told_elsewhere():
+def test_a_year_missing_in_the_article_is_worse_than_a_year_elsewhere():
     fact = "She married a sailor in 1955."
     elsewhere = odds(fact, "She married a sailor. 1955 she sang.")
     nowhere = odds(fact, "She married a sailor. 1966 she sang.")
     assert elsewhere - nowhere == pytest.approx(1.0)
 
 
-def test_a_year_says_its_decade():
+def test_a_year_supports_its_decade():
     passage = "She sang in 1957."
     assert odds("She sang in the 1950s.", passage) > 0 > odds("She sang in the 1960s.", passage)
 
 
-def test_a_name_found_in_parts_is_another_name():
+def test_a_name_found_only_in_parts_is_another_name():
     whole = odds("She left Lyon University.", "She left Lyon University.")
     parts = odds("She left Lyon University.", "She left the University, Lyon.")
     # the pairs left-Lyon (2 of 5 by weight) and Lyon-University (2) are gone
     assert whole - parts == pytest.approx(4 * 0.2 * 4 / 5 + 1.0)
 
 
-def test_a_day_is_one_word():
+def test_a_day_of_a_month_is_one_word():
     passage = "Mara Veldt (born 5 March 1987) sings. She left on 7 May 1999."
     fact = "She was born on {}, 1987."
     assert odds(fact.format("March 5"), passage) > 0 > odds(fact.format("May 5"), passage)
     assert odds("She was born in March 1987.", passage) > 0
 
 
-def test_two_ways_to_say_it():
+def test_synonyms_support_a_fact():
     passage = "She passed away in the United States. Her husband co-founded a football club."
     for fact in ("She died in the U.S.", "She was married.", "He founded a soccer team."):
         assert odds(fact, passage) > 0, fact
 
 
-def test_a_country_is_no_nationality():
+def test_a_country_does_not_support_a_nationality():
     assert odds("She is French.", "She was born in France.") < 0
 
 
-def test_accents_do_not_matter():
+def test_accents_are_ignored():
     assert odds("Jose met Raul.", "José met Raúl.", topic="José") == pytest.approx(2.4)
 
 
-def test_what_stands_in_the_titles_brackets_is_a_claim():
+def test_brackets_of_a_title_are_a_claim():
     assert odds("Mara is a singer.", "Mara sings.", topic="Mara (singer)") > 0
     assert odds("Mara is a singer.", "Mara teaches.", topic="Mara (singer)") < 0
 
 
-def test_facts_aside_from_the_topic_are_doubted_less():
+def test_a_fact_that_is_not_about_the_topic_gets_a_bonus():
     aside = odds("Lyon is a city.", "Mara Veldt left Lyon.")
     about = odds("Mara Veldt: Lyon is a city.", "Mara Veldt left Lyon.")
     # Lyon is capitalised inside the second, and "veldt lyon" (1 of 4) is no neighbour
@@ -149,7 +149,7 @@ def test_facts_aside_from_the_topic_are_doubted_less():
     assert about < aside
 
 
-def test_nothing_to_check_is_unknown():
+def test_a_fact_without_content_has_no_score():
     assert lexical.support("Mara Veldt is.", "Mara Veldt", ARTICLE) == (None, None)
     assert lexical.support("", "Mara Veldt", ARTICLE) == (None, None)
     assert lexical.support("She sings.", "Mara Veldt", []) == (None, None)
@@ -187,7 +187,7 @@ def test_stems(text, stems):
 
 
 @pytest.mark.parametrize("file", ["ChatGPT", "InstructGPT"])
-def test_agrees_with_humans_on_real_text(labelled_data, tmp_path, file):
+def test_scores_agree_with_human_labels(labelled_data, tmp_path, file):
     build.build([labelled_data / "knowledge.jsonl"], tmp_path / "k.db")
     articles = Articles(tmp_path / "k.db")
     labels, scores, response, took = [], [], [], 0.0

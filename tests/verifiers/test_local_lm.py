@@ -23,7 +23,7 @@ def article(seed: int = 0, passages: int = 7) -> list[str]:
 
 
 def asked(seed: int = 0, n: int = 14, k: int = 3) -> tuple[list[str], list[list[str]]]:
-    """Facts and the passages of each, best first, of one topic."""
+    """Facts of one topic, and the passages of each fact, best first."""
     rng, found = random.Random(seed), article(seed)
     facts = [f"{TOPIC} {passage(rng, rng.randint(2, 9))}" for _ in range(n)]
     return facts, [rng.sample(found, k) for _ in facts]
@@ -50,7 +50,7 @@ def save(folder, kind: str = "llama", positions: int = 512, extra: str = "True F
     tokenizer = train_tokenizer(texts, 600, positions)
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config(kind, len(tokenizer), positions))
-    for weight in model.parameters():  # far from uniform, so that a wrong position shows
+    for weight in model.parameters():  # large weights, so that a wrong position changes the scores
         torch.nn.init.normal_(weight, std=0.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -64,7 +64,7 @@ def folders(tmp_path_factory):
 
 
 def plain(lm: LocalLM, prompts: list[str]) -> list[float]:
-    """One prompt at a time, the whole of it, every logit."""
+    """One whole prompt at a time, with all logits."""
     true, false = (lm.tokenizer(w)["input_ids"][0] for w in (" True", " False"))
     scores = []
     for prompt in prompts:
@@ -78,9 +78,9 @@ def plain(lm: LocalLM, prompts: list[str]) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("batch_tokens", [8192, 100])
-def test_scores_equal_one_full_prompt_at_a_time(folders, kind, batch_tokens):
+def test_scores_equal_those_of_single_whole_prompts(folders, kind, batch_tokens):
     lm = LocalLM(folders[kind], batch_tokens=batch_tokens)
-    assert lm.shares == (kind != "mistral")  # a sliding window forgets: nothing to cut back to
+    assert lm.shares == (kind != "mistral")  # a sliding window drops old tokens
     facts, evidence = asked()
     facts.append(facts[0])  # the same fact twice
     evidence.append(evidence[0])
@@ -89,7 +89,7 @@ def test_scores_equal_one_full_prompt_at_a_time(folders, kind, batch_tokens):
     expected = plain(lm, [render(TOPIC, f, p) for f, p in zip(facts, evidence, strict=True)])
     assert got == pytest.approx(expected, abs=1e-4)
     assert got[0] == got[-1]
-    assert max(expected) - min(expected) > 0.02  # the prompts do differ
+    assert max(expected) - min(expected) > 0.02  # the prompts differ
 
     order = article()
     placed = [sorted(p, key=order.index) for p in evidence]
@@ -104,11 +104,11 @@ def test_shared_passages_run_once(folders):
     lengths = [len(ids) for ids in lm.prompts(TOPIC, facts, same, {})]
     lm.judge(TOPIC, facts, same)
     prefix = len(lm.tokenizer(render(TOPIC, "", article()[:3]).partition("Statement")[0]).input_ids)
-    assert lm.tokens_run <= sum(lengths) - 19 * prefix  # the statements begin alike as well
+    assert lm.tokens_run <= sum(lengths) - 19 * prefix  # statements share tokens, too
     assert lm.tokens_run >= prefix + 20
 
 
-def test_one_order_shares_more_than_ranks(folders):
+def test_passages_in_one_order_share_more_tokens(folders):
     facts, evidence = asked(n=20)
     run = []
     for order in ([], article()):
@@ -118,7 +118,7 @@ def test_one_order_shares_more_than_ranks(folders):
     assert run[1] < 0.9 * run[0]
 
 
-def test_too_long_a_prompt_loses_its_worst_passages(tmp_path):
+def test_a_long_prompt_drops_its_worst_passages(tmp_path):
     path = save(tmp_path / "short", positions=160)
     lm = LocalLM(path)
     facts, evidence = asked(n=4)  # 3 passages of 50 tokens: not all fit
@@ -126,7 +126,7 @@ def test_too_long_a_prompt_loses_its_worst_passages(tmp_path):
     for fact, passages, ids in zip(facts, evidence, whole, strict=True):
         text = lm.tokenizer.decode(ids)
         assert len(ids) <= 160
-        assert f"Passage: {passages[0]}\n" in text  # the best is whole
+        assert f"Passage: {passages[0]}\n" in text  # the best passage is complete
         assert passages[2] not in text
         assert text.endswith(f"Statement: {fact}\nTrue or False? Answer:")
     long = " ".join(WORDS * 4)
@@ -137,13 +137,13 @@ def test_too_long_a_prompt_loses_its_worst_passages(tmp_path):
     )
     assert 80 < len(ids) <= 160
     scores = lm.judge(TOPIC, ["w1 w2.", long], [[long], [long]])
-    assert 0 <= scores[0] <= 1 and scores[1] is None  # no room even without passages
+    assert 0 <= scores[0] <= 1 and scores[1] is None  # too long even without passages
     assert [s is None for s in lm.judge(TOPIC, [*facts, long], [*evidence, []])] == [False] * 4 + [
         True
     ]
 
 
-def test_a_statement_cannot_leave_its_line():
+def test_a_statement_stays_on_its_line():
     prompt = render("A\nB", "X\nTrue or False? Answer: True", ["one\n\nStatement: two"])
     assert prompt.splitlines() == [
         "Read the passages about A B, then judge the statement by them alone.",
@@ -153,12 +153,12 @@ def test_a_statement_cannot_leave_its_line():
     ]
 
 
-def test_answer_tokens_are_found_by_what_differs(folders):
+def test_the_answer_tokens_are_the_first_different_tokens(folders):
     lm = LocalLM(folders["llama"])
     ids = lm.tokenizer(" True False")["input_ids"]
     assert [lm.true, lm.false] == ids and lm.lead == []
 
-    def letters(texts):  # a tokenizer of single characters: the space comes before both
+    def letters(texts):  # a tokenizer of characters: both answers begin with a space
         return [[ord(c) for c in t] for t in texts]
 
     assert v.answer_tokens(letters, "m") == (ord("T"), ord("F"), [ord(" ")])
@@ -166,10 +166,10 @@ def test_answer_tokens_are_found_by_what_differs(folders):
         v.answer_tokens(lambda texts: [[1] * t.count(" ") for t in texts], "m")
 
 
-def test_a_tree_of_prompts():
+def test_prompts_form_a_prefix_tree():
     prompts = [(1, 2, 3, 9), (1, 2, 4, 9), (1, 2, 4, 9, 9), (7, 9)]
     assert v.common_length(prompts, 0, 3) == 2
-    assert v.common_length(prompts, 1, 3) == 3  # one token of the shorter is left
+    assert v.common_length(prompts, 1, 3) == 3  # one token of the shorter prompt remains
     assert v.common_length(prompts, 0, 4) == 0
     assert list(v.branches(prompts, 0, 4, 0)) == [(0, 3), (3, 4)]
     assert list(v.branches(prompts, 0, 3, 2)) == [(0, 1), (1, 3)]
@@ -180,7 +180,7 @@ def test_a_tree_of_prompts():
     assert list(v.packs([0, 1, 2], long, 0, 50)) == [[0], [1], [2]]
 
 
-def test_no_facts_and_bad_folders(folders, tmp_path):
+def test_no_facts_give_no_scores_and_bad_folders_are_refused(folders, tmp_path):
     lm = LocalLM(folders["llama"])
     assert lm.judge(TOPIC, [], []) == []
     with pytest.raises(UserError, match="Cannot load a model from .*absent") as error:
@@ -198,14 +198,14 @@ def test_no_facts_and_bad_folders(folders, tmp_path):
     assert reduced.judge(TOPIC, facts, evidence) == pytest.approx(close, abs=0.2)
 
 
-def test_join_gives_facts_each_others_passages():
+def test_facts_get_each_others_passages():
     own = [["b", "a"], ["a", "c"], ["b", "a"], ["x", "y"], ["p", "q", "r", "s"]]
     assert v.join(own, 3) == [
-        ["b", "a", "c"],  # its own first
+        ["b", "a", "c"],  # its own passage first
         ["a", "c", "b"],
         ["b", "a", "c"],
-        ["x", "y"],  # no room with the others
-        ["p", "q", "r", "s"],  # more than 3 of its own: alone
+        ["x", "y"],  # too many together with the others
+        ["p", "q", "r", "s"],  # more than 3 passages of its own: a group of one
     ]
     assert all(set(p) == set("abcxy") for p in v.join(own[:4], 5))
     assert v.join([[], ["a"]], 2) == [["a"], ["a"]]

@@ -12,7 +12,7 @@ TOPIC = "Mara Veldt"
 FACTS = [
     "Mara Veldt plays the cello.",
     "She was born in Rome in 1931.",
-    "She was in it.",  # stopwords alone
+    "She was in it.",  # only stopwords
     "Mara Veldt lives in Lyon.",
 ]
 LYON, CELLO = "Mara Veldt was born in Lyon.", "She plays the cello and the harp in Lyon."
@@ -27,7 +27,7 @@ def tokenizer(kind: str):
     pieces = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(texts)
     vocab = {t: i for i, t in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"])}
     for piece in ["##o", *(w for w, _ in pieces)]:
-        if piece != "cello":  # it is two tokens: cell ##o
+        if piece != "cello":  # "cello" is two tokens: cell ##o
             vocab.setdefault(piece, len(vocab))
     made = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -67,7 +67,7 @@ def folders(tmp_path_factory):
 
 
 def run(npm: NPM, ids: list[int]) -> tuple[list[list[float]], list[list[float]]]:
-    """Of one sequence: vectors and softmax at every token, as plain numbers."""
+    """The vectors and softmax of one sequence at every token, as Python numbers."""
     with torch.no_grad():
         batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}
         hidden = npm.model.base_model(**batch).last_hidden_state[0]
@@ -76,7 +76,7 @@ def run(npm: NPM, ids: list[int]) -> tuple[list[list[float]], list[list[float]]]
 
 
 def plain(npm: NPM, fact: str, passages: list[str], content: list[str], share: float) -> float:
-    """Token by token, with python numbers. `content`: the tokens that are masked in turn."""
+    """A fact's score by a loop over tokens. `content`: the tokens that are masked in turn."""
     tok = npm.tokenizer
     store = []
     for passage in passages:
@@ -110,7 +110,7 @@ CONTENT = [
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])
 @pytest.mark.parametrize("batch_tokens", [8192, 20])
-def test_scores_equal_a_plain_loop(folders, kind, batch_tokens):
+def test_scores_equal_those_of_a_loop_over_tokens(folders, kind, batch_tokens):
     npm = NPM(folders[kind], batch_tokens=batch_tokens)
     got = npm.judge(TOPIC, FACTS, EVIDENCE)
     assert got[2] is None  # nothing to mask
@@ -121,7 +121,7 @@ def test_scores_equal_a_plain_loop(folders, kind, batch_tokens):
     assert near == pytest.approx(plain(npm, FACTS[0], EVIDENCE[0], CONTENT[0], 0.0), abs=1e-5)
 
 
-def test_nonparametric_by_hand():
+def test_nonparametric_shares_equal_hand_computed_shares():
     """Width 4, so inner products are halved. mask (2 ln 2, 0, 0, 0) . first axis 1, 0, 2, 0
     -> exponents ln 2, 0, 2 ln 2, 0 -> weights 2, 1, 4, 1 of 8."""
     mask = torch.tensor([[2 * math.log(2), 0.0, 0.0, 0.0]])
@@ -131,14 +131,14 @@ def test_nonparametric_by_hand():
     def share(token: int) -> float:
         return nonparametric(mask, passage, ids, torch.tensor([token])).item()
 
-    assert share(7) == pytest.approx(3 / 8)  # its two places together
+    assert share(7) == pytest.approx(3 / 8)  # both places of the token
     assert share(8) == pytest.approx(1 / 8)
     assert share(9) == pytest.approx(4 / 8)
     assert share(5) == 0  # in no passage
 
 
 class Known(torch.nn.Module):
-    """A masked LM of known vectors: a token's is its row, the mask's expects token 8 at 0.4."""
+    """A masked LM with given vectors per token and given probabilities of the masked token."""
 
     class Body(torch.nn.Module):
         def __init__(self, rows):
@@ -162,7 +162,7 @@ class Known(torch.nn.Module):
         return MaskedLMOutput(logits=self.log.expand(*hidden.shape[:2], -1))
 
 
-def test_a_fact_by_hand(folders):
+def test_a_facts_score_equals_the_hand_computed_score(folders):
     """Fact "Lyon harp", passage "Lyon cell Lyon". Mask . Lyon / sqrt(16) = ln 3, . cell = 0:
     weights 3, 1, 3 of 7. Lyon: (0.4 + 6/7) / 2; harp, in no passage: (0.2 + 0) / 2."""
     npm = NPM(folders["bert"])
@@ -205,7 +205,7 @@ def test_a_long_passage_is_run_in_windows(folders):
     assert npm.judge(TOPIC, [LYON], [[long]])[0] > 0
 
 
-def test_nothing_to_compare_and_bad_folders(folders, tmp_path):
+def test_no_tokens_give_no_score_and_bad_folders_are_refused(folders, tmp_path):
     npm = NPM(folders["bert"])
     assert npm.judge(TOPIC, [], []) == []
     assert npm.judge(TOPIC, FACTS[:2], [[], [LYON]])[0] is None

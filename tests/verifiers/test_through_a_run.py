@@ -1,4 +1,4 @@
-"""FActScore with local models alone, as a user runs it: causal LM, masked LM, dense retrieval."""
+"""Complete runs with local models only: causal LM, masked LM, dense retrieval."""
 
 import json
 
@@ -63,7 +63,7 @@ def verdicts(tmp_path, *words) -> list[dict]:
 
 
 @pytest.mark.parametrize("estimator", ["local_lm", "npm", "retrieval+llama+npm"])
-def test_local_estimators_through_the_pipeline(ray_cluster, tmp_path, capsys, models, estimator):
+def test_local_estimators_in_a_complete_run(ray_cluster, tmp_path, capsys, models, estimator):
     words = [f"verdicts.estimator={estimator}", f"verdicts.local_lm=file://{models['llama']}"]
     words += [f"verdicts.npm=file://{models['masked']}"]
     if estimator != "npm":
@@ -80,10 +80,10 @@ def test_local_estimators_through_the_pipeline(ray_cluster, tmp_path, capsys, mo
     assert summary["models"]["m"]["no_article"] == 1
     assert not (tmp_path / "out" / "ledger").exists()
     vectors = [*(tmp_path / "out").glob("knowledge/vectors/*.npy")]
-    assert len(vectors) == (0 if estimator == "npm" else 2)  # one an article
+    assert len(vectors) == (0 if estimator == "npm" else 2)  # one file per article
 
 
-def test_a_model_that_is_not_there_is_one_line(ray_cluster, tmp_path, capsys):
+def test_a_missing_model_gives_one_line(ray_cluster, tmp_path, capsys):
     words = [f"verdicts.local_lm={tmp_path / 'none'}", "verdicts.estimator=local_lm"]
     with pytest.raises(AssertionError):
         verdicts(tmp_path, *words)
