@@ -224,7 +224,7 @@ async def _ask_one(context: Context, topic: str, fact: str, found: Evidence, at:
         messages = prompt.render(topic, fact, found.shown(at)[: cfg.passages])
     params = {"logprobs": True, "top_logprobs": 5} if cfg.logprobs else None
     try:
-        said, score = await context.client.ask_whole(
+        said, score = await context.client.ask_completion(
             messages, lambda c: (prompt.parse(c.answer), prompt.probability(c.top_logprobs)), params
         )
     except RowError as e:

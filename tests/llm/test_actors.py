@@ -10,9 +10,9 @@ import urllib.request
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.llm.cost import Ask, MeterLost, Usage
+from facttune_ray.llm.cost import MeterLost, MeterReport, Usage
 from facttune_ray.llm.ledger import Completion, Ledger
-from facttune_ray.llm.limiter import MAX_HORIZON_S, Lease, Limits, Seen
+from facttune_ray.llm.limiter import MAX_HORIZON_S, Lease, LimiterReport, Limits
 from facttune_ray.llm.permits import LimiterLost
 from facttune_ray.storage.tables import Folder
 
@@ -24,9 +24,9 @@ def test_two_workers_share_one_limiter(ray_cluster):
     first, second = (actors.renew_at("http://a", "m", "KEY", limits) for _ in range(2))
 
     async def both():
-        alone = await first(Seen("a", waiting=500, most=10))
-        half = await second(Seen("b", waiting=500, most=10))
-        return alone, half, await first(Seen("a", waiting=500, most=10, held=500))
+        alone = await first(LimiterReport("a", waiting=500, most=10))
+        half = await second(LimiterReport("b", waiting=500, most=10))
+        return alone, half, await first(LimiterReport("a", waiting=500, most=10, held=500))
 
     alone, half, again = asyncio.run(both())
     assert alone.requests_per_s == pytest.approx(99.0)
@@ -39,8 +39,8 @@ def test_the_limits_of_a_run_that_is_over_are_dropped(ray_cluster):
 
     async def rate(limits: Limits) -> float:
         renew = actors.renew_at("http://c", "m", "KEY", limits)
-        lease = await renew(Seen("a", waiting=500, most=10))
-        await renew(Seen("a"))  # nothing waits
+        lease = await renew(LimiterReport("a", waiting=500, most=10))
+        await renew(LimiterReport("a"))  # nothing waits
         return lease.requests_per_s
 
     assert asyncio.run(rate(Limits(6000))) == pytest.approx(99.0)
@@ -56,7 +56,9 @@ def test_a_killed_limiter_comes_back_and_first_lets_the_permits_of_its_predecess
 
     limits = Limits(requests_per_minute=6000)
     renew = actors.renew_at("http://b", "m", "KEY", limits)
-    report = Seen("a", waiting=500, most=10)  # a newcomer: others may hold what it cannot know
+    report = LimiterReport(
+        "a", waiting=500, most=10
+    )  # a newcomer: others may hold what it cannot know
 
     async def lease(until) -> Lease:
         """Ask until a lease fits."""
@@ -95,7 +97,7 @@ def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluste
         for _ in range(100):
             try:
                 serial[0] += 1
-                ask = Ask("a", "facts", serial[0], usage, wants_usd=9.0, one_usd=0.1)
+                ask = MeterReport("a", "facts", serial[0], usage, wants_usd=9.0, next_usd=0.1)
                 if (found := await report(ask)).usd:
                     return found
             except MeterLost:
@@ -129,7 +131,7 @@ def test_a_meter_that_never_was_is_named_lost(ray_cluster):
     from facttune_ray.llm import actors
 
     with pytest.raises(MeterLost):
-        asyncio.run(actors.report_to("no-such-meter", "m")(Ask("a", "facts", 1, Usage())))
+        asyncio.run(actors.report_to("no-such-meter", "m")(MeterReport("a", "facts", 1, Usage())))
 
 
 def test_a_meter_that_cannot_read_the_ledger_is_one_line(tmp_path, ray_cluster):
@@ -150,7 +152,7 @@ def test_what_is_paid_is_counted_in_rays_metrics(tmp_path, ray_cluster):
 
     meter = actors.start_meter("test-metrics", None, Folder.of(str(tmp_path)), "r")
     used = Usage(calls=3, refused=2, completion_tokens=40, cost_usd=0.5)
-    asyncio.run(actors.report_to("test-metrics", "a-model")(Ask("a", "facts", 1, used)))
+    asyncio.run(actors.report_to("test-metrics", "a-model")(MeterReport("a", "facts", 1, used)))
     assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.5
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     wanted = {"calls": 3, "refused": 2, "completion_tokens": 40, "cost_usd": 0.5}

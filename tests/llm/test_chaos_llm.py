@@ -5,19 +5,18 @@ By real processes, sockets and clocks; tests/simulation/ tries many thousand tim
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
 import pytest
+from annotator_client import stats
 from bench import ours
 
 from facttune_ray.config import LLMConfig
@@ -35,11 +34,6 @@ from facttune_ray.config import LLMConfig
 out, url = Path(sys.argv[1]), sys.argv[2]
 ours.run_in(out, url, {COUNT}, {WORKERS}, LLMConfig(concurrency={IN_FLIGHT}), shards={SHARDS})
 """
-
-
-def stats(url: str) -> dict:
-    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
-        return json.load(reply)
 
 
 def start(out: Path, url: str) -> subprocess.Popen:

@@ -7,16 +7,17 @@ import json
 import socketserver
 import threading
 import time
-import urllib.request
 from contextlib import contextmanager
 
 import pytest
+from annotator_client import answers, stats
+from annotator_client import run as ask
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import BudgetReached, EndpointError, RowError, Stopped, UserError
 from facttune_ray.llm import funds
 from facttune_ray.llm.client import Client
-from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Usage
+from facttune_ray.llm.cost import Allowance, Meter, MeterLost, MeterReport, Usage
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
@@ -31,7 +32,7 @@ FAST = {"timeout_s": 2.0, "max_attempts": 8, "max_wait_s": 0.2}
 
 @contextmanager
 def client(tmp_path, url, meter: Meter | None = None, urls=(), **settings):
-    """A client with a limiter of its own."""
+    """A client with its own limiter, for one endpoint or for each of `urls`."""
     cfg = LLMConfig(**FAST | settings)
     limits = Limits(cfg.requests_per_minute, cfg.tokens_per_minute)
     queue = Queue()
@@ -48,26 +49,6 @@ def client(tmp_path, url, meter: Meter | None = None, urls=(), **settings):
     yield Client(cfg, ledger, endpoints, report if meter else None)
 
 
-def ask(one: Client, numbers: range) -> list:
-    """Ask for the facts of one sentence a number; exceptions are returned."""
-
-    async def all_of_them():
-        asked = (
-            one.ask(facts.render("Mara Veldt", f"She was born in {1000 + i}."), facts.parse)
-            for i in numbers
-        )
-        out = await asyncio.gather(*asked, return_exceptions=True)
-        await one.close()
-        return out
-
-    return asyncio.run(all_of_them())
-
-
-def stats(url: str) -> dict:
-    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
-        return json.load(reply)
-
-
 def test_every_fault_is_survived_and_nothing_is_answered_twice(tmp_path):
     faults = AnnotatorOptions(
         error_share=0.1, reset_share=0.1, malformed_share=0.1, journal=str(tmp_path / "j.jsonl")
@@ -75,7 +56,7 @@ def test_every_fault_is_survived_and_nothing_is_answered_twice(tmp_path):
     with running(faults) as url:
         with client(tmp_path, url) as one:
             found = ask(one, range(150))
-        assert found == [[f"Mara Veldt was born in {1000 + i}."] for i in range(150)]
+        assert found == answers(range(150))
         assert one.usage.calls == 150 and one.usage.retries > 20
         with client(tmp_path, url) as again:  # everything comes from the ledger
             assert ask(again, range(150)) == found
@@ -189,7 +170,7 @@ def test_an_answer_that_was_cut_fails_its_row_and_is_not_asked_again(tmp_path):
     with says(chat("- She sings.\n- She was born in", "length")) as url:
 
         async def both():
-            cut = (one.ask(messages, facts.parse, to_its_end=whole) for whole in (True, False))
+            cut = (one.ask(messages, facts.parse, reject_cut=whole) for whole in (True, False))
             found = await asyncio.gather(*cut, return_exceptions=True)
             await one.close()
             return found
@@ -214,7 +195,7 @@ def test_thoughts_are_no_part_of_an_answer(tmp_path, said, answer):
 
         async def both():
             found = await one.ask([{"role": "user", "content": "?"}], str)
-            whole = await one.ask([{"role": "user", "content": "?"}], str, to_its_end=True)
+            whole = await one.ask([{"role": "user", "content": "?"}], str, reject_cut=True)
             await one.close()
             return found, whole
 
@@ -271,18 +252,18 @@ def test_the_budget_stops_at_its_cap_and_goes_on_from_there(tmp_path):
 def test_a_meter_that_is_gone_for_good_ends_what_waits_for_it_with_one_line(monkeypatch):
     monkeypatch.setattr(funds, "LOST_S", 0.2)
 
-    async def gone(_: Ask) -> Allowance:
+    async def gone(_: MeterReport) -> Allowance:
         raise MeterLost("the actor died")
 
     async def wait() -> None:
         cfg = LLMConfig(budget_usd=1.0)
-        one = funds.Funds(cfg, Usage(), gone, "a", "facts", lambda: True, lambda _: None)
+        one = funds.Funds(cfg, Usage(), gone, "a", "facts", [1], [], lambda _: None)
         try:
             await asyncio.wait_for(one.take(lambda: 0.1), 10)
         finally:
             await one.pause()
 
-    with pytest.raises(UserError, match="what counts it has not answered .*the actor died"):
+    with pytest.raises(UserError, match="meter has not answered .*the actor died"):
         asyncio.run(wait())
 
 
@@ -367,8 +348,8 @@ def test_log_probabilities_of_the_first_token_are_kept(tmp_path):
 
     def told(url) -> tuple[float | None, float | None]:
         async def both(one: Client):
-            with_them = await one.ask_whole(asked, lambda c: c.top_logprobs, params)
-            without = await one.ask_whole(asked, lambda c: c.top_logprobs)
+            with_them = await one.ask_completion(asked, lambda c: c.top_logprobs, params)
+            without = await one.ask_completion(asked, lambda c: c.top_logprobs)
             await one.close()
             return verdicts.probability(with_them), verdicts.probability(without)
 
@@ -378,5 +359,4 @@ def test_log_probabilities_of_the_first_token_are_kept(tmp_path):
     with running(AnnotatorOptions()) as url:
         assert told(url) == (pytest.approx(0.9), None)
         assert told(url) == (pytest.approx(0.9), None)  # from the ledger
-        with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
-            assert json.load(reply)["answered"] == 2
+        assert stats(url)["answered"] == 2

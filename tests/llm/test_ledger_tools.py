@@ -264,8 +264,8 @@ def test_on_another_file_system():
     [
         (["gc", "--days", "-1"], "--days -1: must be above 0"),
         (["gc", "--days", "nan"], "--days nan: must be above 0"),
-        (["gc", "--model", "m-1"], "--model: of completions older than --days"),
-        (["stats", "--days", "3"], "ledger stats: --days and --model are of gc"),
+        (["gc", "--model", "m-1"], "--model: give --days, too"),
+        (["stats", "--days", "3"], "ledger stats: --days and --model are options of gc"),
     ],
 )
 def test_what_would_remove_everything_is_refused(tmp_path, capsys, words, says):

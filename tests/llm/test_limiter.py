@@ -15,8 +15,8 @@ from facttune_ray.llm.limiter import (
     MAX_HORIZON_S,
     SHARE,
     Limiter,
+    LimiterReport,
     Limits,
-    Seen,
     horizon,
     shares,
 )
@@ -30,8 +30,10 @@ def test_shares_are_max_min_fair_and_sum_to_the_total():
     assert sum(shares({"a": 1.0, "b": 7.0, "c": 2.0}, 5.0).values()) == pytest.approx(5.0)
 
 
-def busy(worker: str, trip_s: float | None = 0.0, **seen) -> Seen:
-    return Seen(worker, waiting=5000, in_flight=50, tokens=100, most=200, trip_s=trip_s, **seen)
+def busy(worker: str, trip_s: float | None = 0.0, **seen) -> LimiterReport:
+    return LimiterReport(
+        worker, waiting=5000, in_flight=50, tokens=100, most=200, trip_s=trip_s, **seen
+    )
 
 
 def most_above(times: list[float], rate: float) -> float:
@@ -49,7 +51,7 @@ def test_permits_never_pass_the_limit_whoever_asks(limit):
     now, times = 0.0, []
     for _ in range(3000):
         now += chance.choice([0.0, 0.01, 0.1, 3.0])
-        report = Seen(
+        report = LimiterReport(
             chance.choice("abcdefgh"),
             waiting=chance.choice([0, 1, 20, 5000]),
             in_flight=chance.choice([0, 1, 50]),
@@ -94,7 +96,7 @@ def test_a_far_worker_gets_its_share_beside_near_ones():
 def test_what_a_worker_does_not_need_the_others_get():
     limiter, now, b = Limiter(RPM), 0.0, 0
     while now < 60.0:
-        limiter.renew(Seen("a", in_flight=100, most=200, trip_s=0.0), now)  # nothing waits
+        limiter.renew(LimiterReport("a", in_flight=100, most=200, trip_s=0.0), now)  # nothing waits
         b += len(limiter.renew(busy("b"), now).permits)
         now += 0.25
     assert b >= 0.98 * 60 * 198
@@ -104,7 +106,7 @@ def test_a_worker_that_leaves_or_dies_frees_its_share():
     limiter = Limiter(RPM)
     assert limiter.renew(busy("a"), 0.0).requests_per_s == pytest.approx(198)
     assert limiter.renew(busy("b"), 0.1).requests_per_s == pytest.approx(99)
-    limiter.renew(Seen("a"), 0.4)  # nothing waits, nothing is in flight
+    limiter.renew(LimiterReport("a"), 0.4)  # nothing waits, nothing is in flight
     assert limiter.renew(busy("b"), 0.5).requests_per_s == pytest.approx(198)
     limiter.renew(busy("c"), 0.8)  # and then c is silent
     assert limiter.renew(busy("b"), 1.7).requests_per_s == pytest.approx(99)
@@ -144,11 +146,13 @@ def test_permits_are_issued_as_far_ahead_as_the_way_is_long():
 
 def test_a_request_waits_for_its_tokens_and_nothing_longer_than_a_minute():
     limiter = Limiter(Limits(None, 6000))  # 99 tokens/s
-    one = Seen("a", waiting=1, tokens=990, most=9)
+    one = LimiterReport("a", waiting=1, tokens=990, most=9)
     assert limiter.renew(one, 0.0).permits == ((0.0, 990),)
     at = [at for now in range(20) for at, _ in limiter.renew(one, now).permits]
     assert at == pytest.approx([10.0, 20.0], abs=LAG_S)
-    owing = Seen("a", waiting=1, tokens=990, most=9, owed=1e9)  # used more than it was given
+    owing = LimiterReport(
+        "a", waiting=1, tokens=990, most=9, owed=1e9
+    )  # used more than it was given
     assert not limiter.renew(owing, 20.0).permits
     assert not limiter.renew(one, 60.0).permits and limiter.renew(one, 86.0).permits
 
@@ -242,7 +246,7 @@ def simulate(limiter: Limiter, server: Server, seconds: float, halve_s: float = 
             while held and held[0] < now - HOLD_S:
                 held.popleft()
             if now >= renew[name]:
-                report = Seen(
+                report = LimiterReport(
                     name,
                     waiting=5000,
                     in_flight=len(mine),
@@ -319,7 +323,7 @@ def test_latency_that_grows_without_429s_shrinks_the_window():
         answers = [(begun, end) for begun, end in sent if end <= now]
         sent = [(begun, end) for begun, end in sent if end > now]
         latencies = [end - begun for begun, end in answers]
-        report = Seen(
+        report = LimiterReport(
             "a",
             waiting=1000,
             in_flight=len(sent),
@@ -345,7 +349,7 @@ def test_a_server_that_answers_few_in_time_gets_half_as_many_at_once_each_time()
         ended = [(begun, end) for begun, end in sent if end <= now or begun + 60 <= now]
         sent = [request for request in sent if request not in ended]
         answered = [end - begun for begun, end in ended if end <= begun + 60]
-        report = Seen(
+        report = LimiterReport(
             "a",
             waiting=1000,
             in_flight=len(sent),

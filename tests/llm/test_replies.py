@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 
 import pytest
 
-from facttune_ray.llm.replies import HTTPReply, read, retry_after_s, shared, split_thoughts
+from facttune_ray.llm.replies import HTTPReply, divided, read, split_thoughts
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "?"}], "max_tokens": 512}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
@@ -230,11 +228,11 @@ def test_choices_of_a_text_completion_share_its_tokens():
     assert [r.completion_tokens for r in found] == [6, 18, 6]
 
 
-def test_shares_add_up():
-    assert shared(10, [1, 1, 1]) == [3, 4, 3]
-    assert shared(1, [5, 5]) in ([0, 1], [1, 0])
-    assert shared(0, [3]) == [0]
-    assert all(sum(shared(n, [7, 1, 13])) == n for n in range(50))
+def test_parts_add_up():
+    assert divided(10, [1, 1, 1]) == [3, 4, 3]
+    assert divided(1, [5, 5]) in ([0, 1], [1, 0])
+    assert divided(0, [3]) == [0]
+    assert all(sum(divided(n, [7, 1, 13])) == n for n in range(50))
 
 
 @pytest.mark.parametrize(
@@ -249,14 +247,3 @@ def test_shares_add_up():
 )
 def test_thoughts_are_no_part_of_a_text(said, text, thoughts):
     assert split_thoughts(said) == (text, thoughts)
-
-
-def test_retry_after_in_either_form():
-    assert retry_after_s({"retry-after": "2", "retry-after-ms": "150"}) == 0.15
-    assert retry_after_s({"retry-after": "2"}) == 2.0
-    assert retry_after_s({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
-    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert retry_after_s({"retry-after": in_a_minute}) == pytest.approx(60, abs=5)
-    for text in ("soon", "inf", "nan", "1e999"):
-        assert retry_after_s({"retry-after": text}) is None
-    assert retry_after_s({}) is None

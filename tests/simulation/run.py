@@ -342,7 +342,7 @@ class Run:
                         raise completion
                     parse(completion.whole_answer)
             else:
-                await client.ask(messages, parse, to_its_end=True)
+                await client.ask(messages, parse, reject_cut=True)
             said.outcome = "answer"
         except RowError as e:
             said.outcome, said.said = "row error", str(e)
