@@ -19,15 +19,7 @@ import ray
 
 from facttune_ray import telemetry
 from facttune_ray.errors import UserError
-from facttune_ray.llm.cost import (
-    QUIET_S,
-    Allowance,
-    Meter,
-    MeterLost,
-    MeterReport,
-    SendReport,
-    Usage,
-)
+from facttune_ray.llm.cost import QUIET_S, Allowance, Meter, MeterLost, MeterReport, Reporter, Usage
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Lease, Limiter, LimiterReport, Limits
 from facttune_ray.llm.permits import LimiterLost, Renew
@@ -157,7 +149,7 @@ def renew_at(base_url: str, model: str, api_key_env: str, limits: Limits) -> Ren
     return renew
 
 
-def report_to(meter: str, model: str) -> SendReport:
+def report_to(meter: str, model: str) -> Reporter:
     """The function by which a client reports to its run's meter; it updates Ray's metrics, too."""
     call = _Caller(lambda: ray.get_actor(meter, NAMESPACE), MeterLost)
     reported = Usage()

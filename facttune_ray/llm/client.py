@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, Final, RowError, UserError
 from facttune_ray.llm.batch import Batches
-from facttune_ray.llm.cost import SendReport, Usage, shard_usage
+from facttune_ray.llm.cost import Reporter, Usage, shard_usage
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.funds import Funds
 from facttune_ray.llm.ledger import Completion, Ledger, request_key
@@ -40,7 +40,7 @@ class Client:
         cfg: LLMConfig,
         ledger: Ledger,
         endpoints: list[Endpoint],
-        report: SendReport | None = None,
+        report: Reporter | None = None,
         worker: str = "worker",
     ) -> None:
         """`report` sends usage to the run's meter under the name `worker`; None: no meter."""
@@ -58,8 +58,8 @@ class Client:
             self._batches = Batches(cfg, ledger, endpoints[0], self._sender)
         self._one_ended = asyncio.Event()  # a completion of `_running` has come or failed
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio keeps no reference to a task
-        self._lookups: list[tuple[list[bytes], asyncio.Future[dict[bytes, Completion]]]] = []
-        self._reading: asyncio.Task[None] | None = None
+        self._wanted: list[bytes] = []  # keys of the next read of the ledger
+        self._reading: asyncio.Task[dict[bytes, Completion]]
 
     async def ask(
         self, messages: list[dict[str, str]], parse: Callable[[str], T], reject_cut: bool = False
@@ -232,24 +232,15 @@ class Client:
 
     async def _look_up(self, keys: list[bytes]) -> dict[bytes, Completion]:
         """The completions that the ledger has. Look-ups of one turn of the loop are one read."""
-        if not self._lookups:
+        if not self._wanted:
             self._reading = asyncio.create_task(self._read())  # runs in the loop's next turn
-        known = asyncio.get_running_loop().create_future()
-        self._lookups.append((keys, known))
-        return await known
+        self._wanted += keys
+        known = await self._reading
+        return {key: known[key] for key in keys if key in known}
 
-    async def _read(self) -> None:
-        lookups, self._lookups = self._lookups, []
-        try:
-            known = await asyncio.to_thread(
-                self.ledger.find, [key for keys, _ in lookups for key in keys]
-            )
-        except Exception as e:
-            _fail((future for _, future in lookups), e)
-            return
-        for keys, future in lookups:
-            if not future.done():
-                future.set_result({key: known[key] for key in keys if key in known})
+    async def _read(self) -> dict[bytes, Completion]:
+        wanted, self._wanted = self._wanted, []
+        return await asyncio.to_thread(self.ledger.find, wanted)
 
     async def _pay(self, keys: list[bytes], prompt: Prompt, params: dict) -> list[Completion]:
         """Send one request for the completions of `keys`. Return those that it brought, in order:

@@ -163,7 +163,7 @@ class MeterLost(Exception):
     """The run's meter did not answer."""
 
 
-SendReport = Callable[[MeterReport], Awaitable[Allowance]]
+Reporter = Callable[[MeterReport], Awaitable[Allowance]]
 
 
 @dataclass

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import BudgetReached, Stopped, UserError
-from facttune_ray.llm.cost import Allowance, MeterLost, MeterReport, SendReport, Usage, Wait
+from facttune_ray.llm.cost import Allowance, MeterLost, MeterReport, Reporter, Usage, Wait
 from facttune_ray.llm.permits import Gate
 
 REPORT_S = 0.5  # between two reports to the run's meter
@@ -31,19 +31,15 @@ LOST_S = 300.0  # a meter that has been silent for this long does not come back 
 
 
 class Funds:
-    """The funds of one client.
-
-    report:   sends a report to the meter; None: no meter and no limit
-    running:  completions that the client has started and that have not ended
-    gates:    where funded requests wait, for the run's progress line
-    on_stop:  called with the error when the meter stops the run
-    """
+    """The funds of one client. `report`: sends a report to the meter; None: no meter and no limit.
+    `running`: completions that have not ended. `gates`: where funded requests wait. `on_stop`:
+    called with the error when the meter stops the run."""
 
     def __init__(
         self,
         cfg: LLMConfig,
         usage: Usage,
-        report: SendReport | None,
+        report: Reporter | None,
         worker: str,
         stage: str,
         running: Sized,

@@ -68,18 +68,14 @@ def stats(ledger: Ledger) -> list[dict]:
             for column, value in part.items():
                 add = {"min": min, "max": max}.get(column[-3:], lambda a, b: (a or 0) + (b or 0))
                 total[column] = add(total[column], value) if column in total else value
-    return [
-        {"stage": stage, "model": model, "completions": total["key_count"]}
-        | {column: total[f"{column}_sum"] for column in sums[:-1]}
-        | {
-            "latency_s": total["latency_s_sum"] / total["latency_s_count"]
-            if total["latency_s_count"]
-            else None,
-            "first_s": total["created_s_min"],
-            "last_s": total["created_s_max"],
-        }
-        for (stage, model), total in sorted(totals.items())
-    ]
+    rows = []
+    for (stage, model), total in sorted(totals.items()):
+        row = {"stage": stage, "model": model, "completions": total["key_count"]}
+        row |= {column: total[f"{column}_sum"] for column in sums}
+        timed = total["latency_s_count"]
+        row["latency_s"] = row["latency_s"] / timed if timed else None
+        rows.append(row | {"first_s": total["created_s_min"], "last_s": total["created_s_max"]})
+    return rows
 
 
 @_of_folder

@@ -11,15 +11,13 @@ W + HOLD_S + LAG_S, and one more. A dead worker or a lost answer costs its permi
 Permits are issued so far ahead that they arrive in time over any round trip. A restarted limiter
 waits until the permits of its predecessor are used or have lapsed.
 
-Limits. A burst of 429s pauses the whole cluster once (Retry-After). If it says that the limit is
-used up, it lowers the rate by 30%; the rate rises again, slowly near the rate that failed. If no
-limit is known, the limiter learns one: the rate at which requests were admitted when some were
-refused. The learned rate grows by a cubic, fast away from the rate that failed and slowly near it
-(CUBIC, RFC 9438).
-
-Requests in flight. Their window grows as in TCP: it doubles per round trip at first, then grows by
-addition. A burst of 429s halves it. It shrinks when latency doubles without a 429, as latency does
-on a server with a queue (Jacobson 1988; Netflix concurrency-limits, gradient limit).
+A burst of 429s pauses the whole cluster once (Retry-After). If it says that the limit is used up,
+it lowers the rate by 30%; the rate rises again, slowly near the rate that failed. Without a known
+limit the limiter learns one, the rate at which requests were admitted when some were refused; it
+grows by a cubic, fast away from the rate that failed and slowly near it (CUBIC, RFC 9438). The
+window of requests in flight grows as in TCP: it doubles per round trip, later grows by addition. A
+burst of 429s halves it. It shrinks when latency doubles without a 429, as on a server with a queue
+(Jacobson 1988; Netflix concurrency-limits, gradient limit).
 """
 
 from __future__ import annotations

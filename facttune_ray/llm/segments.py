@@ -87,34 +87,32 @@ class Segment:
             for row in range(int(first[hit]), int(last[hit])):
                 batch = int(np.searchsorted(self.starts, row, side="right")) - 1
                 batches.setdefault(batch, []).append((row - int(self.starts[batch]), keys[hit]))
-        for key, found in self.file.again(lambda: self._rows(batches)):
-            if found["key"] == key:
-                yield key, found
 
-    def _rows(self, batches: dict[int, list[tuple[int, bytes]]]) -> list[tuple[bytes, dict]]:
-        """(wanted key, row) for each (row number, wanted key) of these record batches."""
-        rows = []
-        with self.file.fs.open_input_file(self.file.path) as f:
-            reader = pa.ipc.open_file(f)
-            for index, wanted in batches.items():
-                table = reader.get_batch(index).take(pa.array([row for row, _ in wanted]))
-                keys = (key for _, key in wanted)
-                rows += list(zip(keys, table.to_pylist(), strict=True))
-        return rows
+        def read() -> list[tuple[bytes, dict]]:
+            rows: list[tuple[bytes, dict]] = []
+            with self.file.fs.open_input_file(self.file.path) as f:
+                reader = pa.ipc.open_file(f)
+                for index, wanted in batches.items():
+                    table = reader.get_batch(index).take(pa.array([row for row, _ in wanted]))
+                    rows += zip((key for _, key in wanted), table.to_pylist(), strict=True)
+            return rows
+
+        yield from ((key, row) for key, row in self.file.again(read) if row["key"] == key)
 
     def read(self, first: int, last: int) -> pa.Table:
         """Rows `first` to `last` - 1."""
-        return self.file.again(lambda: self._read(first, last))
 
-    def _read(self, first: int, last: int) -> pa.Table:
-        with self.file.fs.open_input_file(self.file.path) as f:
-            reader = pa.ipc.open_file(f)
-            parts = []
-            for i, start in enumerate(self.starts[:-1].tolist()):
-                low, high = max(first, start), min(last, int(self.starts[i + 1]))
-                if low < high:
-                    parts.append(reader.get_batch(i).slice(low - start, high - low))
-        return _up_to_date(pa.Table.from_batches(parts)) if parts else SCHEMA.empty_table()
+        def parts() -> list[pa.RecordBatch]:
+            with self.file.fs.open_input_file(self.file.path) as f:
+                reader, parts = pa.ipc.open_file(f), []
+                for i, start in enumerate(self.starts[:-1].tolist()):
+                    low, high = max(first, start), min(last, int(self.starts[i + 1]))
+                    if low < high:
+                        parts.append(reader.get_batch(i).slice(low - start, high - low))
+                return parts
+
+        batches = self.file.again(parts)
+        return _up_to_date(pa.Table.from_batches(batches)) if batches else SCHEMA.empty_table()
 
 
 def prefixes_of(keys: pa.Array) -> np.ndarray:
