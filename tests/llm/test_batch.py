@@ -225,7 +225,7 @@ def test_later_requests_wait_for_the_adopted_batch_too(tmp_path, wait_s):
             await asyncio.sleep(max(0.0, done_s - wait_s - time.monotonic()))
             found = [await ask(one, range(5, 20)), await asking]
             await asyncio.sleep(1.0)
-            found.append(await ask(one, range(20, 22)))  # and it goes on
+            found.append(await ask(one, range(20, 22)))  # later requests are answered, too
             await one.close()
             return found
 

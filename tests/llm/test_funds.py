@@ -1,4 +1,4 @@
-"""A worker's side of the budget: what waits is funded, whatever happens to its reports."""
+"""A worker's side of the budget: requests are funded whatever happens to the reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def funds(report, usage=None, budget_usd=1.0, running=(1,), gates=(), worker="a"
 
 
 @pytest.mark.parametrize("after_s", [x * REPORT_S / 4 for x in range(1, 11)])
-def test_whoever_comes_while_the_reports_are_about_to_end_is_funded(after_s):
+def test_a_request_that_comes_while_the_reports_end_is_funded(after_s):
     meter = Meter(budget_usd=1.0)
     running = [True]
 
@@ -41,7 +41,7 @@ def test_whoever_comes_while_the_reports_are_about_to_end_is_funded(after_s):
     asyncio.run(come_again())
 
 
-def test_one_that_is_cancelled_in_the_step_that_funds_it_gives_the_funds_back():
+def test_a_request_cancelled_in_the_step_that_funds_it_gives_the_funds_back():
     async def cancelled() -> float:
         one: Funds
         taking: asyncio.Task[None]
@@ -112,7 +112,7 @@ def test_the_budget_holds_where_reports_and_answers_are_lost_and_late(seed):
         asyncio.run(run())
 
 
-def test_what_waits_longest_is_told_to_the_meter():
+def test_the_longest_wait_is_reported_to_the_meter():
     asked: list[MeterReport] = []
 
     async def report(ask: MeterReport) -> Allowance:
@@ -139,7 +139,7 @@ def test_what_waits_longest_is_told_to_the_meter():
     assert asyncio.run(wait(*gates)) == Wait("permits", pytest.approx(42.0), 9)
 
 
-def test_reports_end_when_the_meter_knows_all_that_was_used():
+def test_reports_end_when_the_meter_knows_all_usage():
     async def report_all() -> list[MeterReport]:
         asked: list[MeterReport] = []
         running, usage = [True], Usage()
