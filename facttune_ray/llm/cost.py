@@ -26,7 +26,7 @@ from facttune_ray.llm.ledger import Completion
 GONE_S = 30.0  # dollars set aside for a worker are free again after this silence
 SILENT_S, FORGOTTEN_S = 10.0, 300.0  # the progress line shows a worker's silence from here to there
 SILENT = "a silent worker"  # the name of that wait; its `requests` are workers
-QUIET_S = 12.0  # a restarted meter gives no funds until every worker has told what is in flight
+QUIET_S = 12.0  # a restarted meter gives no funds until every worker has reported
 
 
 @dataclass

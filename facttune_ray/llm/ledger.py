@@ -131,7 +131,7 @@ class Ledger:
     # -- reading ---------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Load the segments that were added since, and drop those that were merged."""
+        """Load the segments that were added since, and drop merged ones."""
         with self._segments_lock:
             while not self._refreshed():
                 pass
@@ -260,7 +260,7 @@ class Ledger:
         await self.journal.close()
 
     def spent_usd(self, run: str) -> float:
-        """Dollars that one run has paid, and those that its unknown requests may have cost."""
+        """Dollars that one run has paid; unknown requests count at their estimate."""
         return sum(self.paid_usd(run).values())
 
     def paid_usd(self, run: str) -> dict[str, float]:

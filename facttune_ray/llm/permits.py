@@ -74,7 +74,7 @@ class Gate:
         self._asked_s = math.inf  # first report since the last answer
         self._paused_s = -math.inf  # send nothing until then
         self._asking: asyncio.Task[None] | None = None
-        self._told_busy = False  # the limiter may believe that this worker has work
+        self._reported_busy = False  # the limiter may believe that this worker has work
         self._sated = True  # the last answer had all the permits that were asked for
         self._hurry = asyncio.Event()  # report now, not after RENEW_S
         self._timer: asyncio.TimerHandle | None = None
@@ -272,7 +272,7 @@ class Gate:
 
     async def _ask_while_busy(self) -> None:
         try:
-            while self._busy or self._told_busy:
+            while self._busy or self._reported_busy:
                 self._hurry.clear()
                 await self._ask()
                 with contextlib.suppress(TimeoutError):
@@ -285,7 +285,7 @@ class Gate:
         time_s = asyncio.get_running_loop().time
         asked = time_s()
         self._asked_s = min(self._asked_s, asked)
-        self._told_busy |= self._busy
+        self._reported_busy |= self._busy
         self._delay_s(asked)  # drops lapsed permits
         report = LimiterReport(
             worker=self._worker,
@@ -312,7 +312,7 @@ class Gate:
         except LimiterLost:
             return  # the next report goes to its successor
         now, self._asked_s = time_s(), math.inf
-        self._told_busy = report.waiting + report.in_flight > 0
+        self._reported_busy = report.waiting + report.in_flight > 0
         self._answered -= report.answered
         self._latency_s -= report.latency_s * report.answered
         self._refused -= report.refused
@@ -330,7 +330,7 @@ class Gate:
         self._trip_s = max(now - asked, 0.98 * (self._trip_s or 0.0))
         self._paused_s = max(self._paused_s, lease.now_s + lease.pause_s - self._clock_s)
         self._sated = report.held + len(lease.permits) >= report.waiting
-        if not self._told_busy:
+        if not self._reported_busy:
             self._permits.clear()  # the limiter counts them as lost
             lease = replace(lease, epoch="")
         self._lease = lease
