@@ -47,11 +47,11 @@ class CountingClient:
         self.counts = RequestCounts()
 
     async def ask(
-        self, messages: list[dict[str, str]], parse: Callable[[str], T], to_its_end: bool = False
+        self, messages: list[dict[str, str]], parse: Callable[[str], T], reject_cut: bool = False
     ) -> T:
-        return await self.ask_whole(messages, lambda completion: parse(completion.answer))
+        return await self.ask_completion(messages, lambda completion: parse(completion.answer))
 
-    async def ask_whole(
+    async def ask_completion(
         self,
         messages: list[dict[str, str]],
         parse: Callable[[Completion], T],

@@ -1,1 +1,1 @@
-"""Calls to OpenAI-compatible endpoints: client, ledger of paid completions, cost."""
+"""Requests to OpenAI-compatible endpoints: client, ledger of paid completions, cost."""

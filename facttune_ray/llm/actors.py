@@ -1,9 +1,9 @@
 """The limiter and the meter as Ray actors, and how workers reach them.
 
-The limiter of an endpoint and model is detached and shared by every run of the cluster; it leaves
-when nobody has asked for ten minutes. The meter belongs to one run. Both take no CPU and stand on
-the head node. A call that finds its actor dead looks for it again: all that is lost are the
-permits in an answer that did not come; reports are made to be repeated.
+All runs of a cluster share the limiter of an endpoint and model. It is detached, and ends when no
+worker has asked for ten minutes. The meter belongs to one run. Both use no CPU and run on the head
+node. A call that finds its actor dead looks the actor up again. A lost call costs the permits in
+its answer and nothing else: a report can be repeated.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import ray
 
 from facttune_ray import telemetry
 from facttune_ray.errors import UserError
-from facttune_ray.llm.cost import QUIET_S, Allowance, Ask, Meter, MeterLost, Report, Usage
+from facttune_ray.llm.cost import QUIET_S, Allowance, Meter, MeterLost, MeterReport, Reporter, Usage
 from facttune_ray.llm.ledger import Ledger
-from facttune_ray.llm.limiter import Lease, Limiter, Limits, Seen
+from facttune_ray.llm.limiter import Lease, Limiter, LimiterReport, Limits
 from facttune_ray.llm.permits import LimiterLost, Renew
 from facttune_ray.secrets import redact
 from facttune_ray.storage.schema import digest
@@ -29,8 +29,9 @@ from facttune_ray.storage.tables import Folder
 
 NAMESPACE = "facttune"
 IDLE_S = 600.0
-ANSWER_S = 10.0  # an actor that takes longer is taken for lost
+ANSWER_S = 10.0  # an actor that takes longer counts as lost
 ON_HEAD = {"node:__internal_head__": 0.001}
+_OPTIONS = {"namespace": NAMESPACE, "max_restarts": -1, "num_cpus": 0, "resources": ON_HEAD}
 
 
 class LimiterActor:
@@ -40,17 +41,17 @@ class LimiterActor:
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self.limiter = Limiter(limits, restarted)
         self.began_s = self.asked_s = time.monotonic()
-        threading.Thread(target=self._leave_when_idle, daemon=True).start()
+        threading.Thread(target=self._exit_when_idle, daemon=True).start()
 
-    def renew(self, seen: Seen) -> Lease:
+    def renew(self, report: LimiterReport) -> Lease:
         self.asked_s = time.monotonic()
-        lease = self.limiter.renew(seen, self.asked_s)
+        lease = self.limiter.renew(report, self.asked_s)
         telemetry.gauge("llm_in_flight_limit", self.limiter.window)
         return lease
 
     def configure(self, limits: Limits) -> None:
-        """The limits of the latest run win; one without any leaves those of a run beside it. What
-        was learned stays."""
+        """Use the limits of the run that started last. A run without limits does not remove those
+        of a busy run. Learned limits stay."""
         if limits != Limits() or not self.limiter.busy(time.monotonic()):
             self.limiter.configured = limits
 
@@ -64,14 +65,14 @@ class LimiterActor:
             "up_s": time.monotonic() - self.began_s,
         }
 
-    def _leave_when_idle(self) -> None:
+    def _exit_when_idle(self) -> None:
         while time.monotonic() - self.asked_s < IDLE_S:
             time.sleep(5.0)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 class MeterActor:
-    """`Meter` of one run. What was paid before it started (again) stands in the ledger."""
+    """`Meter` of one run. It reads from the ledger what was paid before it started."""
 
     def __init__(self, budget_usd: float | None, ledger: Folder, run: str) -> None:
         paid_usd = Ledger(ledger).paid_usd(run) if budget_usd is not None else {}
@@ -79,11 +80,11 @@ class MeterActor:
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self.meter.quiet_until_s = time.monotonic() + QUIET_S  # workers have requests in flight
 
-    def report(self, ask: Ask) -> Allowance:
-        return self.meter.report(ask)
+    def report(self, report: MeterReport) -> Allowance:
+        return self.meter.report(report)
 
     def stop(self) -> None:
-        """Let every worker end: what is under way is kept, and nothing more is asked."""
+        """Stop every worker: requests in flight are kept, no more requests are sent."""
         self.meter.stopped = True
 
     def snapshot(self) -> dict:
@@ -91,13 +92,10 @@ class MeterActor:
 
 
 def start_meter(name: str, budget_usd: float | None, ledger: Folder, run: str) -> Any:
-    """The run's meter; it ends with the driver that starts it. UserError when it cannot tell from
-    the ledger what was paid before: requests would wait for ever for what is left of the budget."""
+    """Start the run's meter, which ends with this driver. Raise UserError when the ledger does not
+    tell what was paid before: otherwise requests would wait for the budget without an end."""
     actor: Any = ray.remote(MeterActor)
-    made = actor.options(
-        name=name, namespace=NAMESPACE, max_restarts=-1, num_cpus=0, resources=ON_HEAD
-    )
-    handle = made.remote(budget_usd, ledger, run)
+    handle = actor.options(name=name, **_OPTIONS).remote(budget_usd, ledger, run)
     if budget_usd is not None:
         try:
             ray.get(handle.snapshot.remote())
@@ -111,25 +109,17 @@ def start_meter(name: str, budget_usd: float | None, ledger: Folder, run: str) -
 
 
 def limiter_of(base_url: str, model: str, api_key_env: str, limits: Limits) -> Any:
-    """The limiter of this endpoint and model, started by whoever comes first."""
+    """The limiter of this endpoint and model. The first caller starts it."""
     name = f"facttune-limiter-{digest(base_url, model, api_key_env)}"
     actor: Any = ray.remote(LimiterActor)
-    made = actor.options(
-        name=name,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        num_cpus=0,
-        resources=ON_HEAD,
-    )
-    handle = made.remote(limits)
+    options = actor.options(name=name, lifetime="detached", get_if_exists=True, **_OPTIONS)
+    handle = options.remote(limits)
     handle.configure.remote(limits)
     return handle
 
 
 class _Caller:
-    """Calls to an actor that may be restarting."""
+    """Calls an actor that may be restarting."""
 
     def __init__(self, find: Callable[[], Any], lost: type[Exception]) -> None:
         self._find, self._lost, self._handle = find, lost, None
@@ -141,35 +131,35 @@ class _Caller:
             call = getattr(self._handle, method).remote(argument)
             return await asyncio.wait_for(call, ANSWER_S)
         except ray.exceptions.RayTaskError:
-            raise  # a bug of ours
+            raise  # a bug
         except (ray.exceptions.RayError, TimeoutError, ValueError) as e:
             self._handle = None
             raise self._lost(str(e)) from None
 
 
 def renew_at(base_url: str, model: str, api_key_env: str, limits: Limits) -> Renew:
-    """How a gate asks the cluster's limiter."""
+    """The function by which a gate asks the cluster's limiter."""
     call = _Caller(lambda: limiter_of(base_url, model, api_key_env, limits), LimiterLost)
 
-    async def renew(seen: Seen) -> Lease:
-        telemetry.gauge("llm_waiting", seen.waiting, worker=seen.worker)
-        telemetry.gauge("llm_in_flight", seen.in_flight, worker=seen.worker)
-        return await call("renew", seen)
+    async def renew(report: LimiterReport) -> Lease:
+        telemetry.gauge("llm_waiting", report.waiting, worker=report.worker)
+        telemetry.gauge("llm_in_flight", report.in_flight, worker=report.worker)
+        return await call("renew", report)
 
     return renew
 
 
-def report_to(meter: str, model: str) -> Report:
-    """How a client reports to its run's meter; also counts in Ray's metrics."""
+def report_to(meter: str, model: str) -> Reporter:
+    """The function by which a client reports to its run's meter; it updates Ray's metrics, too."""
     call = _Caller(lambda: ray.get_actor(meter, NAMESPACE), MeterLost)
-    told = Usage()
+    reported = Usage()
 
-    async def report(ask: Ask) -> Allowance:
-        nonlocal told
-        allowance = await call("report", ask)
-        for name, value in asdict(ask.used - told).items():
-            telemetry.count(f"llm_{name}", value, stage=ask.stage, model=model)
-        told = ask.used
+    async def report(report: MeterReport) -> Allowance:
+        nonlocal reported
+        allowance = await call("report", report)
+        for name, value in asdict(report.used - reported).items():
+            telemetry.count(f"llm_{name}", value, stage=report.stage, model=model)
+        reported = report.used
         return allowance
 
     return report

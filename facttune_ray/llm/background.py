@@ -1,12 +1,12 @@
-"""Background mode: answers that the server makes and keeps, fetched by id, also after a kill.
+"""Background mode: the server generates and keeps answers, which are fetched by id.
 
     background = Background(ledger_folder, journal, max_s=900)
     meaning = await background.send(endpoint, attempt, key, as_response(body), headers)
 
-`POST /responses` tells an id before the answer is made. The id is in the journal before it is
-waited for, so that the next run fetches the answer of a killed one instead of paying again. What
-remains is a request whose id was not told yet: the journal lists it as unknown. A response is read
-as the chat completion that says the same.
+`POST /responses` returns an id before the answer is generated. The id goes to the journal before
+the answer is awaited, so the next run fetches the answer of a killed run and does not pay again. A
+kill before the id came leaves the request as unknown in the journal. A response is translated into
+a chat completion and read as such.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from facttune_ray.llm.journal import Journal
 from facttune_ray.llm.replies import HTTPReply, Meaning
 from facttune_ray.storage.folders import Folder
 
-POLL_S, MOST_POLL_S = 0.5, 10.0  # between two looks at a response: at first, at most
-JOURNALS_S = 10.0  # between two looks at the journals of others: another worker may be killed
-# parameters of chat completions that a response lacks; others have the same name, or are below
+POLL_S, MOST_POLL_S = 0.5, 10.0  # first and longest pause between two polls of a response
+JOURNALS_S = 10.0  # between two reads of all journals: another worker may have been killed
+# parameters of chat completions that the Responses API lacks
 ABSENT = (
     "n stop seed logit_bias presence_penalty frequency_penalty modalities audio prediction "
     "functions function_call stream stream_options"
@@ -39,18 +39,20 @@ _FINISHED = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
 
 class Background:
-    """One worker's responses. `max_s`: how long one is waited for; the next run fetches it then."""
+    """The responses of one worker. A response that takes longer than `max_s` seconds fails its
+    row, and the next run fetches it."""
 
     def __init__(self, folder: Folder, journal: Journal, max_s: float) -> None:
         self._folder, self._journal, self._max_s = folder, journal, max_s
-        self._stored: dict[bytes, str] = {}  # key -> id, of other writers
-        self._used: set[str] = set()  # of those ids
-        self._looked_s, self._looking = -JOURNALS_S, asyncio.Lock()
+        self._stored: dict[bytes, str] = {}  # key -> id of a response in any journal
+        self._used: set[str] = set()  # ids that this worker has taken over
+        self._read_s, self._reading = -JOURNALS_S, asyncio.Lock()
 
     async def send(
         self, endpoint: Endpoint, attempt: int, key: bytes, asked: dict, headers: dict[str, str]
     ) -> Meaning:
-        """One attempt at a completion: of a killed writer's request if there is one."""
+        """One attempt at a completion. If a killed writer has sent the request, fetch that
+        response."""
         if (id := await self._stored_elsewhere(key)) is not None:
             await self._journal.store(attempt, id)
             return await self._follow(endpoint, attempt, id, asked)
@@ -66,13 +68,15 @@ class Background:
         return await self._follow(endpoint, attempt, response["id"], asked)
 
     async def _stored_elsewhere(self, key: bytes) -> str | None:
-        """The id of this request's response, when another writer has sent it."""
+        """The id of this request's response, when another writer has sent the request."""
         clock = asyncio.get_running_loop().time
-        async with self._looking:
-            if clock() - self._looked_s >= JOURNALS_S:
-                found = await asyncio.to_thread(journal.attempts, self._folder)
-                self._stored = {a.key: a.id for a in found if a.id and a.id not in self._used}
-                self._looked_s = clock()
+        async with self._reading:
+            if clock() - self._read_s >= JOURNALS_S:
+                open_attempts = await asyncio.to_thread(journal.attempts, self._folder)
+                self._stored = {
+                    a.key: a.id for a in open_attempts if a.id and a.id not in self._used
+                }
+                self._read_s = clock()
         id = self._stored.pop(key, None)
         if id is not None:
             self._used.add(id)
@@ -81,23 +85,23 @@ class Background:
     async def _follow(
         self, endpoint: Endpoint, attempt: int, id: str, asked: dict[str, Any]
     ) -> Meaning:
-        """What the response means when it is over. One that is not over in time stays stored."""
+        """Poll the response until it has ended, and return what it means. A response that does not
+        end in time stays in the journal."""
         clock, pause_s = asyncio.get_running_loop().time, POLL_S
         give_up_s = clock() + self._max_s
-        said = "it is not finished"
+        problem = "it is not finished"
         while clock() < give_up_s:
-            # the first look may come earlier: short answers are ready at once
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(MOST_POLL_S, 1.5 * pause_s)
             reply = await endpoint.exchange("GET", f"/responses/{quote(id, safe='')}", None, {})
             if isinstance(reply, Meaning):
-                said = reply.message
+                problem = reply.message
                 continue
             response = _response_in(reply)
             if response is not None and response.get("status") in _UNFINISHED:
                 continue
             if reply.status == 404:
-                await self._journal.store(attempt, "")  # its answer may have been billed
+                await self._journal.store(attempt, "")  # the answer may have been billed
                 message = f"the server no longer has response {id}"
                 return Meaning("retry", message=message, unknown=True)
             if response is not None:
@@ -105,13 +109,13 @@ class Background:
             meaning = endpoint.meaning(reply, asked)
             if meaning.kind not in ("retry", "limit"):
                 return replace(meaning, unknown=True)
-            said, pause_s = meaning.message, max(pause_s, meaning.retry_after_s or 0.0)
-        message = f"response {id} after {self._max_s:g} s: {said}: the next run fetches it"
+            problem, pause_s = meaning.message, max(pause_s, meaning.retry_after_s or 0.0)
+        message = f"response {id} after {self._max_s:g} s: {problem}: the next run fetches it"
         return Meaning("retry", message=message, unknown=True)
 
 
 def _response_in(reply: HTTPReply) -> dict[str, Any] | None:
-    """The response object of an HTTP reply that has one."""
+    """The response object in an HTTP reply, or None."""
     try:
         body = json.loads(reply.content) if reply.status < 300 else None
     except (ValueError, RecursionError):
@@ -122,13 +126,13 @@ def _response_in(reply: HTTPReply) -> dict[str, Any] | None:
 
 
 def as_chat(reply: HTTPReply, response: Mapping[str, Any]) -> HTTPReply:
-    """The reply with a finished response as the chat completion or the error that it stands for."""
+    """The reply of an ended response, as a chat completion or an error."""
     if response.get("status") in ("failed", "cancelled"):
         error = response.get("error") or {"message": f"the response is {response['status']}"}
         return replace(reply, content=json.dumps({"error": error}).encode())
     try:
         return replace(reply, content=json.dumps(_chat(response)).encode())
-    except (AttributeError, KeyError, TypeError):  # it is none, whatever it calls itself
+    except (AttributeError, KeyError, TypeError):  # no response, although `object` says so
         return reply
 
 
@@ -156,8 +160,8 @@ def _chat(response: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_response(body: Mapping[str, Any], section: str = "llm") -> dict[str, Any]:
-    """The body of a response that asks what this body of a chat completion asks. UserError names
-    what it cannot ask."""
+    """The body for /responses that makes the same request as this body for /chat/completions.
+    Raise UserError for a parameter that the Responses API lacks."""
     asked: dict[str, Any] = {"background": True, "store": True, "text": {}, "include": []}
     for name, value in body.items():
         if name in ABSENT:

@@ -1,10 +1,10 @@
-"""One address and key of an OpenAI-compatible API: a request sent once, its answer read.
+"""One address and key of an OpenAI-compatible API. Sends a request once and reads the reply.
 
     meaning = await endpoint.send(body, {"Idempotency-Key": "6f1c..."})
 
-A body with `messages` goes to chat/completions, one with `prompt` to completions. `replies.py` says
-what each answer means; no answer at all is a `retry` that may have been billed. No message shows a
-key. A query string of `llm.base_url` (Azure's api-version) goes with every request.
+A body with `messages` goes to chat/completions, a body with `prompt` to completions. `replies.py`
+says what each reply means. No reply means `retry`, and the request may have been billed. No message
+shows the key. A query string in `llm.base_url` (Azure's api-version) is sent with every request.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from facttune_ray.llm import replies
 from facttune_ray.llm.permits import Gate
 from facttune_ray.llm.replies import HTTPReply, Meaning
 
-MESSAGE_CHARS = 240  # of a server's own words, in an error
+MESSAGE_CHARS = 240  # characters of a server's text in an error
 
 
 class Transient(Exception):
-    """No answer. The same request may succeed later."""
+    """No reply. The same request may succeed later."""
 
     def __init__(self, message: str, unreachable: bool = False) -> None:
         super().__init__(message)
-        self.unreachable = unreachable  # nothing listens there, so nothing was billed
+        self.unreachable = unreachable  # no server listens there: nothing was billed
 
 
-# method, path, JSON body, headers -> what came back; Transient without an answer
+# (method, path, JSON body, headers) -> reply; raises Transient without a reply
 Transport = Callable[[str, str, dict | None, dict[str, str]], Awaitable[HTTPReply]]
 
 
 class Endpoint:
-    """One connection pool and the gate that its requests pass."""
+    """A connection pool, and the gate that its requests pass."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Endpoint:
         section: str = "llm",
         direct: bool = False,
     ) -> None:
-        """`section`: of the config, for hints. `direct`: never through a proxy, as to loopback."""
+        """`section`: config section that hints name. `direct`: use no proxy, as for loopback."""
         self.gate, self.timeout_s, self.api_key_env = gate, timeout_s, api_key_env
         self.section = section
         self._key = secrets.key(api_key_env)
@@ -69,14 +69,14 @@ class Endpoint:
         self._openai = None if transport else self._sdk(address, dict(parse_qsl(query)), direct)
 
     def _sdk(self, address: str, query: dict[str, str], direct: bool) -> openai.AsyncOpenAI:
-        key = self._key or "none"  # local servers take any, but the SDK insists on one
+        key = self._key or "none"  # local servers take any key, but the SDK requires one
         return openai.AsyncOpenAI(
             base_url=address,
             api_key=key,
             max_retries=0,
             timeout=self.timeout_s,
             default_query=query,
-            # Azure takes its key by a header of its own
+            # Azure reads its key from this header
             default_headers={"api-key": key} if "api-version" in query else None,
             http_client=openai.DefaultAioHttpClient(trust_env=not (direct or _loopback(address))),
         )
@@ -87,49 +87,44 @@ class Endpoint:
         return self._openai
 
     def redact(self, text: str) -> str:
-        """The text without this endpoint's key, on one line."""
+        """The text on one line and without keys."""
         text = " ".join(text.split())
         if len(self._key) >= 4:
             text = text.replace(self._key, "[key]")
         return secrets.redact(text)
 
     async def send(self, body: dict[str, Any], headers: dict[str, str]) -> Meaning:
-        """One attempt at a completion."""
+        """Send a request for a completion, once. Return what the reply means."""
         path = "/completions" if "prompt" in body else "/chat/completions"
-        return await self.call("POST", path, body, headers)
-
-    async def call(
-        self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]
-    ) -> Meaning:
-        """One HTTP request. Without an answer it may be tried again, and may have been billed."""
-        reply = await self.exchange(method, path, body, headers)
-        return reply if isinstance(reply, Meaning) else self.meaning(reply, body or {})
+        reply = await self.exchange("POST", path, body, headers)
+        return reply if isinstance(reply, Meaning) else self.meaning(reply, body)
 
     async def exchange(
         self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]
     ) -> HTTPReply | Meaning:
-        """What came back, whatever it means; the Meaning of nothing."""
+        """Send a request, once. Return the reply, or the Meaning of no reply."""
         tags = {"model": (body or {}).get("model", ""), "stage": telemetry.ids.get("stage", "")}
         try:
             reply = await self._transport(method, path, body, headers)
         except Transient as e:
             telemetry.count("requests", 1, status="none", **tags)
-            away = e.unreachable
-            return Meaning("retry", message=str(e), unknown=not away, unreachable=away)
+            return Meaning(
+                "retry", message=str(e), unknown=not e.unreachable, unreachable=e.unreachable
+            )
         telemetry.count("requests", 1, status=str(reply.status), **tags)
         return reply
 
-    def meaning(self, reply: HTTPReply, asked: Mapping[str, Any]) -> Meaning:
-        """What a reply means, in words without a key."""
-        found = replies.read(reply, asked, self.section, self.api_key_env)
-        return replace(found, message=self.redact(found.message)[:MESSAGE_CHARS])
+    def meaning(self, reply: HTTPReply, body: Mapping[str, Any]) -> Meaning:
+        """What a reply to this body means. Its message shows no key."""
+        meaning = replies.read(reply, body, self.section, self.api_key_env)
+        return replace(meaning, message=self.redact(meaning.message)[:MESSAGE_CHARS])
 
     async def _over_http(
         self, method: str, path: str, body: dict | None, headers: dict[str, str]
     ) -> HTTPReply:
         try:
-            # as the SDK's own `create` does, without its checks of each field of the body and the
-            # reply, which cost more than the request
+            # The SDK's `create` makes the same calls, but its checks of each field of the body and
+            # the reply cost more CPU time than the request.
             options: Any = {"headers": headers}
             if method == "GET":
                 response = await self.openai.get(path, cast_to=httpx2.Response, options=options)
@@ -140,19 +135,19 @@ class Endpoint:
         except openai.APIStatusError as e:
             response = e.response
         except openai.APITimeoutError as e:
-            raise self._unanswered(e, f"no answer within {self.timeout_s:g} s") from None
+            raise self._no_reply(e, f"no answer within {self.timeout_s:g} s") from None
         except openai.APIError as e:
-            raise self._unanswered(e, f"connection failed: {e.__cause__ or e}") from None
-        except aiohttp.ClientError as e:  # what the SDK's transport lets through
+            raise self._no_reply(e, f"connection failed: {e.__cause__ or e}") from None
+        except aiohttp.ClientError as e:  # the SDK's transport does not translate these
             raise Transient(f"an answer that is not HTTP: {type(e).__name__}") from None
         return HTTPReply(response.status_code, response.headers, response.content)
 
-    def _unanswered(self, error: Exception, message: str) -> Transient:
+    def _no_reply(self, error: Exception, message: str) -> Transient:
         unreachable = type(error.__cause__).__name__ in ("ConnectTimeout", "ConnectError")
         return Transient(self.redact(message), unreachable)
 
     def refusal(self, meaning: Meaning) -> EndpointError:
-        """The line that ends the run."""
+        """The error that stops the run after this refusal."""
         return EndpointError(
             f"LLM endpoint {self.shown} refused: {meaning.message}: {meaning.hint}"
         )

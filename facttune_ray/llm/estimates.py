@@ -1,7 +1,7 @@
-"""Tokens of requests that are not answered yet, and of answers that a server does not count.
+"""Estimates tokens: of requests without an answer, and of answers that the server did not count.
 
 estimates = Estimates()
-estimates.tokens(chars=400, answers=2)  ->  (100.0, 128.0)     from what was answered so far
+estimates.tokens(chars=400, answers=2)  ->  (100.0, 128.0)     from the answers so far
 estimates.counted(replies, most=1, chars=400)                  every reply with its tokens
 """
 
@@ -15,19 +15,19 @@ from facttune_ray.llm.replies import Reply
 
 
 class Estimates:
-    """Means over the answers so far; before the first, four characters a token and 64 tokens an
-    answer."""
+    """Means over the answers so far. Before the first answer: four characters per token, 64 tokens
+    per answer."""
 
     def __init__(self) -> None:
         self._chars, self._prompt_tokens, self._answers, self._answer_tokens = 400, 100, 1, 64
 
     def tokens(self, chars: int, answers: int) -> tuple[float, float]:
-        """(prompt, completion) tokens of a request with so many characters for so many answers."""
+        """(prompt, completion) tokens of a request with a prompt of `chars` characters."""
         each = self._answer_tokens / self._answers
         return chars * self._prompt_tokens / self._chars, answers * each
 
     def learn(self, replies: Sequence[Reply], chars: int) -> None:
-        """Take in an answer that the server has counted."""
+        """Add an answer that the server has counted."""
         if replies[0].prompt_tokens and chars:
             self._chars += chars
             self._prompt_tokens += replies[0].prompt_tokens
@@ -35,8 +35,9 @@ class Estimates:
             self._answer_tokens += sum(r.completion_tokens for r in replies)
 
     def counted(self, replies: Sequence[Reply], most: int, chars: int | None = None) -> list[Reply]:
-        """The first `most` choices of an answer with all of its tokens, estimated where the server
-        has not counted them. `chars`: of its prompt; None: not known, that of a mean one."""
+        """The first `most` choices of an answer, with the tokens of all its choices; estimated
+        where the server did not count them. `chars`: characters of the prompt; None: unknown, use
+        the mean."""
         kept = list(replies[:most])
         if kept[0].counted == "estimate":
             each = self._prompt_tokens / self._chars

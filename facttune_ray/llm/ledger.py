@@ -1,14 +1,13 @@
-"""Durable store of paid completions: each is written before it is used, and never paid twice.
+"""Durable store of paid completions: each is written before it is used, and is never paid twice.
 
-    ledger/0192f3...-00012.arrow    one Arrow IPC file, rows sorted by key: a segment
+    ledger/0192f3...-00012.arrow    one segment: an Arrow IPC file with rows sorted by key
 
-One row: key (SHA-256 of model, messages or prompt, parameters, sample index), the completion and
-how it was had. Each of several choices of one request (`n`) is a row; what they share, the tokens
-of the prompt and the attempts, stands in the first. Segments are only added: a writer puts one down
-every `flush_rows` rows or `flush_s` seconds and merges its own small ones; `compact` merges all. A
-reader maps the first 8 bytes of each key (8 bytes a row) and reads a completion when it is asked
-for. A segment that is torn (its writer's file system lost the end) is left out. Neither keys of an
-account nor headers are stored.
+A row has the key (SHA-256 of model, prompt, parameters, sample index), the completion, and how it
+was paid. Each of several choices of one request (`n`) is a row; the prompt's tokens and the
+attempts stand in the first. Segments are only added. A writer adds one every `flush_rows` rows or
+`flush_s` seconds, and merges its own small segments; `facttune ledger compact` merges all. A reader
+maps the first 8 bytes of each key (8 bytes per row) and reads a completion when it is asked for. A
+torn segment, whose end a crash has lost, is skipped. The ledger holds no API key and no header.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -45,15 +44,15 @@ from facttune_ray.llm.segments import (
 )
 from facttune_ray.storage.folders import Folder, writing
 
-# a writer merges so many small segments, up to so many rows: as many as fit well into memory, some
-# times over
+T = TypeVar("T")
+# a writer merges so many small segments, up to so many rows, which a worker holds in memory
 MERGE, MERGED_ROWS = 16, 2**14
 SUMMED_ROWS = 2**18  # rows whose dollars are summed at a time
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What one paid request gave."""
+    """One paid completion."""
 
     text: str
     prompt_tokens: int
@@ -67,16 +66,16 @@ class Completion:
     prompt_chars: int = 0
     top_logprobs: str | None = None  # JSON {token: log-probability} of the first token
     thoughts: str | None = None  # of a reasoning model
-    counted: str | None = None  # where the tokens come from: usage | total | estimate
+    counted: str | None = None  # source of the tokens: usage | total | estimate
 
     @property
     def filtered(self) -> bool:
-        """A provider's filter ended it: what it says is no whole answer."""
+        """Whether a provider's filter ended the answer."""
         return bool(self.finish_reason) and self._finish not in ENDED | CUT
 
     @property
     def cut(self) -> bool:
-        """It ends at the most tokens that it could have."""
+        """Whether the answer ends at its token limit."""
         return self._finish in CUT
 
     @property
@@ -85,8 +84,8 @@ class Completion:
 
     @property
     def answer(self) -> str:
-        """The text, in older ledgers without the thoughts in it. Final when a filter took it, or
-        when nothing was left of its tokens for a text."""
+        """The text without thoughts, which older ledgers have in it. Raise Final when a filter
+        ended the answer, or when it was cut before its text began."""
         if self.filtered:
             raise Final(f"refused: {self.refusal}")
         text = split_thoughts(self.text)[0]
@@ -96,21 +95,21 @@ class Completion:
 
     @property
     def whole_answer(self) -> str:
-        """`answer`; Final also when it was cut within its text."""
+        """`answer`; raise Final also when the answer was cut within its text."""
         if self.cut:
-            raise Final("the answer was cut at its most tokens: raise llm.max_tokens")
+            raise Final("the answer was cut at its token limit: raise llm.max_tokens")
         return self.answer
 
 
 def request_key(model: str, prompt: list[dict] | str, params: dict[str, Any], sample: int) -> bytes:
-    """SHA-256 of everything that decides a completion. The endpoint's address does not, nor how
-    many were asked for at once. `prompt`: messages of a chat, or the text of `completions`."""
+    """SHA-256 of all that decides a completion: neither the endpoint's address nor the number of
+    choices. `prompt`: messages of a chat, or a text for `completions`."""
     body = json.dumps([model, prompt, params, sample], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(body.encode()).digest()
 
 
 class Ledger:
-    """Completions of every finished, running or killed writer under one folder."""
+    """The completions of all writers in one folder: finished, running or killed."""
 
     def __init__(
         self, folder: Folder, flush_rows: int = 256, flush_s: float = 0.1, run: str = "", stage=""
@@ -132,19 +131,19 @@ class Ledger:
     # -- reading ---------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """See the segments that other writers have completed since, and drop merged ones."""
+        """Load the segments that were added since, and drop merged ones."""
         with self._segments_lock:
             while not self._refreshed():
                 pass
 
     def _refreshed(self) -> bool:
         names = {n for n in self.folder.names() if n.endswith(".arrow")}
-        for gone in self.segments.keys() - names:
-            del self.segments[gone]
+        for name in self.segments.keys() - names:
+            del self.segments[name]
         for name in sorted(names - self.segments.keys() - self.torn):
             try:
                 segment = Segment.load(self.folder / name)
-            except FileNotFoundError:  # merged since it was listed: list again
+            except FileNotFoundError:  # merged since it was listed
                 return False
             if segment is None:
                 self.torn.add(name)
@@ -154,34 +153,41 @@ class Ledger:
         return True
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
-        """The completions of those keys that are here; of several, the oldest."""
-        raw = sorted(set(keys))
-        prefixes = np.frombuffer(b"".join(k[:8] for k in raw), ">u8").astype(np.uint64)
-        # first: a row that is written meanwhile must not be missed in both places
-        mine = {key: self._unwritten[key] for key in raw if key in self._unwritten}
-        found: dict[bytes, dict] = {}
+        """The completions of those keys that the ledger has. Of several rows the oldest counts."""
+        wanted = sorted(set(keys))
+        prefixes = np.frombuffer(b"".join(k[:8] for k in wanted), ">u8").astype(np.uint64)
+        # before the segments: a row that is written meanwhile must be seen in one of the places
+        unwritten = {key: self._unwritten[key] for key in wanted if key in self._unwritten}
+        rows: dict[bytes, dict] = {}
+
+        def read() -> None:
+            for segment in list(self.segments.values()):
+                for key, row in segment.find(prefixes, wanted):
+                    if key not in rows or row["created_s"] < rows[key]["created_s"]:
+                        rows[key] = row
+
+        self._while_merged(read)
+        return {key: _completion(row) for key, row in (unwritten | rows).items()}
+
+    def _while_merged(self, read: Callable[[], T]) -> T:
+        """Read again when another process has merged a segment meanwhile."""
         while True:
             try:
-                for segment in list(self.segments.values()):
-                    for key, row in segment.find(prefixes, raw):
-                        if key not in found or row["created_s"] < found[key]["created_s"]:
-                            found[key] = row
-                break
-            except FileNotFoundError:  # merged by another process
+                return read()
+            except FileNotFoundError:
                 self.refresh()
-        return {key: _completion(row) for key, row in (mine | found).items()}
 
     # -- writing ---------------------------------------------------------------------------
 
     async def put(self, key: bytes, completion: Completion) -> None:
-        """Return when the completion is durable: many are written together."""
+        """Return when the completion is durable. Completions that come together are one write."""
         await self.put_all({key: completion})
 
     async def put_all(self, completions: Mapping[bytes, Completion]) -> None:
-        """As `put`; these stand in one segment, all or none of them."""
-        also = {"created_s": time.time(), "stage": self.stage, "run": self.run}
+        """`put` of several completions: the segment has all of them or none."""
+        origin = {"created_s": time.time(), "stage": self.stage, "run": self.run}
         for key, completion in completions.items():
-            self._unwritten[key] = asdict(completion) | {"key": key} | also
+            self._unwritten[key] = asdict(completion) | {"key": key} | origin
         if self._flushing is None:
             self._full = asyncio.Event()
             self._flushing = asyncio.create_task(self._flush_soon())
@@ -192,7 +198,7 @@ class Ledger:
     async def _flush_soon(self) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._full.wait(), self.flush_s)
-        self._flushing = None  # who comes from here on waits for the next one
+        self._flushing = None  # completions that come from here on wait for the next flush
         await self._flush()
 
     async def _flush(self) -> None:
@@ -201,23 +207,23 @@ class Ledger:
                 rows = dict(self._unwritten)
                 try:
                     await asyncio.to_thread(self.write, list(rows.values()))
-                except (ValueError, TypeError, OverflowError):  # Arrow refuses them: a bug, but
-                    self._done_with(rows)  # the next group is not to fail for it, too
+                except (ValueError, TypeError, OverflowError):  # a bug: Arrow refuses the rows
+                    self._forget(rows)  # or the next flush would fail, too
                     raise
-                self._done_with(rows)  # after a full disk, say, they wait for the next group
+                self._forget(rows)  # after an OSError the rows stay for the next flush
 
-    def _done_with(self, rows: Iterable[bytes]) -> None:
+    def _forget(self, rows: Iterable[bytes]) -> None:
         for key in rows:
             del self._unwritten[key]
 
     def write(self, rows: list[dict]) -> None:
-        """One segment of these rows, then merge this writer's small ones when there are many."""
+        """Write one segment, then merge this writer's small segments when there are many."""
         with writing(self.folder):
             self._mine.append((self.add(_table(rows)), len(rows)))
             while (small := self._to_merge()) is not None:
                 try:
                     merged = pa.concat_tables(read_segment(self.folder / name) for name, _ in small)
-                except FileNotFoundError:  # compacted by somebody else
+                except FileNotFoundError:  # compacted by another process
                     self._mine = [m for m in self._mine if m not in small]
                     break
                 self._mine = [m for m in self._mine if m not in small]
@@ -233,8 +239,7 @@ class Ledger:
         prefixes = prefixes_of(table["key"].combine_chunks())
         starts = np.array([*range(0, table.num_rows, ROWS), table.num_rows])
         with self._segments_lock:
-            kept = self._index.keep(prefixes)
-            self.segments[name] = Segment(self.folder / name, kept, starts)
+            self.segments[name] = Segment(self.folder / name, self._index.keep(prefixes), starts)
         return name
 
     def remove(self, name: str) -> None:
@@ -255,22 +260,18 @@ class Ledger:
         await self.journal.close()
 
     def spent_usd(self, run: str) -> float:
-        """What one run has paid into this ledger, and what its unknown requests may have cost."""
+        """Dollars that one run has paid; unknown requests count at their estimate."""
         return sum(self.paid_usd(run).values())
 
     def paid_usd(self, run: str) -> dict[str, float]:
-        """The same by writer. A row that a merge has copied counts once."""
-        while True:
-            try:
-                found = self._paid_usd(run)
-                for lost in unknown(self.folder, run):
-                    found[lost.writer] = found.get(lost.writer, 0.0) + lost.usd
-                return found
-            except FileNotFoundError:  # merged by another process
-                self.refresh()
+        """`spent_usd` by writer. A row that a merge has copied counts once."""
+        by_writer = self._while_merged(lambda: self._paid_usd(run))
+        for attempt in unknown(self.folder, run):
+            by_writer[attempt.writer] = by_writer.get(attempt.writer, 0.0) + attempt.usd
+        return by_writer
 
     def _paid_usd(self, run: str) -> dict[str, float]:
-        # a segment is read once; 16 bytes a row are kept, in a file, and looked at range by range
+        # read each segment once, keep 16 bytes per row in a file, and sum one key range at a time
         index, paid, writers = Index(), [], []
         for name in list(self.segments):
             table = read_segment(self.folder / name, ["key", "run", "cost_usd"])
@@ -283,13 +284,13 @@ class Ledger:
         by_writer = dict.fromkeys(writers, 0.0)
         for low, high in key_ranges(sum(len(usd) for _, usd in paid), SUMMED_ROWS) if paid else ():
             spans = [rows_in(prefixes, low, high) for prefixes, _ in paid]
-            found = [(p[rows], usd[rows]) for (p, usd), rows in zip(paid, spans, strict=True)]
-            _, first = np.unique(np.concatenate([p for p, _ in found]), return_index=True)
-            usd = np.concatenate([usd for _, usd in found])[first]
-            of = np.repeat(np.arange(len(found)), [len(p) for p, _ in found])[first]
-            sums = np.bincount(of, usd, len(found)).tolist()
-            for writer, some in zip(writers, sums, strict=True):
-                by_writer[writer] += some
+            parts = [(p[rows], usd[rows]) for (p, usd), rows in zip(paid, spans, strict=True)]
+            _, first = np.unique(np.concatenate([p for p, _ in parts]), return_index=True)
+            usd = np.concatenate([usd for _, usd in parts])[first]
+            segment = np.repeat(np.arange(len(parts)), [len(p) for p, _ in parts])[first]
+            sums = np.bincount(segment, usd, len(parts)).tolist()
+            for writer, sum_usd in zip(writers, sums, strict=True):
+                by_writer[writer] += sum_usd
         return by_writer
 
 
@@ -299,7 +300,7 @@ def _completion(row: dict) -> Completion:
 
 
 def crc(row: dict) -> int:
-    """Checksum of what a row was paid for."""
+    """Checksum of a row: key, text, refusal and tokens."""
     body = f"{row['text']}\x1f{row['refusal']}\x1f{row['prompt_tokens']}"
     body += f"\x1f{row['completion_tokens']}"
     return zlib.crc32(body.encode("utf-8", "surrogatepass"), zlib.crc32(row["key"]))

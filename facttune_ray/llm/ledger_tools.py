@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,10 @@ from facttune_ray.llm.ledger import Ledger, crc
 from facttune_ray.llm.segments import Segment, key_ranges, read_segment, rows_in
 from facttune_ray.storage.tables import Folder, writing
 
+P = ParamSpec("P")
 T = TypeVar("T")
-COMPACTED_ROWS = 2**18  # rows a compacted segment at most: what a compaction holds in memory
+COMPACTED_ROWS = 2**18  # most rows of a compacted segment, which a compaction holds in memory
+TEMPORARY_S = 3600.0  # an older temporary file or torn segment belongs to no writer
 
 
 def open_ledger(folder: Folder) -> Ledger:
@@ -27,88 +30,77 @@ def open_ledger(folder: Folder) -> Ledger:
     return Ledger(folder)
 
 
-def _on(folder: Folder, work: Callable[[Ledger], T]) -> T:
-    """Begin again when a segment is gone: a run has merged it into another meanwhile."""
-    while True:
-        try:
-            return work(open_ledger(folder))
-        except FileNotFoundError:
-            continue
+def _of_folder(
+    work: Callable[Concatenate[Ledger, P], T],
+) -> Callable[Concatenate[Folder, P], T]:
+    """Open the ledger of a folder for `work`; begin again when a run has merged a segment that
+    `work` was about to read."""
+
+    @functools.wraps(work)
+    def begin(folder: Folder, *args: P.args, **options: P.kwargs) -> T:
+        while True:
+            try:
+                return work(open_ledger(folder), *args, **options)
+            except FileNotFoundError:
+                continue
+
+    return begin
 
 
-def stats(folder: Folder) -> list[dict]:
-    """One row a stage and served model: completions, tokens, dollars, mean latency, first, last."""
-    return _on(folder, _stats)
-
-
-def _stats(ledger: Ledger) -> list[dict]:
-    wanted = ["key", "stage", "served_model", "prompt_tokens", "completion_tokens"]
-    wanted += ["cost_usd", "latency_s", "created_s", "attempts", "prompt_chars"]
-    partial = []
-    sums = ["prompt_tokens", "completion_tokens", "cost_usd", "latency_s", "attempts"]
-    sums += ["prompt_chars", "measured_tokens"]
+@_of_folder
+def stats(ledger: Ledger) -> list[dict]:
+    """One row per stage and served model: completions, tokens, dollars, mean latency in seconds,
+    first and last Unix time."""
+    columns = ["key", "stage", "served_model", "prompt_tokens", "completion_tokens", "cost_usd"]
+    columns += ["latency_s", "created_s", "attempts", "prompt_chars"]
+    sums = ["prompt_tokens", "completion_tokens", "cost_usd", "attempts", "prompt_chars"]
+    sums += ["measured_tokens", "latency_s"]
     aggregates = [("key", "count"), ("latency_s", "count"), *((c, "sum") for c in sums)]
     aggregates += [("created_s", "min"), ("created_s", "max")]
+    totals: dict[tuple[str, str], dict] = {}
     for name in ledger.segments:
-        table = read_segment(ledger.folder / name, wanted)
-        # prompts whose characters are not known (batches of a killed run) say nothing of a rate
-        known = pc.if_else(pc.greater(table["prompt_chars"], 0), table["prompt_tokens"], 0)
-        table = table.append_column("measured_tokens", known)
-        partial.append(table.group_by(["stage", "served_model"]).aggregate(aggregates))
-    if not partial:
-        return []
-    again = [(f"{c}_{how}", "sum") for c, how in aggregates if how != "min" and how != "max"]
-    again += [("created_s_min", "min"), ("created_s_max", "max")]
-    total = pa.concat_tables(partial).group_by(["stage", "served_model"]).aggregate(again)
+        table = read_segment(ledger.folder / name, columns)
+        # the tokens of those prompts whose characters are known: a batch of a killed run has none
+        measured = pc.if_else(pc.greater(table["prompt_chars"], 0), table["prompt_tokens"], 0)
+        table = table.append_column("measured_tokens", measured)
+        for part in table.group_by(["stage", "served_model"]).aggregate(aggregates).to_pylist():
+            total = totals.setdefault((part.pop("stage"), part.pop("served_model")), {})
+            for column, value in part.items():
+                add = {"min": min, "max": max}.get(column[-3:], lambda a, b: (a or 0) + (b or 0))
+                total[column] = add(total[column], value) if column in total else value
     rows = []
-    for row in total.sort_by([("stage", "ascending"), ("served_model", "ascending")]).to_pylist():
-        timed = row["latency_s_count_sum"]
-        rows.append(
-            {
-                "stage": row["stage"],
-                "model": row["served_model"],
-                "completions": row["key_count_sum"],
-                "prompt_tokens": row["prompt_tokens_sum_sum"],
-                "completion_tokens": row["completion_tokens_sum_sum"],
-                "cost_usd": row["cost_usd_sum_sum"],
-                "attempts": row["attempts_sum_sum"],
-                "prompt_chars": row["prompt_chars_sum_sum"],
-                "measured_tokens": row["measured_tokens_sum_sum"],  # of those characters
-                "latency_s": row["latency_s_sum_sum"] / timed if timed else None,
-                "first_s": row["created_s_min_min"],
-                "last_s": row["created_s_max_max"],
-            }
-        )
+    for (stage, model), total in sorted(totals.items()):
+        row = {"stage": stage, "model": model, "completions": total["key_count"]}
+        row |= {column: total[f"{column}_sum"] for column in sums}
+        timed = total["latency_s_count"]
+        row["latency_s"] = row["latency_s"] / timed if timed else None
+        rows.append(row | {"first_s": total["created_s_min"], "last_s": total["created_s_max"]})
     return rows
 
 
-def compact(folder: Folder) -> dict[str, int]:
-    """Merge every segment into few, sorted by key over all of them; of equal keys the oldest row
-    stays. Readers and writers may go on: old segments are removed after the new ones are there."""
-    return _on(folder, _compact)
-
-
-def _compact(ledger: Ledger) -> dict[str, int]:
+@_of_folder
+def compact(ledger: Ledger) -> dict[str, int]:
+    """Merge all segments into few, sorted by key across segments. Of rows with equal keys the
+    oldest stays. Runs may go on: a segment is removed after its rows stand in a new one."""
     old = dict(ledger.segments)
-    before = sum(len(s.prefixes) for s in old.values())
-    after = 0
+    rows = 0
     with writing(ledger.folder.path):
-        for table in _ranges(old):
-            after += table.num_rows
+        for table in _sorted_rows(old):
+            rows += table.num_rows
             ledger.add(table)
         for name in old:
             ledger.remove(name)
     return {
         "segments_before": len(old),
         "segments": len(ledger.segments),
-        "rows_before": before,
-        "rows": after,
+        "rows_before": sum(len(s.prefixes) for s in old.values()),
+        "rows": rows,
         "torn": len(ledger.torn),
     }
 
 
-def _ranges(segments: dict[str, Segment]) -> Iterator[pa.Table]:
-    """Sorted rows without repeated keys, one key range after the other."""
+def _sorted_rows(segments: dict[str, Segment]) -> Iterator[pa.Table]:
+    """The rows sorted by key and without repeated keys, one key range after the other."""
     total = sum(len(s.prefixes) for s in segments.values())
     for low, high in key_ranges(total, COMPACTED_ROWS):
         spans = [(s, rows_in(s.prefixes, low, high)) for s in segments.values()]
@@ -121,31 +113,35 @@ def _ranges(segments: dict[str, Segment]) -> Iterator[pa.Table]:
             yield rows.filter(pa.array(new))
 
 
-def verify(folder: Folder) -> dict[str, int | list[str]]:
-    """Read every row of every segment and check it. `torn`, `damaged`: names of segments;
-    `unknown`: keys of requests that may have been billed without an answer, or are in flight;
-    `stored`: of those whose answer the server keeps, and which are not fetched yet."""
-    return _on(folder, _verify)
+class Verified(TypedDict):
+    segments: int
+    rows: int
+    repeated: int  # rows whose key another row has
+    torn: list[str]  # segments
+    damaged: list[str]  # segments
+    unknown: list[str]  # keys of requests that may have been billed without an answer
+    stored: list[str]  # keys of requests whose answer the server keeps and no run has fetched
 
 
-def _verify(ledger: Ledger) -> dict[str, int | list[str]]:
-    rows, damaged, seen = 0, [], []
+@_of_folder
+def verify(ledger: Ledger) -> Verified:
+    """Read and check every row of every segment, and list the open attempts of the journals."""
+    rows, damaged, prefixes = 0, [], []
     for name, segment in ledger.segments.items():
         try:
             table = read_segment(ledger.folder / name)
             table.validate(full=True)
-            bad = [r for r in table.to_pylist() if crc(r) != r["crc"]]
+            intact = all(crc(r) == r["crc"] for r in table.to_pylist())
+            rows += table.num_rows
+            prefixes.append(segment.prefixes)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, UnicodeDecodeError):
-            bad, table = [{}], None
-        if bad or not _sorted(segment.prefixes):
+            intact = False
+        if not intact or (segment.prefixes[1:] < segment.prefixes[:-1]).any():
             damaged.append(name)
-        if table is not None:
-            rows += table.num_rows
-            seen.append(segment.prefixes)
     stored = {a.key for a in attempts(ledger.folder) if a.id}
-    distinct = len(np.unique(np.concatenate(seen))) if seen else 0
+    distinct = len(np.unique(np.concatenate(prefixes))) if prefixes else 0
     return {
         "segments": len(ledger.segments),
         "rows": rows,
@@ -157,103 +153,95 @@ def _verify(ledger: Ledger) -> dict[str, int | list[str]]:
     }
 
 
-def _sorted(prefixes: np.ndarray) -> bool:
-    return bool((prefixes[1:] >= prefixes[:-1]).all())
-
-
 def gc(folder: Folder, days: float | None = None, model: str | None = None) -> dict[str, int]:
-    """Remove torn segments and temporary files an hour old; with `days` completions older than
-    them, too (of this served model only, if named). They would be paid again if needed."""
+    """Remove torn segments and temporary files that are an hour old. With `days`, remove journals
+    and completions that are older, too; with `model`, only completions of this served model. A run
+    that needs a removed completion pays for it again."""
     removed = {"files": 0, "rows": 0}
-    _on(folder, lambda ledger: _gc(ledger, days, model, removed))
+    _gc(folder, days, model, removed)
     return removed
 
 
-def _gc(ledger: Ledger, days: float | None, model: str | None, done: dict[str, int]) -> None:
-    folder = ledger.folder
-    files = [n for n in folder.names() if n.endswith(".tmp") or n in ledger.torn]
-    for name in files:
-        info = folder.fs.get_file_info((folder / name).path)
-        if info.mtime is None or time.time() - info.mtime.timestamp() > 3600:
-            (folder / name).delete_file()
-            done["files"] += 1
+@_of_folder
+def _gc(ledger: Ledger, days: float | None, model: str | None, removed: dict[str, int]) -> None:
+    folder, now_s = ledger.folder, time.time()
+    before_s = -math.inf if days is None else now_s - days * 86400
+    for name in folder.names():
+        temporary = name.endswith(".tmp") or name in ledger.torn
+        if temporary or name.endswith(".sent"):
+            mtime = folder.fs.get_file_info((folder / name).path).mtime
+            limit_s = now_s - TEMPORARY_S if temporary else before_s
+            if mtime.timestamp() < limit_s if mtime else temporary:
+                (folder / name).delete_file()
+                removed["files"] += 1
     if days is None:
         return
-    before_s = time.time() - days * 86400
-    for name in folder.names():
-        info = folder.fs.get_file_info((folder / name).path)
-        if name.endswith(".sent") and info.mtime and info.mtime.timestamp() < before_s:
-            (folder / name).delete_file()
-            done["files"] += 1
     for name in list(ledger.segments):
-        table = read_segment(ledger.folder / name)
-        old = pc.less(table["created_s"], before_s)
+        table = read_segment(folder / name)
+        old_rows = pc.less(table["created_s"], before_s)
         if model is not None:
-            old = pc.and_(old, pc.equal(table["served_model"], model))
-        kept = table.filter(pc.invert(old))
+            old_rows = pc.and_(old_rows, pc.equal(table["served_model"], model))
+        kept = table.filter(pc.invert(old_rows))
         if kept.num_rows < table.num_rows:
             with writing(folder.path):
                 if kept.num_rows:
                     ledger.add(kept)
                 ledger.remove(name)
-            done["rows"] += table.num_rows - kept.num_rows
+            removed["rows"] += table.num_rows - kept.num_rows
 
 
 def main(action: str, folder: Folder, days: float | None, model: str | None) -> int:
-    """Do it and print what came out. UserError for a limit that would remove all, or nothing."""
+    """Run the command and print its result. UserError for options that do not fit the command."""
     if action != "gc" and (days is not None or model):
-        raise UserError(f"ledger {action}: --days and --model are of gc")
+        raise UserError(f"ledger {action}: --days and --model are options of gc")
     if model and days is None:
-        raise UserError("--model: of completions older than --days, which is not given")
+        raise UserError("--model: give --days, too: only completions older than that are removed")
     if days is not None and not 0 < days < math.inf:
         raise UserError(f"--days {days:g}: must be above 0")
     if action == "stats":
         for r in stats(folder):
             latency = "" if r["latency_s"] is None else f"{r['latency_s']:.2f} s"
-            days_old = f"{time.strftime('%Y-%m-%d', time.gmtime(r['first_s']))} to "
-            days_old += time.strftime("%Y-%m-%d", time.gmtime(r["last_s"]))
+            days_of = (time.strftime("%Y-%m-%d", time.gmtime(r[k])) for k in ("first_s", "last_s"))
             print(
                 f"{r['stage']:<12} {r['model']:<28} {r['completions']:>10,} completions "
                 f"{r['prompt_tokens']:>12,} + {r['completion_tokens']:,} tokens  "
-                f"${r['cost_usd']:,.2f}  {latency}  {days_old}"
+                f"${r['cost_usd']:,.2f}  {latency}  {' to '.join(days_of)}"
             )
     elif action == "compact":
-        done = compact(folder)
+        merged = compact(folder)
         print(
-            f"{done['segments_before']:,} segments -> {done['segments']:,}; "
-            f"{done['rows_before']:,} rows -> {done['rows']:,}"
+            f"{merged['segments_before']:,} segments -> {merged['segments']:,}; "
+            f"{merged['rows_before']:,} rows -> {merged['rows']:,}"
         )
     elif action == "gc":
-        done = gc(folder, days, model)
-        print(f"{done['rows']:,} completions and {done['files']:,} files removed")
+        removed = gc(folder, days, model)
+        print(f"{removed['rows']:,} completions and {removed['files']:,} files removed")
     else:
-        found = verify(folder)
-        rows, repeated = found["rows"], found["repeated"]
-        print(f"{found['segments']:,} segments, {rows:,} rows, {repeated:,} repeated")
-        torn, damaged = found["torn"], found["damaged"]
-        assert isinstance(torn, list) and isinstance(damaged, list)
-        for name in torn:
-            print(f"torn, left out: {name}")
-        lost = found["unknown"]
-        assert isinstance(lost, list)
-        if lost:
-            print(
-                f"{len(lost):,} unknown: requests that were sent and whose answer never came (a "
-                f"kill, a timeout): each may have been billed. Those of a run that goes on now are "
-                f"in flight"
-            )
-        stored = found["stored"]
-        assert isinstance(stored, list)
-        if stored:
-            print(
-                f"{len(stored):,} stored: answers that the server keeps (llm.mode=background); the "
-                f"run that asks for them again fetches them"
-            )
-        for key in lost:
-            print(f"unknown: {key}")
-        if damaged:
+        checked = verify(folder)
+        print("\n".join(_verify_lines(checked)))
+        if checked["damaged"]:
             raise UserError(
-                f"{folder.path}: damaged: {', '.join(damaged)}: remove them; what they held is "
-                f"paid again when it is needed"
+                f"{folder.path}: damaged: {', '.join(checked['damaged'])}: remove them; a run that "
+                f"needs their completions pays for them again"
             )
     return 0
+
+
+def _verify_lines(checked: Verified) -> Iterator[str]:
+    unknown, stored = checked["unknown"], checked["stored"]
+    yield (
+        f"{checked['segments']:,} segments, {checked['rows']:,} rows, "
+        f"{checked['repeated']:,} repeated"
+    )
+    yield from (f"torn, left out: {name}" for name in checked["torn"])
+    if unknown:
+        yield (
+            f"{len(unknown):,} unknown: requests that were sent and got no answer (a kill, a "
+            f"timeout): each may have been billed. Requests of a running run are in flight"
+        )
+    if stored:
+        yield (
+            f"{len(stored):,} stored: answers that the server keeps (llm.mode=background): the run "
+            f"that needs them fetches them"
+        )
+    yield from (f"unknown: {key}" for key in unknown)

@@ -1,64 +1,67 @@
-"""Whose fault a refusal is: decided by evidence, because servers word it in a hundred ways.
+"""Decides whether a refused request fails its row or stops the run.
 
-A request that is refused while its endpoint answers others is at fault itself: its row fails. Where
-nothing is answered, the run is at fault and stops. So a refusal waits for the next answer, and
-stops the run when IN_A_ROW different requests were refused without one, or when nothing else runs
-and the endpoint has never answered.
+Servers word refusals in many ways, so evidence decides. A request that is refused while its
+endpoint answers other requests fails its row. A refusal waits for the next answer of its endpoint.
+It stops the run when IN_A_ROW different requests were refused without an answer between them, or
+when nothing else runs and no request was ever answered.
 
-A 429 speaks of the whole cluster, but one that a single request gets again and again, while others
-are answered, speaks of that request: it is larger than the limit.
+A 429 usually concerns the whole cluster. A request that gets one 429 after another while other
+requests are answered is larger than the limit, and fails alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from facttune_ray.errors import EndpointError, RowError
+from facttune_ray.llm.funds import Funds
 
-IN_A_ROW = 16  # different requests refused without an answer between them
+IN_A_ROW = 16  # different requests refused without an answer between them: the run stops
 OTHERS = 10  # answers between two 429s of one request which show that the limit was not used up
-STRIKES = 3  # such pairs of 429s
-ALONE_S = 61.0  # a limit a minute is whole again when only this request was sent for so long
+STRIKES = 3  # such pairs of 429s until the request fails
+ALONE_S = 61.0  # a limit per minute is unused again when only this request was sent for so long
 
 
 class _Refused(NamedTuple):
     endpoint: object
-    completions: int  # that this request was to bring
+    completions: int  # that the request was to bring
     message: str
     stop: EndpointError
     decided: asyncio.Future[Exception]
 
 
 @dataclass
-class Limited:
+class Throttled:
     """The 429s of one request."""
 
     times: int = 0
     strikes: int = 0
-    answered: int = 0  # of all requests, at its last 429
-    others: int = 0  # requests that had got a 429 by then
-    sent: int = 0  # requests sent by then
-    alone_since_s: float = 0.0
-    fault: bool = False  # it is this request's own
+    # the counters of `Refusals` at the request's last 429
+    answered: int = 0
+    throttled: int = 0
+    sent: int = 0
+    alone_since_s: float = 0.0  # no other request was sent since
+    at_fault: bool = False  # the request itself is too large
 
 
 class Refusals:
-    """Of one client. `running`: completions it is asked for and has not got. `elsewhere`: whether
-    another worker's requests of the same kind were answered."""
+    """Refusals of one client. `running`: completions that the client has started and that have not
+    ended."""
 
-    def __init__(self, running: Callable[[], int], elsewhere: Callable[[], bool]) -> None:
-        self._running, self._elsewhere = running, elsewhere
+    def __init__(self, running: Sized, funds: Funds) -> None:
+        self._running, self._funds = running, funds
         self._refused: list[_Refused] = []
         self._answered: Counter[object] = Counter()  # endpoint -> answers
         self._stopped: EndpointError | None = None
-        self.sent = self._limited = 0
+        self.sent = 0  # requests
+        self._throttled = 0  # requests that got a 429
 
     def answered(self, endpoint: object) -> None:
-        """The endpoint has answered: what it refused meanwhile was at fault itself."""
+        """The endpoint has answered a request: the requests that it refused fail alone."""
         self._answered[endpoint] += 1
         for refused in [r for r in self._refused if r.endpoint is endpoint]:
             self._decide(refused, RowError(refused.message))
@@ -66,18 +69,18 @@ class Refusals:
     async def judge(
         self, endpoint: object, completions: int, message: str, stop: EndpointError
     ) -> Exception:
-        """RowError, or `stop`, as soon as it is known which."""
+        """Return a RowError or `stop`, as soon as there is evidence for it."""
         decided = asyncio.get_running_loop().create_future()
         self._refused.append(_Refused(endpoint, completions, message, stop, decided))
         self.settle()
         return await decided
 
     def settle(self) -> None:
-        """Decide where no more evidence can come. To be called when a request has ended, too."""
+        """Decide where no more evidence can come. Call this also when a request has ended."""
         by_endpoint = Counter(r.endpoint for r in self._refused)
-        alone = sum(r.completions for r in self._refused) >= self._running()
+        alone = sum(r.completions for r in self._refused) >= len(self._running)
         for refused in list(self._refused):
-            ever = self._answered[refused.endpoint] or self._elsewhere()
+            ever = self._answered[refused.endpoint] or self._funds.stage_was_answered
             if by_endpoint[refused.endpoint] >= IN_A_ROW or (alone and not ever):
                 self._stopped = self._stopped or refused.stop
             if self._stopped is not None:
@@ -90,17 +93,18 @@ class Refusals:
         if not refused.decided.done():
             refused.decided.set_result(error)
 
-    def limited(self, mine: Limited, now_s: float) -> bool:
-        """Take note of a 429. -> whether it speaks of the cluster's limit"""
-        first = mine.times == 0
-        alone = not first and self._limited == mine.others  # nobody else was refused since
+    def throttled(self, request: Throttled, now_s: float) -> bool:
+        """Record a 429 of this request. Return whether it concerns the cluster's limit."""
+        first = request.times == 0
+        alone = not first and self._throttled == request.throttled  # no other request got a 429
         answered = self._answered.total()
-        large = alone and answered - mine.answered >= OTHERS
-        mine.strikes = mine.strikes + large if alone else 0
-        if first or self.sent > mine.sent + 1:
-            mine.alone_since_s = now_s
-        self._limited += first
-        mine.times += 1
-        mine.answered, mine.others, mine.sent = answered, self._limited, self.sent
-        mine.fault = mine.strikes >= STRIKES or (alone and now_s - mine.alone_since_s > ALONE_S)
-        return not large
+        too_large = alone and answered - request.answered >= OTHERS
+        request.strikes = request.strikes + too_large if alone else 0
+        if first or self.sent > request.sent + 1:
+            request.alone_since_s = now_s
+        self._throttled += first
+        request.times += 1
+        request.answered, request.throttled, request.sent = answered, self._throttled, self.sent
+        long_alone = alone and now_s - request.alone_since_s > ALONE_S
+        request.at_fault = request.strikes >= STRIKES or long_alone
+        return not too_large

@@ -1,10 +1,11 @@
-"""Requests on their way: budget, permit, journal, endpoint, ledger, until there is an answer.
+"""Sends requests: budget -> permit -> journal -> endpoint -> ledger, until there is an answer.
 
-    sender = Sender(cfg, ledger, endpoints, funds, refusals, usage)
+    sender = Sender(cfg, ledger, endpoints, funds, refusals)
     completions = await sender.send(sender.request([key], prompt, {"max_tokens": 64}))
 
-One loop repeats what may succeed later, with full jitter; a 429 is no attempt: the limiter pauses
-the cluster instead. A completion is in the ledger before it is returned.
+One loop repeats an attempt that may succeed later, after a random pause (full jitter). A 429 does
+not count as an attempt: the limiter pauses the cluster instead. A completion is in the ledger
+before it is returned.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from typing import Any
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import RowError
 from facttune_ray.llm.background import Background, as_response
-from facttune_ray.llm.cost import Usage, price_of
+from facttune_ray.llm.cost import price_of
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.estimates import Estimates
 from facttune_ray.llm.funds import Funds
 from facttune_ray.llm.ledger import Completion, Ledger
 from facttune_ray.llm.parameters import Prompt
 from facttune_ray.llm.permits import Gate, permit
-from facttune_ray.llm.refusals import Limited, Refusals
+from facttune_ray.llm.refusals import Refusals, Throttled
 from facttune_ray.llm.replies import Meaning, Reply, total_tokens
 
-# a request that has waited so long for its permit is funded anew: what it will cost, and what is
-# left, is known better by then
+# A request that has waited this long for its permit gives its funds back and takes them anew: by
+# then its cost and the rest of the budget are known better.
 FUNDED_S = 5.0
 
 
@@ -44,20 +45,20 @@ class Request:
 
     keys: list[bytes]  # of the completions that it is to bring
     body: dict[str, Any]
-    chars: int  # of its prompt
+    chars: int  # characters of the prompt
     ticket: int
     attempts: int = 0
-    first_s: float = math.inf  # when the first of them was sent
-    limited: Limited = field(default_factory=Limited)
+    first_s: float = math.inf  # when the first attempt was sent
+    throttled: Throttled = field(default_factory=Throttled)
 
     @functools.cached_property
     def name(self) -> bytes:
-        """Of several keys a name of them all: the same choices are asked for again."""
+        """The key; of several keys their hash, because a repetition asks for the same keys."""
         return self.keys[0] if len(self.keys) == 1 else hashlib.sha256(b"".join(self.keys)).digest()
 
 
 class Sender:
-    """Sends one worker's requests. Lives on one event loop."""
+    """Sends the requests of one worker. A sender lives on one event loop."""
 
     def __init__(
         self,
@@ -66,9 +67,8 @@ class Sender:
         endpoints: list[Endpoint],
         funds: Funds,
         refusals: Refusals,
-        usage: Usage,
     ) -> None:
-        self.cfg, self.ledger, self.endpoints, self.usage = cfg, ledger, endpoints, usage
+        self.cfg, self.ledger, self.endpoints, self.usage = cfg, ledger, endpoints, funds.usage
         self._funds, self._refusals = funds, refusals
         self._gates = [e.gate for e in endpoints]
         self._background: Background | None = None
@@ -76,7 +76,7 @@ class Sender:
             self._background = Background(ledger.folder, ledger.journal, cfg.max_elapsed_s)
         self._tickets = itertools.count()
         self._price, self._estimates = price_of(cfg), Estimates()
-        # with a budget nothing is sent beside the first request until it has told what one costs
+        # With a budget, the first request is sent alone: its answer shows what a request costs.
         self._first = asyncio.Lock() if cfg.budget_usd is not None else None
 
     def request(self, keys: list[bytes], prompt: Prompt, params: dict[str, Any]) -> Request:
@@ -94,12 +94,12 @@ class Sender:
         return self._price.usd(*self._tokens(request))
 
     def _tokens(self, request: Request) -> tuple[float, float]:
-        """(prompt, completion), estimated."""
+        """(prompt, completion) tokens, estimated."""
         return self._estimates.tokens(request.chars, len(request.keys))
 
     async def send(self, request: Request) -> list[Completion]:
-        """Send until there is an answer. -> its completions, in the ledger. EndpointError when the
-        same would be said to every request, RowError when this one is not answered."""
+        """Send the request until it has an answer. Return its completions, which are in the ledger.
+        Raise EndpointError when every request would fail, RowError when only this one fails."""
         while True:
             async with self._first or contextlib.nullcontext():
                 endpoint, meaning, paid, number = await self._attempt(request)
@@ -109,10 +109,10 @@ class Sender:
                 self.ledger.journal.end(number)
             if paid:
                 return paid
-            await self._after(request, endpoint, meaning)
+            await self._before_retry(request, endpoint, meaning)
 
     async def _admit(self, request: Request) -> tuple[float, Gate, float]:
-        """(dollars taken from the budget, the gate that gave a permit, tokens that it is for)"""
+        """Wait for funds and a permit. Return (dollars taken, gate of the permit, its tokens)."""
         held_s = None if self.cfg.budget_usd is None else FUNDED_S
         while True:
             usd = await self._funds.take(lambda: self.estimated_usd(request))
@@ -126,7 +126,8 @@ class Sender:
                     raise
 
     async def _attempt(self, request: Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
-        """(where it was sent, what came, what it paid for, its number in the journal)"""
+        """Send the request once. Return (endpoint, meaning of the reply, paid completions, number
+        in the journal)."""
         clock = asyncio.get_running_loop().time
         usd, gate, tokens = await self._admit(request)
         try:
@@ -140,8 +141,8 @@ class Sender:
             request.first_s = min(request.first_s, sent_s)
             self._refusals.sent += 1
             try:
-                # a server that knows this header answers a repeated key without charging again:
-                # the request that was in flight when we were killed
+                # A server that supports this header does not charge a repeated key again, for
+                # example a request that was in flight when its process was killed.
                 headers = {"Idempotency-Key": request.name.hex()}
                 if self._background is not None:
                     meaning = await self._background.send(
@@ -154,34 +155,34 @@ class Sender:
                 raise
             paid: list[Completion] = []
             if meaning.kind == "answer":
-                found = self._estimates.counted(meaning.replies, len(request.keys), request.chars)
-                used, latency_s = sum(map(total_tokens, found)), clock() - sent_s
-                # a stored response waits in the provider's queue, which is no sign of overload
+                replies = self._estimates.counted(meaning.replies, len(request.keys), request.chars)
+                used, latency_s = sum(map(total_tokens, replies)), clock() - sent_s
+                # A background response waits in the provider's queue: no sign of overload.
                 seen_s = 0.0 if self._background is not None else latency_s
                 gate.answered(tokens, used, seen_s, meaning.headers)
                 self._refusals.answered(endpoint)
-                paid = self._paid(found, request.attempts, latency_s, request.chars)
+                paid = self._paid(replies, request.attempts, latency_s, request.chars)
             elif meaning.kind == "limit":
-                told = self._refusals.limited(request.limited, clock())
-                # a limit of days ends the run: the next one asks again
-                told &= (meaning.retry_after_s or 0.0) <= self.cfg.max_elapsed_s
-                gate.refused(tokens, meaning.headers, meaning.retry_after_s, told)
+                pauses = self._refusals.throttled(request.throttled, clock())
+                # A pause of days stops the run instead (`_before_retry`).
+                pauses &= (meaning.retry_after_s or 0.0) <= self.cfg.max_elapsed_s
+                gate.refused(tokens, meaning.headers, meaning.retry_after_s, pauses)
                 request.attempts -= 1
                 self.usage.refused += 1
             elif meaning.kind == "retry":
                 lost = meaning.status is None and not meaning.unreachable
                 gate.failed(meaning.unreachable, clock() - sent_s if lost else None)
-            else:  # it was not let in: its tokens are not used
-                gate.refused(tokens, meaning.headers, None, told=False)
+            else:  # the server did not take the request: its tokens are not used
+                gate.refused(tokens, meaning.headers, None, pauses=False)
             if meaning.unknown:
                 self.usage.unknown += 1
                 self.usage.unknown_usd += usd
             return endpoint, meaning, paid, number
         finally:
-            self._funds.done(usd)  # what it cost is in `usage`
+            self._funds.done(usd)  # its cost is in `usage`
 
-    async def _after(self, request: Request, endpoint: Endpoint, meaning: Meaning) -> None:
-        """Return when the request may be sent again; raise when it is not to be."""
+    async def _before_retry(self, request: Request, endpoint: Endpoint, meaning: Meaning) -> None:
+        """Wait until the request may be sent again; raise when it may not be sent again."""
         cfg, kind = self.cfg, meaning.kind
         if kind == "stop":
             raise endpoint.refusal(meaning)
@@ -189,7 +190,7 @@ class Sender:
             raise await self._refusals.judge(
                 endpoint, len(request.keys), meaning.message, endpoint.refusal(meaning)
             )
-        if kind == "row error" or request.limited.fault:
+        if kind == "row error" or request.throttled.at_fault:
             raise RowError(meaning.message)
         if (meaning.retry_after_s or 0.0) > cfg.max_elapsed_s:
             raise endpoint.closed_for(meaning.retry_after_s or 0.0)
@@ -201,19 +202,19 @@ class Sender:
         self.usage.retries += 1
         if kind == "limit":
             wait_s = 0.0  # the gate waits, and the cluster with it
-            if request.limited.times > 1:  # the others go first
+            if request.throttled.times > 1:  # let other requests go first
                 request.ticket = next(self._tickets)
-                wait_s = 2.0 ** (request.limited.times - 2)
+                wait_s = 2.0 ** (request.throttled.times - 2)
         elif meaning.retry_after_s is not None:
             wait_s = meaning.retry_after_s
         else:
-            wait_s = random.uniform(0.0, min(cfg.max_wait_s, 0.25 * 2.0**request.attempts))
+            wait_s = backoff_s(request.attempts, cfg.max_wait_s)
         await asyncio.sleep(min(wait_s, cfg.max_wait_s))
 
-    def batched(self, reply: Reply, attempts: int) -> Completion:
-        """Count the answer of a batch's line."""
-        (paid,) = self._paid(self._estimates.counted([reply], 1), attempts)
-        return paid
+    def count_batched(self, reply: Reply, attempts: int) -> Completion:
+        """Count the answer of a batch's line as paid."""
+        (completion,) = self._paid(self._estimates.counted([reply], 1), attempts)
+        return completion
 
     def _paid(
         self,
@@ -222,9 +223,9 @@ class Sender:
         latency_s: float | None = None,
         chars: int = 0,
     ) -> list[Completion]:
-        """Count one answer. Its rows: what is the request's, not a choice's, stands in the first,
-        so that sums over rows are right."""
-        paid = [
+        """Count one answer as paid. Return its rows of the ledger: attempts, latency and characters
+        belong to the request and stand in the first row, so that sums over rows are right."""
+        completions = [
             Completion(
                 text=reply.text,
                 refusal=reply.refusal,
@@ -242,8 +243,13 @@ class Sender:
             )
             for i, reply in enumerate(replies)
         ]
-        self.usage.count(paid)
+        self.usage.count(completions)
         self._first = None
         if replies[0].counted != "estimate":
             self._estimates.learn(replies, chars)
-        return paid
+        return completions
+
+
+def backoff_s(attempts: int, most_s: float) -> float:
+    """The pause after so many failed attempts: full jitter under a limit that doubles."""
+    return random.uniform(0.0, min(most_s, 0.25 * 2.0**attempts))

@@ -105,10 +105,10 @@ class ShardWorker:
             await client.pause()
 
     async def make(self, shard: int) -> None:
-        from facttune_ray.llm.cost import Usage, counted
+        from facttune_ray.llm.cost import Usage, shard_usage
 
         used = Usage()
-        counted.set(used)
+        shard_usage.set(used)
         rows = await stage(self.work.stage).run(self.context, shard)
         stats = {
             "calls": used.calls,

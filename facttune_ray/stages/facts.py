@@ -148,7 +148,7 @@ async def _unit(context: Context, response: dict, sentence: Sentence) -> Unit:
             decontextualize=cfg.decontextualize,
         )
         try:
-            facts = await context.client.ask(messages, prompt.parse, to_its_end=True)
+            facts = await context.client.ask(messages, prompt.parse, reject_cut=True)
         except RowError as e:
             return Unit(sentence, error=str(e))
     if cfg.cleanup == "entities":

@@ -60,7 +60,7 @@ async def run(context: Context, shard: int) -> list[dict]:
             return prompt.parse(text, cfg.answer, fact["fact"])
 
         try:
-            return await context.client.ask(messages, parse, to_its_end=True), None
+            return await context.client.ask(messages, parse, reject_cut=True), None
         except RowError as e:
             return None, str(e)
 

@@ -227,7 +227,7 @@ async def _ask_one(context: Context, evidence: Evidence, fact: int) -> dict:
         messages = prompt.render(evidence.topic, evidence.facts[fact], shown)
     params = {"logprobs": True, "top_logprobs": 5} if cfg.logprobs else None
     try:
-        supported, score = await context.client.ask_whole(
+        supported, score = await context.client.ask_completion(
             messages, lambda c: (prompt.parse(c.answer), prompt.probability(c.top_logprobs)), params
         )
     except RowError as e:

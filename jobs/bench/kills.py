@@ -31,7 +31,7 @@ from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.journal import attempts
 from facttune_ray.llm.ledger import Ledger, request_key
 from facttune_ray.llm.ledger_tools import verify
-from facttune_ray.llm.limiter import Lease, Limits, Seen
+from facttune_ray.llm.limiter import Lease, LimiterReport, Limits
 from facttune_ray.llm.parameters import parameters
 from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.prompts import facts
@@ -57,7 +57,7 @@ async def work(url: str, folder: str, mode: str, rows: range) -> None:
     cfg = config(url, mode)
     renew = local_renew(Limits())
 
-    async def at_once(seen: Seen) -> Lease:
+    async def at_once(seen: LimiterReport) -> Lease:
         """Skip the slow start, because the kill comes soon."""
         return replace(await renew(seen), in_flight=IN_FLIGHT)
 

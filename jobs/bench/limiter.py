@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from facttune_ray.llm.limiter import Lease, Limiter, Limits, Seen
+from facttune_ray.llm.limiter import Lease, Limiter, LimiterReport, Limits
 from facttune_ray.llm.permits import Gate
 
 LIMITS = (20, 60, 200, 1000, 12_000)
@@ -71,7 +71,7 @@ def used(
     limiter = Limiter(Limits(requests_per_minute))
     sent: list[list[float]] = [[] for _ in range(workers)]
 
-    async def renew(report: Seen) -> Lease:
+    async def renew(report: LimiterReport) -> Lease:
         there_s, back_s = trip_s()
         await asyncio.sleep(there_s)
         lease = limiter.renew(report, asyncio.get_running_loop().time())

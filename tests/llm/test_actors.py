@@ -1,4 +1,4 @@
-"""The limiter and the meter as actors: found by name, shared, and replaced when they die."""
+"""The limiter and the meter as Ray actors: shared by name, and restarted when they die."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import urllib.request
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.llm.cost import Ask, MeterLost, Usage
+from facttune_ray.llm.cost import MeterLost, MeterReport, Usage
 from facttune_ray.llm.ledger import Completion, Ledger
-from facttune_ray.llm.limiter import MAX_HORIZON_S, Lease, Limits, Seen
+from facttune_ray.llm.limiter import MAX_HORIZON_S, Lease, LimiterReport, Limits
 from facttune_ray.llm.permits import LimiterLost
 from facttune_ray.storage.tables import Folder
 
@@ -24,9 +24,9 @@ def test_two_workers_share_one_limiter(ray_cluster):
     first, second = (actors.renew_at("http://a", "m", "KEY", limits) for _ in range(2))
 
     async def both():
-        alone = await first(Seen("a", waiting=500, most=10))
-        half = await second(Seen("b", waiting=500, most=10))
-        return alone, half, await first(Seen("a", waiting=500, most=10, held=500))
+        alone = await first(LimiterReport("a", waiting=500, most=10))
+        half = await second(LimiterReport("b", waiting=500, most=10))
+        return alone, half, await first(LimiterReport("a", waiting=500, most=10, held=500))
 
     alone, half, again = asyncio.run(both())
     assert alone.requests_per_s == pytest.approx(99.0)
@@ -34,20 +34,20 @@ def test_two_workers_share_one_limiter(ray_cluster):
     assert alone.epoch == half.epoch and alone.permits and not again.permits
 
 
-def test_the_limits_of_a_run_that_is_over_are_dropped(ray_cluster):
+def test_the_limits_of_an_ended_run_are_dropped(ray_cluster):
     from facttune_ray.llm import actors
 
     async def rate(limits: Limits) -> float:
         renew = actors.renew_at("http://c", "m", "KEY", limits)
-        lease = await renew(Seen("a", waiting=500, most=10))
-        await renew(Seen("a"))  # nothing waits
+        lease = await renew(LimiterReport("a", waiting=500, most=10))
+        await renew(LimiterReport("a"))  # nothing waits
         return lease.requests_per_s
 
     assert asyncio.run(rate(Limits(6000))) == pytest.approx(99.0)
     assert math.isinf(asyncio.run(rate(Limits())))
 
 
-def test_a_killed_limiter_comes_back_and_first_lets_the_permits_of_its_predecessor_pass(
+def test_a_restarted_limiter_waits_until_its_predecessors_permits_have_lapsed(
     ray_cluster,
 ):
     import ray
@@ -56,7 +56,7 @@ def test_a_killed_limiter_comes_back_and_first_lets_the_permits_of_its_predecess
 
     limits = Limits(requests_per_minute=6000)
     renew = actors.renew_at("http://b", "m", "KEY", limits)
-    report = Seen("a", waiting=500, most=10)  # a newcomer: others may hold what it cannot know
+    report = LimiterReport("a", waiting=500, most=10)  # a new worker: others may hold permits
 
     async def lease(until) -> Lease:
         """Ask until a lease fits."""
@@ -78,7 +78,7 @@ def test_a_killed_limiter_comes_back_and_first_lets_the_permits_of_its_predecess
     assert again.permits[0][0] >= first.now_s + MAX_HORIZON_S
 
 
-def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluster):
+def test_a_restarted_meter_reads_from_the_ledger_what_was_paid(tmp_path, ray_cluster):
     import ray
 
     from facttune_ray.llm import actors
@@ -95,19 +95,19 @@ def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluste
         for _ in range(100):
             try:
                 serial[0] += 1
-                ask = Ask("a", "facts", serial[0], usage, wants_usd=9.0, one_usd=0.1)
+                ask = MeterReport("a", "facts", serial[0], usage, wants_usd=9.0, next_usd=0.1)
                 if (found := await report(ask)).usd:
                     return found
             except MeterLost:
                 pass
-            await asyncio.sleep(0.2)  # a new meter gives nothing at first
+            await asyncio.sleep(0.2)  # a restarted meter gives no funds at first
         raise AssertionError("no meter")
 
     def spent_usd() -> float:
         for _ in range(50):
             try:
                 return ray.get(meter.snapshot.remote())["spent_usd"]
-            except ray.exceptions.RayActorError:  # this handle has not heard of the new one yet
+            except ray.exceptions.RayActorError:  # the handle still points to the dead actor
                 time.sleep(0.2)
         raise AssertionError("no meter")
 
@@ -116,23 +116,23 @@ def test_a_killed_meter_takes_what_was_paid_from_the_ledger(tmp_path, ray_cluste
     report = actors.report_to("test-meter", "m")
     assert asyncio.run(ask(Usage(calls=2, cost_usd=0.5))).usd == pytest.approx(0.25)
     assert spent_usd() == 0.75
-    asyncio.run(pay(0.375, "a"))  # the rest of what it paid is not written yet
+    asyncio.run(pay(0.375, "a"))  # the ledger lacks the rest of its cost
     ray.kill(meter, no_restart=False)
-    for _ in range(20):  # the old one may still answer
+    for _ in range(20):  # the dead actor may still answer
         assert asyncio.run(ask(Usage(calls=2, cost_usd=0.5))).usd == pytest.approx(0.25)
         if (found := spent_usd()) == 0.75:
             break
     assert found == 0.75
 
 
-def test_a_meter_that_never_was_is_named_lost(ray_cluster):
+def test_a_meter_that_does_not_exist_raises_meter_lost(ray_cluster):
     from facttune_ray.llm import actors
 
     with pytest.raises(MeterLost):
-        asyncio.run(actors.report_to("no-such-meter", "m")(Ask("a", "facts", 1, Usage())))
+        asyncio.run(actors.report_to("no-such-meter", "m")(MeterReport("a", "facts", 1, Usage())))
 
 
-def test_a_meter_that_cannot_read_the_ledger_is_one_line(tmp_path, ray_cluster):
+def test_a_meter_that_cannot_read_the_ledger_gives_one_line(tmp_path, ray_cluster):
     from facttune_ray.llm import actors
 
     (tmp_path / "ledger").write_text("a file where a folder should be")
@@ -143,14 +143,14 @@ def test_a_meter_that_cannot_read_the_ledger_is_one_line(tmp_path, ray_cluster):
 
 
 @pytest.mark.slow  # Ray exports its metrics every few seconds
-def test_what_is_paid_is_counted_in_rays_metrics(tmp_path, ray_cluster):
+def test_paid_requests_are_counted_in_rays_metrics(tmp_path, ray_cluster):
     import ray
 
     from facttune_ray.llm import actors
 
     meter = actors.start_meter("test-metrics", None, Folder.of(str(tmp_path)), "r")
     used = Usage(calls=3, refused=2, completion_tokens=40, cost_usd=0.5)
-    asyncio.run(actors.report_to("test-metrics", "a-model")(Ask("a", "facts", 1, used)))
+    asyncio.run(actors.report_to("test-metrics", "a-model")(MeterReport("a", "facts", 1, used)))
     assert ray.get(meter.snapshot.remote())["spent_usd"] == 0.5
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     wanted = {"calls": 3, "refused": 2, "completion_tokens": 40, "cost_usd": 0.5}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.request
 
+import annotator_client
 import pytest
+from annotator_client import PRICED, abandon, answers, ask, ledger_folder, messages, run, stats
 
-from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, RowError, UserError
 from facttune_ray.llm import background, journal
 from facttune_ray.llm.background import as_response
@@ -17,72 +17,23 @@ from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.journal import Journal
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.ledger_tools import verify
-from facttune_ray.llm.limiter import Limits
-from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.llm.replies import HTTPReply, read
-from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.storage.tables import Folder
-
-PAID = {"usd_per_million_input": 10.0, "usd_per_million_output": 30.0}
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch):
+def short_polls(monkeypatch):
     monkeypatch.setattr(background, "POLL_S", 0.05)
 
 
 def client(tmp_path, url: str, **settings) -> Client:
-    """One more process: a client that shares nothing with others but the ledger's folder."""
-    cfg = LLMConfig(**{"mode": "background", "max_wait_s": 0.2} | PAID | settings)
-    endpoint = Endpoint(url, cfg.api_key_env, 10.0, Gate(local_renew(Limits()), 64, "w"))
-    ledger = Ledger(Folder.of(str(tmp_path / "ledger")), flush_s=0.01, run="r", stage="facts")
-    return Client(cfg, ledger, [endpoint])
-
-
-def messages(i: int) -> list[dict[str, str]]:
-    return facts.render("Mara Veldt", f"She was born in {1000 + i}.")
-
-
-async def ask(one: Client, numbers) -> list:
-    asked = (one.ask(messages(i), facts.parse) for i in numbers)
-    return await asyncio.gather(*asked, return_exceptions=True)
-
-
-def answers(numbers) -> list:
-    return [[f"Mara Veldt was born in {1000 + i}."] for i in numbers]
-
-
-def run(one: Client, numbers) -> list:
-    async def work():
-        try:
-            return await ask(one, numbers)
-        finally:
-            await one.close()
-
-    return asyncio.run(work())
-
-
-async def abandon(one: Client, numbers, until) -> None:
-    """Ask, and stop dead when `until()` holds: nothing of what was begun goes on."""
-    asking = asyncio.create_task(ask(one, numbers))
-    while not until():
-        await asyncio.sleep(0.01)
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        task.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-    for endpoint in one.endpoints:  # only to keep the tests' output clean
-        await endpoint.close()
-
-
-def stats(url: str) -> dict:
-    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
-        return json.load(reply)
+    defaults = {"mode": "background", "max_wait_s": 0.2} | PRICED
+    return annotator_client.client(tmp_path, url, **defaults | settings)
 
 
 def open_attempts(tmp_path) -> tuple[int, int]:
     """(unknown, stored) attempts in the journals."""
-    found = journal.attempts(Folder.of(str(tmp_path / "ledger")))
+    found = journal.attempts(ledger_folder(tmp_path))
     return sum(not a.id for a in found), sum(bool(a.id) for a in found)
 
 
@@ -99,14 +50,12 @@ def test_every_fault_is_survived(tmp_path):
         assert run(again, range(60)) == answers(range(60)) and again.usage.cached == 60
 
 
-def test_it_costs_what_it_costs_online(tmp_path):
+def test_background_costs_as_much_as_online(tmp_path):
     with running(AnnotatorOptions()) as url:
         for mode in ("background", "online"):
             run(client(tmp_path / mode, url, mode=mode), range(5))
-    spent = [
-        Ledger(Folder.of(str(tmp_path / mode / "ledger"))).spent_usd("r")
-        for mode in ("background", "online")
-    ]
+    modes = ("background", "online")
+    spent = [Ledger(ledger_folder(tmp_path / mode)).spent_usd("r") for mode in modes]
     assert spent[0] == pytest.approx(spent[1]) and spent[0] > 0
 
 
@@ -156,10 +105,10 @@ def stop_after_ids(tmp_path, url: str) -> None:
     asyncio.run(stopped)
 
 
-def test_what_is_stored_counts_when_it_is_fetched(tmp_path):
+def test_a_stored_answer_counts_when_it_is_fetched(tmp_path):
     with running(SLOW) as url:
         stop_after_ids(tmp_path, url)
-        folder = Folder.of(str(tmp_path / "ledger"))
+        folder = ledger_folder(tmp_path)
         assert [len(verify(folder)[name]) for name in ("unknown", "stored")] == [0, 5]
         assert Ledger(folder).spent_usd("r") == 0.0
         again = client(tmp_path, url)
@@ -193,7 +142,7 @@ def test_a_response_that_the_server_has_forgotten_is_asked_for_again(tmp_path):
     assert open_attempts(tmp_path)[0] == 5  # they may have been billed
 
 
-def test_one_that_takes_too_long_is_its_rows_error_and_the_next_run_fetches_it(tmp_path):
+def test_a_response_that_takes_too_long_fails_its_row_and_the_next_run_fetches_it(tmp_path):
     slow = AnnotatorOptions(idempotent=False, latency_min_ms=1500, latency_max_ms=1500)
     with running(slow) as url:
         (error,) = run(client(tmp_path, url, max_elapsed_s=0.5), range(1))
@@ -319,5 +268,5 @@ def test_a_response_that_failed_is_read_by_its_code(status, error, kind):
 
 
 @pytest.mark.parametrize("output", ["text", [1], [{"type": "message", "content": [3]}]])
-def test_a_body_that_is_no_response_may_be_asked_for_again(output):
+def test_a_body_that_is_no_response_is_requested_again(output):
     assert meaning(output=output).kind == "retry"

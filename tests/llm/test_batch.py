@@ -5,63 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import urllib.request
 
+import annotator_client
 import openai
 import pytest
+from annotator_client import PRICED, abandon, answers, ask, ledger_folder, messages, run, stats
 from openai.resources.batches import AsyncBatches
 from openai.resources.files import AsyncFiles
 
-from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, RowError, UserError
 from facttune_ray.llm.batch import Batches
 from facttune_ray.llm.client import Client
-from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger, request_key
-from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.parameters import parameters
-from facttune_ray.llm.permits import Gate, local_renew
-from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.storage.tables import Folder
-
-PRICED = {"usd_per_million_input": 10.0, "usd_per_million_output": 30.0}
 
 
 def client(tmp_path, url: str, **settings) -> Client:
-    """One more process: a client that shares nothing with others but the ledger's folder."""
-    cfg = LLMConfig(**{"mode": "batch", "batch_poll_s": 0.05} | settings)
-    endpoint = Endpoint(url, cfg.api_key_env, 10.0, Gate(local_renew(Limits()), 8, "w"))
-    ledger = Ledger(Folder.of(str(tmp_path / "ledger")), flush_s=0.01, run="r", stage="facts")
-    return Client(cfg, ledger, [endpoint])
-
-
-def messages(i: int) -> list[dict[str, str]]:
-    return facts.render("Mara Veldt", f"She was born in {1000 + i}.")
-
-
-async def ask(one: Client, numbers) -> list:
-    asked = (one.ask(messages(i), facts.parse) for i in numbers)
-    return await asyncio.gather(*asked, return_exceptions=True)
-
-
-def answers(numbers) -> list:
-    return [[f"Mara Veldt was born in {1000 + i}."] for i in numbers]
-
-
-def run(one: Client, numbers) -> list:
-    async def work():
-        try:
-            return await ask(one, numbers)
-        finally:
-            await one.close()
-
-    return asyncio.run(work())
-
-
-def stats(url: str) -> dict:
-    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
-        return json.load(reply)
+    return annotator_client.client(
+        tmp_path, url, **{"mode": "batch", "batch_poll_s": 0.05} | settings
+    )
 
 
 def records(tmp_path) -> list:
@@ -70,12 +33,12 @@ def records(tmp_path) -> list:
 
 def noted_id(tmp_path) -> str | None:
     """The batch's id, once it is on record."""
-    found = records(tmp_path)
-    return json.loads(found[0].read_text())["batch_id"] if found else None
+    paths = records(tmp_path)
+    return json.loads(paths[0].read_text())["batch_id"] if paths else None
 
 
 def sent_once(url: str, batches: int, lines: int) -> bool:
-    """Nothing was answered twice, nor sent again after it was answered."""
+    """Nothing was answered twice, or sent again after its answer."""
     seen = stats(url)
     assert (seen["batches"], seen["batch_lines"]) == (batches, lines)
     assert (seen["repeated"], seen["replayed"]) == (0, 0)
@@ -83,7 +46,7 @@ def sent_once(url: str, batches: int, lines: int) -> bool:
 
 
 def ledger(tmp_path) -> Ledger:
-    return Ledger(Folder.of(str(tmp_path / "ledger")))
+    return Ledger(ledger_folder(tmp_path))
 
 
 def test_requests_go_in_one_file_and_come_back_into_the_ledger(tmp_path):
@@ -97,7 +60,7 @@ def test_requests_go_in_one_file_and_come_back_into_the_ledger(tmp_path):
         assert (stats(url)["batches"], stats(url)["batch_lines"]) == (1, 60)
 
 
-def test_more_than_a_file_holds_is_sent_in_several(tmp_path):
+def test_more_requests_than_a_file_holds_are_sent_in_several_files(tmp_path):
     with running(AnnotatorOptions(batch_max_requests=25)) as url:
         assert run(client(tmp_path, url, batch_requests=25), range(60)) == answers(range(60))
         assert stats(url)["batches"] == 3
@@ -112,22 +75,10 @@ def test_failed_lines_and_expired_batches_are_sent_again(tmp_path):
     assert seen["batches"] > 1 and seen["batch_lines"] == 60 and seen["repeated"] == 0
 
 
-def test_a_line_that_always_fails_is_its_rows_error(tmp_path):
+def test_a_line_that_always_fails_becomes_the_error_of_its_row(tmp_path):
     with running(AnnotatorOptions(batch_error_share=1.0)) as url:
         (error,) = run(client(tmp_path, url, max_attempts=2), range(1))
     assert isinstance(error, RowError) and "2 attempts" in str(error)
-
-
-async def abandon(one: Client, numbers, until) -> None:
-    """Ask, and stop dead when `until()` holds: nothing of what was begun goes on."""
-    asking = asyncio.create_task(ask(one, numbers))
-    while not until():
-        await asyncio.sleep(0.01)
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        task.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-    for endpoint in one.endpoints:  # only to keep the tests' output clean
-        await endpoint.close()
 
 
 def test_a_killed_run_finds_its_batch_again(tmp_path):
@@ -139,7 +90,7 @@ def test_a_killed_run_finds_its_batch_again(tmp_path):
 
 
 class Lines:
-    """A result file with each line changed, characters as they are."""
+    """A result file with `change` applied to each line, and characters that are not escaped."""
 
     def __init__(self, text: str, change) -> None:
         lines = (json.dumps(change(json.loads(x)), ensure_ascii=False) for x in text.splitlines())
@@ -151,7 +102,7 @@ class Lines:
 
 
 def slowed(monkeypatch, kind, method: str, before: bool = False) -> list[int]:
-    """The call hangs, before or after it is made; the list grows when it does."""
+    """Make the method hang before or after the call; the list grows when it hangs."""
     original, reached = getattr(kind, method), []
 
     async def call(self, *args, **options):
@@ -176,7 +127,7 @@ def test_killed_while_a_batch_is_sent(tmp_path, monkeypatch, at):
         killed = records(tmp_path)
         assert run(client(tmp_path, url), range(10)) == answers(range(10))
         assert sent_once(url, batches=1, lines=10)
-        # one without a batch may be of a worker that is still sending it
+        # a record without a batch may belong to a worker that is still sending its file
         assert records(tmp_path) == ([] if at == "create done" else killed)
 
 
@@ -234,9 +185,7 @@ def test_killed_before_the_ledger_has_all_answers(tmp_path, monkeypatch):
         assert sent_once(url, batches=1, lines=20) and records(tmp_path) == []
 
 
-def test_killed_before_the_ledger_has_all_answers_what_was_paid_is_counted_once(
-    tmp_path, monkeypatch
-):
+def test_a_kill_before_the_ledger_has_all_answers_counts_each_once(tmp_path, monkeypatch):
     with running(AnnotatorOptions()) as url:
         killed_while_keeping(tmp_path, url, monkeypatch)
         had = sum(len(s.prefixes) for s in ledger(tmp_path).segments.values())
@@ -265,7 +214,7 @@ def test_two_clients_wait_for_one_batch_of_a_killed_run(tmp_path):
 
 
 @pytest.mark.parametrize("wait_s", [1.2, 0.3])  # before the batch is done; just before
-def test_requests_that_come_later_wait_for_the_adopted_batch_too(tmp_path, wait_s):
+def test_later_requests_wait_for_the_adopted_batch_too(tmp_path, wait_s):
     with running(AnnotatorOptions(batch_delay_s=2.5)) as url:
         asyncio.run(abandon(client(tmp_path, url), range(20), lambda: noted_id(tmp_path)))
         done_s = time.monotonic() + 2.5
@@ -276,7 +225,7 @@ def test_requests_that_come_later_wait_for_the_adopted_batch_too(tmp_path, wait_
             await asyncio.sleep(max(0.0, done_s - wait_s - time.monotonic()))
             found = [await ask(one, range(5, 20)), await asking]
             await asyncio.sleep(1.0)
-            found.append(await ask(one, range(20, 22)))  # and it goes on
+            found.append(await ask(one, range(20, 22)))  # later requests are answered, too
             await one.close()
             return found
 
@@ -285,7 +234,7 @@ def test_requests_that_come_later_wait_for_the_adopted_batch_too(tmp_path, wait_
         assert sent_once(url, batches=2, lines=22)
 
 
-def test_what_another_adopted_and_kept_meanwhile_is_not_sent_again(tmp_path):
+def test_answers_that_another_client_has_kept_meanwhile_are_not_sent_again(tmp_path):
     with running(AnnotatorOptions(batch_delay_s=0.5)) as url:
         asyncio.run(abandon(client(tmp_path, url), range(20), lambda: noted_id(tmp_path)))
         late = client(tmp_path, url)  # opened the ledger before the batch was done
@@ -295,7 +244,7 @@ def test_what_another_adopted_and_kept_meanwhile_is_not_sent_again(tmp_path):
         assert sent_once(url, batches=1, lines=20)
 
 
-def test_answers_that_nobody_waits_for_any_more_are_kept(tmp_path):
+def test_answers_without_a_waiting_request_are_kept(tmp_path):
     with running(AnnotatorOptions(batch_delay_s=0.5)) as url:
         asyncio.run(abandon(client(tmp_path, url), range(20), lambda: stats(url)["batches"] == 1))
         assert run(client(tmp_path, url), range(5)) == answers(range(5))  # of 20
@@ -326,7 +275,7 @@ def test_an_endpoint_without_batches_stops_the_run_and_says_what_to_do(tmp_path)
     assert f"LLM endpoint {nowhere}, batch: " in str(error) and "llm.mode=online" in str(error)
 
 
-def test_a_stopped_client_waits_for_nothing(tmp_path):
+def test_a_stopped_client_ends_every_request(tmp_path):
     async def work():
         one = client(tmp_path, "http://127.0.0.1:9/v1")
         assert isinstance(one._batches, Batches)
@@ -340,7 +289,7 @@ def test_a_stopped_client_waits_for_nothing(tmp_path):
     assert [str(e) for e in asyncio.run(work())] == ["over"] * 3
 
 
-# -- what a batch or a line can come to ----------------------------------------------------------
+# -- outcomes of a batch and of a line ------------------------------------------------------------
 
 
 def test_after_a_rejected_batch_the_run_goes_on_with_better_settings(tmp_path):
@@ -353,13 +302,13 @@ def test_after_a_rejected_batch_the_run_goes_on_with_better_settings(tmp_path):
 def test_a_batch_that_the_server_has_forgotten_is_sent_again(tmp_path):
     with running(AnnotatorOptions(batch_delay_s=30.0)) as url:
         asyncio.run(abandon(client(tmp_path, url), range(5), lambda: noted_id(tmp_path)))
-    with running(AnnotatorOptions()) as url:  # the embedded one starts with each run
+    with running(AnnotatorOptions()) as url:  # the embedded endpoint starts anew with each run
         assert run(client(tmp_path, url), range(5)) == answers(range(5))
         assert records(tmp_path) == []
 
 
 @pytest.mark.parametrize("good", [5, 0])
-def test_a_refused_line_fails_alone_beside_answers_and_stops_the_run_without_any(tmp_path, good):
+def test_a_refused_line_fails_alone_beside_answers_and_else_stops_the_run(tmp_path, good):
     with running(AnnotatorOptions()) as url:
 
         async def one_is_refused():
@@ -374,7 +323,7 @@ def test_a_refused_line_fails_alone_beside_answers_and_stops_the_run_without_any
         assert type(error) is (RowError if good else EndpointError)
 
 
-def test_lines_refused_for_want_of_quota_are_sent_again_by_the_next_run(tmp_path, monkeypatch):
+def test_lines_without_quota_are_sent_again_by_the_next_run(tmp_path, monkeypatch):
     content, refused = AsyncFiles.content, []
 
     def without_quota(line: dict) -> dict:
@@ -413,7 +362,7 @@ def test_a_server_that_is_down_stops_the_run_with_one_line(tmp_path, monkeypatch
     assert "127.0.0.1:9" in str(found[0]) and "\n" not in str(found[0])
 
 
-def test_a_failed_line_is_sent_again_once_however_long_the_rest_takes(tmp_path, monkeypatch):
+def test_a_failed_line_is_sent_again_once_while_the_output_file_is_late(tmp_path, monkeypatch):
     retrieve, content = AsyncBatches.retrieve, AsyncFiles.content
 
     async def errors_first(self, id, **options):

@@ -5,19 +5,18 @@ By real processes, sockets and clocks; tests/simulation/ tries many thousand tim
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
 import pytest
+from annotator_client import stats
 from bench import ours
 
 from facttune_ray.config import LLMConfig
@@ -25,25 +24,23 @@ from facttune_ray.llm.limiter import HOLD_S, LAG_S
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.storage.tables import Folder, rows
 
+REPO = Path(__file__).resolve().parents[2]
 COUNT, WORKERS, SHARDS, IN_FLIGHT = 2500, 2, 16, 64
 COLUMNS = ["key", "created_s", "latency_s"]
 DRIVER = f"""
 import sys
 from pathlib import Path
-from facttune_ray.benchmarks import ours
+from bench import ours
 from facttune_ray.config import LLMConfig
 out, url = Path(sys.argv[1]), sys.argv[2]
 ours.run_in(out, url, {COUNT}, {WORKERS}, LLMConfig(concurrency={IN_FLIGHT}), shards={SHARDS})
 """
 
 
-def stats(url: str) -> dict:
-    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
-        return json.load(reply)
-
-
 def start(out: Path, url: str) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    path = os.pathsep.join([str(REPO), str(REPO / "jobs")])
+    environment = os.environ | {"PYTHONPATH": path}
+    environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-c", DRIVER, str(out), url]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -68,7 +65,7 @@ def processes(driver: subprocess.Popen, name: str) -> list[psutil.Process]:
 
 
 def kill(driver: subprocess.Popen, kind: str) -> bool:
-    """SIGKILL one process of this kind; False when there is none now."""
+    """SIGKILL one process of this kind; return False when there is none."""
     if kind == "driver":
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
@@ -95,14 +92,14 @@ def test_killed_at_six_random_moments(tmp_path):
         driver = start(tmp_path / "killed", url)
         last = 0
         for kind in kinds:
-            # after some more answers: a moment in the middle of the work, however slow it starts
+            # wait for some more answers, so that the kill comes in the middle of the work
             goal = last + chance.randint(100, 350)
             while (now := stats(url)["answered"]) < goal and driver.poll() is None:
                 time.sleep(0.02)
             assert driver.poll() is None, driver.communicate()[1][-2000:]
             last = now
             while driver.poll() is None and not kill(driver, kind):
-                time.sleep(0.02)  # it is being started again
+                time.sleep(0.02)  # it is restarting
             killed.append(kind)
             if kind == "driver":
                 driver = start(tmp_path / "killed", url)
@@ -110,16 +107,16 @@ def test_killed_at_six_random_moments(tmp_path):
         assert driver.returncode == 0, errors[-2000:]
         found = stats(url)
     assert table(tmp_path / "killed") == table(tmp_path / "calm")
-    # answered once each; what was under way at a kill was asked again and replayed, where the
-    # server knows Idempotency-Key; else it would have been paid twice
+    # Each request was answered once. Requests in flight at a kill were sent again and replayed,
+    # because the annotator supports Idempotency-Key; other servers would bill them twice.
     print(f"kills {killed}: {found['answered']} answered, {found['replayed']} replayed")
     assert found["answered"] == COUNT and found["repeated"] == 0
     in_reach = {"worker": 1, "driver": WORKERS, "limiter": 0}
-    at_stake = sum(in_reach[k] for k in killed) * (IN_FLIGHT + 64)  # and unflushed
+    at_stake = sum(in_reach[k] for k in killed) * (IN_FLIGHT + 64)  # and unwritten answers
     assert found["replayed"] <= at_stake
-    # A restarted limiter does not double the rate: no window has more than the rate and what may be
-    # used late. By when requests were sent: a server that stalls takes up what came meanwhile in
-    # one second.
+    # A restarted limiter does not double the rate: no window has more than the rate allows and what
+    # may be used late. The times are those of sending, because a server that stalls accepts all
+    # that came meanwhile in one second.
     rate, sent = 9000 / 60, sent_s(tmp_path / "killed" / "ledger")
     assert len(sent) == COUNT
     above = max(
@@ -128,7 +125,7 @@ def test_killed_at_six_random_moments(tmp_path):
         for last in range(first + 1, min(len(sent), first + 10 * int(rate)))
     )
     print(f"most above the rate: {above:.2f} s of it")
-    assert above <= HOLD_S + LAG_S + 0.1  # of clocks and of ways to the limiter
+    assert above <= HOLD_S + LAG_S + 0.1  # for clocks and round trips
 
 
 def sent_s(ledger: Path) -> list[float]:
@@ -162,15 +159,15 @@ def test_eight_thousand_requests_under_every_fault(tmp_path, ray_cluster):
         seen = stats(url)
     assert None not in ours.texts(found, range(8000))
     assert seen["answered"] == 8000 and seen["repeated"] == 0
-    # a second answer to one request is a replay here: those whose first was lost on its way, and a
-    # few that came later than timeout_s. A hang is never answered, a 500 or half a body never made.
+    # The annotator replays an answer that was lost on its way or came after timeout_s. It never
+    # answers a hang, and generates nothing for a 500 or half a body.
     assert seen["replayed"] <= seen["faults"]["reset"] + 40
-    # of the 429s, the bursts are the server's doing; the rest is what we sent over its limit: what
-    # was on its way when the limit halved (half a second of it), and 1%
+    # Besides the server's bursts, 429s come from requests over its limit: those in flight when the
+    # limit halved (half a second of it), and 1%.
     halved = 0.5 * 12_000 / 60
     assert seen["rejected_429"] - seen["refused_429"] <= 0.01 * seen["received"] + halved
-    # and a burst is noticed: 5% would come of sending on through each
+    # a burst is noticed: sending on through every burst would give 5%
     assert seen["rejected_429"] <= 0.03 * seen["received"]
     later = [s["accepted"] for s in seen["seconds"] if s["t"] >= 8 + 5]
     assert len(later) > 12 and sum(later) / len(later) <= 12_000 / 60
-    assert max(later) <= 1.6 * 12_000 / 60  # catching up within a bucket of one second
+    assert max(later) <= 1.6 * 12_000 / 60  # a bucket of one second can catch up

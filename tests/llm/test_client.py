@@ -1,4 +1,4 @@
-"""The client against the real annotator server, faults and all."""
+"""The client against a running annotator with faults."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import json
 import socketserver
 import threading
 import time
-import urllib.request
 from contextlib import contextmanager
 
 import pytest
+from annotator_client import answers, stats
+from annotator_client import run as ask
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import BudgetReached, EndpointError, RowError, Stopped, UserError
 from facttune_ray.llm import funds
 from facttune_ray.llm.client import Client
-from facttune_ray.llm.cost import Allowance, Ask, Meter, MeterLost, Usage
+from facttune_ray.llm.cost import Allowance, Meter, MeterLost, MeterReport, Usage
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
@@ -31,7 +32,7 @@ FAST = {"timeout_s": 2.0, "max_attempts": 8, "max_wait_s": 0.2}
 
 @contextmanager
 def client(tmp_path, url, meter: Meter | None = None, urls=(), **settings):
-    """A client with a limiter of its own."""
+    """A client with its own limiter, for one endpoint or for each of `urls`."""
     cfg = LLMConfig(**FAST | settings)
     limits = Limits(cfg.requests_per_minute, cfg.tokens_per_minute)
     queue = Queue()
@@ -48,26 +49,6 @@ def client(tmp_path, url, meter: Meter | None = None, urls=(), **settings):
     yield Client(cfg, ledger, endpoints, report if meter else None)
 
 
-def ask(one: Client, numbers: range) -> list:
-    """Ask for the facts of one sentence a number; exceptions are returned."""
-
-    async def all_of_them():
-        asked = (
-            one.ask(facts.render("Mara Veldt", f"She was born in {1000 + i}."), facts.parse)
-            for i in numbers
-        )
-        out = await asyncio.gather(*asked, return_exceptions=True)
-        await one.close()
-        return out
-
-    return asyncio.run(all_of_them())
-
-
-def stats(url: str) -> dict:
-    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
-        return json.load(reply)
-
-
 def test_every_fault_is_survived_and_nothing_is_answered_twice(tmp_path):
     faults = AnnotatorOptions(
         error_share=0.1, reset_share=0.1, malformed_share=0.1, journal=str(tmp_path / "j.jsonl")
@@ -75,7 +56,7 @@ def test_every_fault_is_survived_and_nothing_is_answered_twice(tmp_path):
     with running(faults) as url:
         with client(tmp_path, url) as one:
             found = ask(one, range(150))
-        assert found == [[f"Mara Veldt was born in {1000 + i}."] for i in range(150)]
+        assert found == answers(range(150))
         assert one.usage.calls == 150 and one.usage.retries > 20
         with client(tmp_path, url) as again:  # everything comes from the ledger
             assert ask(again, range(150)) == found
@@ -100,7 +81,7 @@ def test_identical_requests_in_flight_are_sent_once(tmp_path):
 def test_429_pauses_and_no_attempt_is_lost(tmp_path):
     limited = AnnotatorOptions(requests_per_minute=6000, burst_s=0.5, headers=False)
     with running(limited) as url:
-        # told to send twice what the server permits, and not told of it by headers
+        # the config has twice the limit of the server, whose headers do not state it
         with client(tmp_path, url, max_attempts=1, requests_per_minute=12_000) as one:
             found = ask(one, range(400))
         assert not [f for f in found if isinstance(f, Exception)]
@@ -132,7 +113,7 @@ def test_a_wrong_key_stops_the_run_and_is_not_shown(tmp_path, monkeypatch):
 
 @contextmanager
 def says(*answers: bytes):
-    """A server that answers with these bytes in turn, the last of them for ever, and hangs up."""
+    """A server that answers with these bytes in turn, repeats the last, and closes connections."""
     left = list(answers)
 
     class Handler(socketserver.StreamRequestHandler):
@@ -161,7 +142,7 @@ def chat(text: str, finish: str = "stop") -> bytes:
     return http("200 OK", {"model": "m", "choices": [message]})
 
 
-def test_an_answer_that_is_not_http_is_asked_again(tmp_path):
+def test_an_answer_that_is_not_http_is_requested_again(tmp_path):
     with says(b"NOT HTTP AT ALL\r\n\r\n", chat("- She sings.")) as url:
         with client(tmp_path, url) as one:
             assert ask(one, range(1)) == [["She sings."]]
@@ -184,12 +165,12 @@ def test_a_request_ends_after_max_elapsed_s(tmp_path):
     assert isinstance(error, RowError) and 2 < one.usage.retries < 1000
 
 
-def test_an_answer_that_was_cut_fails_its_row_and_is_not_asked_again(tmp_path):
+def test_a_cut_answer_fails_its_row_and_is_not_requested_again(tmp_path):
     messages = facts.render("Mara", "She sings.")
     with says(chat("- She sings.\n- She was born in", "length")) as url:
 
         async def both():
-            cut = (one.ask(messages, facts.parse, to_its_end=whole) for whole in (True, False))
+            cut = (one.ask(messages, facts.parse, reject_cut=whole) for whole in (True, False))
             found = await asyncio.gather(*cut, return_exceptions=True)
             await one.close()
             return found
@@ -204,17 +185,17 @@ def test_an_answer_that_was_cut_fails_its_row_and_is_not_asked_again(tmp_path):
     ("said", "answer"),
     [
         ("<think>Is it False?\nNo.</think>\nTrue", "\nTrue"),
-        ("It may be.</think>True", "True"),  # of a template that opens the thoughts itself
+        ("It may be.</think>True", "True"),  # the chat template opens the thoughts
         ("<think>It is True, or", ""),
         ("True", "True"),
     ],
 )
-def test_thoughts_are_no_part_of_an_answer(tmp_path, said, answer):
+def test_thoughts_are_not_part_of_an_answer(tmp_path, said, answer):
     with says(chat(said)) as url, client(tmp_path, url) as one:
 
         async def both():
             found = await one.ask([{"role": "user", "content": "?"}], str)
-            whole = await one.ask([{"role": "user", "content": "?"}], str, to_its_end=True)
+            whole = await one.ask([{"role": "user", "content": "?"}], str, reject_cut=True)
             await one.close()
             return found, whole
 
@@ -223,7 +204,7 @@ def test_thoughts_are_no_part_of_an_answer(tmp_path, said, answer):
 
 def test_two_endpoints_share_the_load_by_their_limits(tmp_path):
     limits = {"latency_min_ms": 5, "latency_max_ms": 20, "burst_s": 1.0}
-    small = AnnotatorOptions(requests_per_minute=1_800, **limits)  # far below what a CPU can
+    small = AnnotatorOptions(requests_per_minute=1_800, **limits)  # far below what a CPU can serve
     large = AnnotatorOptions(requests_per_minute=5_400, **limits)
     with running(small) as first, running(large) as second:
         with client(tmp_path, "", urls=[first, second]) as one:
@@ -233,14 +214,14 @@ def test_two_endpoints_share_the_load_by_their_limits(tmp_path):
     assert sum(counts) == 500 and 2 < counts[1] / counts[0] < 4.5
 
 
-def test_one_endpoint_of_two_being_down_costs_attempts_not_rows(tmp_path):
+def test_one_of_two_endpoints_that_is_down_costs_attempts_but_no_rows(tmp_path):
     with running(AnnotatorOptions()) as url:
         with client(tmp_path, "", urls=["http://127.0.0.1:9/v1", url], max_attempts=20) as one:
             found = ask(one, range(60))
     assert not [f for f in found if isinstance(f, Exception)]
 
 
-def test_parameters_pass_through_and_a_seed_moves_on_with_the_sample():
+def test_parameters_are_sent_and_a_seed_grows_with_the_sample():
     cfg = LLMConfig(
         temperature=None, params={"seed": 7, "response_format": {"type": "json_object"}}
     )
@@ -249,7 +230,7 @@ def test_parameters_pass_through_and_a_seed_moves_on_with_the_sample():
     assert parameters(cfg, 2) == first | {"seed": 9}
 
 
-def test_the_budget_stops_at_its_cap_and_goes_on_from_there(tmp_path):
+def test_a_run_stops_at_its_budget_and_continues_with_a_higher_one(tmp_path):
     price = {"usd_per_million_input": 10.0, "usd_per_million_output": 30.0}
     with running(AnnotatorOptions(latency_min_ms=5, latency_max_ms=30)) as url:
         meter = Meter(budget_usd=0.5)
@@ -268,25 +249,25 @@ def test_the_budget_stops_at_its_cap_and_goes_on_from_there(tmp_path):
         assert stats(url)["answered"] == 400
 
 
-def test_a_meter_that_is_gone_for_good_ends_what_waits_for_it_with_one_line(monkeypatch):
+def test_requests_that_wait_for_a_dead_meter_end_with_one_line(monkeypatch):
     monkeypatch.setattr(funds, "LOST_S", 0.2)
 
-    async def gone(_: Ask) -> Allowance:
+    async def gone(_: MeterReport) -> Allowance:
         raise MeterLost("the actor died")
 
     async def wait() -> None:
         cfg = LLMConfig(budget_usd=1.0)
-        one = funds.Funds(cfg, Usage(), gone, "a", "facts", lambda: True, lambda _: None)
+        one = funds.Funds(cfg, Usage(), gone, "a", "facts", [1], [], lambda _: None)
         try:
             await asyncio.wait_for(one.take(lambda: 0.1), 10)
         finally:
             await one.pause()
 
-    with pytest.raises(UserError, match="what counts it has not answered .*the actor died"):
+    with pytest.raises(UserError, match="meter has not answered .*the actor died"):
         asyncio.run(wait())
 
 
-def test_a_run_that_ends_sends_nothing_more_and_keeps_what_is_under_way(tmp_path):
+def test_a_stopped_run_sends_nothing_more_and_keeps_answers_in_flight(tmp_path):
     meter = Meter()
 
     def stop(url: str) -> None:
@@ -305,12 +286,12 @@ def test_a_run_that_ends_sends_nothing_more_and_keeps_what_is_under_way(tmp_path
     assert sum(len(s.prefixes) for s in segments.values()) == answered == one.usage.calls
 
 
-def test_what_waits_is_bounded_by_the_permits_however_high_the_limit(tmp_path):
+def test_waiting_requests_are_bounded_at_any_limit(tmp_path):
     """A high limit is no reason to hold thousands of requests in memory."""
 
     async def feed(one: Client) -> int:
         messages = facts.render("Mara Veldt", "She was born in 1000.")
-        await one.ask(messages, facts.parse)  # there is a lease now
+        await one.ask(messages, facts.parse)  # now the gate has a lease
         tasks = []
         while one.hungry() and len(tasks) < 2000:
             sentence = f"She was born in {1001 + len(tasks)}."
@@ -325,7 +306,7 @@ def test_what_waits_is_bounded_by_the_permits_however_high_the_limit(tmp_path):
     with running(AnnotatorOptions(latency_min_ms=300, latency_max_ms=400)) as url:
         with client(tmp_path, url, requests_per_minute=600_000, concurrency=16) as one:
             waited = asyncio.run(feed(one))
-    assert 2 * 16 < waited <= 8 * 16 + 64  # 64: those that its gate lets through meanwhile
+    assert 2 * 16 < waited <= 8 * 16 + 64  # 64: requests that the gate admits meanwhile
 
 
 @pytest.mark.slow
@@ -336,11 +317,11 @@ def test_a_slow_server_without_429s_gets_fewer_requests_at_once(tmp_path):
             found = ask(one, range(300))
         gate = one.endpoints[0].gate
         assert not [f for f in found if isinstance(f, Exception)]
-        assert stats(url)["max_running"] > 30  # it was found out by trying
-        assert gate.in_flight_limit < 30  # 4 at once, and a queue of about half a second
+        assert stats(url)["max_running"] > 30  # the client tried a larger window
+        assert gate.in_flight_limit < 30  # 4 slots, and a queue of about half a second
 
 
-def test_an_unparseable_answer_is_asked_again_then_fails_the_row(tmp_path):
+def test_an_unparseable_answer_is_requested_again_then_fails_the_row(tmp_path):
     def never(text: str) -> str:
         raise RowError("unreadable")
 
@@ -367,8 +348,8 @@ def test_log_probabilities_of_the_first_token_are_kept(tmp_path):
 
     def told(url) -> tuple[float | None, float | None]:
         async def both(one: Client):
-            with_them = await one.ask_whole(asked, lambda c: c.top_logprobs, params)
-            without = await one.ask_whole(asked, lambda c: c.top_logprobs)
+            with_them = await one.ask_completion(asked, lambda c: c.top_logprobs, params)
+            without = await one.ask_completion(asked, lambda c: c.top_logprobs)
             await one.close()
             return verdicts.probability(with_them), verdicts.probability(without)
 
@@ -378,5 +359,4 @@ def test_log_probabilities_of_the_first_token_are_kept(tmp_path):
     with running(AnnotatorOptions()) as url:
         assert told(url) == (pytest.approx(0.9), None)
         assert told(url) == (pytest.approx(0.9), None)  # from the ledger
-        with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
-            assert json.load(reply)["answered"] == 2
+        assert stats(url)["answered"] == 2

@@ -38,27 +38,27 @@ def test_no_message_shows_a_key(endpoint, status):
 
 
 @pytest.mark.parametrize("key", ["k-0123\n456789", "k-m\u00e4rked", "k-01 23"])
-def test_a_key_that_no_header_can_carry_is_one_line_without_it(monkeypatch, key):
+def test_a_key_that_no_header_can_carry_gives_one_line_without_the_key(monkeypatch, key):
     monkeypatch.setenv("SOME_KEY", key)
     with pytest.raises(EndpointError, match="^SOME_KEY: ") as caught:
         Endpoint("http://127.0.0.1:9/v1", "SOME_KEY", 1.0, gate())
     assert "k-" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_line_break_at_the_end_of_a_file_of_a_key_is_no_part_of_it(monkeypatch):
+def test_the_line_break_at_the_end_of_a_key_file_is_not_part_of_the_key(monkeypatch):
     monkeypatch.setenv("SOME_KEY", KEY + "\n")
     made = Endpoint("http://127.0.0.1:9/v1", "SOME_KEY", 1.0, gate())
     assert made.openai.api_key == KEY
 
 
-def test_the_line_of_a_wrong_key_names_its_variable(endpoint):
+def test_the_error_of_a_wrong_key_names_its_variable(endpoint):
     said = b'{"error": {"code": "invalid_api_key", "message": "Incorrect API key provided"}}'
     line = str(endpoint.refusal(endpoint.meaning(HTTPReply(401, {}, said), {})))
     assert line.endswith("set SOME_KEY (or SOME_KEY_FILE)") and "http://127.0.0.1:9/v1" in line
 
 
 def ask(url: str, **settings) -> tuple[list[web.Request], object]:
-    """One request to a server that keeps what it is asked. `url`: {port} is the server's."""
+    """Send one request to a server that records it. {port} in `url` is replaced."""
     seen: list[web.Request] = []
 
     async def handle(request: web.Request) -> web.Response:
@@ -104,21 +104,21 @@ def test_without_a_query_string_no_second_header_carries_the_key(monkeypatch):
     ("host", "settings"),
     [("127.0.0.1", {}), ("localhost", {}), ("0.0.0.0", {"direct": True})],
 )
-def test_no_proxy_stands_between_a_run_and_its_own_endpoint(monkeypatch, host, settings):
+def test_requests_to_loopback_use_no_proxy(monkeypatch, host, settings):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     seen, meaning = ask(f"http://{host}:{{port}}/v1", **settings)
     assert meaning.kind == "answer" and len(seen) == 1
 
 
-def test_another_host_is_asked_through_the_proxy(monkeypatch):
+def test_requests_to_another_host_use_the_proxy(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
-    seen, meaning = ask("http://0.0.0.0:{port}/v1")  # this host, but not by a name of loopback
+    seen, meaning = ask("http://0.0.0.0:{port}/v1")  # this host, but no loopback address
     assert (meaning.kind, meaning.unreachable, seen) == ("retry", True, [])
 
 
-def test_where_nothing_listens_nothing_was_billed():
+def test_an_unreachable_server_has_billed_nothing():
     async def work():
         made = Endpoint("http://127.0.0.1:9/v1", "NO_KEY", 1.0, gate())
         meaning = await made.send({"model": "m", "messages": []}, {})

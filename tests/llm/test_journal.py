@@ -15,7 +15,7 @@ KEYS = [bytes([i]) * 32 for i in range(9)]
 
 @pytest.fixture(params=["appended", "put whole"])
 def folder(request, tmp_path, monkeypatch) -> Folder:
-    if request.param == "put whole":  # as on an object store
+    if request.param == "put whole":  # as in an object store
         monkeypatch.setattr(journal, "OBJECT_STORES", ("local",))
     return Folder.of(str(tmp_path))
 
@@ -24,7 +24,7 @@ def left(folder: Folder) -> dict[bytes, str]:
     return {a.key: a.id for a in attempts(folder)}
 
 
-def test_an_attempt_is_listed_until_it_is_over(folder):
+def test_an_attempt_is_listed_until_it_has_ended(folder):
     async def work():
         one = Journal(folder, "r", "w")
         first, second = [await one.begin(key, 0.25) for key in KEYS[:2]]
@@ -59,7 +59,7 @@ def test_an_attempt_with_an_id_is_stored_until_the_server_has_lost_it(folder):
     asyncio.run(work())
 
 
-def test_many_at_once_are_all_there(folder):
+def test_many_attempts_at_once_are_all_listed(folder):
     async def work():
         one = Journal(folder, "r", "w")
         begun = await asyncio.gather(*(one.begin(key, 0.1) for key in KEYS))
@@ -70,7 +70,7 @@ def test_many_at_once_are_all_there(folder):
     asyncio.run(work())
 
 
-def test_a_file_that_is_made_again_loses_no_open_attempt(tmp_path, monkeypatch):
+def test_a_rewritten_file_loses_no_open_attempt(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "REWRITE_BYTES", 100)
     folder = Folder.of(str(tmp_path))
 
@@ -79,7 +79,7 @@ def test_a_file_that_is_made_again_loses_no_open_attempt(tmp_path, monkeypatch):
         numbers = [await one.begin(key, 0.1) for key in KEYS[:4]]
         await one.store(numbers[1], "resp_1")
         for number in numbers[::2]:
-            one.end(number)  # the last one that was begun stays open
+            one.end(number)  # the last attempt stays open
             assert KEYS[3] in left(folder)
         assert left(folder) == {KEYS[1]: "resp_1", KEYS[3]: ""}
         await one.close()
@@ -88,7 +88,7 @@ def test_a_file_that_is_made_again_loses_no_open_attempt(tmp_path, monkeypatch):
     assert left(folder) == {KEYS[1]: "resp_1", KEYS[3]: ""}
 
 
-def test_a_torn_end_costs_the_last_record_alone(tmp_path):
+def test_a_torn_end_loses_only_the_last_record(tmp_path):
     folder = Folder.of(str(tmp_path))
 
     async def work():

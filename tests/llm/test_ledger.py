@@ -51,7 +51,7 @@ def put(ledger: Ledger, *numbers: int) -> None:
 
 
 def found_by(ledger: Ledger, count: int) -> int:
-    """How many of the first `count` keys are there, each with its own text."""
+    """How many of the first `count` keys the ledger has, each with its own text."""
     found = ledger.find(map(key, range(count)))
     assert all(found[key(i)].text == f"- fact {i}." for i in range(count) if key(i) in found)
     return len(found)
@@ -74,7 +74,7 @@ def test_completions_that_come_together_are_written_together(folder):
     assert len(Ledger(folder).find(map(key, range(200)))) == 70
 
 
-def test_it_is_found_before_it_is_written_and_by_every_other_ledger_after(folder):
+def test_a_completion_is_found_before_its_write_and_by_other_ledgers_after(folder):
     async def work():
         first, second = Ledger(folder, flush_s=0.05), Ledger(folder)
         putting = asyncio.create_task(first.put(key(1), completion(1)))
@@ -96,7 +96,7 @@ def test_small_segments_of_a_writer_are_merged(folder):
     assert len(Ledger(folder).find(map(key, range(100)))) == 3 * MERGE + 2
 
 
-def test_a_reader_goes_on_while_another_merges(folder):
+def test_a_reader_goes_on_while_another_process_merges(folder):
     writer = Ledger(folder, flush_s=0.001)
     put(writer, *range(5))
     reader, found, stop = Ledger(folder), [], threading.Event()
@@ -126,7 +126,7 @@ def test_a_torn_segment_is_left_out_and_the_others_are_kept(folder, tmp_path, le
     assert again.torn == {torn} and list(again.find([key(1), key(2)])) == [key(1)]
 
 
-def test_of_two_answers_to_one_request_the_older_is_taken(folder):
+def test_the_older_of_two_answers_to_one_request_counts(folder):
     put(Ledger(folder, flush_s=0.01), 1)
 
     async def late():
@@ -136,7 +136,7 @@ def test_of_two_answers_to_one_request_the_older_is_taken(folder):
     assert Ledger(folder).find([key(1)])[key(1)].text == "- fact 1."
 
 
-def test_texts_of_every_kind_come_back(folder):
+def test_texts_of_every_kind_are_read_as_written(folder):
     texts = ["", "Zoë 東京 🎻", "x" * 300_000, "line\nline\x00"]
 
     async def work():
@@ -152,14 +152,14 @@ def test_texts_of_every_kind_come_back(folder):
     assert found[key(0)].refusal is None and found[key(1)].refusal == texts[1]
 
 
-def test_what_a_run_has_paid_is_counted_by_run(folder):
+def test_dollars_are_counted_by_run(folder):
     put(Ledger(folder, flush_s=0.01, run="mine"), *range(10))
     put(Ledger(folder, flush_s=0.01, run="other"), *range(20, 25))
     assert Ledger(folder).spent_usd("mine") == pytest.approx(0.10)
     assert Ledger(folder).spent_usd("nobody") == 0.0
 
 
-def test_a_failed_write_reaches_everyone_who_waits_for_it(tmp_path):
+def test_a_failed_write_raises_in_every_put_that_waits_for_it(tmp_path):
     (tmp_path / "file").write_text("in the way")
     ledger = Ledger(Folder.of(str(tmp_path / "ledger")), flush_s=0.01)
     ledger.folder = Folder.of(str(tmp_path / "file" / "ledger"))
@@ -186,12 +186,12 @@ def test_another_file_system(kind, tmp_path):
     assert found_by(Ledger(folder), 50) == MERGE + 3
     reader.refresh()
     put(ledger, *range(100, 100 + MERGE), 19)
-    for i in range(MERGE):  # merges what the reader knows
+    for i in range(MERGE):  # merges the segments that the reader knows
         put(ledger, 200 + i)
     assert found_by(reader, 50) >= MERGE + 3
 
 
-def test_key_depends_on_all_that_decides_a_completion():
+def test_the_key_depends_on_all_that_decides_a_completion():
     messages = [{"role": "user", "content": "hi"}]
     keys = {
         request_key("m", messages, {"temperature": 0.0}, 0),
@@ -227,7 +227,7 @@ asyncio.run(work())
 """
 
 
-def test_sigkill_loses_nothing_whose_put_had_returned(folder):
+def test_sigkill_loses_no_completion_whose_put_had_returned(folder):
     child = subprocess.Popen(
         [sys.executable, "-c", WRITER, folder.path], stdout=subprocess.PIPE, text=True
     )
@@ -239,12 +239,12 @@ def test_sigkill_loses_nothing_whose_put_had_returned(folder):
     child.stdout.close()
     again = Ledger(folder)
     assert set(again.find(map(key, kept))) == set(map(key, kept)) and not again.torn
-    put(again, 10**6)  # and it goes on
+    put(again, 10**6)  # later requests are answered, too
     assert len(Ledger(folder).find([key(10**6), key(kept[-1])])) == 2
 
 
 def killed_while_merging(folder: Folder, monkeypatch) -> None:
-    """MERGE completions of one run; the merged segment is there, and so are the small ones."""
+    """MERGE completions of one run, in the merged segment and in the small ones."""
     ledger = Ledger(folder, flush_s=0.001, run="mine")
     with monkeypatch.context() as m:
         m.setattr(Ledger, "remove", lambda self, name: None)
@@ -253,20 +253,20 @@ def killed_while_merging(folder: Folder, monkeypatch) -> None:
     assert len(folder.names()) == MERGE + 1
 
 
-def test_killed_between_the_merged_segment_and_the_removal_of_the_small(folder, monkeypatch):
+def test_a_kill_after_a_merge_before_the_small_segments_are_removed(folder, monkeypatch):
     killed_while_merging(folder, monkeypatch)
     assert found_by(Ledger(folder), MERGE) == MERGE
 
 
-def test_killed_while_merging_what_was_paid_is_counted_once(folder, monkeypatch):
+def test_after_a_kill_while_merging_each_completion_counts_once(folder, monkeypatch):
     killed_while_merging(folder, monkeypatch)
     assert Ledger(folder).spent_usd("mine") == pytest.approx(MERGE * 0.01)
 
 
-# -- several at once -----------------------------------------------------------------------------
+# -- several processes ---------------------------------------------------------------------------
 
 
-def test_two_writers_merge_side_by_side_and_everyone_finds_all(folder):
+def test_two_writers_merge_side_by_side_and_all_readers_find_all(folder):
     first, second = Ledger(folder, flush_s=0.001), Ledger(folder, flush_s=0.001)
 
     async def work():
@@ -338,19 +338,19 @@ def test_a_completion_is_found_while_it_moves_from_memory_to_a_segment(folder, m
     assert set(asyncio.run(work())) == {key(1), key(2)}
 
 
-def test_what_a_run_has_paid_is_counted_while_a_writer_merges(folder):
+def test_dollars_are_counted_while_a_writer_merges(folder):
     writer = Ledger(folder, flush_s=0.001, run="mine")
     for i in range(MERGE - 1):
         put(writer, i)
-    meter = Ledger(folder)  # a meter that Ray starts again
+    meter = Ledger(folder)  # as a restarted meter has it
     put(writer, MERGE)
     assert meter.spent_usd("mine") == pytest.approx(MERGE * 0.01, abs=0.011)
 
 
-# -- what cannot be read or written --------------------------------------------------------------
+# -- failing reads and writes --------------------------------------------------------------------
 
 
-def test_a_segment_that_could_not_be_read_just_now_is_not_taken_for_torn(folder, monkeypatch):
+def test_a_segment_that_cannot_be_read_for_now_does_not_count_as_torn(folder, monkeypatch):
     put(Ledger(folder, flush_s=0.001), 1)
 
     def fails(*args, **options):
@@ -358,7 +358,7 @@ def test_a_segment_that_could_not_be_read_just_now_is_not_taken_for_torn(folder,
 
     with monkeypatch.context() as m:
         m.setattr(pa.ipc, "open_file", fails)
-        with contextlib.suppress(OSError, UserError):  # to stop is right
+        with contextlib.suppress(OSError, UserError):  # it may stop
             ledger = Ledger(folder)
             m.undo()
             ledger.refresh()
@@ -382,13 +382,13 @@ def test_after_a_full_disk_the_same_rows_are_written_when_there_is_room(folder, 
     assert found_by(Ledger(folder), 3) == 2
 
 
-def test_a_completion_that_cannot_be_stored_does_not_stop_the_others(folder):
+def test_a_completion_that_cannot_be_stored_does_not_affect_the_others(folder):
     ledger = Ledger(folder, flush_s=0.001)
 
     async def bad():
         await ledger.put(key(0), completion(0, text="half a pair: \ud800"))
 
-    with contextlib.suppress(ValueError):  # refused or repaired
+    with contextlib.suppress(ValueError):  # refused, or repaired
         asyncio.run(bad())
     put(ledger, 1)
     assert key(1) in Ledger(folder).find([key(1)])
@@ -409,7 +409,7 @@ def test_a_completion_that_cannot_be_stored_does_not_stop_the_others(folder):
         ),
     ],
 )
-def test_every_reply_that_is_taken_can_be_stored(folder, odd):
+def test_every_accepted_reply_can_be_stored(folder, odd):
     whole = {"choices": [{"message": {"content": "x"}}], "model": "m"}
     (reply,) = read(HTTPReply(200, {}, json.dumps(whole | odd).encode()), {}).replies
     paid = Completion(
@@ -452,19 +452,19 @@ def test_a_segment_of_several_record_batches_is_read_where_the_key_stands(folder
     (segment,) = ledger.segments.values()
     (loaded,) = Ledger(folder).segments.values()
     assert np.array_equal(segment.starts, loaded.starts) and len(loaded.starts) == 3
-    for one in (segment, loaded):  # in a file, not in the worker's memory
+    for one in (segment, loaded):  # mapped from a file
         assert isinstance(one.prefixes, np.memmap) and len(one.prefixes) == MERGE * rows
     assert found_by(ledger, MERGE * rows + 5) == MERGE * rows
     assert found_by(Ledger(folder), MERGE * rows + 5) == MERGE * rows
 
 
-def test_nothing_is_found_in_nothing(folder):
+def test_an_empty_ledger_finds_nothing(folder):
     assert Ledger(folder).find([]) == {} and Ledger(folder).find([key(1)]) == {}
     asyncio.run(Ledger(folder).close())
     assert folder.names() == [] and Ledger(folder).spent_usd("") == 0.0
 
 
-def test_a_put_that_nobody_waits_for_any_more_is_written(folder):
+def test_a_cancelled_put_is_written(folder):
     async def work():
         ledger = Ledger(folder, flush_s=0.05)
         putting = asyncio.create_task(ledger.put(key(1), completion(1)))
@@ -478,7 +478,7 @@ def test_a_put_that_nobody_waits_for_any_more_is_written(folder):
     assert found_by(Ledger(folder), 2) == 1
 
 
-def test_a_prompt_is_not_the_message_of_the_same_words():
+def test_a_prompt_and_a_message_of_the_same_text_have_different_keys():
     chat = request_key("m", [{"role": "user", "content": "Who?"}], {"seed": 1}, 0)
     assert request_key("m", "Who?", {"seed": 1}, 0) != chat
 

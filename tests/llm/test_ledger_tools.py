@@ -31,7 +31,7 @@ def write(folder: Folder, numbers: range, stage: str = "facts", model: str = "m-
 
 
 def put(ledger: Ledger, numbers: range, model: str = "m-1") -> None:
-    """One segment each, merged when there are MERGE."""
+    """Write a segment per completion; MERGE of them are merged."""
 
     async def work():
         for i in numbers:
@@ -99,14 +99,14 @@ def test_verify_finds_repeats_torn_and_damaged_segments(folder, tmp_path):
         ledger_tools.main("verify", folder, None, None)
 
 
-def test_gc_removes_only_what_it_is_told(folder, tmp_path):
+def test_gc_removes_only_old_rows_and_files(folder, tmp_path):
     write(folder, range(5))
     write(folder, range(5, 8), model="m-2")
     assert ledger_tools.gc(folder) == {"files": 0, "rows": 0}
     assert ledger_tools.gc(folder, days=1.0) == {"files": 0, "rows": 0}
     left = tmp_path / "ledger" / "x.arrow.tmp"
     left.write_bytes(b"half")
-    assert ledger_tools.gc(folder)["files"] == 0  # somebody may be writing it
+    assert ledger_tools.gc(folder)["files"] == 0  # a writer may still be at it
     os.utime(left, (1.0, 1.0))
     assert ledger_tools.gc(folder)["files"] == 1
     assert ledger_tools.gc(folder, days=0.0, model="m-2") == {"files": 0, "rows": 3}
@@ -123,7 +123,7 @@ def test_a_writer_goes_on_after_its_segments_were_rewritten(folder, tool):
     if tool == "compact":
         ledger_tools.compact(folder)
     else:
-        ledger_tools.gc(folder, days=0.0)  # of all: as one that removes a row of each segment
+        ledger_tools.gc(folder, days=0.0)  # every segment loses a row
     put(writer, range(50, 50 + MERGE))
     found = Ledger(folder).find(map(key, range(50, 50 + MERGE)))
     assert len(found) == MERGE
@@ -147,7 +147,7 @@ def test_a_writer_merges_while_a_tool_reads(folder, monkeypatch, tool):
 
 
 def test_nothing_is_lost_when_a_writer_and_two_compactions_run_at_once(folder):
-    """A tool may stop on what another has removed; no completion may go with it."""
+    """A tool may stop at a file that another has removed, but no completion may be lost."""
     put(Ledger(folder, flush_s=0.001), range(40))
     writer = Ledger(folder, flush_s=0.001)
     stop = threading.Event()
@@ -187,7 +187,7 @@ def test_a_compaction_that_was_killed_is_made_again(folder, monkeypatch):
     assert len(Ledger(folder).find(map(key, range(20)))) == 20 and len(folder.names()) == 1
 
 
-# -- what it must not remove ---------------------------------------------------------------------
+# -- what gc must not remove ---------------------------------------------------------------------
 
 
 def test_gc_does_not_remove_what_it_could_not_read(folder, tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_gc_does_not_remove_what_it_could_not_read(folder, tmp_path, monkeypatch
         try:
             ledger_tools.gc(folder)
         except (OSError, UserError):
-            pass  # to stop is right
+            pass  # it may stop
     assert folder.names() == [name]
 
 
@@ -234,7 +234,7 @@ def test_compact_leaves_torn_segments_and_keeps_every_column(folder, tmp_path):
     assert rows() == before and (tmp_path / "ledger" / "x.arrow").exists()
 
 
-# -- little, and other file systems --------------------------------------------------------------
+# -- empty, and other file systems ---------------------------------------------------------------
 
 
 def test_a_ledger_with_nothing_in_it(folder):
@@ -264,11 +264,11 @@ def test_on_another_file_system():
     [
         (["gc", "--days", "-1"], "--days -1: must be above 0"),
         (["gc", "--days", "nan"], "--days nan: must be above 0"),
-        (["gc", "--model", "m-1"], "--model: of completions older than --days"),
-        (["stats", "--days", "3"], "ledger stats: --days and --model are of gc"),
+        (["gc", "--model", "m-1"], "--model: give --days, too"),
+        (["stats", "--days", "3"], "ledger stats: --days and --model are options of gc"),
     ],
 )
-def test_what_would_remove_everything_is_refused(tmp_path, capsys, words, says):
+def test_options_that_would_remove_everything_are_refused(tmp_path, capsys, words, says):
     assert cli.main(["ledger", words[0], str(tmp_path), *words[1:]]) == 2
     assert says in capsys.readouterr().err
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 
 import pytest
 from bench.limiter import run
 
-from facttune_ray.llm.limiter import HOLD_S, MAX_HORIZON_S, RENEW_S, Lease, Limiter, Limits, Seen
-from facttune_ray.llm.permits import (
-    Gate,
-    LimiterLost,
-    Queue,
-    duration_s,
-    limits_in,
-    local_renew,
-    permit,
+from facttune_ray.llm.limiter import (
+    HOLD_S,
+    MAX_HORIZON_S,
+    RENEW_S,
+    Lease,
+    Limiter,
+    LimiterReport,
+    Limits,
 )
+from facttune_ray.llm.permits import Gate, LimiterLost, Queue, local_renew, permit
 
 
 def now_s() -> float:
@@ -26,10 +25,10 @@ def now_s() -> float:
 
 
 def gate_with(lease: Lease, most: int = 10, queue: Queue | None = None):
-    """(gate, reports it made); the same lease is given for ever."""
-    reports: list[Seen] = []
+    """(gate, its reports); the limiter always gives the same lease."""
+    reports: list[LimiterReport] = []
 
-    async def renew(report: Seen) -> Lease:
+    async def renew(report: LimiterReport) -> Lease:
         reports.append(report)
         return lease
 
@@ -37,10 +36,10 @@ def gate_with(lease: Lease, most: int = 10, queue: Queue | None = None):
 
 
 def limited(limits: Limits, there_s: float = 0.0, back_s: float = 0.0, most: int = 1000):
-    """(gate, its limiter, reports), with a way in between."""
+    """(gate, its limiter, its reports), with delays in between."""
     limiter, reports = Limiter(limits), []
 
-    async def renew(report: Seen) -> Lease:
+    async def renew(report: LimiterReport) -> Lease:
         reports.append(report)
         await asyncio.sleep(there_s)
         lease = limiter.renew(report, now_s())
@@ -55,7 +54,7 @@ def free(in_flight: int = 10) -> Lease:
 
 
 async def departures(gate: Gate, seconds: float, tokens: float = 1, count: int = 1000):
-    """When requests leave that all come now; each is answered at once."""
+    """When `count` requests leave that come at once; each is answered at once."""
     left, began_s = [], now_s()
 
     async def one(ticket: int):
@@ -91,7 +90,7 @@ def test_requests_leave_in_the_order_of_their_tickets():
     assert run(work()) == [1, 3, 5, 9]
 
 
-def test_no_more_in_flight_than_leased():
+def test_no_more_requests_are_in_flight_than_the_lease_allows():
     async def work():
         gate, _ = gate_with(free(in_flight=3))
         most = 0
@@ -119,21 +118,21 @@ def test_requests_are_paced():
     assert max(b - a for a, b in zip(left[50:], left[51:], strict=False)) < 0.06
 
 
-def test_tokens_are_paced_and_trued_up():
+def test_tokens_are_paced_by_what_was_used():
     async def work():
         gate, _, _ = limited(Limits(None, 6000))
         left, began_s = [], now_s()
         for ticket in range(20):
             await gate.acquire(100, ticket)
             left.append(now_s() - began_s)
-            gate.answered(100, 300, 0.0, {})  # each used three times what was guessed
+            gate.answered(100, 300, 0.0, {})  # three times the estimate
         return left
 
     left = run(work())
     assert left[-1] == pytest.approx(19 * 300 / 99, rel=0.1)
 
 
-def test_a_request_that_needs_more_tokens_than_a_minute_has_comes_through():
+def test_a_request_larger_than_a_minutes_tokens_is_admitted():
     async def work():
         gate, _, _ = limited(Limits(None, 6000))
         return await departures(gate, 200.0, tokens=9000, count=3)
@@ -152,7 +151,7 @@ def test_tokens_of_a_refused_request_are_not_used():
     assert run(work()) == -100  # of its permit
 
 
-def test_a_cancelled_request_gives_its_place_up():
+def test_a_cancelled_request_leaves_the_queue():
     async def work():
         gate, _ = gate_with(free(in_flight=1))
         await gate.acquire(1, 0)
@@ -167,13 +166,13 @@ def test_a_cancelled_request_gives_its_place_up():
     assert run(work()) == (1, 0)
 
 
-def test_one_that_is_cancelled_as_it_is_let_go_gives_its_place_back():
+def test_a_request_cancelled_in_the_step_that_admits_it_returns_its_permit():
     async def work():
         gate, _ = gate_with(free(in_flight=1))
         await gate.acquire(1, 0)
         first = asyncio.create_task(gate.acquire(1, 1))
         await asyncio.sleep(0.01)
-        gate.answered(1, 1, 0.01, {})  # lets it go
+        gate.answered(1, 1, 0.01, {})  # admits the next request
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         return gate.in_flight
@@ -197,7 +196,7 @@ def test_one_more_request_after_a_lull_gets_its_permit(lull_s, limit, back_s):
     assert run(work()) <= 0.1 + 2 * RENEW_S + 2 * back_s
 
 
-def test_no_lull_however_short_leaves_a_request_behind():
+def test_no_request_is_left_behind_after_a_lull_of_any_length():
     async def work():
         gate, _, _ = limited(Limits(600), there_s=0.07, back_s=0.05)
         for ticket in range(300):
@@ -218,7 +217,7 @@ def test_a_slow_limiter_does_not_starve_a_low_limit(trip_s, there):
     assert 19 <= run(work()) <= 21
 
 
-def test_a_far_limiter_lets_a_single_request_go_each_time():
+def test_single_requests_pass_a_far_limiter():
     async def work():
         gate, _, _ = limited(Limits(60), back_s=2.0)
         waits = []
@@ -231,13 +230,13 @@ def test_a_far_limiter_lets_a_single_request_go_each_time():
         return waits
 
     waits = run(work())
-    assert waits[0] <= 7.0 and max(waits[1:]) <= 2.5  # the first teaches how far it is
+    assert waits[0] <= 7.0 and max(waits[1:]) <= 2.5  # the first report measures the round trip
 
 
-def test_a_lost_limiter_is_asked_for_ever_and_what_is_held_is_used_meanwhile():
+def test_held_permits_are_used_while_a_lost_limiter_is_asked_again():
     limiter, lost = Limiter(Limits(600)), False
 
-    async def renew(report: Seen) -> Lease:
+    async def renew(report: LimiterReport) -> Lease:
         if lost:
             raise LimiterLost
         return limiter.renew(report, now_s())
@@ -268,7 +267,7 @@ def test_a_lost_limiter_is_asked_for_ever_and_what_is_held_is_used_meanwhile():
     run(work())
 
 
-def test_what_it_waits_for_is_told():
+def test_the_gate_says_what_requests_wait_for():
     async def work():
         gate, _ = gate_with(free(in_flight=1))
         assert gate.waits(now_s()) is None and not gate.ready
@@ -287,7 +286,7 @@ def test_what_it_waits_for_is_told():
     run(work())
 
 
-def test_a_lease_without_a_rate_heeds_the_first_answer_that_tells_a_limit():
+def test_permits_are_needed_from_the_first_answer_that_states_a_limit():
     headers = {"x-ratelimit-limit-requests": "600", "x-ratelimit-limit-tokens": "6000"}
 
     async def work():
@@ -296,9 +295,9 @@ def test_a_lease_without_a_rate_heeds_the_first_answer_that_tells_a_limit():
         await asyncio.sleep(0.02)
         assert math.isinf(gate.requests_per_s) and gate.in_flight == 32
         gate.answered(1, 1, 0.01, headers)
-        assert gate.requests_per_s == 0 and gate.in_flight == 31  # nothing goes without a permit
+        assert gate.requests_per_s == 0 and gate.in_flight == 31  # permits are needed
         asked = len(reports)
-        await asyncio.sleep(0.05)  # long before it would ask again
+        await asyncio.sleep(0.05)  # long before the next regular report
         assert len(reports) == asked + 1 and reports[-1].limits == Limits(600, 6000)
         assert gate.requests_per_s == pytest.approx(9.9)
         for task in tasks:
@@ -324,7 +323,7 @@ def test_a_429_pauses_and_is_reported_at_once():
     assert run(work()) >= 0.19
 
 
-def test_a_429_with_requests_and_tokens_left_is_not_the_limit():
+def test_a_429_with_requests_and_tokens_left_does_not_exhaust_the_limit():
     async def work():
         gate, reports = gate_with(free())
         await gate.acquire(10, 0)
@@ -336,25 +335,25 @@ def test_a_429_with_requests_and_tokens_left_is_not_the_limit():
     assert run(work()) == [False]
 
 
-def test_a_429_that_is_the_requests_own_fault_pauses_nobody():
+def test_a_429_that_is_the_requests_own_fault_causes_no_pause():
     async def work():
         gate, reports = gate_with(free())
         await gate.acquire(10, 0)
-        gate.refused(10, {}, 30.0, told=False)
+        gate.refused(10, {}, 30.0, pauses=False)
         started = now_s()
         await gate.acquire(10, 1)
         gate.answered(10, 10, 0.01, {})
         await gate.acquire(10, 2)
-        gate.refused(10, {"x-ratelimit-limit-requests": "600"}, 30.0, told=False)
+        gate.refused(10, {"x-ratelimit-limit-requests": "600"}, 30.0, pauses=False)
         await asyncio.sleep(1.0)
         assert not [r for r in reports if r.refused]
-        assert reports[-1].limits == Limits(600.0)  # what the headers say is true of all
+        assert reports[-1].limits == Limits(600.0)  # the limit in headers is reported
         return started + 1.0 - now_s()
 
     assert run(work()) == 0
 
 
-def test_shut_gives_its_error_to_those_who_wait_and_come():
+def test_shut_gives_its_error_to_waiting_and_later_requests():
     async def work():
         gate, _ = gate_with(free(in_flight=1))
         await gate.acquire(1, 0)
@@ -368,8 +367,8 @@ def test_shut_gives_its_error_to_those_who_wait_and_come():
     run(work())
 
 
-def test_a_broken_limiter_is_an_error_and_not_a_wait_for_ever():
-    async def renew(report: Seen) -> Lease:
+def test_a_bug_in_the_limiter_is_an_error_and_not_an_endless_wait():
+    async def renew(report: LimiterReport) -> Lease:
         raise KeyError("a bug")
 
     async def work():
@@ -380,7 +379,7 @@ def test_a_broken_limiter_is_an_error_and_not_a_wait_for_ever():
 
 
 @pytest.mark.parametrize("pause", [True, False])
-def test_the_limiter_is_told_when_the_work_is_done(pause):
+def test_the_end_of_work_is_reported_to_the_limiter(pause):
     async def work():
         gate, reports = gate_with(free())
         await gate.acquire(1, 0)
@@ -394,14 +393,14 @@ def test_the_limiter_is_told_when_the_work_is_done(pause):
     assert (last.waiting, last.in_flight, last.answered, last.latency_s) == (0, 0, 1, 0.5)
 
 
-def test_permits_that_are_not_used_lapse():
+def test_unused_permits_lapse():
     async def work():
         gate, _ = gate_with(Lease(10.0, 1, permits=((0.0, 1.0), (1.0, 1.0)), epoch="e"))
         began_s = now_s()
         await gate.acquire(1, 0)
         waiting = asyncio.create_task(gate.acquire(1, 1))
         await asyncio.sleep(0.9 * HOLD_S + 1.0)
-        gate.failed()  # the place in flight is free again
+        gate.failed()  # one more request may be in flight
         await waiting
         return now_s() - began_s
 
@@ -409,10 +408,10 @@ def test_permits_that_are_not_used_lapse():
 
 
 def test_a_clock_that_jumps_moves_the_permits_with_it():
-    """A laptop that slept: the limiter's clock is an hour ahead of what it was to this one."""
+    """After a laptop slept, the limiter's clock is an hour further ahead of this one."""
     limiter, ahead_s = Limiter(Limits(60)), 0.0
 
-    async def renew(report: Seen) -> Lease:
+    async def renew(report: LimiterReport) -> Lease:
         return limiter.renew(report, now_s() + ahead_s)
 
     async def work():
@@ -425,7 +424,7 @@ def test_a_clock_that_jumps_moves_the_permits_with_it():
     assert all(19 <= sent <= 21 for sent in run(work()))
 
 
-def test_gates_with_one_queue_take_from_it_as_they_can():
+def test_gates_share_a_queue_by_their_limits():
     async def work():
         queue = Queue()
         slow, fast = (
@@ -443,7 +442,7 @@ def test_gates_with_one_queue_take_from_it_as_they_can():
     assert 195 <= run(work()) <= 285
 
 
-def test_an_unreachable_endpoint_is_left_alone_for_a_while():
+def test_an_unreachable_endpoint_gets_no_requests_for_a_while():
     async def work():
         queue = Queue()
         down, _ = gate_with(free(), queue=queue)
@@ -456,57 +455,3 @@ def test_an_unreachable_endpoint_is_left_alone_for_a_while():
             other.answered(1, 1, 0.001, {})
 
     run(work())
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("7m12s", 432.0),
-        ("120ms", 0.12),
-        ("1.5s", 1.5),
-        ("1h2m", 3720.0),
-        ("6m0s", 360.0),
-        ("59.7", 59.7),
-        ("", 0.0),
-        ("soon", 0.0),
-    ],
-)
-def test_durations(text, seconds):
-    assert duration_s(text) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("form", ["{:.0f}", "{:.0f}000", "date"])
-def test_a_reset_may_be_a_moment(form):
-    then_s = time.time() + 90
-    if form == "date":
-        text = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(then_s))
-    else:
-        text = form.format(then_s)
-    assert duration_s(text) == pytest.approx(90, abs=3)
-
-
-def headers(limit: str, left: str, reset: str, kind: str = "requests") -> dict[str, str]:
-    names = ("limit", "remaining", "reset")
-    return {f"x-ratelimit-{n}-{kind}": v for n, v in zip(names, (limit, left, reset), strict=True)}
-
-
-def test_limits_in_headers():
-    assert limits_in({}) == Limits()
-    assert limits_in(headers("60", "59", "1s")) == Limits(60.0, None)
-    tokens = headers("150000", "149984", "6ms", "tokens")
-    assert limits_in(tokens) == Limits(None, 150_000.0)
-    daily = limits_in(headers("200", "199", "7m12s")).requests_per_minute
-    assert daily == pytest.approx(200 / 1440)  # 200 a day
-    daily = limits_in(headers("14400", "14370", "2m59.56s")).requests_per_minute
-    assert daily == pytest.approx(10, rel=0.01)
-    # a window that ends for all at once
-    assert limits_in(headers("100", "99", "59s")).requests_per_minute == 100
-    assert limits_in(headers("100", "99", "59")).requests_per_minute == 100
-    assert limits_in(headers("10000", "9995", "30s")).requests_per_minute == 10_000
-    assert limits_in(headers("60", "0", "")).requests_per_minute == 60
-    day = limits_in(headers("1000", "999", "23h")).requests_per_minute
-    assert day == pytest.approx(1000 / 1440)
-    for limit in ("none", "0", "-1", "nan", "inf"):
-        assert limits_in(headers(limit, "0", "")) == Limits()
-    assert limits_in(headers("-1", "-1", "", "tokens")) == Limits()
-    assert limits_in(headers("60", "-1", "1h")).requests_per_minute == 60

@@ -1,4 +1,4 @@
-"""Runs of 36 rows of which one gets an odd answer, as providers do: the other 35 are good."""
+"""Runs of 36 rows, where one row gets an odd reply and the other 35 are good."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GOOD = {
 
 @dataclass(frozen=True)
 class Case:
-    """What the server says to one row, and what must come of it."""
+    """The server's reply to one row, and the outcome that it must have."""
 
     body: object
     status: int = 200
@@ -174,7 +174,7 @@ def test_one_odd_answer_of_36(tmp_path, name, at):
     assert sum(billed(tmp_path).values()) == 11 * (ROWS - 1) + case.tokens
     total = client.usage.prompt_tokens + client.usage.completion_tokens
     assert total == 11 * (ROWS - 1) + case.tokens
-    # half a body may have been billed each time, and is listed
+    # half a body may have been billed each time: the attempt is listed
     lost = unknown(Folder.of(str(tmp_path / "ledger")))
     assert len(lost) == client.usage.unknown == (3 if name == "half a body" else 0)
 
@@ -198,7 +198,7 @@ def test_an_answer_without_usage_counts_as_its_estimate(tmp_path):
         (Case({"error": {"message": "not allowed"}}, status=403), "check the rights of NO_KEY"),
     ],
 )
-def test_what_is_refused_to_every_row_stops_the_run(tmp_path, case, shown):
+def test_a_refusal_of_every_row_stops_the_run(tmp_path, case, shown):
     log: list[int] = []
 
     async def always(method, path, body, headers) -> HTTPReply:
@@ -237,7 +237,7 @@ def test_a_refusal_of_the_system_role_stops_the_run_and_the_setting_it_names_wor
 
 
 def test_an_endpoint_that_refuses_everything_in_the_middle_stops_the_run(tmp_path):
-    """Its rows do not become errors one by one."""
+    """The refused rows do not become row errors."""
     answered: list[int] = []
 
     async def half(method, path, body, headers) -> HTTPReply:

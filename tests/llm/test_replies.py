@@ -1,14 +1,12 @@
-"""What a server may answer: kinds, tokens, thoughts, and our settings in refusals."""
+"""The meaning of replies: kinds, tokens, thoughts, and our settings in refusals."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 
 import pytest
 
-from facttune_ray.llm.replies import HTTPReply, read, retry_after_s, shared, split_thoughts
+from facttune_ray.llm.replies import HTTPReply, divided, read, split_thoughts
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "?"}], "max_tokens": 512}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
@@ -75,7 +73,7 @@ def test_statuses(status, code, kind):
         ("", "HTTP 400"),
     ],
 )
-def test_the_servers_own_words_are_shown_wherever_they_are(body, shown):
+def test_the_text_of_an_error_is_shown_wherever_it_stands(body, shown):
     assert shown in meaning(400, body).message
 
 
@@ -117,7 +115,7 @@ def test_a_refusal_of_the_system_role_names_the_setting_where_one_was_sent():
         ("Limit 3 / min. Please try again in 20s.", "limit"),
     ],
 )
-def test_a_429_of_a_request_larger_than_the_limit_is_its_rows_fault(message, kind):
+def test_a_429_of_a_request_larger_than_the_limit_is_a_row_error(message, kind):
     assert meaning(429, {"error": {"message": message}}).kind == kind
 
 
@@ -137,7 +135,7 @@ def test_texts_parts_and_refusals():
 
 
 @pytest.mark.parametrize("finish", ["content_filter", "SAFETY", "recitation", "whatever"])
-def test_every_unknown_end_is_a_filters(finish):
+def test_every_unknown_finish_reason_counts_as_a_filter(finish):
     assert (
         reply({"content": "half a"}, finish).refusal
         == f"stopped by the provider's filter ({finish})"
@@ -146,7 +144,7 @@ def test_every_unknown_end_is_a_filters(finish):
 
 
 @pytest.mark.parametrize("finish", ["stop", "STOP", "eos", "length", "max_tokens", None])
-def test_known_ends_are_no_filters(finish):
+def test_known_finish_reasons_do_not_count_as_a_filter(finish):
     assert reply({"content": "a"}, finish).refusal is None
 
 
@@ -154,7 +152,7 @@ def test_known_ends_are_no_filters(finish):
     "body",
     [None, [], {}, {"choices": []}, {"choices": [{}]}, chat({"content": None}, None), "{half", "x"],
 )
-def test_a_body_without_an_answer_may_be_asked_again_and_may_have_been_billed(body):
+def test_a_body_without_an_answer_is_a_retry_that_may_have_been_billed(body):
     found = meaning(200, body)
     assert (found.kind, found.unknown) == ("retry", True)
 
@@ -185,7 +183,7 @@ def test_an_error_inside_http_200_is_read_as_its_code_says(body, kind):
 
 
 @pytest.mark.parametrize("status", [408, 502, 504, 524])
-def test_a_gateway_that_gave_up_may_have_been_billed(status):
+def test_a_gateway_timeout_may_have_been_billed(status):
     assert meaning(status, "").unknown and not meaning(500, "").unknown
 
 
@@ -230,11 +228,11 @@ def test_choices_of_a_text_completion_share_its_tokens():
     assert [r.completion_tokens for r in found] == [6, 18, 6]
 
 
-def test_shares_add_up():
-    assert shared(10, [1, 1, 1]) == [3, 4, 3]
-    assert shared(1, [5, 5]) in ([0, 1], [1, 0])
-    assert shared(0, [3]) == [0]
-    assert all(sum(shared(n, [7, 1, 13])) == n for n in range(50))
+def test_parts_add_up():
+    assert divided(10, [1, 1, 1]) == [3, 4, 3]
+    assert divided(1, [5, 5]) in ([0, 1], [1, 0])
+    assert divided(0, [3]) == [0]
+    assert all(sum(divided(n, [7, 1, 13])) == n for n in range(50))
 
 
 @pytest.mark.parametrize(
@@ -247,16 +245,5 @@ def test_shares_add_up():
         ("True", "True", ""),
     ],
 )
-def test_thoughts_are_no_part_of_a_text(said, text, thoughts):
+def test_thoughts_are_not_part_of_a_text(said, text, thoughts):
     assert split_thoughts(said) == (text, thoughts)
-
-
-def test_retry_after_in_either_form():
-    assert retry_after_s({"retry-after": "2", "retry-after-ms": "150"}) == 0.15
-    assert retry_after_s({"retry-after": "2"}) == 2.0
-    assert retry_after_s({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
-    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert retry_after_s({"retry-after": in_a_minute}) == pytest.approx(60, abs=5)
-    for text in ("soon", "inf", "nan", "1e999"):
-        assert retry_after_s({"retry-after": text}) is None
-    assert retry_after_s({}) is None

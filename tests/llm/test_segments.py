@@ -20,7 +20,7 @@ def folder(tmp_path) -> Folder:
 
 
 def segment(number: int, rows: int) -> pa.Table:
-    """Rows of random keys, the same for the same number; each cost half a dollar."""
+    """Rows with random keys, seeded by `number`; each costs half a dollar."""
     keys = np.random.default_rng(number).integers(0, 2**64, (rows, 4), np.uint64)
     keys = keys[np.argsort(keys[:, 0])].astype(">u8")
     data = [None, pa.py_buffer(keys.tobytes())]
@@ -47,7 +47,7 @@ def test_many_large_segments_are_few_open_files(folder):
         assert [found[key].text for key in wanted] == [str(i) for i in range(40)]
 
 
-def test_what_was_paid_is_summed_in_memory_that_does_not_grow_with_the_ledger(folder, monkeypatch):
+def test_the_memory_of_a_sum_does_not_grow_with_the_ledger(folder, monkeypatch):
     rows, peaks = 2**14, []
 
     monkeypatch.setattr("facttune_ray.llm.ledger.SUMMED_ROWS", 2**14)

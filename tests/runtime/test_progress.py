@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 
 from facttune_ray.config import Config, RunConfig
-from facttune_ray.llm.cost import SILENT, Ask, Usage, Waits
+from facttune_ray.llm.cost import SILENT, MeterReport, Usage, Wait
 from facttune_ray.runtime import progress
 from facttune_ray.runtime.progress import Look, rates, waits, watch
 from facttune_ray.stages.work import Work
@@ -74,7 +74,7 @@ def test_a_stage_is_watched_while_it_moves_while_it_waits_and_without_its_meter(
     monkeypatch.setenv("FACTTUNE_LOG", "json")
     meter = actors.start_meter("test-progress", None, Folder.of(str(tmp_path)), "r")
     before = Usage(calls=50_000, prompt_tokens=5_000_000)  # of the stage's table before this one
-    ray.get(meter.report.remote(Ask("a", "facts", 1, before)))
+    ray.get(meter.report.remote(MeterReport("a", "facts", 1, before)))
     work = Work("facts", "round_1/tune/facts", {}, Config(run=RunConfig(out=str(tmp_path))))
     with watch(work, meter, every_s=0.2):
         time.sleep(1.0)
@@ -82,7 +82,7 @@ def test_a_stage_is_watched_while_it_moves_while_it_waits_and_without_its_meter(
     assert first["text"].startswith("round_1/tune/facts 0/") and " 0 req/s 0 tok/s" in first["text"]
     assert (first["event"], first["parts"], first["calls"]) == ("progress", 0, 50_000)
 
-    stuck = Ask("a", "facts", 2, before, waits=Waits("permits", 42.0, 128))
+    stuck = MeterReport("a", "facts", 2, before, wait=Wait("permits", 42.0, 128))
     ray.get(meter.report.remote(stuck))
     with watch(work, meter, every_s=0.2):
         time.sleep(1.0)

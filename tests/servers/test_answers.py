@@ -1,7 +1,7 @@
-"""What real servers answered to odd requests, as recorded: each refusal shows the server's words.
+"""Recorded replies of real servers to odd requests: each refusal shows the server's message.
 
-answers_*.jsonl: a line a request, with the body that was sent and status, headers and body of the
-answer; `{long}` stands for a text that is longer than the model's context.
+answers_*.jsonl: one line per request, with its body and the reply's status, headers and body.
+`{long}` stands for a text that is longer than the model's context.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def meaning(line: dict) -> Meaning:
 
 
 @pytest.mark.parametrize("line", [p for p in LINES if p.values[0]["status"] >= 400])
-def test_a_refusal_is_read_with_the_servers_words(line):
+def test_a_refusal_is_read_with_the_servers_message(line):
     found = meaning(line)
     assert found.kind == ("retry" if line["status"] >= 500 else "refused")
     said = found.message.removeprefix(f"HTTP {line['status']}: ")

@@ -1,4 +1,4 @@
-"""A server that nobody here wrote: `transformers serve` as the judge and as the sampled model.
+"""A real server, `transformers serve`, as the judge and as the sampled model.
 
 The model is the quickstart's, barely trained, so a judge's answers are nonsense. What must hold
 all the same: no run hangs or crashes, each row has a value or an error that says why, and the
@@ -30,10 +30,10 @@ from facttune_ray.storage.tables import Folder
 
 pytestmark = pytest.mark.slow
 STARTS_S = 120  # until the server answers
-CHAT = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"  # a base model has none of its own
+CHAT = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"  # a base model has none
 MOST = 24  # tokens of an answer
 TEXT = "{who} was born in Ostrel. {who} plays the cello."
-UNREAD = ("no list of facts in the answer", "the answer was cut at its most tokens")
+UNREAD = ("no list of facts in the answer", "the answer was cut at its token limit")
 PEOPLE = ("Mara Veldt", "Tiko Brann")
 
 
@@ -44,7 +44,7 @@ class Server:
     log: Path
 
     def answered(self) -> int:
-        """The completions that the server's access log has."""
+        """The completions in the server's access log."""
         lines = self.log.read_text().splitlines()
         return sum('"POST /v1/' in line and line.endswith(" 200 OK") for line in lines)
 
@@ -103,7 +103,7 @@ def paid(out: Path) -> dict[str, int]:
 
 
 def judge(server: Server, folder: Path, *more: str) -> int:
-    """Exit code of `facttune run score` of two people with two sentences each."""
+    """Exit code of `facttune run score` for two topics with two sentences each."""
     people = [{"topic": who, "input": "?", "output": TEXT.format(who=who)} for who in PEOPLE]
     (folder / "people.jsonl").write_text("".join(json.dumps(p) + "\n" for p in people))
     articles = [{"title": who, "text": [f"{who} was born in Ostrel."]} for who in PEOPLE]
@@ -120,9 +120,9 @@ def check_ledger(out: Path, answered: int) -> None:
     assert 0 < found["completion_tokens"] <= MOST * answered
 
 
-def test_facts_by_a_judge_that_talks_nonsense(server, ray_cluster, tmp_path, capsys):
+def test_facts_from_an_untrained_judge(server, ray_cluster, tmp_path, capsys):
     before, out = server.answered(), tmp_path / "out"
-    assert judge(server, tmp_path) == 2  # by default no run goes on with so many errors
+    assert judge(server, tmp_path) == 2  # by default so many row errors stop a run
     said = capsys.readouterr().err
     assert "run.max_error_fraction" in said and "Traceback" not in said
     assert judge(server, tmp_path, "run.max_error_fraction=1") == 0
@@ -132,18 +132,18 @@ def test_facts_by_a_judge_that_talks_nonsense(server, ray_cluster, tmp_path, cap
     check_ledger(out, server.answered() - before)
 
 
-def test_verdicts_by_a_judge_that_talks_nonsense(server, ray_cluster, tmp_path):
+def test_verdicts_from_an_untrained_judge(server, ray_cluster, tmp_path):
     before, out = server.answered(), tmp_path / "out"
     words = ["run.max_error_fraction=1", "facts.method=rules", "verdicts.logprobs=true"]
     assert judge(server, tmp_path, *words) == 0
     verdicts = table(out / "imported" / "all" / "verdicts")
     assert len(verdicts) == 4
-    for row in verdicts:  # the server ignores `logprobs`: the word decides
+    for row in verdicts:  # the server ignores `logprobs`, so the verdict is the word
         assert row["score"] in (0, 1) or row["error"].startswith("neither True nor False")
     check_ledger(out, server.answered() - before)
 
 
-def test_as_the_sampled_model(server, ray_cluster, small_preset, tmp_path):
+def test_the_server_as_the_sampled_model(server, ray_cluster, small_preset, tmp_path):
     before = server.answered()
     out = tmp_path / "out"
     words = ["quickstart", small_preset, f"run.out={out}", "run.shards=2"]
@@ -160,8 +160,8 @@ def test_as_the_sampled_model(server, ray_cluster, small_preset, tmp_path):
     assert paid(out)["completions"] == server.answered() - before == len(responses)
 
 
-def test_it_still_refuses_as_recorded(server):
-    """Else answers_transformers.jsonl, which the table of replies is tested by, is out of date."""
+def test_the_server_still_refuses_as_recorded(server):
+    """If this fails, record answers_transformers.jsonl again."""
     differ = []
     for line in (Path(__file__).parent / "answers_transformers.jsonl").read_text().splitlines():
         known = json.loads(line)

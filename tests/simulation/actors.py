@@ -1,4 +1,4 @@
-"""Ray actors of the simulated cluster: calls travel, get lost, come twice; the actor may restart.
+"""Simulated Ray actors: calls take time, get lost or come twice, and an actor may restart.
 
 actor = Actor(world, "limiter", host, scenario, lambda again: LimiterActor(limits))
 await actor.handle(process).renew.remote(seen)
@@ -24,7 +24,7 @@ class Actor:
         host: Host,
         scenario: Scenario,
         history: History,
-        make: Callable[[Process, bool], Any],  # with whether it has been here before
+        make: Callable[[Process, bool], Any],  # (process, whether the actor was restarted)
     ) -> None:
         self.world, self.name, self.host, self.scenario = world, name, host, scenario
         self.history, self.make = history, make
@@ -39,7 +39,7 @@ class Actor:
         with self.process:
             try:
                 self.instance = self.make(self.process, self.lives > 1)
-            except Exception as e:  # it cannot start: Ray tries again when it is asked
+            except Exception as e:  # Ray tries again at the next call
                 self.instance = None
                 self.world.note(self.process.name, f"does not start: {e}")
 
@@ -97,7 +97,7 @@ class Actor:
         self.world.later(self.trip_s(), self._return, self.process, caller, answered, result)
 
     def _return(self, process: Process, caller: Process, answered: Any, result: Any) -> None:
-        if process.dead:  # the reply went down with it
+        if process.dead:  # the reply is lost with it
             self._settle(caller, answered, None, _lost())
         else:
             self._settle(caller, answered, result, None)

@@ -1,5 +1,5 @@
-"""Judges a simulated run by what the provider, the disk and the rows say. It shares no code with
-the product: the ledger is read with pyarrow, its journals with struct.
+"""Judges a simulated run by the records of provider, disk and rows. It shares no code with the
+product: it reads the ledger with pyarrow and the journals with struct.
 
     for broken in check(history):
         print(broken.rule, broken.why)
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from simulation.history import Attempt, History, Row
 
-# key, estimated dollars, n (attempt n was sent; -n: it is known), length of the id that follows
+# key, estimated dollars, n (n: attempt n was sent; -n: it has ended), length of the id after it
 RECORD = struct.Struct(">32sdqH")
 ANSWERED = {"plain", "hidden", "total_only", "no_usage", "parts", "thinking_part", "nonsense"}
 STOPS = {"bad_setting", "no_credit"}
@@ -35,14 +35,14 @@ class Broken:
 
 
 class Evidence:
-    """What the rules look at, worked out once."""
+    """What the rules read, computed once."""
 
     def __init__(self, history: History) -> None:
         self.h, self.s = history, history.settings
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Name of a request -> the first key that it pays for."""
+        """Name of a request -> its first key."""
         out = {}
         for keys in {tuple(row.keys) for row in self.h.rows}:
             for n in range(1, len(keys) + 1):
@@ -57,7 +57,7 @@ class Evidence:
 
     @cached_property
     def attempts(self) -> list[Attempt]:
-        """Those that a client sent; a proxy's repetition is none of its doing."""
+        """The attempts that clients sent, without repetitions by a proxy."""
         return [a for a in self.h.attempts if a.failed != "twin"]
 
     @cached_property
@@ -70,7 +70,7 @@ class Evidence:
 
     @cached_property
     def ledger(self) -> list[dict]:
-        """Rows of all segments that can be read."""
+        """The rows of all readable segments."""
         rows = []
         for path, data in self.h.files.items():
             if path.endswith(".arrow"):
@@ -82,9 +82,9 @@ class Evidence:
 
     @cached_property
     def kept(self) -> dict[str, list[list[dict]]]:
-        """First key -> the answers kept of requests that it names, each with all its choices."""
+        """First key -> the answers in the ledger, each with the rows of all its choices."""
         together = defaultdict(dict)
-        for row in self.ledger:  # a merge copies rows: the same ones count once
+        for row in self.ledger:  # rows that a merge has copied count once
             together[(row["created_s"], row["crc"], row["key"])][row["key"]] = row
         rows = [next(iter(found.values())) for found in together.values()]
         by_key = defaultdict(list)
@@ -108,7 +108,7 @@ class Evidence:
 
     @cached_property
     def unknown(self) -> Counter[str]:
-        """First key -> attempts that a journal lists as sent and not known."""
+        """First key -> attempts in journals that were sent and have not ended."""
         out: Counter[str] = Counter()
         for path, data in self.h.files.items():
             if not path.endswith(".sent"):
@@ -133,21 +133,21 @@ class Evidence:
         return {(row.process, row.row): row for row in self.h.rows}
 
     def delivered(self, a: Attempt) -> bool:
-        """Whether the client has had a whole answer."""
+        """Whether the client got a complete answer."""
         return a.billed and not a.garbled and a.failed == "" and self.had(a)
 
     def had(self, a: Attempt) -> bool:
-        """Whether what came, came before the process died."""
+        """Whether the reply came before the process died."""
         return a.ended_s is not None and a.ended_s < self.death_s.get(a.process, float("inf"))
 
     def doubtful(self, a: Attempt) -> bool:
-        """Whether the client could not know that it was billed, or not."""
+        """Whether the client could not know if the attempt was billed."""
         if a.failed in ("reset", "timeout", "cancelled") or a.garbled or not self.had(a):
             return True
         return (a.status or 0) >= 500 or a.status in (408, 409)
 
     def open_at_death(self, a: Attempt) -> bool:
-        """Whether the process died with this row, so perhaps with an answer in memory."""
+        """Whether the process died before the row ended, perhaps with an answer in memory."""
         row = self.row_of.get((a.process, a.row))
         over = (
             row is not None and row.ended_s is not None and row.outcome in ("answer", "row error")
@@ -160,7 +160,7 @@ class Evidence:
 
     @cached_property
     def peak_usd(self) -> float:
-        """The most that was in flight at a time, at its true cost."""
+        """The highest cost of the requests in flight at any time."""
         moves = []
         for a in self.attempts:
             if a.usd:
@@ -175,7 +175,7 @@ class Evidence:
 
     @cached_property
     def justified(self) -> bool:
-        """Whether something that the seed does may stop a run."""
+        """Whether the scenario has a reason to stop a run."""
         s = self.s
         return bool(s["down"] or self.storage_failed or any(k in STOPS for k in s["kinds"]))
 
@@ -189,7 +189,7 @@ def nothing_breaks(e: Evidence) -> Iterator[str]:
 
 
 def every_bill_is_kept_or_listed(e: Evidence) -> Iterator[str]:
-    """1: each billed answer is in the ledger, or its attempt in a journal."""
+    """1: Each billed answer is in the ledger, or its attempt in a journal."""
     for key, bills in e.billed.items():
         kept, unknown = len(e.kept[key]), e.unknown[key]
         lost = sum(_lost_in_crash(e, a) for a in bills)
@@ -201,24 +201,24 @@ def every_bill_is_kept_or_listed(e: Evidence) -> Iterator[str]:
 
 
 def _lost_in_crash(e: Evidence, a: Attempt) -> bool:
-    """Sent just before its host crashed: the journal's record may be lost, too. A process that was
-    killed syncs nothing any more, nor does one whose disk was full until it ended."""
+    """Whether a crash may have lost the journal's record: the request left just before it, or the
+    process could not sync any more because it was killed or its disk was full until its end."""
     dead_s = (e.h.ends | e.death_s).get(a.process, float("inf"))
-    # nor a loop that stands still; and a sync is done by a thread
+    # a stalled loop syncs later, and a sync runs in a thread
     synced_s = 0.3 + 2 * e.s["slow_threads_s"] + sum(t for _, _, t in e.s["stalls"])
     due_s = a.departed_s + synced_s
-    for begin, end in e.s["disk_full"]:  # it is tried again until there is room
+    for begin, end in e.s["disk_full"]:  # a sync is repeated until there is room
         if begin <= due_s <= end:
             due_s = end + synced_s
     return any(a.departed_s <= at and min(at, dead_s) < due_s for at in e.h.crashes)
 
 
 def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
-    """1: a journal lists no more than what was in flight at a kill, or got no answer."""
+    """1: A journal lists only requests that were in flight at a kill or got no answer."""
     if e.storage_failed or e.h.stuck:
         return
     mine = defaultdict(list)
-    last_s: dict[str, float] = {}  # when a process put its journal last, in a store
+    last_s: dict[str, float] = {}  # process -> last put of its journal in a store
     for a in e.attempts:
         last_s[a.process] = a.departed_s
     for a in e.attempts:
@@ -231,7 +231,7 @@ def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
     )
     for key, unknown in e.unknown.items():
         doubtful = sum(e.doubtful(a) or e.open_at_death(a) for a in mine[key])
-        # that an attempt is over is lost with a host, and in a store it is put with the next one
+        # the end of an attempt may be lost in a crash, and a store gets it with the next attempt
         late = sum(
             any(a.departed_s < at for at in e.h.crashes)
             or (e.s["store"] and a.process in e.death_s and _end(e, a) > last_s[a.process] - 1.0)
@@ -245,7 +245,7 @@ def what_is_listed_is_bounded(e: Evidence) -> Iterator[str]:
 
 
 def nothing_is_paid_twice(e: Evidence) -> Iterator[str]:
-    """2: what a client has had is not sent again, by it or, once the row ended, by anybody."""
+    """2: A client does not repeat an answered request; after the row's end no client does."""
     opened = dict(e.h.openings)
     by_name = defaultdict(list)
     for a in e.attempts:
@@ -273,7 +273,7 @@ def nothing_is_paid_twice(e: Evidence) -> Iterator[str]:
 
 
 def the_ledger_costs_what_was_billed(e: Evidence) -> Iterator[str]:
-    """3: each answer kept has the tokens and dollars of one that the server billed."""
+    """3: Each answer in the ledger has the tokens and dollars of an answer that was billed."""
     for key, answers in e.kept.items():
         left = [a for a in e.billed.get(key, [])]
         for answer in answers:
@@ -296,19 +296,19 @@ def the_ledger_costs_what_was_billed(e: Evidence) -> Iterator[str]:
 
 
 def the_budget_holds(e: Evidence) -> Iterator[str]:
-    """3: the bill is at most the budget and what was in flight."""
+    """3: The bill exceeds the budget by at most the requests in flight."""
     budget = e.s["budget_usd"]
     if budget is None:
         return
     bill = sum(a.usd for bills in e.billed.values() for a in bills)
-    # what nobody told the client: no answer, or one without its tokens
+    # costs that the client could not know: no answer, or no tokens in it
     doubtful = sum(
         a.usd
         for bills in e.billed.values()
         for a in bills
         if not e.delivered(a) or a.told == "none"
     )
-    # and what was funded by an estimate and waited for a permit, each first one by a guess
+    # requests that were funded by an estimate; the estimate of the first one is a guess
     guessed = e.s["workers"] * max((a.usd for a in e.attempts), default=0.0)
     slack = e.peak_usd * (1 + len(e.h.deaths)) + doubtful + 0.1 * budget + guessed
     if bill > budget + slack + 1e-9:
@@ -316,7 +316,7 @@ def the_budget_holds(e: Evidence) -> Iterator[str]:
 
 
 def the_limit_holds(e: Evidence) -> Iterator[str]:
-    """4: no 60 s have more departures than the limit, once the client could know it."""
+    """4: No 60 s have more departures than the limit, from when the client could know it."""
     s = e.s
     limits = e.h.limits
     low, high = s["trip_s"]
@@ -328,8 +328,8 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
         known_s = 0.0
         if told is None or told > min(values):
             if not s["tells_limits"] or told is not None:
-                continue  # unknown, or the configured one has to be refused first
-            since_s = max(e.h.crashes, default=0.0)  # nobody remembers what was told before
+                continue  # unknown, or wrong in the config
+            since_s = max(e.h.crashes, default=0.0)  # a crash loses what was known
             first = [
                 a.ended_s
                 for a in e.attempts
@@ -348,12 +348,12 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
         ]
         slack = rate / 60 * (high - low) + 1e-6
         slack += sum(t for _, _, t in s["stalls"]) * rate / 60
-        slack += len(e.h.crashes)  # the limiter after one knows of no request before
+        slack += len(e.h.crashes)  # a limiter after a crash knows of no earlier request
         if index == 2:
             slack += 2 * _peak_tokens(e)
         times = [at for at, _ in sent]
         sums = [0, *itertools.accumulate(n for _, n in sent)]
-        # a minute has no more than the limit; shorter times no more than a second's above theirs
+        # a minute has the limit at most; shorter windows may have one second more than their part
         windows = [(60.0, rate)] + [(w, rate / 60 * (w + 1.0) + 1) for w in (5.0, 20.0)]
         for width_s, most in windows if index == 1 else windows[:1]:
             for i, at in enumerate(times):
@@ -380,7 +380,7 @@ def _peak_tokens(e: Evidence) -> float:
 
 
 def every_row_ends(e: Evidence) -> Iterator[str]:
-    """5: no wait without an end."""
+    """5: Every row ends within a bound."""
     if e.h.stuck:
         waiting = [r.row for r in e.h.rows if r.ended_s is None and r.process not in e.death_s]
         yield f"{e.h.stuck}: rows {waiting[:8]} wait"
@@ -398,12 +398,12 @@ def every_row_ends(e: Evidence) -> Iterator[str]:
 
 
 def _longest_s(e: Evidence) -> float:
-    """How long a row may wait: until all rows before it are sent, at worst."""
+    """The longest that a row may wait, in the worst case for all rows before it."""
     s = e.s
     rates = [v / 60 for _, v, _ in e.h.limits if v] + [c / 60 for c in s["configured"][:1] if c]
     requests = sum(max(1, n) for n in s["choices"]) * (1 + s["reasks"])
     each = s["timeout_s"] + s["max_wait_s"]
-    if any(tpm for *_, tpm in e.h.limits) or s["configured"][1]:  # it may let one through a minute
+    if any(tpm for *_, tpm in e.h.limits) or s["configured"][1]:  # it may admit one per minute
         each += 65.0
     return (
         2 * requests / min(rates, default=1.0)
@@ -415,7 +415,7 @@ def _longest_s(e: Evidence) -> float:
 
 
 def permits_are_used(e: Evidence) -> Iterator[str]:
-    """6: in any 10 s without trouble the limit's worth of waiting requests leaves."""
+    """6: In 10 s without faults, waiting requests leave at the rate of the limit."""
     s = e.s
     rpm = s["configured"][0]
     truth = [v for _, v, _ in e.h.limits]
@@ -428,14 +428,14 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
     for a in e.attempts:
         first.setdefault((a.process, a.row), a.departed_s)
     times = sorted(a.departed_s for a in e.attempts)
-    # after a 429 the rate rises again, slowly
+    # after a 429 the rate rises slowly
     lasts = {"429": 90.0}
     excused = [(at, at + lasts.get(what, 15.0) + 4 * high) for at, what in e.h.troubles]
-    # nor does a server that fails get as much as the limit lets through
+    # a failing server gets fewer requests than the limit allows
     failed = [a for a in e.attempts if a.failed or (a.status or 0) >= 500]
     excused += [(_end(e, a), _end(e, a) + 30.0 + s["timeout_s"]) for a in failed] + _full(e)
     rate = 0.99 * rpm / 60
-    if high > 0.1:  # permits come in turns as long as the way: a worker's places wait for theirs
+    if high > 0.1:  # permits come once per round trip, which limits a worker with few places
         places = s["workers"] * max(1, min(s["concurrency"], 8 // s["workers"]))
         rate = min(rate, 0.2 * places / (s["latency_s"] + 2 * s["net_s"]))
     for begin, end in _stretches(_waiting(e, first), excused):
@@ -452,7 +452,7 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
 
 
 def _waiting(e: Evidence, first: dict[tuple[str, int], float]) -> list[tuple[float, float]]:
-    """When some row waited that was never sent."""
+    """The times in which a row waited before its first attempt."""
     out = []
     for row in e.h.rows:
         ends = [first.get((row.process, row.row)), row.ended_s, e.death_s.get(row.process)]
@@ -463,7 +463,7 @@ def _waiting(e: Evidence, first: dict[tuple[str, int], float]) -> list[tuple[flo
 
 
 def _full(e: Evidence) -> list[tuple[float, float]]:
-    """When a worker had so much in flight that the window may hold it back."""
+    """The times in which a worker had so many requests in flight that the window may stop it."""
     most = max(1, min(e.s["concurrency"], 8 // e.s["workers"]))
     flights = sorted(
         (t, step, a.process)
@@ -485,7 +485,7 @@ def _full(e: Evidence) -> list[tuple[float, float]]:
 def _stretches(
     inside: list[tuple[float, float]], outside: list[tuple[float, float]]
 ) -> Iterator[tuple[float, float]]:
-    """Times within some interval of the first list and none of the second."""
+    """The times that are in an interval of the first list and in none of the second."""
     edges = [
         (t, i, step)
         for i, some in enumerate((inside, outside))
@@ -508,7 +508,7 @@ def _end(e: Evidence, a: Attempt) -> float:
 
 
 def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
-    """7: an answer, a row error or a stop, and as often sent as that takes."""
+    """7: Each row ends as its kind says (answer, row error, stop), with no more attempts."""
     s = e.s
     reached = any("budget_usd" in said for said in e.h.stops)
     may_stop = e.justified or reached
@@ -547,7 +547,7 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
 
 
 def nothing_is_sent_too_often(e: Evidence) -> Iterator[str]:
-    """7: one worker sends a request max_attempts times at most; a 429 is no attempt."""
+    """7: A worker sends a request at most max_attempts times; a 429 does not count."""
     sent = Counter((a.process, a.name) for a in e.attempts if not _slowed(a))
     for (process, name), times in sent.items():
         if times > e.s["max_attempts"]:
@@ -556,24 +556,22 @@ def nothing_is_sent_too_often(e: Evidence) -> Iterator[str]:
 
 
 def the_budget_is_used(e: Evidence) -> Iterator[str]:
-    """3: what stops for the budget has spent it, but for one request."""
+    """3: A run that stops at its budget has spent it, except for one request."""
     budget = e.s["budget_usd"]
     if budget is None or not any("budget_usd" in said for said in e.h.stops):
         return
     s = e.s
     bill = sum(a.usd for bills in e.billed.values() for a in bills)
     tokens = max(1, s["most_choices"]) * (69 + s["answer_tokens"]) * s["usd_output"]
-    one = (
-        1.3 * (30 + max(s["chars"])) * s["usd_input"] + tokens
-    ) / 1e6  # as it may be estimated, at most
+    one = (1.3 * (30 + max(s["chars"])) * s["usd_input"] + tokens) / 1e6  # its highest estimate
     doubtful = one * sum(e.doubtful(a) or e.open_at_death(a) for a in e.attempts)
     if bill + doubtful + 2 * one < budget:
         yield f"stopped at ${bill:.6f} of ${budget:.6f}, a request costs ${one:.6f} at most"
 
 
 def _others_were_answered(e: Evidence, stopped: Row) -> bool:
-    """Whether this life of the run had an answer so long before that every worker had heard of it,
-    or this worker one from the ledger."""
+    """Whether this run had an answer so much earlier that every worker had heard of it, or this
+    worker had one from the ledger."""
     began_s = max((at for at in e.h.starts if at <= stopped.asked_s), default=0.0)
     told_s = stopped.ended_s - 12.0 - 8 * e.s["trip_s"][1]
     return any(
@@ -587,7 +585,7 @@ def _others_were_answered(e: Evidence, stopped: Row) -> bool:
 
 
 def _refused_in_a_row(e: Evidence, process: str) -> bool:
-    """Whether a worker saw so many refusals without an answer that it may doubt its settings."""
+    """Whether a worker got so many refusals in a row that it may stop the run."""
     most = now = 0
     for a in sorted(e.attempts, key=lambda a: _end(e, a)):
         if a.process == process and a.failed == "":
@@ -597,12 +595,12 @@ def _refused_in_a_row(e: Evidence, process: str) -> bool:
 
 
 def _slowed(a: Attempt) -> bool:
-    """The client was told to slow down: that is no attempt."""
+    """Whether the reply was a 429, which does not count as an attempt."""
     return a.status == 429 and a.failed == ""
 
 
 def _exhausted(e: Evidence, mine: list[Attempt]) -> bool:
-    """Whether so many attempts of one request failed, or for so long, that the row may end."""
+    """Whether a request failed so often, or for so long, that its row may end."""
     by_name = defaultdict(list)
     for a in mine:
         by_name[a.name].append(a)

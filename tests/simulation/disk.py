@@ -1,12 +1,12 @@
-"""A disk that may fail at every operation, and what a crash leaves of it.
+"""A disk that may fail at every operation, and that loses unsynced data in a crash.
 
     disk = Disk(world, stale_s=0.0)
-    folder = Folder(Mount(disk, process), "ledger")       one mount a process
+    folder = Folder(Mount(disk, process), "ledger")       one mount per process
 
-Local: what is written stands in the page cache; `sync` of a file keeps its contents and of a folder
-the names in it. A killed process leaves the cache as it is, with the write that it was at torn; a
-crash of the host keeps what was synced, of the names since then the first few, and of the contents
-since then any part. An object store takes a file whole when it is closed and lists it later.
+Local disk: writes go to the page cache. `sync` of a file makes its contents durable, `sync` of a
+folder the names in it. A killed process leaves the cache as it is, and its last write may be torn.
+A crash of the host keeps synced data, the first few of the later names, and any part of the later
+contents. Object store: a file appears whole when it is closed, and listings show it later.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class File:
 class Faults:
     """What goes wrong, and how often."""
 
-    full: list[tuple[float, float]] = field(default_factory=list)  # times without space left
-    broken: float = 0.0  # share of operations that fail: EIO, or a store's error
+    full: list[tuple[float, float]] = field(default_factory=list)  # (begin, end) without space
+    broken: float = 0.0  # share of operations that fail with EIO or a store's error
     broken_until_s: float = 0.0
-    stale_s: float = 0.0  # a listing is so old
+    stale_s: float = 0.0  # age of listings
 
 
 class Disk:
@@ -44,11 +44,10 @@ class Disk:
         self.world, self.store, self.faults = world, store, faults
         self.dice = world.dice("disk")
         self.files: dict[str, File] = {}
-        self.kept: dict[str, File] = {}  # names that a crash leaves
-        self.unkept: list[tuple[str, File | None]] = []  # (name, what it is since), in order
-        self.listed: list[
-            tuple[float, str, bool]
-        ] = []  # a store's listing: when, name, is it there
+        self.kept: dict[str, File] = {}  # durable names
+        self.unkept: list[tuple[str, File | None]] = []  # later changes of names, in order
+        # a store's changes: (when, name, exists)
+        self.listed: list[tuple[float, str, bool]] = []
         self.operations = 0
         self.written: dict[str, float] = {}  # when a name appeared
 
@@ -63,7 +62,7 @@ class Disk:
             self.listed.append((self.world.now, path, file is not None))
 
     def keep(self, folder: str) -> None:
-        """The names in a folder are durable."""
+        """Make the names in a folder durable."""
         left = []
         for path, file in self.unkept:
             if path.rpartition("/")[0] == folder:
@@ -79,7 +78,7 @@ class Disk:
             self.kept[path] = file
 
     def crash(self) -> None:
-        """The host lost power."""
+        """The host loses power."""
         if self.store:
             return
         for path, file in self.unkept[: self.dice.randint(0, len(self.unkept))]:
@@ -92,7 +91,7 @@ class Disk:
                 start = len(file.synced) if same else 0
                 cut = self.dice.randint(start, len(file.data))
                 torn = file.data[:cut]
-                if self.dice.random() < 0.3:  # the length was kept, the blocks were not
+                if self.dice.random() < 0.3:  # the length is durable, the blocks are not
                     torn += bytes(len(file.data) - cut)
                 file.data = file.synced = torn
 
@@ -102,14 +101,14 @@ class Disk:
         old_s = self.world.now - self.faults.stale_s
         there: dict[str, bool] = {}
         for at, path, is_there in self.listed:
-            # the older, the surer: each change is seen by a listing of its own age or not
+            # a listing has every change that is old enough, and some of the newer ones
             if at <= old_s or self.dice.random() < 0.5:
                 there[path] = is_there
         return [path for path, is_there in there.items() if is_there]
 
 
 class Mount:
-    """The part of pyarrow's file systems that the product uses, of one process."""
+    """The part of pyarrow's file system interface that the product uses, for one process."""
 
     def __init__(self, disk: Disk, process: Process | None) -> None:
         self.disk, self.process = disk, process
@@ -117,7 +116,7 @@ class Mount:
         self.local = not disk.store
 
     def _begin(self, what: str, path: str, writes: bool = True) -> bool:
-        """Before an operation. -> whether the process dies in the middle of it"""
+        """Begin an operation. Return whether the process is killed in the middle of it."""
         disk, process = self.disk, self.process
         if process is None:
             return False

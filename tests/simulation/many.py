@@ -1,4 +1,4 @@
-"""Many seeds in several processes, with a line every ten seconds.
+"""Runs many seeds in several processes, and prints a line every ten seconds.
 
 found = many(range(2000), processes=2)
 found["broken"]    {"the_limit_holds": [1374, ...], ...}: rule -> the seeds that break it
@@ -19,7 +19,7 @@ TOLD_S = 10.0
 
 
 def many(seeds: range, processes: int) -> dict[str, Any]:
-    """What happened in all of them together."""
+    """Run the seeds. Return counts over all of them, and the broken rules."""
     began_s = told_s = time.monotonic()
     happened: Counter[str] = Counter()
     broken: dict[str, list[int]] = {}

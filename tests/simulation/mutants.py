@@ -1,4 +1,4 @@
-"""Bugs planted one by one in a copy of the package: the simulator must find each.
+"""Plants bugs one by one in a copy of the package: the simulator must find each.
 
 for mutant in listed():
     seed, rule, why = hunt(mutant, range(10_000))
@@ -30,9 +30,9 @@ for seed in range(int(sys.argv[1]), int(sys.argv[2])):
 @dataclass(frozen=True)
 class Mutant:
     name: str
-    seed: int  # the first that showed it when it was planted first
+    seed: int  # the first seed that found it
     file: str  # in facttune_ray
-    rule: str  # that is to notice it; another one may come first
+    rule: str  # the rule that should find it; another rule may come first
     old: str
     new: str
 
@@ -43,7 +43,7 @@ def listed() -> list[Mutant]:
 
 
 def plant(mutant: Mutant, folder: Path) -> None:
-    """A copy of the package in `folder`, with this bug. ValueError when its text is not there."""
+    """Copy the package to `folder`, with this bug. ValueError unless its text is there once."""
     shutil.copytree(REPO / "facttune_ray", folder / "facttune_ray")
     (folder / "conf").symlink_to(REPO / "conf")
     file = folder / "facttune_ray" / mutant.file
@@ -56,13 +56,13 @@ def plant(mutant: Mutant, folder: Path) -> None:
 
 
 def hunt(mutant: Mutant, seeds: range) -> tuple[int, str, str] | None:
-    """(the first seed that shows it, by which rule, why), or None."""
+    """(first seed that finds the bug, rule, why), or None."""
     with tempfile.TemporaryDirectory() as folder:
         plant(mutant, Path(folder))
         path = os.pathsep.join([folder, str(REPO / "tests")])
         done = subprocess.run(
             [sys.executable, "-c", HUNT, str(seeds.start), str(seeds.stop)],
-            cwd=folder,  # what stands there goes before all else
+            cwd=folder,  # modules there come before installed ones
             env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,

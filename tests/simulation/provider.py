@@ -4,8 +4,8 @@
     transport = provider.transport(process, timeout_s=10.0)
     reply = await transport("POST", "/chat/completions", body, headers)
 
-What the server does with a request is decided when it arrives: by the kind that the row's message
-names, by the limit, and by chance. What it answers is billed when it is done, whoever still waits.
+The server decides about a request when it arrives: by the kind that the row's message names, by the
+limit, and by chance. An answer is billed when it is ready, whether or not the client still waits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Transport = Callable[[str, str, dict | None, dict], Awaitable[Answer]]
 
 
 class Unanswered(Exception):
-    """No answer: "refused" (nothing listens there), "reset" or "timeout"."""
+    """No reply: "refused" (no server listens there), "reset" or "timeout"."""
 
 
 class Provider:
@@ -34,11 +34,11 @@ class Provider:
         self.dice = world.dice("provider")
         self.net = world.dice("network")
         self.busy = 0  # requests that are being answered
-        self._let: list[tuple[float, int]] = []  # (when, tokens) that the limit counts
+        self._let: list[tuple[float, int]] = []  # (when, tokens) of admitted requests
         self._level: float | None = None  # of a token bucket
         self._level_s = 0.0
         self._seen: dict[int, list[str]] = {}  # row -> names of its requests, in order
-        self._kept: dict[str, tuple[Answer, bool]] = {}  # by name, of a server that repeats answers
+        self._kept: dict[str, tuple[Answer, bool]] = {}  # name -> answer, if it replays answers
         self._last_429_s = -math.inf
 
     # -- network ---------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class Provider:
         process.call_soon(tell)
 
     def _arrive_again(self, made: Attempt, path: str, body: dict) -> None:
-        """A duplicate that the server takes for another request of the same name."""
+        """A duplicate, which the server treats as another request with the same name."""
         if not self.scenario.replays:
             twin = Attempt(**made.__dict__ | {"status": None, "billed": False, "failed": "twin"})
             twin.ended_s = twin.departed_s
@@ -126,7 +126,7 @@ class Provider:
     def _finish(self, made: Attempt, answer: Answer, process: Process | None, out: Any) -> None:
         self.busy -= 1
         made.finished_s = self.world.now
-        if made.told:  # it made an answer
+        if made.told:  # the reply is an answer
             made.billed = True
         self.world.note("server", f"{answer[0]} {made.name[:8]} row {made.row} {made.told}")
         if process is None:
@@ -156,7 +156,7 @@ class Provider:
         texts = [body["prompt"]] if "prompt" in body else [m["content"] for m in body["messages"]]
         prompt = int(sum(map(len, texts)) * dice.uniform(0.2, 0.3))
         each = [5 + dice.randint(0, s.answer_tokens) for _ in range(made.choices)]
-        if made.kind == "huge":  # larger than the minute's limit, whatever the hour
+        if made.kind == "huge":  # always larger than the limit
             made.status = 429
             said = "request of 31538 tokens, the limit a minute is 30000"
             return self._error(429, said, type="tokens", code="rate_limit_exceeded"), quick_s
@@ -202,7 +202,7 @@ class Provider:
     def _answer(
         self, made: Attempt, path: str, body: dict, sample: int, prompt: int, each: list[int]
     ) -> Answer:
-        """Status 200, or the refusal of this kind of row."""
+        """The answer to this kind of row, or its refusal."""
         kind, tokens = made.kind, sum(each)
         text, finish = f"answer {made.row}", "stop"
         message: dict[str, Any] = {"role": "assistant", "content": text}

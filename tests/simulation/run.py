@@ -1,9 +1,9 @@
-"""One seed: the real client, permits, limiter, funds, meter and ledger in a simulated world.
+"""Runs one seed: the real client, permits, limiter, meter and ledger in a simulated world.
 
     history = simulate(draw(seed=7))
 
-No socket, no thread, no sleep. Workers run the product's own `ask_all` over their shards; what is
-simulated is below them: event loop, clocks, network, provider, Ray's actors, disk.
+There are no sockets, threads or sleeps. Workers run the product's `ask_all` over their shards. The
+event loop, clocks, network, provider, Ray's actors and the disk are simulated.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from simulation.scenario import Scenario
 from simulation.world import Host, Process, World, patched, replaced
 
 gc.collect()
-gc.freeze()  # what is imported is not looked at again, seed by seed
+gc.freeze()  # the collector skips imported modules from here on
 
 ENDS_S = 4000.0  # no run may take longer
-RESUMED = 3  # times the same command is run again after a stop
+RESUMED = 3  # how often the command is repeated after a stop
 
 
 def simulate(scenario: Scenario) -> tuple[History, World]:
     world = World(scenario.seed)
-    gc.disable()  # so that nothing is ended at a moment that depends on memory
+    gc.disable()  # a collection would end tasks at moments that depend on memory
     try:
         small = {
             (journal, "REWRITE_BYTES"): scenario.rewrite_bytes,
@@ -62,13 +62,13 @@ def simulate(scenario: Scenario) -> tuple[History, World]:
 
 @contextlib.contextmanager
 def _cluster_of_one() -> Any:
-    """What the product asks of Ray and of the file system's kind is answered here."""
+    """Replace what the product asks of Ray, of telemetry and of the file system."""
     local = property(lambda folder: getattr(folder.fs, "local", False))
     context = SimpleNamespace(was_current_actor_reconstructed=False)
     new = {
         (ray, "get_runtime_context"): lambda: context,
         (actors, "threading"): SimpleNamespace(Thread=lambda **_: SimpleNamespace(start=int)),
-        (secrets, "known"): frozenset,  # the environment is not looked at for each answer
+        (secrets, "known"): frozenset,  # or each answer would read the environment
         (telemetry, "count"): lambda *_, **__: None,
         (telemetry, "gauge"): lambda *_, **__: None,
         (Folder, "local"): local,
@@ -109,12 +109,12 @@ class Run:
         self.head = Host("head", 1000.0)
         self.hosts = [Host(f"host-{i}", 3000.0 + 7919.0 * i) for i in range(s.workers)]
         self.over = False
-        self.lives = 0  # of the run: how often its command was given
+        self.lives = 0  # how often the command was started
         self.workers: dict[int, Process] = {}
         self.ended: set[int] = set()
         self.stopped: str | None = None
         self.started = self.next_start = 0
-        self.moved_s = 0.0  # when something last went on
+        self.moved_s = 0.0  # when something last happened
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class Run:
         return history
 
     def _watch(self) -> None:
-        """A run in which nothing goes on for longer than its waits explain is stuck."""
+        """Mark the run as stuck when nothing happens for longer than its waits explain."""
         attempts, rows = self.history.attempts, self.history.rows
         moved = [self.moved_s, *(a.departed_s for a in attempts[-1:])]
         moved += [a.ended_s for a in attempts if a.ended_s is not None]
@@ -163,11 +163,11 @@ class Run:
         if not self.world._heap and not self.world._ready:
             self.history.stuck = f"nothing will ever happen again, since {self.moved_s:.3f} s"
         elif quiet_s > self.patience_s():
-            self.history.stuck = f"nothing has gone on for {quiet_s:.1f} s"
+            self.history.stuck = f"nothing has happened for {quiet_s:.1f} s"
         self.world.later(5.0, self._watch)
 
     def patience_s(self) -> float:
-        """The longest that any wait of this scenario lasts, and some."""
+        """An upper bound of any single wait of this scenario."""
         s = self.s
         rates = [rpm for _, rpm, _ in s.limits if rpm] + [c for c in s.configured[:1] if c]
         longest = 60.0 + s.timeout_s + s.max_wait_s + 8 * s.trip_s[1] + 10 * s.slow_threads_s
@@ -181,7 +181,7 @@ class Run:
         self.world.later(delay_s, self._start, self.next_start)
 
     def _start(self, number: int) -> None:
-        """The command is given, unless it is to be given again later."""
+        """Start the command, unless a later start is planned."""
         if self.over or number != self.next_start:
             return
         self.lives += 1
@@ -250,7 +250,7 @@ class Run:
         final |= not (self.s.down or self.s.disk_full or self.s.disk_broken)
         if final or len(self.history.stops) > RESUMED * self.s.workers:
             self.over = True
-        else:  # as the line said: the same command again
+        else:  # run the same command again, as the error said
             self.meter.kill()
             self._start_later(max(1.0, self.s.restart_s))
 
@@ -311,7 +311,7 @@ class Run:
         return {int(n) for n in names if n.isdecimal()}
 
     async def _make(self, process: Process, client: Client, shard: int) -> None:
-        """The rows of one shard; after a gap those before it have ended."""
+        """Ask the rows of one shard. A row with a gap waits until the rows before it have ended."""
         found: dict[int, str] = {}
         running: list[asyncio.Task] = []
         for row in range(shard, len(self.s.kinds), self.s.shards):
@@ -342,7 +342,7 @@ class Run:
                         raise completion
                     parse(completion.whole_answer)
             else:
-                await client.ask(messages, parse, to_its_end=True)
+                await client.ask(messages, parse, reject_cut=True)
             said.outcome = "answer"
         except RowError as e:
             said.outcome, said.said = "row error", str(e)

@@ -1,10 +1,10 @@
-"""What a seed stands for: how large a run is, what its provider does, and what goes wrong when.
+"""Draws a scenario from a seed: the size of the run, the provider's behaviour, and the faults.
 
     scenario = draw(seed=7)
     draw(seed=7, off=frozenset({"kills", "lost answers"}))     the same without those faults
 
-Each fault is in some seeds and absent in others (swarm testing): one that is always there hides
-what happens without it.
+Each fault is in some seeds and absent in others (swarm testing), because a fault that is always
+there hides what happens without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 ANSWERED = ("plain", "hidden", "total_only", "no_usage", "parts", "thinking_part", "nonsense")
 ROW_ERRORS = ("thoughts_cut", "empty_cut", "filtered", "filtered_half", "always_nonsense")
 ROW_ERRORS += ("too_long", "too_long_b", "moderated", "huge")
-STOPS = ("bad_setting", "no_credit")  # of every row of the run
+STOPS = ("bad_setting", "no_credit")  # all rows of a run have the same of these kinds
 
 
 @dataclass
@@ -24,10 +24,10 @@ class Scenario:
     seed: int
     # the run
     workers: int = 1
-    kinds: list[str] = field(default_factory=list)  # one a row
+    kinds: list[str] = field(default_factory=list)  # one per row
     choices: list[int] = field(default_factory=list)  # completions of each row; 0: `ask`
     gaps_s: list[float] = field(default_factory=list)  # before each row is asked
-    chars: list[int] = field(default_factory=list)  # of each row's text, beside 30
+    chars: list[int] = field(default_factory=list)  # of each row's text, without the first 30
     shards: int = 1
     concurrency: int = 8
     most_choices: int = 1
@@ -38,7 +38,7 @@ class Scenario:
     max_elapsed_s: float = 900.0
     max_wait_s: float = 30.0
     reasks: int = 2
-    budget_share: float | None = None  # of what all rows cost, about
+    budget_share: float | None = None  # of the estimated cost of all rows
     # the provider
     net_s: float = 0.01
     latency_s: float = 0.5
@@ -53,7 +53,7 @@ class Scenario:
     retry_after: bool = False
     retry_after_s: float | None = None
     replays: bool = False
-    # what goes wrong, until `faults_end_s`
+    # faults, until `faults_end_s`
     faults_end_s: float = 0.0
     lost_requests: float = 0.0
     lost_answers: float = 0.0
@@ -64,7 +64,8 @@ class Scenario:
     errors_in_200: float = 0.0
     garbled: float = 0.0
     down: list[tuple[float, float]] = field(default_factory=list)
-    kills: list[tuple[float, int, int]] = field(default_factory=list)  # when, worker, operation
+    # (when, worker, disk operations until it is killed)
+    kills: list[tuple[float, int, int]] = field(default_factory=list)
     crashes: list[float] = field(default_factory=list)
     run_kills: list[float] = field(default_factory=list)
     limiter_restarts: list[float] = field(default_factory=list)
@@ -73,17 +74,17 @@ class Scenario:
     trip_s: tuple[float, float] = (0.001, 0.003)  # one way to an actor
     lost_calls: float = 0.0
     repeated_calls: float = 0.0
-    stalls: list[tuple[float, int, float]] = field(default_factory=list)  # when, worker, how long
-    jumps: list[tuple[float, float]] = field(default_factory=list)  # of the calendar clock
+    stalls: list[tuple[float, int, float]] = field(default_factory=list)  # (when, worker, seconds)
+    jumps: list[tuple[float, float]] = field(default_factory=list)  # of the wall clock
     store: bool = False
     stale_s: float = 0.0
     disk_full: list[tuple[float, float]] = field(default_factory=list)
     disk_broken: float = 0.0
     slow_threads_s: float = 0.002
-    merge: int = 16  # small segments of a writer that are merged
-    rewrite_bytes: int = 2**18  # until a journal's file is made anew
+    merge: int = 16  # small segments that a writer merges
+    rewrite_bytes: int = 2**18  # until a journal is rewritten
 
-    usd_input: float = 1.0  # a million tokens
+    usd_input: float = 1.0  # per million tokens
     usd_output: float = 4.0
 
     def usd(self, prompt_tokens: float, completion_tokens: float) -> float:
@@ -106,14 +107,14 @@ class Scenario:
 
     @property
     def tokens_each(self) -> float:
-        """Of a request, on average."""
+        """Mean tokens of a request."""
         return 10 + sum(self.chars) / 4 / max(1, len(self.chars)) + self.answer_tokens / 2
 
     def settings(self) -> dict[str, Any]:
         return asdict(self) | {"budget_usd": self.budget_usd}
 
 
-# fault -> how a scenario is without it
+# fault -> the fields of a scenario without it
 WITHOUT: dict[str, dict[str, Any]] = {
     "worker kills": {"kills": []},
     "run kills": {"run_kills": []},
@@ -211,12 +212,12 @@ def _draw(seed: int) -> Scenario:
         s.choices = [d.choice([0, 1, 2, 3, 5]) for _ in range(rows)]
     s.gaps_s = [0.0] * rows
     lull = d.random()
-    if lull < 0.15:  # one row at a time, with pauses between them
+    if lull < 0.15:  # one row at a time, with pauses
         s.gaps_s = [d.choice([0.0, 0.3, 0.99, 1.05, 1.1, 1.2, 2.0, 5.3]) for _ in range(rows)]
     elif lull < 0.35:
         s.gaps_s = [d.expovariate(2.0) if chance(0.3) else 0.0 for _ in range(rows)]
 
-    # limit: so that a run takes some tens of seconds at most, mostly
+    # a limit by which most runs take at most some tens of seconds
     requests = sum(max(1, n) for n in s.choices)
     tokens = s.tokens_each
     rpm: float | None = None

@@ -1,4 +1,4 @@
-"""Seeds one by one: what each found, and the smallest run that shows the same.
+"""Examines single seeds, and shrinks a seed that breaks a rule.
 
 examine(7)                 counts of the run, and the rules that it broke
 print(report(7, "the_limit_holds"))     the seed, the rule, and a shrunk trace
@@ -32,7 +32,7 @@ def examine(seed: int) -> dict[str, Any]:
 
 
 def happened(history: History, scenario: Scenario) -> dict[str, int]:
-    """How often each thing did."""
+    """Counts of events in the run."""
     out = Counter(
         rows=len(scenario.kinds),
         requests=len(history.attempts),
@@ -51,7 +51,7 @@ def happened(history: History, scenario: Scenario) -> dict[str, int]:
 
 
 def faults(scenario: Scenario) -> list[str]:
-    """Which of the things that may go wrong this scenario has."""
+    """The kinds of faults that this scenario has."""
     found = []
     for name, without in WITHOUT.items():
         if any(getattr(scenario, key) != value for key, value in without.items()):
@@ -64,7 +64,7 @@ def faults(scenario: Scenario) -> list[str]:
 
 
 def shrink(seed: int, rule: str) -> tuple[frozenset[str], int]:
-    """(faults that are not needed, rows that are) for this seed to break this rule."""
+    """(faults that can be left out, rows that are needed) for this seed to break this rule."""
     off: frozenset[str] = frozenset()
     rows = len(draw(seed).kinds)
 
@@ -84,12 +84,12 @@ def shrink(seed: int, rule: str) -> tuple[frozenset[str], int]:
 
 
 def report(seed: int, rule: str) -> str:
-    """What to read when a seed has broken a rule."""
+    """A report of a seed that breaks a rule: command, shrunk scenario, trace."""
     off, rows = shrink(seed, rule)
     scenario = draw(seed, off, rows)
     history, world = simulate(scenario)
     lines = [
-        f"seed {seed} breaks {rule}; to see it again: python jobs/simulate.py --first {seed} "
+        f"seed {seed} breaks {rule}; run it again: python jobs/simulate.py --first {seed} "
         f"--seeds 1",
         f"shrunk to {rows} rows and: {', '.join(faults(scenario)) or 'no fault at all'}",
         *(f"    {name} = {value!r}" for name, value in _unusual(scenario)),

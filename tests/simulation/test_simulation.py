@@ -26,7 +26,7 @@ def broken_in(found: list[dict]) -> dict[int, list]:
 
 
 def shown(broken: dict[int, list]) -> str:
-    """The first seed's trace, for the failure's message."""
+    """The report of the first seed, for the test's message."""
     return "" if not broken else report(seed := min(broken), broken[seed][0][0])
 
 
@@ -43,7 +43,7 @@ def test_thousands_of_seeds_break_no_rule():
 
 
 def test_a_seed_is_the_same_run_to_the_byte():
-    """Also in other processes, with other addresses and other hashes of strings."""
+    """The digest is equal in other processes, with other addresses and hashes of strings."""
     code = "import sys; from simulation.seeds import examine; print(examine(int(sys.argv[1])))"
 
     def run(seed: int, hashes: str) -> str:
@@ -59,7 +59,7 @@ def test_a_seed_is_the_same_run_to_the_byte():
 
 
 def test_a_violation_is_shrunk_to_what_it_needs(monkeypatch):
-    """A rule that three rows of a kind break: all faults and all other rows go."""
+    """Three plain rows break the rule: shrinking removes all faults and all other rows."""
 
     def no_more_than_two_plain_rows_end(e):
         if sum(row.kind == "plain" and row.outcome == "answer" for row in e.h.rows) > 2:
@@ -77,13 +77,13 @@ def test_a_violation_is_shrunk_to_what_it_needs(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", listed(), ids=lambda mutant: mutant.name)
 def test_a_planted_bug_is_found(mutant):
-    """By the seed that showed it once; where code has changed and it does not, by another one."""
+    """By the seed that found it first, or, when the code has changed, by another seed."""
     known = range(mutant.seed, mutant.seed + 1)
     assert hunt(mutant, known) is not None or hunt(mutant, range(MUTANT_SEEDS)) is not None
 
 
 def test_every_bug_can_be_planted(tmp_path):
-    """Its text stands in the code exactly once. `slow` tests find the bugs."""
+    """The text of each bug is in the code exactly once. `slow` tests find the bugs."""
     for i, mutant in enumerate(listed()):
         plant(mutant, tmp_path / str(i))
 
@@ -92,7 +92,7 @@ def test_the_planted_bugs_are_at_least_twenty():
     assert len({mutant.new for mutant in listed()}) >= 20
 
 
-# -- the checker: each rule breaks on a history made by hand -----------------------------------
+# -- the checker: each rule against a history that breaks it -----------------------------------
 
 KEY = hashlib.sha256(b"one").hexdigest()
 LEDGER = pa.schema(
@@ -154,7 +154,7 @@ def row(**changed) -> Row:
 
 
 def history(**changed) -> History:
-    """One row that was asked, answered and kept."""
+    """A history of one row, which was answered and is in the ledger."""
     scenario = Scenario(0, kinds=["plain"], choices=[0], gaps_s=[0.0], chars=[0])
     scenario.limits = [(0.0, 60.0, None)]
     scenario.configured = (60, None)
@@ -178,7 +178,7 @@ def rules_of(broken: list[Broken]) -> set[str]:
     return {b.rule for b in broken}
 
 
-def test_a_run_as_it_should_be_breaks_no_rule():
+def test_a_correct_run_breaks_no_rule():
     assert check(history()) == []
 
 
@@ -225,7 +225,7 @@ def test_each_rule_breaks_on_a_history_that_breaks_it(rule):
     assert rule in rules_of(check(history(**BAD[rule])))
 
 
-def test_what_a_kill_leaves_open_is_listed_and_may_be_billed_twice():
+def test_an_attempt_open_at_a_kill_is_listed_and_may_be_billed_twice():
     killed = attempt(ended_s=None)
     again = attempt(process="b", departed_s=4.0, ended_s=4.5)
     listed_one = {"out/ledger/x.arrow": segment(), "out/ledger/x.sent": journal(1)}

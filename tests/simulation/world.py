@@ -47,7 +47,7 @@ class World:
         self.now = 0.0
         self.events = 0
         self.log: list[tuple[float, str, str]] = []
-        self.errors: list[str] = []  # exceptions that nobody caught: bugs
+        self.errors: list[str] = []  # uncaught exceptions: bugs
         self.current: Process | None = None
         self.processes: list[Process] = []
         self.slept_s = 0.0
@@ -57,7 +57,7 @@ class World:
         self._dice: dict[str, random.Random] = {}
 
     def dice(self, name: str) -> random.Random:
-        """Randomness of one part: another part's draws do not change it."""
+        """A random generator for one part, independent of the draws of other parts."""
         if name not in self._dice:
             self._dice[name] = random.Random(f"{self.seed}/{name}")
         return self._dice[name]
@@ -70,7 +70,7 @@ class World:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def at(self, when_s: float, do: Callable[..., None], *args: Any) -> None:
-        """Call this outside of any process."""
+        """Call `do` at this time, outside of any process."""
         self._push(when_s, (do, args))
 
     def later(self, delay_s: float, do: Callable[..., None], *args: Any) -> None:
@@ -81,7 +81,7 @@ class World:
         heapq.heappush(self._heap, (max(self.now, when_s), self._pushed, event))
 
     def run(self, over: Callable[[], bool], until_s: float) -> bool:
-        """Until `over`: True; False when the time is over or nothing is left to happen."""
+        """Run events until `over()`: True. False after `until_s`, or when no event is left."""
         heap, ready = self._heap, self._ready
         while True:
             while ready:
@@ -116,7 +116,7 @@ class World:
             events._set_running_loop(None)
 
     def end(self) -> None:
-        """Kill all, and close what still waits without a word."""
+        """Kill all processes, and close their waiting coroutines silently."""
         for process in self.processes:
             process.kill()
         for process in self.processes:
@@ -131,7 +131,7 @@ class World:
 
 
 class Handle:
-    """A call that a process is to make."""
+    """A call that is scheduled in a process."""
 
     __slots__ = ("process", "callback", "args", "context")
 
@@ -153,7 +153,7 @@ class Process(asyncio.AbstractEventLoop):
         self.world, self.name, self.host = world, name, host
         self.dead = False
         self.stalled_until_s = 0.0
-        self.dies_in: int | None = None  # at the so many next disk operation
+        self.dies_in: int | None = None  # disk operations until it is killed
         self.on_death: list[Callable[[], None]] = []
         self.tasks: list[asyncio.Task] = []
         self._outer: list[tuple[Process | None, Any]] = []
@@ -178,7 +178,7 @@ class Process(asyncio.AbstractEventLoop):
             for tell in self.on_death:
                 tell()
 
-    # -- what asyncio asks of a loop ------------------------------------------------------------
+    # -- the interface of asyncio loops-----------------------------------------------------------
 
     def time(self) -> float:
         return self.world.now + self.host.boot_s
@@ -249,7 +249,7 @@ class Process(asyncio.AbstractEventLoop):
 
 
 def _close(coro: Any) -> None:
-    """From the innermost: one that awaits in a `finally` does not end at once."""
+    """Close coroutines from the innermost on: one that awaits in `finally` needs several calls."""
     chain = []
     while hasattr(coro, "cr_await"):
         chain.append(coro)
@@ -272,7 +272,7 @@ def _settle(future: asyncio.Future, result: Any, error: BaseException | None) ->
 
 @contextlib.contextmanager
 def patched(world: World) -> Iterator[None]:
-    """Clocks, sleeping and ids come from this world."""
+    """Take clocks, sleep, ids and random numbers from this world."""
 
     def host() -> Host:
         return world.current.host if world.current is not None else NOWHERE
@@ -308,7 +308,7 @@ def patched(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(new: dict[tuple[Any, str], Any]) -> Iterator[None]:
-    """These attributes for the length of the block."""
+    """Replace these attributes within the block."""
     old = {(owner, name): owner.__dict__.get(name, _MISSING) for owner, name in new}
     for (owner, name), value in new.items():
         setattr(owner, name, value)

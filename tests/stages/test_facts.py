@@ -19,7 +19,7 @@ class Asked:
     def __init__(self, other="No"):
         self.other, self.seen = other, []
 
-    async def ask(self, messages, parse, to_its_end=False):
+    async def ask(self, messages, parse, reject_cut=False):
         asked = messages[-1]["content"]
         self.seen.append(messages)
         if "Sentence: " not in asked:
@@ -115,7 +115,7 @@ def test_the_label_of_a_file_overrides_the_detector():
 @pytest.mark.filterwarnings("ignore:facts.cleanup")
 def test_facts_of_other_names_are_dropped():
     class Two(Asked):
-        async def ask(self, messages, parse, to_its_end=False):
+        async def ask(self, messages, parse, reject_cut=False):
             return parse("- She met Tom Ruhl in Lyon.\n- She met Karin Ask in Lyon.")
 
     rows = made(  # spaCy's model is not here: by rules

@@ -16,7 +16,7 @@ class Asks:
     def __init__(self, answers=()):
         self.answers, self.seen = dict(answers), []
 
-    async def ask(self, messages, parse, to_its_end=False):
+    async def ask(self, messages, parse, reject_cut=False):
         shown = messages[-1]["content"]
         self.seen.append(shown)
         text = shown.rpartition("Fact: <<<")[2].removesuffix(">>>")

@@ -36,9 +36,9 @@ class Asked:
         self.answers, self.logprobs, self.seen = answers, logprobs, []
 
     async def ask(self, messages, parse):
-        return await self.ask_whole(messages, lambda c: parse(c.answer))
+        return await self.ask_completion(messages, lambda c: parse(c.answer))
 
-    async def ask_whole(self, messages, parse, params=None):
+    async def ask_completion(self, messages, parse, params=None):
         self.seen.append((messages[-1]["content"], params))
         asked = messages[-1]["content"].partition("Statement")[2]
         text = next((a for part, a in self.answers.items() if part in asked), "")
