@@ -13,7 +13,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import pretrain
 from facttune_ray.sampling.custom import CustomSampler
 from facttune_ray.sampling.dola import ALPHA, Dola, divergence, layers_of
-from facttune_ray.sampling.protocol import encode_prompt
+from facttune_ray.sampling.protocol import SampleRequest, encode_prompt
 from facttune_ray.sampling.transformers import TransformersSampler
 
 PROMPTS = ["Who is Mara?", "Who is Tiko?", "Who was Belu Sanor?"]
@@ -109,14 +109,14 @@ def test_greedy_equals_the_formula_without_a_cache(folder, which, shares):
     sampler.shares = shares
     layers = {"high": [3, 5], "low": [0, 2], "1": [1]}[which]
     settings = {"n": 2, "seeds": [0] * 3, "max_tokens": 10, "temperature": 0, "top_p": 1.0}
-    found = sampler.sample(PROMPTS, **settings)
+    found = sampler.sample(SampleRequest(PROMPTS, **settings))
     for prompt, samples in zip(PROMPTS, found, strict=True):
         ids = by_hand(sampler, encode_prompt(sampler.tokenizer, prompt), layers, 10)
         text = sampler.tokenizer.decode(ids, skip_special_tokens=True)
         assert [s.text for s in samples] == [text, text]
         assert [s.tokens for s in samples] == [len(ids)] * 2
         assert len(set(ids)) > 4
-    plain = TransformersSampler(folder).sample(PROMPTS, **settings)
+    plain = TransformersSampler(folder).sample(SampleRequest(PROMPTS, **settings))
     assert found != plain
 
 
@@ -127,7 +127,7 @@ def test_draws_stay_within_the_head(folder):
     probs = sampler.model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1)
     head = {int(i) for i in (probs >= 0.1 * probs.max()).nonzero()[:, 0]}
     (found,) = sampler.sample(
-        PROMPTS[:1], n=100, seeds=[1], max_tokens=1, temperature=1.0, top_p=1.0
+        SampleRequest(PROMPTS[:1], n=100, seeds=[1], max_tokens=1, temperature=1.0, top_p=1.0)
     )
     texts = {sampler.tokenizer.decode([i], skip_special_tokens=True) for i in head}
     assert {s.text for s in found} <= texts
@@ -147,10 +147,10 @@ def test_a_decoder_from_a_folder(folder, tmp_path):
     (tmp_path / "custom_generate" / "generate.py").write_text(GENERATE)
     settings = {"n": 2, "seeds": [0], "max_tokens": 10, "temperature": 1.0, "top_p": 1.0}
     sampler = CustomSampler(folder, generate=str(tmp_path))
-    ((first, second),) = sampler.sample(PROMPTS[:1], **settings)
+    ((first, second),) = sampler.sample(SampleRequest(PROMPTS[:1], **settings))
     assert first.text == second.text == PROMPTS[0] + "\n" and not first.finished
     (other,) = CustomSampler(folder, generate=str(tmp_path), params={"backwards": True}).sample(
-        PROMPTS[:1], **settings
+        SampleRequest(PROMPTS[:1], **settings)
     )
     assert sorted(other[0].text) == sorted(first.text) and other[0].text.startswith("\n?")
 

@@ -20,7 +20,7 @@ from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.llm.segments import read_segment
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.sampling.api import ApiSampler
-from facttune_ray.sampling.protocol import failure, texts
+from facttune_ray.sampling.protocol import SampleRequest, failure, texts
 from facttune_ray.storage.schema import seed_from
 from facttune_ray.storage.tables import Folder
 
@@ -89,7 +89,7 @@ def draw(tmp_path, where, prompts, *, form="completions", choices=1, client=None
         try:
             sampler = ApiSampler(one, form=form, choices=choices)
             settings.setdefault("seeds", [100 + i for i in range(len(prompts))])
-            return await sampler.sample(prompts, **SETTINGS | settings), one
+            return await sampler.sample(SampleRequest(prompts, **SETTINGS | settings)), one
         finally:
             await one.close()
 
@@ -138,8 +138,8 @@ def test_a_request_a_sample_with_its_own_seed_and_nothing_else(tmp_path):
         ({}, "Who?\n"),
         ({"raw": True}, "Who?"),
         ({"prefix": "A\n"}, "A\nWho?"),
-        ({"begun": ["She was "]}, "Who?\nShe was"),
-        ({"begun": ["She"], "raw": True}, "Who?She"),
+        ({"beginnings": ["She was "]}, "Who?\nShe was"),
+        ({"beginnings": ["She"], "raw": True}, "Who?She"),
     ],
 )
 def test_the_text_that_a_plain_model_continues(tmp_path, settings, sent):
@@ -154,7 +154,7 @@ def test_chat_sends_one_message_and_cannot_continue_a_response(tmp_path):
     assert script.asked[0]["path"] == "/v1/chat/completions"
     assert script.asked[0]["messages"] == [{"role": "user", "content": "Worked.\n" + QUESTION}]
     with pytest.raises(UserError, match="sampling.form=completions is needed for entities"):
-        draw(tmp_path, script, ["Who?"], form="chat", n=1, begun=["She"])
+        draw(tmp_path, script, ["Who?"], form="chat", n=1, beginnings=["She"])
 
 
 def test_the_calls_own_settings_win_over_the_clients(tmp_path):
