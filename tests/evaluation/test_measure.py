@@ -134,8 +134,7 @@ def test_second_opinions_and_judgements_are_corrected_for_the_number_of_models(m
     tuned = Scope("facttune_fs/round_1/test")
     models = {"a": tuned, "b": tuned}
     scopes = {"base": Scope("base/test")} | models
-    found = {n: breakdowns.counts(root, s) for n, s in scopes.items()}
-    second = breakdowns.second_opinion(root, scopes, found, resamples=50, seed=0)
+    second = breakdowns.second_opinion(root, scopes, resamples=50, seed=0)
     for one in second["comparisons"].values():
         assert one["p"]["error_rate"] < 0.5
         assert one["p_holm"]["error_rate"] == pytest.approx(2 * one["p"]["error_rate"])
@@ -146,12 +145,11 @@ def test_second_opinions_and_judgements_are_corrected_for_the_number_of_models(m
 def test_what_the_second_estimator_shares_with_the_first_is_told(measured_run):
     root = Folder.of(str(measured_run(topics=2)))
     scopes = {"base": Scope("base/test")}
-    found = {"base": breakdowns.counts(root, scopes["base"])}
 
     def shared(estimator):
         folder = root / "base/test/verdicts"
         tables.write_manifest(folder, "verdicts", {"verdicts.estimator": estimator}, 1, 0.0)
-        return breakdowns.second_opinion(root, scopes, found, resamples=0, seed=0)["shared"]
+        return breakdowns.second_opinion(root, scopes, resamples=0, seed=0)["shared"]
 
     assert shared("chat+lexical") == ["lexical"]
     assert shared("chat") == []

@@ -121,8 +121,8 @@ def test_a_large_k_keeps_its_name(counts_of):
 
 def test_k_is_the_median_and_the_most_facts(counts_of):
     some = [counts_of({"A": [(3, 1), (0, 0)]}), counts_of({"A": [(5, 1), (9, 0)]})]
-    assert metrics.middle_and_most(some) == [6, 9]
-    assert metrics.middle_and_most([counts_of({"A": [(0, 0)]})]) == []
+    assert metrics.median_and_maximum(some) == [6, 9]
+    assert metrics.median_and_maximum([counts_of({"A": [(0, 0)]})]) == []
 
 
 def random_tables(responses, facts, seed=0):

@@ -141,7 +141,9 @@ def test_that_some_parts_are_measured_is_said(summary):
     summary = json.loads(json.dumps(summary))
     summary["run"]["parts"] = [3, 8]
     (line,) = (n for n in text.notes(summary) if "fair sample" in n)
-    assert line.startswith("Measured are 3 of 8 parts") and "evaluation.most=65,536" in line
+    assert (
+        line.startswith("The figures come from 3 of 8 parts") and "evaluation.most=65,536" in line
+    )
 
 
 def test_compare_two_runs(folder, measured_run, capsys):
