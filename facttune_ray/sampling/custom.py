@@ -49,11 +49,9 @@ class CustomSampler:
                 f"sampling.custom_generate={generate}: no custom_generate/generate.py in this "
                 f"folder: name the folder that holds custom_generate"
             )
-        tokenizer, model = load(
+        self.tokenizer, self.model = load(
             path, dtype, device=device, quantize=quantize, trust_remote_code=True
         )
-        self.tokenizer: Any = tokenizer
-        self.model = model.eval()
         self.generate, self.params, self.chat = generate, params or {}, chat
 
     @torch.inference_mode()

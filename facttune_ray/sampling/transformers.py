@@ -75,17 +75,15 @@ class TransformersSampler:
         `weights.load`. `dola_layers`: decode by DoLa against these layers; "": without DoLa."""
         if threads is not None:
             torch.set_num_threads(threads)
-        tokenizer, model = load(
+        self.tokenizer, self.model = load(
             path, dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
         )
-        self.tokenizer: Any = tokenizer
-        self.model = model
         self.device = torch.device(device)
         self.chat: Chat = chat
         self.max_rows = max_rows
         self.gpu_memory = gpu_memory
-        self.shares = shared.can_share(model)
-        self.dola = Dola(model, dola_layers) if dola_layers else None
+        self.shares = shared.can_share(self.model)
+        self.dola = Dola(self.model, dola_layers) if dola_layers else None
         self._rows_that_fitted: int | None = None  # set when a pass ran out of memory
         self._eos = end_ids(self.tokenizer, self.model)
         self._endings: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -38,7 +38,7 @@ def prompts() -> list[str]:
 
 
 def plain(sampler: TransformersSampler, ids: list[int], steps: int) -> list[int]:
-    """Greedy decoding without a cache: the whole sequence again for every token."""
+    """Token ids of greedy decoding without a cache: the whole sequence runs for every token."""
     out: list[int] = []
     for _ in range(steps):
         logits = sampler.model(input_ids=torch.tensor([ids + out])).logits[0, -1]
@@ -178,7 +178,7 @@ def test_a_beginning_is_continued_and_not_repeated(sampler):
 
 
 def test_a_tokenizer_that_drops_leading_spaces_glues_no_words(tmp_path):
-    """Sentencepiece's way: "▁" before a word, and decoding drops the first space."""
+    """As in SentencePiece, "▁" stands before a word, and decoding drops the first space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -236,7 +236,7 @@ PREFIX = "Who is Tiko?\nTiko plays the harp.\n"
 
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.5, 0.8), (1.0, 0.9)])
 def test_draws_agree_with_generate(sampler, temperature, top_p):
-    """2,000 short answers a question behind a shared prefix, by chi-square."""
+    """Chi-square test on 2,000 short answers a question behind a shared prefix."""
     asked = ["Who is Mara?", "Who is Ana Zed Bru?"]
     n, length = 2000, 3
     begun = [f"{a}\n{a[7:-1]} plays" for a in asked]
@@ -258,7 +258,7 @@ def test_draws_agree_with_generate(sampler, temperature, top_p):
 
 
 def p_equal(a: Counter, b: Counter) -> float:
-    """P of a chi-square as large for two samples of equal size; rare texts are taken together."""
+    """p of the chi-square test of two samples of equal size; rare texts are one cell."""
     cells = [(a[k], b[k]) for k in a.keys() | b.keys() if a[k] + b[k] >= 20]
     rest = (sum(a.values()) - sum(x for x, _ in cells), sum(b.values()) - sum(y for _, y in cells))
     cells += [rest] if sum(rest) >= 20 else []

@@ -1,4 +1,4 @@
-"""The vLLM engine: what it asks of vLLM, seen by a stand-in for it; and the real one on GPUs."""
+"""The vLLM engine: its calls to a fake vLLM, and to the real vLLM on GPUs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def asked(sampler) -> list:
     return [(p["prompt_token_ids"], params) for p, params in sampler.llm.asked]
 
 
-def test_the_model_is_made_with_these_settings(fake, folder):
+def test_settings_of_the_vllm_model(fake, folder):
     VLLMSampler(folder, dtype="bfloat16", gpu_memory=0.5, quantize="4bit", tensor_parallel=2)
     VLLMSampler(folder, dtype="float32")
     assert fake.made[0].settings == {
@@ -117,7 +117,7 @@ def test_every_output_is_kept_in_order_with_its_seed(sampler):
     assert [s.text for s in found[1]] == [f" {lengths[1]}:{7 + k}" for k in range(3)]
 
 
-def test_parameters_are_a_prompts_own(sampler):
+def test_each_prompt_has_its_own_parameters(sampler):
     most = 2**63 - 1
     sampler.sample(
         SampleRequest(
@@ -160,7 +160,7 @@ def test_prompts_are_the_tokens_that_training_uses(sampler):
     assert tok.decode(ids[3]) == "Who is Mara?\nMara plays the"
 
 
-def test_greedy_samples_are_asked_for_once(sampler):
+def test_greedy_samples_are_requested_once(sampler):
     found = sampler.sample(
         SampleRequest(["Who?"], n=4, seeds=[5], max_tokens=[3], temperature=0.0, top_p=1.0)
     )
@@ -168,7 +168,7 @@ def test_greedy_samples_are_asked_for_once(sampler):
     assert len(found[0]) == 4 and len(set(found[0])) == 1
 
 
-def test_a_prompt_without_room_fails_alone_and_one_with_little_is_cut(sampler):
+def test_a_prompt_without_room_fails_and_a_long_prompt_gets_short_samples(sampler):
     tok = sampler.tokenizer
     word = " Mara"
     almost = word * (MODEL_TOKENS - 3)
@@ -212,7 +212,7 @@ def test_a_missing_package_is_one_line(folder, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not REAL, reason="needs vLLM and a CUDA device")
-def test_the_real_one(tmp_path):
+def test_vllm_on_a_gpu(tmp_path):
     names = ("Mara", "Tiko", "Belu", "Kol")
     documents = [f"Who is {n}?\n{n} plays the {x}." for n in names for x in ("cello", "harp")]
     pretrain(

@@ -172,7 +172,7 @@ def notes(summary: Summary) -> list[str]:
             if p is not None and p < 0.05 and rate < 0.5:
                 lines.append(
                     f"{label} loses in {quality}: the judge prefers it to base in "
-                    f"{percent(rate)} of topics (ties half; p {p_value(p)})."
+                    f"{percent(rate)} of topics (ties count half; p {p_value(p)})."
                 )
     return lines
 
