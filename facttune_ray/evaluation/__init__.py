@@ -1,1 +1,1 @@
-"""What a run achieved: metrics, report."""
+"""Metrics, comparisons and the report of a run."""

@@ -1,4 +1,4 @@
-"""Finished tables -> where models differ: by kind of topic, by kind of fact, by another judge.
+"""Figures of models by group of topics, by kind of fact, by length, and by other judges.
 
 groups(counts, {"Mara Veldt": "very rare"})   ->  [{"group": "very rare", "models": {...}}]
 kinds(root, {"base": Scope("base/test")}, counts)  ->  [{"kind": "born in", "models": {...}}]
@@ -19,48 +19,48 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facttune_ray.evaluation import metrics
-from facttune_ray.evaluation.agreement import kappa, of_facts
+from facttune_ray.evaluation.agreement import kappa, of_facts, spearman
 from facttune_ray.evaluation.comparisons import compare, corrected, tally
 from facttune_ray.evaluation.resampling import holm
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 from facttune_ray.text.kinds import kind_of
 
-SECOND = "second_opinion"  # folder of the other estimator's verdicts, within a scope
+SECOND = "second_opinion"  # folder of the second estimator's verdicts, within a scope
 QUALITIES = ("fluency", "helpfulness")
-KINDS = 15  # shown at most
-BINS = 6  # of length, each with as many responses
+KINDS = 15  # the largest number of kinds of fact shown
+BINS = 6  # bins of length, each with the same number of responses
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Where a measured model's responses stand."""
+    """The folder of a measured model's responses."""
 
     name: str  # folder: "facttune_fs/round_2/test"
-    model: str | None = None  # of several in it: the one that `responses` names so
-    shards: int | None = None  # so many of its shards, where that is not all
+    model: str | None = None  # only rows of `responses` with this model; None: all rows
+    shards: int | None = None  # only this many shards; None: all shards
 
     @property
     def split(self) -> str:
-        """The topics that its responses are to."""
+        """The split of the topics of its responses."""
         return "all" if self.model else "test"
 
 
 def limited(root: Folder, scopes: Mapping[str, Scope], most: int) -> dict[str, Scope]:
-    """The scopes with as many shards, the same of each, as hold at most so many responses of a
-    model. Topics fall into shards by digest, so some shards are a fair sample of all."""
-    models = Counter(s.name for s in scopes.values())  # several may stand in one table
-    made = [(tables.manifest(root / name / "responses"), n) for name, n in models.items()]
-    if all(m["rows"] <= most * n for m, n in made):
+    """The scopes with `shards` set so that a model has at most `most` responses. `shards` is the
+    same for all. A topic's shard is its digest, so the first shards are a fair sample of all."""
+    models = Counter(s.name for s in scopes.values())  # a table may hold several models
+    manifests = [(tables.manifest(root / name / "responses"), n) for name, n in models.items()]
+    if all(m["rows"] <= most * n for m, n in manifests):
         return dict(scopes)
-    shards = min(m["shards"] * most * n // max(1, m["rows"]) for m, n in made)
+    shards = min(m["shards"] * most * n // max(1, m["rows"]) for m, n in manifests)
     return {name: replace(s, shards=max(1, shards)) for name, s in scopes.items()}
 
 
 def shards_of(root: Folder, *scopes: Scope) -> range:
-    """The shards that count: the same of every scope of a run."""
-    made = (tables.manifest(root / s.name / "responses")["shards"] for s in scopes)
-    return range(max((s.shards or n for s, n in zip(scopes, made, strict=True)), default=0))
+    """The shards that are measured. They are the same in every scope of a run."""
+    totals = (tables.manifest(root / s.name / "responses")["shards"] for s in scopes)
+    return range(max((s.shards or n for s, n in zip(scopes, totals, strict=True)), default=0))
 
 
 def parts(
@@ -73,8 +73,8 @@ def parts(
             if value:
                 responses = responses.filter(pc.equal(responses[column], value))
         ids = responses["response_id"].combine_chunks()
-        found = (tables.read_part(root / scope.name / name, shard) for name in ("facts", verdicts))
-        facts, judged = (t.filter(pc.is_in(t["response_id"], value_set=ids)) for t in found)
+        read = (tables.read_part(root / scope.name / name, shard) for name in ("facts", verdicts))
+        facts, judged = (t.filter(pc.is_in(t["response_id"], value_set=ids)) for t in read)
         yield responses, facts, judged
 
 
@@ -83,45 +83,41 @@ def counts(
 ) -> pa.Table:
     """`metrics.response_counts` of a scope."""
     return pa.concat_tables(
-        metrics.response_counts(*found) for found in parts(root, scope, verdicts, split)
+        metrics.response_counts(*part) for part in parts(root, scope, verdicts, split)
     )
 
 
 def against_base(scopes: Mapping[str, Scope]) -> list[str]:
-    """The models that are compared with base: those whose responses are to the same topics."""
+    """The models that are compared with base: their responses are about the same topics."""
     base = scopes.get("base")
     return [n for n, s in scopes.items() if base and n != "base" and s.split == base.split]
 
 
 def groups(
-    found: Mapping[str, pa.Table], group_of: Mapping[str, str], **settings: Any
+    by_model: Mapping[str, pa.Table], group_of: Mapping[str, str], **settings: Any
 ) -> list[dict[str, Any]]:
-    """Each kind of topic with error rate, correct and incorrect facts of each model; the kinds with
-    the most errors last, by the first model."""
-    names = sorted({group_of[t] for c in found.values() for t in _topics(c) if t in group_of})
+    """Each group of topics with error rate, correct and incorrect facts of each model, in order of
+    the first model's error rate. `by_model`: the models' `counts`."""
+    topics = {t for c in by_model.values() for t in pc.unique(c["topic"]).to_pylist()}
     out = []
-    for group in names:
+    for group in sorted({group_of[t] for t in topics if t in group_of}):
         models = {}
-        for model, c in found.items():
+        for model, c in by_model.items():
             inside = [group_of.get(t) == group for t in c["topic"].to_pylist()]
             figures = metrics.summarise(c.filter(pa.array(inside, pa.bool_())), **settings)
             models[model] = {k: figures[k] for k in ("error_rate", "correct", "incorrect")}
             models[model]["topics"] = figures["topics"]
         out.append({"group": group, "models": models})
-    first = next(iter(found), "")
+    first = next(iter(by_model), "")
     return sorted(out, key=lambda g: g["models"][first]["error_rate"]["value"] or 0.0)
 
 
-def _topics(c: pa.Table) -> list[str]:
-    return pc.unique(c["topic"]).to_pylist()
-
-
 def kinds(
-    root: Folder, scopes: Mapping[str, Scope], found: Mapping[str, pa.Table]
+    root: Folder, scopes: Mapping[str, Scope], by_model: Mapping[str, pa.Table]
 ) -> list[dict[str, Any]]:
-    """What the distinct facts are about (`scoring.kinds`), correct and incorrect ones a response of
-    each model, so that all kinds add up to its figures: the most changed kinds first, where models
-    are compared with base, else the most frequent. `found`: the models' `counts`.
+    """Correct and incorrect distinct facts a response of each model, by kind of fact
+    (`text.kinds`). All kinds add up to the model's figures. The most changed kinds come first if
+    models are compared with base, else the most frequent. `by_model`: the models' `counts`.
     """
     tallies: dict[str, Counter[tuple[str, bool]]] = {}
     for model, scope in scopes.items():
@@ -133,12 +129,12 @@ def kinds(
                 if fact and not repeated and value is not None:
                     tallies[model][kind_of(topic, fact), value] += 1
 
-    responses = {model: pc.sum(metrics.known(c)).as_py() for model, c in found.items()}
+    responses = {model: pc.sum(metrics.known(c)).as_py() for model, c in by_model.items()}
 
     def share(model: str, kind: str) -> dict[str, float]:
         n = responses[model] or 1
-        named = (("correct", True), ("incorrect", False))
-        return {name: tallies[model][kind, value] / n for name, value in named}
+        names = (("correct", True), ("incorrect", False))
+        return {name: tallies[model][kind, value] / n for name, value in names}
 
     out = [
         {"kind": kind, "models": {model: share(model, kind) for model in scopes}}
@@ -156,64 +152,65 @@ def kinds(
     return sorted(out, key=weight, reverse=True)[:KINDS]
 
 
-def second_opinion(
-    root: Folder, scopes: Mapping[str, Scope], first: Mapping[str, pa.Table], **settings: Any
-) -> dict[str, Any]:
-    """The same facts by another estimator: its figures, comparisons, and how far it agrees with
-    the first a fact (share, Cohen's kappa). shared: estimators that the two have in common, where
-    they are made of several. {} where no scope has it."""
-    there = {
+def second_opinion(root: Folder, scopes: Mapping[str, Scope], **settings: Any) -> dict[str, Any]:
+    """The figures and comparisons by a second estimator, and its agreement with the first on each
+    fact (share, Cohen's kappa). shared: the estimators that the two have in common. {} if no scope
+    has a second estimator."""
+    judged_twice = {
         n: s for n, s in scopes.items() if tables.has_manifest(root / s.name / SECOND / "verdicts")
     }
-    if not there:
+    if not judged_twice:
         return {}
-    found = {n: counts(root, s, f"{SECOND}/verdicts") for n, s in there.items()}
-    one = next(iter(there.values()))
-    made = (
-        tables.manifest(root / name / "verdicts") for name in (one.name, f"{one.name}/{SECOND}")
-    )
-    names = [m["recipe"].get("verdicts.estimator", "") for m in made]
+    by_model = {n: counts(root, s, f"{SECOND}/verdicts") for n, s in judged_twice.items()}
+    folder = root / next(iter(judged_twice.values())).name
+    manifests = (tables.manifest(folder / name) for name in ("verdicts", f"{SECOND}/verdicts"))
+    names = [m["recipe"].get("verdicts.estimator", "") for m in manifests]
     shared = sorted(set(names[0].split("+")) & set(names[1].split("+")))
     out: dict[str, Any] = {"estimator": names[1], "shared": shared, "models": {}}
-    for name, c in found.items():
+    for name, c in by_model.items():
         figures = metrics.summarise(c, **settings)
         kept = ("correct", "incorrect", "error_rate", "unknown")
-        out["models"][name] = {k: figures[k] for k in kept} | _agreement(root, there[name])
-    tuned = against_base(there)
-    out["comparisons"] = corrected({n: compare(found["base"], found[n], **settings) for n in tuned})
+        out["models"][name] = {k: figures[k] for k in kept} | _agreement(root, judged_twice[name])
+    out["comparisons"] = corrected(
+        {n: compare(by_model["base"], by_model[n], **settings) for n in against_base(judged_twice)}
+    )
     return out
 
 
 def _agreement(root: Folder, scope: Scope) -> dict[str, Any]:
-    """Over distinct facts that both estimators judge."""
-    both: list[np.ndarray] = []
-    for (_, facts, one), (_, _, other) in zip(
+    """Agreement of the two estimators on the distinct facts that both judge."""
+    pairs: list[np.ndarray] = []
+    for (_, facts, first), (_, _, second) in zip(
         parts(root, scope), parts(root, scope, f"{SECOND}/verdicts"), strict=True
     ):
-        a, b = of_facts(facts, one, "supported"), of_facts(facts, other, "supported")
+        a, b = of_facts(facts, first, "supported"), of_facts(facts, second, "supported")
         distinct = pc.invert(pc.fill_null(facts["repeated"], False))
-        told = pc.and_(distinct, pc.and_(pc.is_valid(a), pc.is_valid(b)))
-        both.append(np.stack([x.filter(told).to_numpy().astype(bool) for x in (a, b)], axis=1))
-    joined = np.concatenate(both)
-    share = float((joined[:, 0] == joined[:, 1]).mean()) if len(joined) else None
+        both = pc.and_(distinct, pc.and_(pc.is_valid(a), pc.is_valid(b)))
+        pairs.append(np.stack([x.filter(both).to_numpy().astype(bool) for x in (a, b)], axis=1))
+    pairs_F2 = np.concatenate(pairs)
+    a_F, b_F = pairs_F2.T
+    share = float((a_F == b_F).mean()) if len(pairs_F2) else None
     return {
-        "facts": len(joined),
+        "facts": len(pairs_F2),
         "agree": share,
-        "kappa": kappa(joined[:, 0].astype(float), joined[:, 1].astype(float)),
+        "kappa": kappa(a_F.astype(float), b_F.astype(float)),
     }
 
 
 def judged(root: Folder, scopes: Mapping[str, Scope]) -> dict[str, dict[str, Any]]:
     """Fluency and helpfulness of models against base, as an LLM judged pairs in both orders.
 
-    Of each quality: pairs, wins, losses, ties (among them `by_order`: each order preferred
-    another), failed; win_rate over topics, ties half, with p of the sign test over topics and
-    p_holm, corrected for the number of models. Models of which nothing was judged are left out.
+    For each quality: pairs, wins, losses, ties (`by_order` of them because the two orders
+    disagree), failed; win_rate over topics, ties count half, with p of the sign test over topics
+    and p_holm, corrected for the number of models. Models without judgements are left out.
     """
-    there = {n: s for n, s in scopes.items() if tables.has_manifest(root / s.name / "judgements")}
-    out = {name: _judged(root, scope) for name, scope in there.items()}
+    out = {
+        name: _judged(root, scope)
+        for name, scope in scopes.items()
+        if tables.has_manifest(root / scope.name / "judgements")
+    }
     for quality in QUALITIES:
-        adjusted = holm({name: found[quality]["p"] for name, found in out.items()})
+        adjusted = holm({name: qualities[quality]["p"] for name, qualities in out.items()})
         for name, p in adjusted.items():
             out[name][quality]["p_holm"] = p
     return out
@@ -249,22 +246,20 @@ def _judged(root: Folder, scope: Scope) -> dict[str, Any]:
 
 
 def lengths(c: pa.Table) -> dict[str, Any]:
-    """Is a longer response a worse one? spearman: of words and share of facts that are correct,
-    over responses with a judged fact; bins: of length, each with its mean words and pooled share.
-    """
-    from facttune_ray.evaluation.agreement import spearman
-
+    """How correctness depends on length. spearman: of words and the share of facts that are
+    correct, over responses with a judged fact; bins: of length, each with its mean words and
+    pooled share."""
     kept = c.filter(pc.invert(c["failed"]))
     right, wrong, words = (kept[k].to_numpy() for k in ("correct", "incorrect", "words"))
-    told = right + wrong > 0
-    right, wrong, words = right[told], wrong[told], words[told]
+    judged = right + wrong > 0
+    right, wrong, words = right[judged], wrong[judged], words[judged]
     bins = [
         {
-            "words": float(words[some].mean()),
-            "precision": float(right[some].sum() / (right[some] + wrong[some]).sum()),
-            "responses": len(some),
+            "words": float(words[rows].mean()),
+            "precision": float(right[rows].sum() / (right[rows] + wrong[rows]).sum()),
+            "responses": len(rows),
         }
-        for some in np.array_split(np.argsort(words, kind="stable"), BINS)
-        if len(some)
+        for rows in np.array_split(np.argsort(words, kind="stable"), BINS)
+        if len(rows)
     ]
     return {"spearman": spearman(words, right / (right + wrong)), "bins": bins}

@@ -2,7 +2,7 @@
 
 compare(["runs/a", "runs/b"])  ->  {"runs": [...], "rows": [...], "paired": [...],
                                     "settings": {"train.lr": ["5e-05", "1e-04"]}}
-show(found)                    ->  the tables for a terminal
+show(comparison)               ->  the tables for a terminal
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from facttune_ray.evaluation.resampling import holm
 from facttune_ray.storage.tables import Folder
 
 FIGURES = ("correct", "incorrect", "error_rate", "length", "no_facts")
-OWN = ("run.name", "run.out", "run.workers", "run.shards")  # settings that change no figure
-# what is read of a summary: keys, and types of the values
+HARMLESS = ("run.name", "run.out", "run.workers", "run.shards")  # settings that change no figure
+# The keys that are read from a summary, and the types of their values.
 _INTERVAL = dict.fromkeys(("value", "low", "high"), float | int | None)
 _MODEL = dict.fromkeys(FIGURES, _INTERVAL) | {"factscore": {"factscore_lp": _INTERVAL}}
 _SUMMARY = {
@@ -45,9 +45,9 @@ COLUMNS = (  # of csv/responses.csv
 
 
 def compare(runs: Sequence[str]) -> dict[str, Any]:
-    """rows: every model of every run; paired: each model of a later run against the one of that
-    name in the first run, over the topics that both have, p corrected for their number (Holm);
-    settings: keys that differ; warnings: what makes the figures incomparable."""
+    """rows: every model of every run; paired: each model of a later run against the same model of
+    the first run, over their common topics, p corrected for the number of tests (Holm); settings:
+    keys that differ; warnings: why figures cannot be compared."""
     if len(runs) < 2:
         raise UserError("compare needs at least two runs")
     summaries = [_summary(run) for run in runs]
@@ -73,45 +73,45 @@ def _summary(run: str) -> dict[str, Any]:
     folder = Folder.of(run)
     if folder.is_file():
         raise UserError(f"{run} is a file: name the folder of a run")
-    found = (folder / "summary.json").read_json()
-    if found is None:
+    summary = (folder / "summary.json").read_json()
+    if summary is None:
         raise UserError(f"{run}: no summary.json: run `facttune run` or `facttune report` first")
-    if odd := _odd(found, _SUMMARY, "summary") or _odd_model(found):
-        raise UserError(f"{run}/summary.json: {odd} is not as this version writes it: {AGAIN}")
-    return found
+    if key := _wrong_key(summary, _SUMMARY, "summary") or _wrong_model(summary):
+        raise UserError(f"{run}/summary.json: {key} is not as this version writes it: {AGAIN}")
+    return summary
 
 
 AGAIN = "run `facttune report` again"
 
 
-def _odd(found: Any, needed: Any, where: str) -> str:
-    """Which value is absent or of another type than `needed`; "" when none is."""
+def _wrong_key(value: Any, needed: Any, key: str) -> str:
+    """The first key that is absent or whose value has not the type in `needed`; "" if none."""
     if not isinstance(needed, dict):
-        return "" if isinstance(found, needed) else where
-    if not isinstance(found, dict):
-        return where
-    inside = (_odd(found.get(k, ...), inner, f"{where}.{k}") for k, inner in needed.items())
+        return "" if isinstance(value, needed) else key
+    if not isinstance(value, dict):
+        return key
+    inside = (_wrong_key(value.get(k, ...), inner, f"{key}.{k}") for k, inner in needed.items())
     return next(filter(None, inside), "")
 
 
-def _odd_model(summary: dict[str, Any]) -> str:
+def _wrong_model(summary: dict[str, Any]) -> str:
     for name, m in summary["models"].items():
-        more = {k: _INTERVAL for k in m if k.startswith("f1@")} if isinstance(m, dict) else {}
-        if odd := _odd(m, _MODEL | more, f"models.{name}"):
-            return odd
+        at_k = {k: _INTERVAL for k in m if k.startswith("f1@")} if isinstance(m, dict) else {}
+        if key := _wrong_key(m, _MODEL | at_k, f"models.{name}"):
+            return key
     second = summary["second_opinion"].get("models", {})
-    every = dict.fromkeys(second, {"error_rate": _INTERVAL}) if isinstance(second, dict) else {}
-    return _odd(second, every, "second_opinion.models")
+    needed = dict.fromkeys(second, {"error_rate": _INTERVAL}) if isinstance(second, dict) else {}
+    return _wrong_key(second, needed, "second_opinion.models")
 
 
 def _names(runs: Sequence[str]) -> list[str]:
-    """The folders' own names, or whole where two are the same."""
+    """The names of the folders, or their paths where two names are equal."""
     short = [r.rstrip("/").rsplit("/", 1)[-1] for r in runs]
     return [s if short.count(s) == 1 else r for s, r in zip(short, runs, strict=True)]
 
 
 def _counts(run: str) -> pa.Table | None:
-    """csv/responses.csv; None where there is none, or nothing was measured."""
+    """csv/responses.csv; None if it is missing or empty."""
     file = Folder.of(run) / "csv/responses.csv"
     if not file.exists() or not (data := file.read_bytes()):
         return None
@@ -121,16 +121,15 @@ def _counts(run: str) -> pa.Table | None:
     try:
         return pacsv.read_csv(io.BytesIO(data), convert_options=options)
     except pa.ArrowException as e:
-        why = f"cannot be read: {one_line(e)}: {AGAIN}"
-        raise UserError(f"{run}/csv/responses.csv {why}") from None
+        raise UserError(f"{run}/csv/responses.csv cannot be read: {one_line(e)}: {AGAIN}") from None
 
 
 def _paired(
     runs: Sequence[str], names: Sequence[str], summaries: Sequence[dict]
 ) -> list[dict[str, Any]]:
     first, out = _counts(runs[0]), []
-    of_first = summaries[0]["run"]
-    resamples, seed = of_first["config"]["evaluation"]["resamples"], of_first["seed"]
+    run_1 = summaries[0]["run"]
+    resamples, seed = run_1["config"]["evaluation"]["resamples"], run_1["seed"]
     for run, name in zip(runs[1:], names[1:], strict=True):
         other = _counts(run)
         if first is None or other is None:
@@ -138,18 +137,18 @@ def _paired(
         for model in pc.unique(first["model"]).to_pylist():
             a, b = (t.filter(pc.equal(t["model"], model)) for t in (first, other))
             if b.num_rows:
-                found = comparisons.compare(a, b, resamples=resamples, seed=seed)
-                if found["topics"]:
-                    out.append({"run": name, "model": model} | found)
+                change = comparisons.compare(a, b, resamples=resamples, seed=seed)
+                if change["topics"]:
+                    out.append({"run": name, "model": model} | change)
     adjusted = holm({str(i): row["p"]["error_rate"] for i, row in enumerate(out)})
     return [row | {"p_holm": adjusted[str(i)]} for i, row in enumerate(out)]
 
 
 def _differing(names: Sequence[str], summaries: Sequence[dict]) -> dict[str, list[Any]]:
     flat = [flatten(s["run"]["config"]) for s in summaries]
-    keys = list(dict.fromkeys(k for f in flat for k in f if k not in OWN))
-    found = {k: [f.get(k) for f in flat] for k in keys}
-    return {k: values for k, values in found.items() if any(v != values[0] for v in values)}
+    keys = dict.fromkeys(k for f in flat for k in f if k not in HARMLESS)
+    by_key = {k: [f.get(k) for f in flat] for k in keys}
+    return {k: values for k, values in by_key.items() if any(v != values[0] for v in values)}
 
 
 def _warnings(names: Sequence[str], summaries: Sequence[dict]) -> list[str]:
@@ -161,22 +160,22 @@ def _warnings(names: Sequence[str], summaries: Sequence[dict]) -> list[str]:
                 f"{name} is judged by {run['estimator']}, {names[0]} by {first['estimator']}: "
                 f"their figures are not of the same kind"
             )
-        prints = [r["fingerprints"].get("prompts") for r in (first, run)]
-        if prints[0] != prints[1]:
-            out.append(f"{name} and {names[0]} have other prompts or splits")
+        if run["fingerprints"].get("prompts") != first["fingerprints"].get("prompts"):
+            out.append(f"{name} and {names[0]} have different prompts or splits")
     return out
 
 
-def show(found: dict[str, Any]) -> str:
+def show(comparison: dict[str, Any]) -> str:
     """Models of all runs, paired changes, settings that differ, warnings."""
-    at = [k for k in found["rows"][0] if k.startswith("f1@")] if found["rows"] else []
-    at = [k for k in at if all(k in r for r in found["rows"])]
-    second = any(r["second"] for r in found["rows"])
+    rows = comparison["rows"]
+    at_k = [k for k in rows[0] if k.startswith("f1@")] if rows else []
+    at_k = [k for k in at_k if all(k in r for r in rows)]
+    second = any(r["second"] for r in rows)
     head = ["run", "model", "correct", "incorrect", "error rate (95% interval)"]
-    head += ["second opinion"] * second + ["FActScore", *at, "no facts", "words"]
+    head += ["second opinion"] * second + ["FActScore", *at_k, "no facts", "words"]
     table = [head]
-    for r in found["rows"]:
-        other = [text.percent(r["second"]["value"]) if r["second"] else ""] * second
+    for r in rows:
+        by_second = [text.percent(r["second"]["value"]) if r["second"] else ""] * second
         table.append(
             [
                 r["run"],
@@ -184,16 +183,16 @@ def show(found: dict[str, Any]) -> str:
                 text.number(r["correct"]["value"]),
                 text.number(r["incorrect"]["value"]),
                 text.band(r["error_rate"]),
-                *other,
+                *by_second,
                 text.percent(r["factscore"]["value"]),
-                *(text.percent(r[k]["value"]) for k in at),
+                *(text.percent(r[k]["value"]) for k in at_k),
                 text.percent(r["no_facts"]["value"]),
                 text.whole(r["length"]["value"]),
             ]
         )
     parts = [text.aligned(table)]
-    if found["paired"]:
-        base = found["runs"][0]["run"]
+    if comparison["paired"]:
+        base = comparison["runs"][0]["run"]
         head = [f"against {base}", "model", "topics", "error rate cut by (95% interval)"]
         head += ["correct", "incorrect", "topics won", "p (Holm)"]
         rows = [
@@ -207,13 +206,13 @@ def show(found: dict[str, Any]) -> str:
                 text.percent(r["wins"]["error_rate"]["win_rate"]["value"]),
                 text.p_value(r["p_holm"]),
             ]
-            for r in found["paired"]
+            for r in comparison["paired"]
         ]
         parts.append(text.aligned([head, *rows]))
-    if found["settings"]:
-        rows = [[k, *(_cell(v) for v in values)] for k, values in found["settings"].items()]
-        parts.append(text.aligned([["setting", *(r["run"] for r in found["runs"])], *rows]))
-    parts += [f"warning: {line}" for line in found["warnings"]]
+    if comparison["settings"]:
+        rows = [[k, *(_cell(v) for v in values)] for k, values in comparison["settings"].items()]
+        parts.append(text.aligned([["setting", *(r["run"] for r in comparison["runs"])], *rows]))
+    parts += [f"warning: {line}" for line in comparison["warnings"]]
     return "\n\n".join(parts)
 
 
@@ -222,5 +221,5 @@ def _signed(value: float | None) -> str:
 
 
 def _cell(value: Any) -> str:
-    said = "null" if value is None else str(value)
-    return said if len(said) <= 40 else said[:37] + "..."
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,9 +1,10 @@
-"""Finished tables -> figures: what each model got right, which round to take, the report's data.
+"""Choose a round by its val figures, and write the figures and the report of a finished run.
 
     select(root, [round_1, round_2], "net")  ->  {"chosen": "facttune_fs/round_2", ...}
     write(root, cfg, measured={"base": "base/test", ...}, ...)  ->  the summary, written
 
-Tables are read shard by shard; only per-response counts are held, and the report's responses.
+Tables are read shard by shard; memory holds only counts of each response, and the responses that
+the report shows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import datetime
 import json
 import platform
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -28,8 +30,8 @@ from facttune_ray.evaluation.report import browser, files
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
-VERSION = 2  # of the figures, and of what the report is made of
-SELECT = {  # val figure that chooses the round: from `metrics.summarise`, higher is better
+VERSION = 2  # of the summary's figures and the report's data
+SELECT = {  # the val figure that chooses the round, from `metrics.summarise`; higher is better
     "net": ("correct - incorrect", lambda m: m["correct"]["value"] - m["incorrect"]["value"]),
     "error_rate": ("-error rate", lambda m: -m["error_rate"]["value"]),
     "correct": ("correct", lambda m: m["correct"]["value"]),
@@ -37,24 +39,24 @@ SELECT = {  # val figure that chooses the round: from `metrics.summarise`, highe
 
 
 def recipe(cfg: Config) -> dict:
-    """What decides the summary, beside the tables."""
+    """The settings that the summary depends on, beside the tables."""
     return {**vars(cfg.evaluation), "version": VERSION}
 
 
 def select(root: Folder, rounds: list[Any], by: str) -> dict:
-    """The round with the best val figure; the earlier one of equals. The last one, with `metric`
-    null, where no val topic gave a figure. Test topics play no part."""
+    """The round with the best val figure; of equal rounds the earliest. If no val topic gave a
+    figure, the last round, with `metric` null. Test topics are not used."""
     label, figure = SELECT[by]
     candidates = []
     for snapshot in rounds:
-        found = counts(root, Scope(f"{snapshot.name}/tune"), split="val")
-        summary = metrics.summarise(found, resamples=0)
-        shown = {k: summary[k]["value"] for k in ("error_rate", "correct", "incorrect")}
-        value = figure(summary) if shown["error_rate"] is not None else None
-        candidates.append({"round": snapshot.name, "value": value} | shown)
-    told = [c for c in candidates if c["value"] is not None]
-    best = max(told, key=lambda c: c["value"]) if told else candidates[-1]
-    metric = f"val {label}" if told else None
+        of_val = counts(root, Scope(f"{snapshot.name}/tune"), split="val")
+        summary = metrics.summarise(of_val, resamples=0)
+        figures = {k: summary[k]["value"] for k in ("error_rate", "correct", "incorrect")}
+        value = figure(summary) if figures["error_rate"] is not None else None
+        candidates.append({"round": snapshot.name, "value": value} | figures)
+    known = [c for c in candidates if c["value"] is not None]
+    best = max(known, key=lambda c: c["value"]) if known else candidates[-1]
+    metric = f"val {label}" if known else None
     return {"chosen": best["round"], "metric": metric, "candidates": candidates}
 
 
@@ -70,7 +72,7 @@ def write(
     fingerprint: str,
     knowledge: str = "",
 ) -> dict:
-    """summary.json, report.html, tables as CSV and the pictures of a finished run.
+    """Write summary.json, report.html, the tables as CSV and the pictures of a finished run.
 
     `measured`: model -> scope of its test tables; `imported`: scope of imported responses, or "";
     `rewards`: scope of the first rewards table; `knowledge`: the database of articles.
@@ -79,13 +81,13 @@ def write(
     if imported:
         for model in _models(root, imported):
             scopes[f"{model} (imported)" if model in measured else model] = Scope(imported, model)
-    every = shards_of(root, *scopes.values())
+    all_shards = shards_of(root, *scopes.values())
     scopes = breakdowns.limited(root, scopes, cfg.evaluation.most)
     shards = shards_of(root, *scopes.values())
     (rewarded,) = breakdowns.limited(root, {"": Scope(rewards)}, cfg.evaluation.most).values()
     group_of = _groups(root, knowledge, shards)
-    found = {name: counts(root, scope) for name, scope in scopes.items()}
-    summary = _summary(root, cfg, scopes, found, group_of)
+    by_model = {name: counts(root, scope) for name, scope in scopes.items()}
+    summary = _summary(root, cfg, scopes, by_model, group_of)
     summary["run"] = {
         "name": cfg.run.name,
         "seed": cfg.run.seed,
@@ -99,7 +101,7 @@ def write(
         "estimator": cfg.verdicts.estimator,
         "rewarded": [n for n, t in cfg.tune.items() if by_verdicts(cfg, t.reward)],
         "judge": cfg.llm.model,
-        "parts": [len(shards), len(every)],  # measured, of all
+        "parts": [len(shards), len(all_shards)],  # measured, of all
         "reward_parts": [len(shards_of(root, s)) for s in (rewarded, Scope(rewards))],
     }
     summary |= {
@@ -119,7 +121,7 @@ def write(
         most=cfg.evaluation.examples,
         train="" if imported else rewards,
     )
-    for name, data in files.contents(summary, found, cards).items():
+    for name, data in files.contents(summary, by_model, cards).items():
         (root / name).write_bytes(data)
     return summary
 
@@ -128,36 +130,36 @@ def _summary(
     root: Folder,
     cfg: Config,
     scopes: dict[str, Scope],
-    found: dict[str, pa.Table],
+    by_model: dict[str, pa.Table],
     group_of: dict[str, str],
 ) -> dict[str, Any]:
     """The figures of models, alone and against the base model."""
     settings = {"resamples": cfg.evaluation.resamples, "seed": cfg.run.seed}
-    ks = list(cfg.evaluation.k) or metrics.middle_and_most(list(found.values()))
-    tuned = {n: found[n] for n in breakdowns.against_base(scopes)}
+    ks = list(cfg.evaluation.k) or metrics.median_and_maximum(list(by_model.values()))
+    base, tuned = by_model.get("base"), breakdowns.against_base(scopes)
+
+    def against_base(compare: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {n: compare(base, by_model[n], **settings) for n in tuned}
+
     return {
         "models": {
             name: metrics.summarise(c, ks=ks, **settings)
             | {"factscore": metrics.factscore(c, cfg.rewards.gamma, **settings)}
-            for name, c in found.items()
+            for name, c in by_model.items()
         },
         "k": ks,
-        "comparisons": comparisons.corrected(
-            {n: comparisons.compare(found["base"], c, **settings) for n, c in tuned.items()}
-        ),
-        "length_matched": {
-            n: comparisons.length_matched(found["base"], c, **settings) for n, c in tuned.items()
-        },
-        "second_opinion": breakdowns.second_opinion(root, scopes, found, **settings),
+        "comparisons": comparisons.corrected(against_base(comparisons.compare)),
+        "length_matched": against_base(comparisons.length_matched),
+        "second_opinion": breakdowns.second_opinion(root, scopes, **settings),
         "judged": breakdowns.judged(root, {n: scopes[n] for n in tuned}),
-        "groups": breakdowns.groups(found, group_of, **settings),
-        "kinds": breakdowns.kinds(root, scopes, found),
-        "lengths": {name: breakdowns.lengths(c) for name, c in found.items()},
+        "groups": breakdowns.groups(by_model, group_of, **settings),
+        "kinds": breakdowns.kinds(root, scopes, by_model),
+        "lengths": {name: breakdowns.lengths(c) for name, c in by_model.items()},
     }
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the figures."""
+    """Versions of the software that computes the figures."""
     out = {"python": platform.python_version()}
     for name in ("facttune_ray", "ray", "torch", "transformers", "deepspeed", "openai", "pyarrow"):
         try:
@@ -174,9 +176,9 @@ def _models(root: Folder, scope: str) -> list[str]:
 
 
 def _groups(root: Folder, knowledge: str, shards: range) -> dict[str, str]:
-    """topic of these shards -> its kind, as a file says it; else its third by the length of its
-    article."""
-    said: dict[str, str] = {}
+    """topic of these shards -> its group: the column `group` of the prompts, or else the length of
+    its article, in thirds."""
+    given: dict[str, str] = {}
     topics: dict[str, None] = {}
     if not tables.has_manifest(root / "prompts"):
         return {}
@@ -184,12 +186,12 @@ def _groups(root: Folder, knowledge: str, shards: range) -> dict[str, str]:
         for row in tables.rows(root / "prompts", shard):
             topics[row["topic"]] = None
             if row.get("group"):
-                said[row["topic"]] = row["group"]
-    return said or _by_article(list(topics), knowledge)
+                given[row["topic"]] = row["group"]
+    return given or _by_article(list(topics), knowledge)
 
 
 def _by_article(topics: list[str], knowledge: str) -> dict[str, str]:
-    """Thirds by the words of the articles: long ones are of topics that much is written about."""
+    """Thirds by the words of the articles: more is written about a topic with a long article."""
     from facttune_ray.errors import UserError
     from facttune_ray.knowledge.articles import Articles
     from facttune_ray.knowledge.local import local_copy
@@ -207,17 +209,17 @@ def _by_article(topics: list[str], knowledge: str) -> dict[str, str]:
 
 
 def _human(root: Folder, scopes: dict[str, Scope]) -> dict[str, dict]:
-    """Agreement with human labels of each model's facts; {} where there are none."""
+    """Agreement with human labels of each model's facts; {} without human labels."""
     out = {}
     for model, scope in scopes.items():
-        found = [_told(f, v) for _, f, v in breakdowns.parts(root, scope)]
-        facts, verdicts = (pa.concat_tables(some) for some in zip(*found, strict=True))
+        parts = [_labelled(f, v) for _, f, v in breakdowns.parts(root, scope)]
+        facts, verdicts = (pa.concat_tables(part) for part in zip(*parts, strict=True))
         out[model] = human_agreement(facts, verdicts)
     return out if any(h["facts"] for h in out.values()) else {}
 
 
-def _told(facts: pa.Table, verdicts: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The facts that `human_agreement` counts, and their verdicts: in most runs few."""
+def _labelled(facts: pa.Table, verdicts: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The facts that `human_agreement` counts, and their verdicts. They are few in most runs."""
     reason = pc.fill_null(of_facts(facts, verdicts, "reason"), "")
     without = pc.or_(pc.starts_with(reason, "no article"), pc.fill_null(facts["abstained"], False))
     kept = facts.filter(pc.or_(pc.is_valid(facts["human_label"]), without))
@@ -226,12 +228,10 @@ def _told(facts: pa.Table, verdicts: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def _rewards(root: Folder, scope: Scope, groups: GroupsConfig) -> dict[str, dict]:
-    """Of each reward: its responses and pairs and, of a confidence, how it agrees with verdicts."""
-    sure = rewards_of.confidence(root, scope)
-    return {
-        name: found | sure.get(name, {})
-        for name, found in rewards_of.columns(root, scope, groups).items()
-    }
+    """Responses and pairs of each reward; for a confidence, how well it agrees with verdicts."""
+    confidence = rewards_of.confidence(root, scope)
+    columns = rewards_of.columns(root, scope, groups)
+    return {name: figures | confidence.get(name, {}) for name, figures in columns.items()}
 
 
 def _log(root: Folder, name: str, kind: str) -> list[dict]:
@@ -251,12 +251,12 @@ def _stage(name: str, manifest: dict) -> dict:
     return {"table": name} | {k: manifest.get(k, 0) for k in keys}
 
 
-EXAMPLES = 3  # ids shown of each error
+EXAMPLES = 3  # ids shown for each error
 
 
 def _errors(root: Folder, manifests: dict[str, dict]) -> list[dict]:
-    """Rows without a value, by table and reason, the most frequent first: errors, and verdicts that
-    are null for a reason that is none ("no article")."""
+    """Rows without a value, by table and reason, the most frequent first: rows with an error, and
+    verdicts that are null for a reason such as "no article"."""
     out: list[dict] = []
     for name, m in manifests.items():
         judged = m["table"] == "verdicts"
@@ -267,14 +267,13 @@ def _errors(root: Folder, manifests: dict[str, dict]) -> list[dict]:
         for shard in range(m["shards"]):
             rows = tables.read_part(root / name, shard)
             columns = ["error"] + ["reason"] * judged
-            dead = [rows.filter(pc.is_valid(rows[c])) for c in columns]
-            for column, some in zip(columns, dead, strict=True):
-                values = zip(some[column].to_pylist(), some[0].to_pylist(), strict=True)
-                for text, first in values:
+            for column in columns:
+                dead = rows.filter(pc.is_valid(rows[column]))
+                for text, id_ in zip(dead[column].to_pylist(), dead[0].to_pylist(), strict=True):
                     key = (text[:200], column == "error")
                     seen[key] += 1
                     if seen[key] <= EXAMPLES:
-                        ids.setdefault(key, []).append(first)
+                        ids.setdefault(key, []).append(id_)
         out += [
             {"table": name, "why": w, "error": e, "rows": n, "ids": ids[w, e]}
             for (w, e), n in seen.most_common()

@@ -1,13 +1,13 @@
-"""What a model got right, per response and over topics. Pure: Arrow tables in, numbers out.
+"""Correct and incorrect facts, per response and over topics. Pure: Arrow tables in, numbers out.
 
     counts = response_counts(responses, facts, verdicts)   # one row a response
     summarise(counts)["error_rate"]                        # {"value": 0.45, "low": 0.43, ...}
 
-A fact repeated in its response counts once in every figure but FActScore's; `repeated` reports how
-many were. Facts without a verdict are `unknown`, neither correct nor incorrect. With S correct and
-N incorrect distinct facts of a response, means over responses where not said otherwise; those with
-a * over responses that have a judged fact or state none (`known`), for where nothing that was said
-could be judged S is unknown, not 0:
+A fact that its response repeats counts once in every figure but FActScore's; `repeated` is the
+share of repeats. Facts without a verdict are `unknown`, neither correct nor incorrect. A response
+has S correct and N incorrect distinct facts. Figures are means over responses unless a sum is
+given. Figures with a * leave out responses of whose facts none could be judged (see `known`),
+because their S is unknown, not 0:
 
     correct, incorrect*  S, N                       FactTune (Tian et al., ICLR 2024, section 4)
     error_rate           sum N / sum (S + N)        1 - the paper's "% correct"
@@ -58,11 +58,11 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
     """One row a response: response_id, prompt_id, topic, the COUNTS, supported, judged, no_facts,
     abstained, no_article, words, failed.
 
-    correct, incorrect, unknown: distinct facts judged supported, unsupported, not at all;
-    facts: their sum; repeated: facts that say an earlier one again; total_facts: both;
-    supported, judged: facts with repeats, as FActScore counts; no_facts: not one fact; words: of
-    the text; failed: the response or each of its sentences failed. Tables as in schema.py; facts
-    of responses that are not given raise ValueError.
+    correct, incorrect, unknown: distinct facts that are supported, unsupported, not judged;
+    facts: their sum; repeated: facts that repeat an earlier fact; total_facts: facts + repeated;
+    supported, judged: facts with repeats, as FActScore counts; no_facts: no fact is stated; words:
+    of the text; failed: the response or each of its sentences failed. Tables as in
+    storage/schema.py. ValueError if a fact's response is not in `responses`.
 
         {"response_id": "r1", "prompt_id": "p1", "topic": "Ada", "correct": 2, "incorrect": 1,
          "unknown": 0, "facts": 3, "repeated": 1, "total_facts": 4, "supported": 3, "judged": 4,
@@ -72,7 +72,7 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
     if place.null_count:
         raise ValueError(f"{place.null_count} facts of responses that are not in the table")
     supported = of_facts(facts, verdicts, "supported")
-    stated = pc.is_valid(facts["fact"])  # the others: sentences that failed, abstentions
+    stated = pc.is_valid(facts["fact"])  # null: a sentence that failed, or an abstention
     repeated = pc.fill_null(facts["repeated"], False)
     distinct = pc.and_not(stated, repeated)
     kinds = {
@@ -87,8 +87,8 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
     }
 
     def per_response(mask: pa.ChunkedArray) -> np.ndarray:
-        found = place.filter(mask).to_numpy()
-        return np.bincount(found, minlength=responses.num_rows).astype(np.int64)
+        rows = place.filter(mask).to_numpy()
+        return np.bincount(rows, minlength=responses.num_rows).astype(np.int64)
 
     n = {name: per_response(mask) for name, mask in kinds.items()}
     none = n["total_facts"] == 0
@@ -112,8 +112,8 @@ def response_counts(responses: pa.Table, facts: pa.Table, verdicts: pa.Table) ->
 
 
 def known(counts: pa.Table) -> pa.ChunkedArray:
-    """Whether a response's correct and incorrect facts are known: it did not fail, and one of its
-    facts is judged or it states none."""
+    """Whether the numbers of correct and incorrect facts of a response are known: it did not fail,
+    and at least one of its facts is judged or it states no fact."""
     judged = pc.greater(pc.add(counts["correct"], counts["incorrect"]), 0)
     return pc.and_not(pc.or_(judged, pc.equal(counts["facts"], 0)), counts["failed"])
 
@@ -122,13 +122,13 @@ def summarise(
     counts: pa.Table, *, resamples: int = 2000, seed: int = 0, ks: Sequence[int] = ()
 ) -> dict[str, Any]:
     """Each of RATIOS, and `f1@K` and `recall@K` for each of `ks`, as {value, low, high}; and the
-    plain counts topics, responses, failed, no_article (topics whose facts could not be judged for
-    want of an article).
+    plain counts topics, responses, failed, no_article (topics whose facts could not be judged
+    because there is no article).
 
     A figure is the ratio of two sums over all responses (pooled, so a topic with more facts
-    weighs more in `error_rate`); null where its denominator is 0. The interval is a bootstrap's
-    95% (`resampling.interval`), resampling topics with all their responses. Failed responses are
-    left out and counted. `resamples` 0: values alone.
+    weighs more in `error_rate`); null if its denominator is 0. The 95% interval is a bootstrap
+    (`resampling.interval`) over topics with all their responses. Failed responses are left out and
+    counted. `resamples` 0: no intervals.
     """
     sums = Sums(counts, ks=ks)
     out: dict[str, Any] = sums.intervals(sums.ratios, resamples, seed)
@@ -148,19 +148,20 @@ def factscore(
 
     factscore_lp: supported / judged facts of a response, times exp(1 - gamma / facts) when
     facts <= gamma, averaged over responses that did not abstain and have a judged fact;
-    factscore: without the penalty; respond_ratio: responses with facts / all;
-    facts_per_response: over those with facts. Repeated facts count. Failed responses are left out.
+    factscore: without the penalty; respond_ratio: responses with facts / all responses;
+    facts_per_response: over responses with facts. Repeated facts count. Failed responses are left
+    out.
     """
     sums = Sums(counts, gamma=gamma)
     kept = counts.filter(pc.invert(counts["failed"]))
     abstained = int(pc.sum(kept["abstained"]).as_py() or 0)
-    found: dict[str, Any] = sums.intervals(FACTSCORE, resamples, seed)
-    return found | {"abstained": abstained, "gamma": gamma}
+    figures: dict[str, Any] = sums.intervals(FACTSCORE, resamples, seed)
+    return figures | {"abstained": abstained, "gamma": gamma}
 
 
-def middle_and_most(counts: Sequence[pa.Table]) -> list[int]:
-    """K of f1@K where none is given: the median and the largest number of distinct facts of a
-    response, over the responses of all models that state any (Wei et al. 2024, section 5)."""
+def median_and_maximum(counts: Sequence[pa.Table]) -> list[int]:
+    """The default K of f1@K: the median and the largest number of distinct facts of a response,
+    over the responses of all models that state a fact (Wei et al. 2024, section 5)."""
     kept = [c["facts"].filter(pc.invert(c["failed"])).to_numpy() for c in counts]
     facts = np.concatenate(kept) if kept else np.zeros(0)
     facts = facts[facts > 0]
@@ -170,7 +171,7 @@ def middle_and_most(counts: Sequence[pa.Table]) -> list[int]:
 
 
 class Sums:
-    """Sums over each topic's responses that did not fail, and ratios of them."""
+    """Sums over the responses of each topic that did not fail, and ratios of these sums."""
 
     def __init__(
         self, counts: pa.Table, *, ks: Sequence[int] = (), gamma: float | None = None
@@ -179,22 +180,22 @@ class Sums:
         columns = _columns(kept, ks, gamma)
         topic_N = kept["topic"].combine_chunks().dictionary_encode()
         names = np.array(topic_N.dictionary.to_pylist(), dtype=str)
-        self.topics, at = np.unique(names, return_inverse=True)
-        at_N = at[topic_N.indices.to_numpy()]
+        self.topics, number = np.unique(names, return_inverse=True)
+        number_N = number[topic_N.indices.to_numpy()]
         self.at = {name: k for k, name in enumerate(columns)}
-        summed = [np.bincount(at_N, c, len(self.topics)) for c in columns.values()]
+        summed = [np.bincount(number_N, c, len(self.topics)) for c in columns.values()]
         self.sums_TK = np.stack(summed, axis=1)
         self.responses = kept.num_rows
         self.ratios = RATIOS | {f"{m}@{k}": (f"{m}@{k}", "known") for k in ks for m in AT_K}
 
     def ratio(self, sums_RK: np.ndarray, pair: tuple[str, str]) -> np.ndarray:
-        """[R]: a ratio of two of the K sums; 0 / 0 is NaN."""
+        """[R]: the ratio of two of the K sums; 0 / 0 is NaN."""
         top, bottom = pair
         with np.errstate(divide="ignore", invalid="ignore"):
             return sums_RK[:, self.at[top]] / sums_RK[:, self.at[bottom]]
 
     def topics_of(self, sums_TK: np.ndarray, pair: tuple[str, str]) -> int:
-        """Topics that bring something to a ratio."""
+        """The number of topics that contribute to a ratio."""
         return int(np.count_nonzero(sums_TK[:, self.at[pair[1]]]))
 
     def intervals(self, ratios: dict[str, tuple[str, str]], resamples: int, seed: int) -> dict:
@@ -214,7 +215,7 @@ AT_K = ("f1", "recall")
 
 
 def _columns(kept: pa.Table, ks: Sequence[int], gamma: float | None) -> dict[str, np.ndarray]:
-    """One array [N] a sum."""
+    """The arrays [N] that `Sums` adds up, by name."""
     names = (*COUNTS, "no_facts", "abstained", "words", "supported", "judged")
     out = {k: kept[k].to_numpy().astype(float) for k in names}
     out["responses"] = np.ones(kept.num_rows)

@@ -1,14 +1,14 @@
-"""Finished tables -> what the rewards are worth: pairs, agreement, confidence against verdicts.
+"""Figures of rewards: number of pairs, agreement with each other, confidence against verdicts.
 
     moments(root / "base/tune/rewards", ["factscore"])   ->  {"factscore": (0.57, 0.31)}
-    scope = Scope("base/tune")          the shards that it names, or all of them
+    scope = Scope("base/tune")
     columns(root, scope, cfg.groups)    ->  {"max_conf": {"responses": 1500, "mean": 0.61,
                                              "sd": 0.12, "pairs": 6690}, ...}
     confidence(root, scope)             ->  {"max_conf": {"facts": 4100, "auroc": 0.87, "ece": 0.09,
                                              "prr": 0.7, "bins": [{"low": 0.0, ...}, ...]}, ...}
     agreement(root, scope)              ->  {"names": [...], "spearman": [[...]], "order": [[...]]}
 
-Tables are read shard by shard; of each only numbers are held.
+Tables are read shard by shard; memory holds numbers only.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from facttune_ray.storage import tables
 from facttune_ray.storage.schema import REWARD_COLUMNS
 from facttune_ray.storage.tables import Folder
 
-PROBABILITIES = ("max_conf", "samp_conf", "p_true")  # read as chances that a fact is true
+PROBABILITIES = ("max_conf", "samp_conf", "p_true")  # scores that are probabilities of a true fact
 
 
 def moments(folder: Folder, names: list[str]) -> dict[str, tuple[float, float]]:
-    """(mean, standard deviation) of each column over train responses that have it."""
+    """(mean, standard deviation) of each column over the train responses that have a value."""
     sums: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in names}
     for shard in range(tables.manifest(folder)["shards"]):
         table = tables.read_part(folder, shard, ["split", *names])
@@ -43,7 +43,7 @@ def moments(folder: Folder, names: list[str]) -> dict[str, tuple[float, float]]:
             sums[name][0] += len(values)
             sums[name][1] += values.sum()
             sums[name][2] += np.square(values).sum()
-    return {name: _moments(*found) for name, found in sums.items()}
+    return {name: _moments(*three) for name, three in sums.items()}
 
 
 def _moments(n: float, total: float, squares: float) -> tuple[float, float]:
@@ -51,18 +51,18 @@ def _moments(n: float, total: float, squares: float) -> tuple[float, float]:
         return 0.0, 0.0
     mean = total / n
     variance = squares / n - mean * mean
-    rounding = 1e-12 * max(1.0, mean * mean)  # all that a constant has
+    rounding = 1e-12 * max(1.0, mean * mean)  # the computed variance of a constant
     return mean, math.sqrt(variance) if variance > rounding else 0.0
 
 
 def columns(root: Folder, scope: Scope, groups: GroupsConfig) -> dict[str, dict]:
-    """Of each reward, mixes included: train responses that have it, mean, sd, and the pairs that
-    the stage `groups` makes of it (equal responses of a prompt are one)."""
+    """For each reward, mixes included: the train responses that have it, mean, sd, and the pairs
+    that the stage `groups` makes with it (equal responses of a prompt count as one)."""
     values: dict[str, list[float]] = defaultdict(list)
     pairs: Counter[str] = Counter()
-    for texts, found in _values(root, scope):
+    for texts, rewards in _values(root, scope):
         prompts: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-        for name, row, value in found:
+        for name, row, value in rewards:
             values[name].append(value)
             if text := texts[row["response_id"]]:
                 prompts[name, row["prompt_id"]].setdefault(text, value)
@@ -71,12 +71,12 @@ def columns(root: Folder, scope: Scope, groups: GroupsConfig) -> dict[str, dict]
             pairs[name] += count_pairs(values_N, groups.threshold, groups.max_pairs)
     return {
         name: {
-            "responses": len(every),
-            "mean": float(np.mean(every)),
-            "sd": float(np.std(every)),
+            "responses": len(values_N),
+            "mean": float(np.mean(values_N)),
+            "sd": float(np.std(values_N)),
             "pairs": pairs[name],
         }
-        for name, every in values.items()
+        for name, values_N in values.items()
     }
 
 
@@ -86,23 +86,23 @@ def _values(
     """Shard by shard: texts by response_id, and every known (reward, row, value) of train."""
     for rows in _shards(root, scope, ("responses", "rewards", "mixes")):
         texts = {r["response_id"]: r["text"] for r in rows["responses"]}
-        found = [(n, r, r[n]) for r in rows["rewards"] for n in REWARD_COLUMNS]
-        found += [(r["name"], r, r["value"]) for r in rows["mixes"]]
-        yield texts, [(n, r, v) for n, r, v in found if r["split"] == "train" and v is not None]
+        rewards = [(n, r, r[n]) for r in rows["rewards"] for n in REWARD_COLUMNS]
+        rewards += [(r["name"], r, r["value"]) for r in rows["mixes"]]
+        yield texts, [(n, r, v) for n, r, v in rewards if r["split"] == "train" and v is not None]
 
 
 def agreement(root: Folder, scope: Scope) -> dict:
-    """`reward_agreement` of the rewards that train responses have; {} with fewer than two."""
+    """`reward_agreement` of the rewards of train responses; {} with fewer than two rewards."""
     known: dict[str, dict[int, float]] = defaultdict(dict)
-    place: dict[str, int] = {}  # response_id -> its row
+    row_of: dict[str, int] = {}  # by response_id
     prompts: list[int] = []
     prompt_ids: dict[str, int] = {}
-    for _, found in _values(root, scope):
-        for name, row, value in found:
-            at = place.setdefault(row["response_id"], len(prompts))
-            if at == len(prompts):
+    for _, rewards in _values(root, scope):
+        for name, row, value in rewards:
+            i = row_of.setdefault(row["response_id"], len(prompts))
+            if i == len(prompts):
                 prompts.append(prompt_ids.setdefault(row["prompt_id"], len(prompt_ids)))
-            known[name][at] = value
+            known[name][i] = value
     if len(known) < 2:
         return {}
     columns = {name: np.full(len(prompts), np.nan) for name in known}
@@ -112,8 +112,8 @@ def agreement(root: Folder, scope: Scope) -> dict:
 
 
 def confidence(root: Folder, scope: Scope) -> dict[str, dict]:
-    """Of each confidence, per fact with a verdict that its response states once: AUROC against the
-    verdict, risk-coverage and, where it is a probability, its reliability."""
+    """For each confidence: AUROC against the verdicts, risk-coverage and, for a probability, its
+    reliability; over distinct facts that have a verdict."""
     scores: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, list[bool]] = defaultdict(list)
     needed = ("facts", "verdicts", "questions", "classes", "p_true")
@@ -127,8 +127,8 @@ def confidence(root: Folder, scope: Scope) -> dict[str, dict]:
             if supported is None or f["repeated"]:
                 continue
             unit = of_question(asked.get(f["fact_id"]), units)
-            found = {name: unit.get(name) for name in UNIT_COLUMNS}
-            for name, value in {**found, "p_true": p_true.get(f["fact_id"])}.items():
+            columns = {name: unit.get(name) for name in UNIT_COLUMNS}
+            for name, value in (columns | {"p_true": p_true.get(f["fact_id"])}).items():
                 if value is not None:
                     scores[name].append(value)
                     labels[name].append(supported)
@@ -138,17 +138,17 @@ def confidence(root: Folder, scope: Scope) -> dict[str, dict]:
 
 
 def _of_verdicts(name: str, labels_F: np.ndarray, scores_F: np.ndarray) -> dict:
-    found = {"facts": len(labels_F), "auroc": auroc(labels_F, scores_F)}
-    found |= risk_coverage(labels_F, scores_F)
+    figures = {"facts": len(labels_F), "auroc": auroc(labels_F, scores_F)}
+    figures |= risk_coverage(labels_F, scores_F)
     if name not in PROBABILITIES:
-        return found | {"ece": None, "bins": []}
-    return found | reliability(labels_F, scores_F)
+        return figures | {"ece": None, "bins": []}
+    return figures | reliability(labels_F, scores_F)
 
 
 def _shards(root: Folder, scope: Scope, names: tuple[str, ...]) -> Iterator[dict[str, list[dict]]]:
-    """Rows of these tables, shard by shard; of a table that is not finished, none."""
-    there = {n: tables.has_manifest(root / scope.name / n) for n in names}
+    """Rows of these tables, shard by shard; [] for a table that is not finished."""
+    finished = {n: tables.has_manifest(root / scope.name / n) for n in names}
     for shard in shards_of(root, scope):
         yield {
-            n: list(tables.rows(root / scope.name / n, shard)) if there[n] else [] for n in names
+            n: list(tables.rows(root / scope.name / n, shard)) if finished[n] else [] for n in names
         }

@@ -1,15 +1,16 @@
-"""Sampling by an OpenAI-compatible endpoint: nothing but HTTP, through the run's own client.
+"""Sampling by an OpenAI-compatible endpoint, over HTTP, through the run's LLM client.
 
     sampler = ApiSampler(client, form="completions", choices=4)
-    await sampler.sample(["Question: Where was Mara Veldt born?\\nAnswer:"], n=20, seeds=[7],
-                         max_tokens=15, temperature=1.0, top_p=0.9, stop="\\n", raw=True)
+    await sampler.sample(SampleRequest(
+        ["Question: Where was Mara Veldt born?\\nAnswer:"], n=20, seeds=[7], max_tokens=15,
+        temperature=1.0, top_p=0.9, stop="\\n", raw=True))
     -> [[Sample(text=" Ostrava", tokens=3, finished=True), ...]]
 
     chat          POST chat/completions: the prompt is the user's message
-    completions   POST completions: the prompt is continued as a plain model continues it
+    completions   POST completions: the endpoint continues the prompt, as a plain model does
 
-Ledger, limits, retries and budget are the client's: a sample is paid once. A sample that failed
-for good has an `error` and no text. `<think>` blocks are kept apart from the text.
+The client does ledger, limits, retries and budget, so a sample is paid once. A sample that failed
+for good has an `error` and no text. `<think>` blocks are separated from the text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.llm.replies import split_thoughts
-from facttune_ray.sampling.protocol import Sample, check_settings
+from facttune_ray.sampling.protocol import Sample, SampleRequest
 from facttune_ray.storage.schema import seed_from
 from facttune_ray.text.tokens import estimated_tokens
 
@@ -36,75 +37,62 @@ class ApiSampler:
     def __init__(
         self, client: Client, *, form: Literal["chat", "completions"] = "chat", choices: int = 1
     ) -> None:
-        """`choices`: most samples of one request (`n`). Not every server takes more than 1."""
+        """`choices`: the largest `n` of one request. Some servers accept only 1."""
         self.client, self.form, self.choices = client, form, choices
 
-    async def sample(
-        self,
-        prompts: list[str],
-        *,
-        n: int,
-        seeds: list[int],
-        max_tokens: int | list[int],
-        temperature: float,
-        top_p: float,
-        prefix: str = "",
-        stop: str | None = None,
-        raw: bool = False,
-        begun: list[str] | None = None,
-    ) -> list[list[Sample]]:
-        """A prompt's samples are requests with sample indices 0..n-1 and seeds of their own.
+    async def sample(self, request: SampleRequest) -> list[list[Sample]]:
+        """Each sample of a prompt has its own seed, derived from the prompt's seed and its index.
 
-        Sent: temperature, top_p, max_tokens, stop (if there is one), seed (31 bits), and what
-        llm.params adds or, by a null, takes away. Temperature 0 is greedy: asked once, the samples
-        are equal. UserError for `begun` in chat, where no beginning can be continued, and when the
-        run must stop.
+        A request holds temperature, top_p, max_tokens, stop (if there is one), a 31-bit seed, and
+        the additions and removals of llm.params. At temperature 0 all samples of a prompt are
+        equal, so one is requested. UserError for `beginnings` in chat, where no beginning can be
+        continued, and when the run must stop.
         """
-        if begun is not None and self.form == "chat":
+        if request.beginnings is not None and self.form == "chat":
             raise UserError(
                 "sampling.form=completions is needed for entities: a chat endpoint cannot go on "
                 "from the middle of a response"
             )
-        if begun is not None and prefix:
-            raise ValueError("`begun` begins a response; with `prefix` put it into the prompts")
-        limits = check_settings(len(prompts), n, len(seeds), max_tokens, temperature, top_p)
-        begun = [""] * len(prompts) if begun is None else begun
-        asked = []
-        for prompt, start, limit, seed in zip(prompts, begun, limits, seeds, strict=True):
-            fixed: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
-            fixed |= {"max_tokens": limit} | ({"stop": stop} if stop else {})
-            draws = range(n if temperature > 0 else 1)
-            each = [fixed | {"seed": seed_from(seed, i) >> 32} for i in draws]
-            asked.append(self._samples(FORMS[self.form](prefix, prompt, start, raw), each, stop))
-        found = await asyncio.gather(*asked)
-        return found if temperature > 0 else [f * n for f in found]
+        beginnings = request.beginnings or [""] * len(request.prompts)
+        greedy = request.temperature == 0
+        calls = []
+        for prompt, beginning, limit, seed in zip(
+            request.prompts, beginnings, request.limits, request.seeds, strict=True
+        ):
+            fixed: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p}
+            fixed |= {"max_tokens": limit} | ({"stop": request.stop} if request.stop else {})
+            draws = range(1 if greedy else request.n)
+            params = [fixed | {"seed": seed_from(seed, i) >> 32} for i in draws]
+            text = FORMS[self.form](request, prompt, beginning)
+            calls.append(self._samples(text, params, request.stop))
+        samples = await asyncio.gather(*calls)
+        return [s * request.n for s in samples] if greedy else samples
 
-    async def _samples(self, prompt: Prompt, each: list[dict], stop: str | None) -> list[Sample]:
-        completions = await self.client.complete_all(prompt, each, self.choices)
+    async def _samples(self, prompt: Prompt, params: list[dict], stop: str | None) -> list[Sample]:
+        completions = await self.client.complete_all(prompt, params, self.choices)
         return [_sample(c, stop) for c in completions]
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """An estimate, as there is no tokenizer: 4 tokens for 3 words, at least 1."""
+        """An estimate, because there is no tokenizer: 4 tokens for 3 words, at least 1."""
         return [_estimate(text) for text in texts]
 
 
-def _chat(prefix: str, prompt: str, begun: str, raw: bool) -> Prompt:
-    return [{"role": "user", "content": prefix + prompt}]
+def _chat(request: SampleRequest, prompt: str, beginning: str) -> Prompt:
+    return [{"role": "user", "content": request.prefix + prompt}]
 
 
-def _completions(prefix: str, prompt: str, begun: str, raw: bool) -> Prompt:
-    # the text whose tokens `protocol.encode_all` gives to a plain model
-    text = prefix + prompt + ("" if raw or prefix else "\n")
-    return (text + begun).rstrip(" ") if begun else text
+def _completions(request: SampleRequest, prompt: str, beginning: str) -> Prompt:
+    # The text whose tokens `protocol.encode_request` gives to a plain model.
+    text = request.prefix + prompt + ("" if request.raw or request.prefix else "\n")
+    return (text + beginning).rstrip(" ") if beginning else text
 
 
 FORMS = {"chat": _chat, "completions": _completions}
 
 
 def _sample(completion: Completion | RowError, stop: str | None) -> Sample:
-    """A refusal is what the model says. `tokens` as the server counts them; of several choices of
-    one request it counts the sum, and a sample has its share by length. Estimated if it does not.
-    """
+    """A refusal is a text of the model. `tokens` is the server's count, else an estimate. A server
+    counts all choices of a request together; each sample gets its share of that, by length."""
     try:
         if isinstance(completion, RowError):
             raise completion

@@ -2,9 +2,9 @@
 
     CustomSampler("models/llama", generate="decoders/dola", params={"dola_layers": "high"})
 
-`decoders/dola/custom_generate/generate.py` holds `def generate(model, input_ids, ...)`. Its code is
-run, so `sampling.trust_remote_code` must be set. One prompt at a time, its n samples as one batch,
-seeded by the prompt; what is drawn beyond that is the decoder's own business.
+`decoders/dola/custom_generate/generate.py` holds `def generate(model, input_ids, ...)`. This code
+is run, so `sampling.trust_remote_code` must be set. Prompts run one at a time, the n samples of a
+prompt as one batch. torch is seeded by the prompt's seed; the decoder decides how it draws.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import (
     Chat,
     Sample,
-    check_settings,
-    encode_all,
-    encode_raw,
+    SampleRequest,
+    encode_request,
     token_counts,
 )
 from facttune_ray.sampling.weights import Quantize, load
@@ -40,52 +39,34 @@ class CustomSampler:
         chat: Chat = "auto",
         quantize: Quantize = "none",
     ) -> None:
-        """`generate`: folder with custom_generate/generate.py, or a hub name. `params`: arguments
-        of its own. UserError when it is not there."""
+        """`generate`: folder with custom_generate/generate.py, or a hub name. `params`: extra
+        arguments of the decoder. UserError when the folder has no decoder."""
         folder = Path(generate)
         if (folder.is_dir() or generate.startswith(("/", "."))) and not (
             folder / "custom_generate" / "generate.py"
         ).is_file():
             raise UserError(
                 f"sampling.custom_generate={generate}: no custom_generate/generate.py in this "
-                f"folder"
+                f"folder: name the folder that holds custom_generate"
             )
-        tokenizer, model = load(
+        self.tokenizer, self.model = load(
             path, dtype, device=device, quantize=quantize, trust_remote_code=True
         )
-        self.tokenizer: Any = tokenizer
-        self.model = model.eval()
         self.generate, self.params, self.chat = generate, params or {}, chat
 
     @torch.inference_mode()
-    def sample(
-        self,
-        prompts: list[str],
-        *,
-        n: int,
-        seeds: list[int],
-        max_tokens: int | list[int],
-        temperature: float,
-        top_p: float,
-        prefix: str = "",
-        stop: str | None = None,
-        raw: bool = False,
-        begun: list[str] | None = None,
-    ) -> list[list[Sample]]:
-        limits = check_settings(len(prompts), n, len(seeds), max_tokens, temperature, top_p)
-        first = encode_raw(self.tokenizer, prefix) if prefix else []
-        encoded = encode_all(
-            self.tokenizer, prompts, self.chat, prefix=prefix, raw=raw, begun=begun
-        )
-        drawn: dict[str, Any] = {"do_sample": temperature > 0}
-        drawn |= {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+    def sample(self, request: SampleRequest) -> list[list[Sample]]:
+        prefix, encoded = encode_request(self.tokenizer, request, self.chat)
+        settings: dict[str, Any] = {"do_sample": request.temperature > 0}
+        if request.temperature > 0:
+            settings |= {"temperature": request.temperature, "top_p": request.top_p}
         out = []
-        for ids, limit, seed in zip(encoded, limits, seeds, strict=True):
+        for ids, limit, seed in zip(encoded, request.limits, request.seeds, strict=True):
             torch.manual_seed(seed)
-            given_NT = torch.tensor([first + ids] * n, device=self.model.device)
-            found_NT = self._generate(given_NT, drawn | {"max_new_tokens": limit})
-            new = found_NT[:, given_NT.shape[1] :].tolist()
-            out.append([self._sample(tokens, limit, stop) for tokens in new])
+            input_NT = torch.tensor([prefix + ids] * request.n, device=self.model.device)
+            output_NT = self._generate(input_NT, settings | {"max_new_tokens": limit})
+            new = output_NT[:, input_NT.shape[1] :].tolist()
+            out.append([self._sample(tokens, request.stop) for tokens in new])
         return out
 
     def count_tokens(self, texts: list[str]) -> list[int]:
@@ -106,7 +87,7 @@ class CustomSampler:
             line = " ".join(str(error).split())[:300]
             raise UserError(f"sampling.custom_generate={self.generate}: {line}") from error
 
-    def _sample(self, tokens: list[int], limit: int, stop: str | None) -> Sample:
+    def _sample(self, tokens: list[int], stop: str | None) -> Sample:
         eos, length = self.tokenizer.eos_token_id, len(tokens)
         ended = eos in tokens
         if ended:

@@ -1,16 +1,16 @@
 """DoLa: decoding by contrasting layers (Chuang et al., ICLR 2024, arXiv 2309.03883).
 
     dola = Dola(model, "high")
-    logits_RV = dola.contrast(hidden, logits_RV)     what `pick` draws from; -inf outside its head
+    logits_RV = dola.contrast(hidden, logits_RV)     the logits that `pick` draws from
 
-At each step the early layer j whose next-token distribution q_j is farthest from the last layer's
-q_N is chosen for each row by itself, and a token is scored by
+At each step, each row chooses the early layer j whose next-token distribution q_j is farthest from
+the last layer's q_N. The score of a token is
 
     log q_N(x) - log q_j(x)    where q_N(x) >= alpha max q_N,    -inf elsewhere
 
-with q_j the vocabulary head on layer j's hidden state (section 2 there; alpha = 0.1). Far is what
-its authors' code and transformers 4 measure: half of KL(m || q_N) + KL(m || q_j), m the mean of
-both, where the Jensen-Shannon divergence of the paper has its arguments the other way round.
+with q_j the output layer applied to layer j's hidden state (section 2 of the paper; alpha = 0.1).
+The distance is the one of the authors' code and of transformers 4: half of KL(m || q_N) +
+KL(m || q_j), with m the mean of both. The paper's Jensen-Shannon divergence swaps the arguments.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ ALPHA = 0.1
 
 
 def layers_of(which: str, count: int, tied: bool) -> list[int]:
-    """Indices of hidden states, 0 the embeddings, of a model with `count` layers.
+    """Indices of the early layers' hidden states; 0 is the embeddings. The model has `count`
+    layers.
 
-    low, high: every second one of its lower or upper half, of the 20 lowest or uppermost above 40
-    layers. Tied embeddings give the input word itself at 0, so the low ones begin at 2 there.
+    low, high: every second layer of the lower or upper half, at most 20 layers deep. With tied
+    embeddings, state 0 predicts the input word itself, so the low layers begin at 2.
     """
     if which == "high":
-        found = list(range(max(count // 2, count - 20), count, 2))
+        layers = list(range(max(count // 2, count - 20), count, 2))
     elif which == "low":
-        found = list(range(min(2, count // 2) if tied else 0, min(count // 2, 20), 2))
-        found = found or [min(2, count // 2) if tied else 0]
+        first = min(2, count // 2) if tied else 0
+        layers = list(range(first, min(count // 2, 20), 2)) or [first]
     else:
-        found = [int(n) for n in which.replace(" ", "").split(",")]
-    if max(found) >= count:
+        layers = [int(n) for n in which.replace(" ", "").split(",")]
+    if max(layers) >= count:
         raise UserError(
             f"sampling.dola_layers={which}: the model has the layers 0 to {count - 1} below its "
-            f"last"
+            f"last: choose among them"
         )
-    return found
+    return layers
 
 
 class Dola:
@@ -56,7 +57,8 @@ class Dola:
         self.head = model.get_output_embeddings()
 
     def contrast(self, hidden: list[torch.Tensor], logits_RV: torch.Tensor) -> torch.Tensor:
-        """`hidden`: states [R, H] of each of `layers`, at the token that `logits_RV` are behind."""
+        """Contrasted logits [R, V]. `hidden`: states [R, H] of each of `layers`, at the token
+        whose next token `logits_RV` predict."""
         last_RV = logits_RV.float().log_softmax(dim=-1)
         chosen_RV, far_R = None, None
         for state_RH in hidden:
@@ -69,11 +71,12 @@ class Dola:
             chosen_RV = torch.where(further_R[:, None], early_RV, chosen_RV)
             far_R = torch.maximum(far_R, distance_R)
         assert chosen_RV is not None
-        least_R1 = last_RV.amax(dim=-1, keepdim=True) + math.log(ALPHA)
-        return torch.where(last_RV >= least_R1, last_RV - chosen_RV, -torch.inf)
+        threshold_R1 = last_RV.amax(dim=-1, keepdim=True) + math.log(ALPHA)
+        return torch.where(last_RV >= threshold_R1, last_RV - chosen_RV, -torch.inf)
 
 
 def divergence(first_RV: torch.Tensor, second_RV: torch.Tensor) -> torch.Tensor:
-    """Half of KL(m || first) + KL(m || second) [R] in nats of log-probabilities; m: their mean."""
+    """Half of KL(m || first) + KL(m || second), [R] in nats; m is their mean. Takes
+    log-probabilities."""
     middle_RV = torch.logaddexp(first_RV, second_RV) - math.log(2)
     return (middle_RV.exp() * (middle_RV - 0.5 * (first_RV + second_RV))).sum(dim=-1)

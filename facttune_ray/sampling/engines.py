@@ -1,7 +1,7 @@
-"""The sampler that a stage uses, by `sampling.engine`.
+"""Make the sampler that `sampling.engine` names.
 
-sampler = make(cfg, "models/llama")            transformers, vllm: loads the weights once
-sampler = make(cfg, "", client)                api: asks through the run's LLM client
+sampler = make(cfg, "models/llama")        transformers, vllm: loads the weights once
+sampler = make(cfg, "", client)            api: sends requests through the run's LLM client
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def make(cfg: Config, model_path: str, client: Client | None = None) -> Sampler:
-    """A sampler of this worker. `client`: for `api`."""
+    """The sampler of this worker. `client`: needed by `api`."""
     return ENGINES[cfg.sampling.engine](cfg, model_path, client)
 
 
@@ -59,7 +59,7 @@ def _vllm(cfg: Config, path: str, client: Client | None) -> Sampler:
         path,
         chat=cfg.model.chat,
         dtype=cfg.model.dtype,
-        gpu_memory=cfg.sampling.gpu_memory * min(1.0, cfg.sampling.gpus),  # of the whole card
+        gpu_memory=cfg.sampling.gpu_memory * min(1.0, cfg.sampling.gpus),  # share of the GPU
         quantize=cfg.sampling.quantize,
         tensor_parallel=cfg.sampling.tensor_parallel,
     )
@@ -76,31 +76,32 @@ ENGINES = {"transformers": _transformers, "vllm": _vllm, "api": _api}
 
 
 def recipe(cfg: Config) -> dict:
-    """What decides the samples of a prompt, beside the settings of the draw itself."""
+    """The part of a table's recipe that names the engine and how it decodes. The stages add n,
+    max_tokens, temperature and top_p."""
     s = cfg.sampling
-    found: dict = {"sampling.engine": s.engine}
+    keys: dict = {"sampling.engine": s.engine}
     if s.engine == "api":
-        found |= {"sampling.llm.model": s.llm.model, "sampling.form": s.form}
-        found |= {"sampling.llm.system": s.llm.system} if s.llm.system != "message" else {}
+        keys |= {"sampling.llm.model": s.llm.model, "sampling.form": s.form}
+        keys |= {"sampling.llm.system": s.llm.system} if s.llm.system != "message" else {}
         params = endpoint(cfg).params
-        return found | ({"sampling.llm.params": params} if params else {})
+        return keys | ({"sampling.llm.params": params} if params else {})
     if s.decoder == "dola":
-        found |= {"sampling.decoder": "dola", "sampling.dola_layers": s.dola_layers}
+        keys |= {"sampling.decoder": "dola", "sampling.dola_layers": s.dola_layers}
     if s.decoder == "custom":
-        found |= {"sampling.decoder": "custom", "sampling.custom_params": s.custom_params}
-        found |= {"sampling.custom_generate": custom_digest(s.custom_generate)}
-    return found | {"model.dtype": cfg.model.dtype, "sampling.quantize": s.quantize}
+        keys |= {"sampling.decoder": "custom", "sampling.custom_params": s.custom_params}
+        keys |= {"sampling.custom_generate": custom_digest(s.custom_generate)}
+    return keys | {"model.dtype": cfg.model.dtype, "sampling.quantize": s.quantize}
 
 
 def custom_digest(folder: str) -> str:
-    """A folder's generate.py by its content, a hub name by itself."""
+    """The digest of a folder's generate.py, or the hub name unchanged."""
     file = Path(folder) / "custom_generate" / "generate.py"
     return digest(file.read_text(encoding="utf-8")) if file.is_file() else folder
 
 
 def endpoint(cfg: Config) -> LLMConfig:
-    """`api`: where samples are asked for; ledger and budget are those of the run's other LLM. Each
-    call brings its own temperature and max_tokens, unless a null says not to send them."""
+    """The endpoint of `api`. Unset fields, the ledger and the budget come from `llm`. Each request
+    sets its own temperature and max_tokens; a null in the config means: send none."""
     llm = cfg.sampling.llm
     params: dict = {k: None for k in ("temperature", "max_tokens") if getattr(llm, k) is None}
     if llm.max_completion_tokens is not None:

@@ -1,7 +1,8 @@
-"""A pass with transformers' own cache, repeated for every row: for models that cannot share.
+"""Decoding with transformers' own cache, copied for every row: for models that cannot share.
 
-The same three calls as `sampling/shared.py`. Sliding windows, recurrent states and attention
-with biases are the model's own business here; prompts of a pass are of one length.
+The class has the same three methods as `SharedRun` in `sampling/shared.py`. The model itself
+handles sliding windows, recurrent states and attention biases. All prompts of a pass have one
+length.
 """
 
 from __future__ import annotations
@@ -17,12 +18,9 @@ if TYPE_CHECKING:
 
 
 class RepeatedRun:
-    pads = False
-
     def __init__(self, model: Any, prefix: Any, dola: Dola | None = None) -> None:
-        """`prefix`: a cache that holds the prefix, None without one."""
-        self.model, self.dola = model, dola
-        self.prefix = prefix
+        """`prefix`: a cache that holds the prefix; None if there is no prefix."""
+        self.model, self.dola, self.prefix = model, dola, prefix
 
     def start(self, prompts: list[list[int]], of_R: np.ndarray, capacity: int) -> torch.Tensor:
         from transformers import DynamicCache
@@ -59,6 +57,7 @@ class RepeatedRun:
 
 
 def prefill(model: Any, ids: list[int]) -> Any:
+    """A cache that holds the prefix."""
     run = RepeatedRun(model, None)
     run.start([ids], np.zeros(1, dtype=np.int64), 1)
     return run.cache

@@ -1,20 +1,20 @@
-"""Attention of many rows that share most of what they look at.
+"""Decoding of many rows that share a prefix and their prompts.
 
-A row's keys and values lie in three parts, and only the last is its own:
+The keys and values of a row have three parts. Only the last part belongs to the row alone:
 
-    prefix [H, P, D]       worked questions: one for all rows
-    prompt [B, H, S, D]    a question: one for its n samples
-    own    [R, H, T, D]    what the row has generated
+    prefix [H, P, D]       worked questions: one copy for all rows
+    prompt [B, H, S, D]    a question: one copy for its n samples
+    own    [R, H, T, D]    the tokens that the row has generated
 
-Each part is attended to once for all rows that share it, as one product of matrices, and the
-parts are merged by their sums of exponentials (the merge of FlashAttention's blocks, Dao et al.
-2022, arXiv 2205.14135; of prefixes: Hydragen, Juravsky et al. 2024, arXiv 2402.05099). Nothing
-is copied n times, and prompts of unequal length run side by side.
+Each part is attended to once for all rows that share it, as one matrix product. The parts are
+merged by their sums of exponentials (as FlashAttention merges blocks, Dao et al. 2022, arXiv
+2205.14135; for prefixes: Hydragen, Juravsky et al. 2024, arXiv 2402.05099). No part is copied n
+times, and prompts of unequal length run in one pass.
 
     run = SharedRun(model, prefix)
-    logits_BV = run.start(prompts, of_R, capacity=15)     the token after each prompt
-    logits_RV = run.step(tokens_R)                        the token after each row
-    run.keep(alive_K)                                     rows that go on
+    logits_BV = run.start(prompts, of_R, capacity=15)     logits of the token after each prompt
+    logits_RV = run.step(tokens_R)                        logits of the token after each row
+    run.keep(alive_K)                                     drop all other rows
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ if TYPE_CHECKING:
 
 NAME = "facttune_shared"
 PREFILL_TOKENS = 8192  # of prompts in one forward pass
-PREFILL_SCORES = 1 << 26  # attention scores held at a time while prompts run behind a prefix
+PREFILL_SCORES = 1 << 26  # attention scores in memory at a time, for prompts behind a prefix
 Part = tuple[torch.Tensor, torch.Tensor]  # keys, values of one layer
 Prefix = list[Part]  # [H, P, D] a layer; [] without a prefix
 
 
 class SharedCache(Cache):
-    """Keys and values of one pass, by layer. `attend` reads them; the model only hands it on."""
+    """Keys and values of one pass, by layer. The model passes this cache on to `attend`."""
 
     def __init__(self, prefix: Prefix, prompts: int, length: int) -> None:
         super().__init__(layers=[])
         self.prefix = prefix
         self.shape = (prompts, length)  # B, S
-        self.first = 0  # prompt that the next forward pass begins with
+        self.first = 0  # index of the first prompt of the next forward pass
         self.prompt: list[Part] = []
         self.own: list[Part] = []
-        self.bias_B1S: torch.Tensor | None = None  # -inf on padding; None: there is none
-        self.of_R = self.slot_R = torch.empty(0, dtype=torch.long)  # row -> prompt, its place
-        self.slots = 1  # most rows of a prompt
+        self.bias_B1S: torch.Tensor | None = None  # -inf on padding; None: no padding
+        self.of_R = self.slot_R = torch.empty(0, dtype=torch.long)  # row -> prompt, index there
+        self.slots = 1  # the largest number of rows of a prompt
         self.capacity = 0  # T
         self.steps = 0  # generated tokens that are stored
 
@@ -67,28 +67,24 @@ class SharedCache(Cache):
         *_: Any,
         **__: Any,
     ) -> Part:
-        """Stores what the model made of its new tokens. keys, values [rows, H, tokens, D]."""
+        """Store the keys and values [rows, H, tokens, D] of new tokens."""
         rows, heads, tokens, _dim = key_states.shape
         parts = self.prompt if self.prefilling else self.own
         if layer_idx == len(parts):
             batch, length = self.shape if self.prefilling else (rows, self.capacity)
-            make = key_states.new_empty
-            parts.append(
-                (
-                    make(batch, heads, length, key_states.shape[-1]),
-                    make(batch, heads, length, value_states.shape[-1]),
-                )
-            )
+            key_dim, value_dim = key_states.shape[-1], value_states.shape[-1]
+            keys = key_states.new_empty(batch, heads, length, key_dim)
+            parts.append((keys, key_states.new_empty(batch, heads, length, value_dim)))
         row, token = (self.first, 0) if self.prefilling else (0, self.steps)
         for store, new in zip(parts[layer_idx], (key_states, value_states), strict=True):
             store[row : row + rows, :, token : token + tokens] = new
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0  # positions are given; no mask is built from it
+        return 0  # the caller gives positions, and no mask is built
 
     def keep(self, kept_K: torch.Tensor) -> None:
-        """Forgets all rows but these (ascending), and prompts that have none left."""
+        """Drop all other rows (`kept_K` ascending), and prompts without rows if that saves 30%."""
         self.own = [tuple(_take(x, kept_K, self.steps) for x in part) for part in self.own]  # type: ignore[misc]
         self.place(self.of_R[kept_K])
         prompts, of_R = self.of_R.unique(return_inverse=True)
@@ -100,10 +96,10 @@ class SharedCache(Cache):
             self.of_R = of_R
 
     def place(self, of_R: torch.Tensor) -> None:
-        """Rows, by the prompt of each: ascending."""
-        each_R = torch.arange(len(of_R), device=of_R.device)
+        """Set the prompt of each row: `of_R`, ascending."""
+        row_R = torch.arange(len(of_R), device=of_R.device)
         self.of_R = of_R
-        self.slot_R = each_R - torch.searchsorted(of_R, of_R)
+        self.slot_R = row_R - torch.searchsorted(of_R, of_R)
         self.slots = int(self.slot_R.max()) + 1
 
 
@@ -128,10 +124,10 @@ def attend(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers. query [rows, heads, tokens, D] -> [rows, tokens,
-    heads, D]; key and value hold the new tokens, which are in `shared` already. ValueError for
-    softcaps and sinks, which are not served."""
+    heads, D]; key and value hold the new tokens, which `shared` has stored already. ValueError
+    for softcaps and sinks, which are not supported."""
     if softcap is not None or s_aux is not None:
-        raise ValueError("softcaps and sinks of attention are not served")
+        raise ValueError("softcaps and sinks of attention are not supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not shared.prefilling:
         return _attend_step(query * scale, shared, module.layer_idx), None
@@ -142,75 +138,75 @@ def attend(
         return out.transpose(1, 2).contiguous(), None
     rows, heads, tokens, _dim = query.shape
     groups = key.shape[1]
-    # Padding stands right of a prompt, where causal attention never looks.
+    # Padding is at the right of a prompt, where causal attention never looks.
     causal_TT = query.new_full((tokens, tokens), -torch.inf, dtype=torch.float32).triu(1)
     bias_GTT = causal_TT.repeat(heads // groups, 1)
     q_RGMD = (query * scale).reshape(rows, groups, -1, query.shape[-1])
     merged = _merge(
-        [_to_prefix(q_RGMD, shared, module.layer_idx), _look(q_RGMD, key, value, bias_GTT)]
+        [_to_prefix(q_RGMD, shared, module.layer_idx), _attention(q_RGMD, key, value, bias_GTT)]
     )
     out = merged.reshape(rows, heads, tokens, -1).transpose(1, 2)
     return out.to(query.dtype).contiguous(), None
 
 
-Looked = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # weighted values, sum, maximum
+Partial = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # weighted values, sum, maximum
 
 
 def _attend_step(query: torch.Tensor, shared: SharedCache, layer: int) -> torch.Tensor:
     """One new token a row: query [R, heads, 1, D], scaled -> [R, 1, heads, D]."""
     rows, heads, _one, dim = query.shape
     k_prompt, v_prompt = shared.prompt[layer]
-    groups = k_prompt.shape[1]  # key-value heads; each serves heads // groups of the query's
-    q_RGMD = query.reshape(rows, groups, heads // groups, dim)
-    looked = [_to_prefix(q_RGMD, shared, layer)] if shared.prefix else []
+    prompts, groups = k_prompt.shape[:2]
+    per_group = heads // groups  # query heads that share one key-value head
+    q_RGMD = query.reshape(rows, groups, per_group, dim)
+    partials = [_to_prefix(q_RGMD, shared, layer)] if shared.prefix else []
 
     at = (shared.of_R, shared.slot_R)
-    prompts, each = k_prompt.shape[0], heads // groups
-    q_BNGMD = query.new_zeros(prompts, shared.slots, groups, each, dim)
+    q_BNGMD = query.new_zeros(prompts, shared.slots, groups, per_group, dim)
     q_BNGMD[at] = q_RGMD
-    q_BGXD = q_BNGMD.transpose(1, 2).reshape(prompts, groups, shared.slots * each, dim)
+    q_BGXD = q_BNGMD.transpose(1, 2).reshape(prompts, groups, shared.slots * per_group, dim)
     bias = None if shared.bias_B1S is None else shared.bias_B1S[:, None]
-    looked.append(
+    partials.append(
         tuple(  # type: ignore[arg-type]
-            x.view(prompts, groups, shared.slots, each, -1).transpose(1, 2)[at]
-            for x in _look(q_BGXD, k_prompt, v_prompt, bias)
+            x.view(prompts, groups, shared.slots, per_group, -1).transpose(1, 2)[at]
+            for x in _attention(q_BGXD, k_prompt, v_prompt, bias)
         )
     )
     k_own, v_own = (x[:, :, : shared.steps + 1] for x in shared.own[layer])
-    looked.append(_look(q_RGMD, k_own, v_own))
-    return _merge(looked).to(query.dtype).reshape(rows, 1, heads, -1)
+    partials.append(_attention(q_RGMD, k_own, v_own))
+    return _merge(partials).to(query.dtype).reshape(rows, 1, heads, -1)
 
 
-def _to_prefix(q_RGMD: torch.Tensor, shared: SharedCache, layer: int) -> Looked:
-    """All rows' queries at the one prefix."""
-    rows, groups, each, dim = q_RGMD.shape
-    flat = q_RGMD.transpose(0, 1).reshape(groups, rows * each, dim)
-    looked = _look(flat, *shared.prefix[layer])
-    return tuple(x.view(groups, rows, each, -1).transpose(0, 1) for x in looked)  # type: ignore[return-value]
+def _to_prefix(q_RGMD: torch.Tensor, shared: SharedCache, layer: int) -> Partial:
+    """Attention of all rows' queries to the one prefix."""
+    rows, groups, per_group, dim = q_RGMD.shape
+    flat = q_RGMD.transpose(0, 1).reshape(groups, rows * per_group, dim)
+    partial = _attention(flat, *shared.prefix[layer])
+    return tuple(x.view(groups, rows, per_group, -1).transpose(0, 1) for x in partial)  # type: ignore[return-value]
 
 
-def _look(
+def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
-) -> Looked:
+) -> Partial:
     """Unnormalised attention of q [..., Q, D] to k, v [..., K, D]; float32 sums and maxima."""
-    if q.device.type == "cpu":  # where many small products of bfloat16 are slow
+    if q.device.type == "cpu":  # many small products of bfloat16 are slow there
         q, k, v = q.float(), k.float(), v.float()
     scores = (q @ k.transpose(-1, -2)).float()
     if bias is not None:
         scores += bias
-    most = scores.amax(dim=-1, keepdim=True)
-    weights = scores.sub_(most).exp_()
-    return weights.to(v.dtype) @ v, weights.sum(dim=-1, keepdim=True), most
+    highest = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(highest).exp_()
+    return weights.to(v.dtype) @ v, weights.sum(dim=-1, keepdim=True), highest
 
 
-def _merge(looked: list[Looked]) -> torch.Tensor:
-    most = looked[0][2]
-    for _out, _sum, other in looked[1:]:
-        most = torch.maximum(most, other)
-    total = values = torch.zeros((), device=most.device)
-    for out, summed, own in looked:
-        share = (own - most).exp_()
-        values, total = values + out * share, total + summed * share
+def _merge(partials: list[Partial]) -> torch.Tensor:
+    highest = partials[0][2]
+    for _values, _sum, other in partials[1:]:
+        highest = torch.maximum(highest, other)
+    total = values = torch.zeros((), device=highest.device)
+    for part_values, part_sum, part_highest in partials:
+        share = (part_highest - highest).exp_()
+        values, total = values + part_values * share, total + part_sum * share
     return values / total
 
 
@@ -220,8 +216,6 @@ AttentionInterface.register(NAME, attend)
 class SharedRun:
     """One pass over a model: prompts, then their rows step by step."""
 
-    pads = True  # prompts may differ in length
-
     def __init__(self, model: Any, prefix: Prefix, dola: Dola | None = None) -> None:
         self.model, self.dola = model, dola
         self.device = model.device
@@ -229,8 +223,8 @@ class SharedRun:
         self.depth = prefix[0][0].shape[1] if prefix else 0  # P
 
     def start(self, prompts: list[list[int]], of_R: np.ndarray, capacity: int) -> torch.Tensor:
-        """Runs the prompts; the logits behind each, [B, V] float32. `of_R`: the prompt of each
-        row, ascending. `capacity`: tokens that the rows can take."""
+        """Run the prompts; return the logits behind each, [B, V] float32. `of_R`: the prompt of
+        each row, ascending. `capacity`: tokens that a row may generate."""
         lengths_B = torch.tensor([len(p) for p in prompts])
         length = int(lengths_B.max())
         ids_BS = torch.zeros(len(prompts), length, dtype=torch.long)
@@ -243,9 +237,9 @@ class SharedRun:
         size = _prompts_a_pass(self.model.config, length, behind=bool(self.prefix))
         for first in range(0, len(prompts), size):
             self.cache.first = first
-            some_BS = ids_BS[first : first + size]
+            part_BS = ids_BS[first : first + size]
             ends_B = lengths_B[first : first + size] - 1
-            parts.append(self._forward(some_BS, positions_1S.expand(len(some_BS), -1), ends_B))
+            parts.append(self._forward(part_BS, positions_1S.expand(len(part_BS), -1), ends_B))
         inside_BS = torch.arange(length, device=self.device) < lengths_B[:, None]
         if not inside_BS.all():
             bias_BS = torch.zeros_like(inside_BS, dtype=torch.float32)
@@ -270,7 +264,7 @@ class SharedRun:
     def _forward(
         self, ids_RT: torch.Tensor, positions_RT: torch.Tensor, ends_R: torch.Tensor | None
     ) -> torch.Tensor:
-        """`ends_R`: the token of each row whose logits are wanted; None: there is one a row."""
+        """Logits [R, V] behind token `ends_R` of each row; None: each row has one token."""
         kept, of_R = (1, None) if ends_R is None else ends_R.unique(return_inverse=True)
         with attending(self.model):
             out = self.model(
@@ -282,12 +276,12 @@ class SharedRun:
                 shared=self.cache,
                 output_hidden_states=self.dola is not None,
             )
-        each_R = torch.arange(len(ids_RT), device=self.device)
-        logits_RV = out.logits[each_R, -1 if of_R is None else of_R].float()
+        row_R = torch.arange(len(ids_RT), device=self.device)
+        logits_RV = out.logits[row_R, -1 if of_R is None else of_R].float()
         if self.dola is None:
             return logits_RV
         last_R = -1 if ends_R is None else ends_R
-        states = [out.hidden_states[i][each_R, last_R] for i in self.dola.layers]
+        states = [out.hidden_states[i][row_R, last_R] for i in self.dola.layers]
         return self.dola.contrast(states, logits_RV)
 
 
@@ -300,7 +294,7 @@ def prefill(model: Any, ids: list[int]) -> Prefix:
 
 def _prompts_a_pass(config: Any, length: int, behind: bool) -> int:
     size = PREFILL_TOKENS // length
-    if behind:  # the scores of a prompt's tokens among themselves are held at once
+    if behind:  # all attention scores within a prompt are in memory at once
         heads = config.get_text_config(decoder=True).num_attention_heads
         size = min(size, PREFILL_SCORES // (heads * length * length))
     return max(1, size)
@@ -308,7 +302,7 @@ def _prompts_a_pass(config: Any, length: int, behind: bool) -> int:
 
 @contextmanager
 def attending(model: Any) -> Iterator[None]:
-    """The model attends through `attend` within, and as before without."""
+    """The model uses `attend` inside this context, and its own attention outside."""
     before = model.config._attn_implementation
     if before == NAME:
         yield
@@ -321,12 +315,9 @@ def attending(model: Any) -> Iterator[None]:
 
 
 def can_share(model: Any) -> bool:
-    """Whether the model attends to every position through an attention function that can be
-    changed, and gives the same logits so. Asked of it, as its flags do not all tell."""
-    layers = DynamicCache(config=model.config).layers
-    if not getattr(model, "_supports_attention_backend", False) or not layers:
-        return False
-    if any(type(layer) is not DynamicLayer for layer in layers):
+    """Whether the model gives the same logits with `attend`. Tested by running both: the model's
+    flags do not describe everything that its layers do."""
+    if not getattr(model, "_supports_attention_backend", False) or not caches_all(model):
         return False
     vocab = model.config.get_text_config(decoder=True).vocab_size
     ids = [i % vocab for i in range(3, 12)]
@@ -338,5 +329,12 @@ def can_share(model: Any) -> bool:
             shared_V = run.step(torch.tensor(ids[8:], device=model.device))[0]
     except (TypeError, ValueError, AttributeError, IndexError):
         return False
-    exact = torch.finfo(model.dtype).eps * 64 * max(1.0, float(plain_V.abs().max()))
-    return bool((plain_V.float() - shared_V).abs().max() <= exact)
+    tolerance = torch.finfo(model.dtype).eps * 64 * max(1.0, float(plain_V.abs().max()))
+    return bool((plain_V.float() - shared_V).abs().max() <= tolerance)
+
+
+def caches_all(model: Any) -> bool:
+    """Whether every layer caches the keys and values of all positions: no sliding window, no
+    recurrent state."""
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)

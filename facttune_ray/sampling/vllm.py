@@ -1,12 +1,12 @@
-"""Sampling with vLLM: continuous batching on GPUs, every sample of a prompt kept.
+"""Sampling with vLLM: continuous batching on GPUs.
 
     sampler = VLLMSampler("meta-llama/Llama-2-7b-hf", dtype="bfloat16", tensor_parallel=2)
-    sampler.sample(["Where was Mara Veldt born?"], n=20, seeds=[7], max_tokens=15, ...)
+    sampler.sample(SampleRequest(["Where was Mara Veldt born?"], n=20, seeds=[7], ...))
     -> [[Sample(text="Mara Veldt was born in Ostrava.", tokens=9, finished=True), ...]]
 
-Prompts become token ids here, by the functions that training uses, so vLLM's own templates and
-special tokens play no part. A prefix that all prompts share stands first and is computed once.
-vLLM is no dependency of the package: `pip install vllm`, on a machine with a GPU.
+Prompts are tokenised here, by the functions that training uses, so vLLM applies no template and
+adds no special token. A prefix that all prompts share comes first, so vLLM computes it once.
+vLLM is not a dependency of the package: `pip install vllm` on a machine with a GPU.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from typing import Any
 from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import (
     Chat,
-    Failed,
     Sample,
-    check_settings,
-    encode_all,
-    encode_raw,
+    SampleRequest,
+    encode_request,
     token_counts,
 )
 
@@ -40,8 +38,8 @@ class VLLMSampler:
         quantize: str = "none",
         tensor_parallel: int = 1,
     ) -> None:
-        """`path`: Hugging Face folder, its URI, or a hub name. `gpu_memory`: share of each GPU
-        that weights and cache take together. `tensor_parallel`: GPUs that hold one model."""
+        """`path`: Hugging Face folder, its URI, or a hub name. `gpu_memory`: share of each GPU's
+        memory for weights and cache. `tensor_parallel`: number of GPUs that hold one model."""
         if quantize not in QUANTIZATION:
             raise UserError(
                 f"sampling.quantize={quantize}: vLLM loads weights in 4 bits only: set 4bit or "
@@ -53,10 +51,10 @@ class VLLMSampler:
         from facttune_ray.sampling.weights import local_weights
 
         folder = local_weights(path)
-        # one machine's GPUs: vLLM must not look for others through the Ray cluster around it
-        several = {"distributed_executor_backend": "mp"} if tensor_parallel > 1 else {}
-        if quantize == "none":  # else bitsandbytes' own loader
-            several["load_format"] = "safetensors"
+        # Use the GPUs of this machine only: vLLM must not ask the Ray cluster for others.
+        extra = {"distributed_executor_backend": "mp"} if tensor_parallel > 1 else {}
+        if quantize == "none":  # bitsandbytes has a loader of its own
+            extra["load_format"] = "safetensors"
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self.llm = vllm.LLM(
@@ -69,55 +67,38 @@ class VLLMSampler:
                 enable_prefix_caching=True,
                 seed=0,
                 disable_log_stats=True,
-                **several,
+                **extra,
             )
         except (OSError, ValueError) as e:
             line = " ".join(str(e).split())[:300]
             raise UserError(f"vLLM cannot load a model from {path}: {line}") from e
         self.params, self.chat = vllm.SamplingParams, chat
-        self.most_tokens = int(self.llm.llm_engine.model_config.max_model_len)
+        self.max_tokens = int(self.llm.llm_engine.model_config.max_model_len)
 
-    def sample(
-        self,
-        prompts: list[str],
-        *,
-        n: int,
-        seeds: list[int],
-        max_tokens: int | list[int],
-        temperature: float,
-        top_p: float,
-        prefix: str = "",
-        stop: str | None = None,
-        raw: bool = False,
-        begun: list[str] | None = None,
-    ) -> list[list[Sample]]:
-        """Sample k of a prompt draws from its seed + k, whatever n is.
+    def sample(self, request: SampleRequest) -> list[list[Sample]]:
+        """Sample k of a prompt draws with the seed of the prompt + k.
 
-        A prompt that leaves no room for one token of response gives `Failed`; one that leaves less
-        room than `max_tokens` gives shorter samples. vLLM's own batches change the last bits of
-        probabilities, so that now and then a sample differs between two runs.
+        If a prompt leaves no room for one token of response, its samples have an `error`; if it
+        leaves less room than `max_tokens`, its samples are shorter. vLLM's batches change the last
+        bits of probabilities, so a sample may differ between two runs.
         """
-        limits = check_settings(len(prompts), n, len(seeds), max_tokens, temperature, top_p)
-        tok = self.tokenizer
-        first = encode_raw(tok, prefix) if prefix else []
-        encoded = [
-            first + ids
-            for ids in encode_all(tok, prompts, self.chat, prefix=prefix, raw=raw, begun=begun)
-        ]
-        out: list[list[Sample]] = [self._too_long(len(ids)) for ids in encoded]
-        fits = [i for i, ids in enumerate(encoded) if len(ids) < self.most_tokens]
+        prefix, ends = encode_request(self.tokenizer, request, self.chat)
+        encoded = [prefix + ids for ids in ends]
+        out = [self._too_long(len(ids), request.n) for ids in encoded]
+        fits = [i for i, ids in enumerate(encoded) if len(ids) < self.max_tokens]
         if not fits:
             return out
+        greedy = request.temperature == 0
         answered = self.llm.generate(
             [{"prompt_token_ids": encoded[i]} for i in fits],
             sampling_params=[
                 self.params(
-                    n=n if temperature > 0 else 1,  # vLLM refuses equal samples
-                    temperature=temperature,
-                    top_p=top_p,
-                    max_tokens=min(limits[i], self.most_tokens - len(encoded[i])),
-                    stop=[stop] if stop else None,
-                    seed=seeds[i] % 2**62,  # it adds the sample's index, and stays in 63 bits
+                    n=1 if greedy else request.n,  # vLLM refuses several greedy samples
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    max_tokens=min(request.limits[i], self.max_tokens - len(encoded[i])),
+                    stop=[request.stop] if request.stop else None,
+                    seed=request.seeds[i] % 2**62,  # vLLM adds the index; the sum needs 63 bits
                     include_stop_str_in_output=False,
                     skip_special_tokens=True,
                 )
@@ -125,16 +106,17 @@ class VLLMSampler:
             ],
             use_tqdm=False,
         )
-        for i, request in zip(fits, answered, strict=True):
-            samples = [_sample(o) for o in sorted(request.outputs, key=lambda o: o.index)]
-            out[i] = samples if temperature > 0 else samples * n
+        for i, answer in zip(fits, answered, strict=True):
+            samples = [_sample(o) for o in sorted(answer.outputs, key=lambda o: o.index)]
+            out[i] = samples * request.n if greedy else samples
         return out
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return token_counts(self.tokenizer, texts)
 
-    def _too_long(self, tokens: int) -> Failed:
-        return Failed(f"the prompt has {tokens} tokens, the model takes {self.most_tokens} in all")
+    def _too_long(self, tokens: int, n: int) -> list[Sample]:
+        error = f"the prompt has {tokens} tokens, the model takes {self.max_tokens} in all"
+        return [Sample("", 0, False, error=error)] * n
 
 
 def _sample(output: Any) -> Sample:

@@ -1,10 +1,10 @@
-"""A model's name -> its tokenizer and weights, from a folder, a hub or an object store.
+"""Load a model and its tokenizer from a folder, a hub or an object store.
 
     load("s3://bucket/llama-2-7b", "bfloat16", device="cuda")  ->  (tokenizer, model)
     local_weights("s3://bucket/llama-2-7b")
-    -> "/tmp/facttune-models/4f1c.../llama-2-7b"       copied once a node; others wait for it
+    -> "/tmp/facttune-models/4f1c.../llama-2-7b"    one process a node copies, the others wait
 
-Safetensors only, and no code from the folder is run unless it is asked for.
+Weights must be safetensors. No code from the folder runs unless `trust_remote_code` allows it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from facttune_ray.errors import UserError
 
 Quantize = Literal["none", "8bit", "4bit"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Copies of the weights in other forms, which nothing here reads.
+# Weights in other file formats, which are not copied.
 OTHER_FORMS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx")
 
 
@@ -32,42 +32,46 @@ def load(
     quantize: Quantize = "none",
     key: str = "sampling.quantize",
     trust_remote_code: bool = False,
+    auto_class: str = "AutoModelForCausalLM",
 ) -> tuple[Any, Any]:
-    """(tokenizer, causal LM on `device`) of a folder, hub name or URI; UserError when none.
+    """(tokenizer, model on `device`, in evaluation mode) from a folder, hub name or URI.
 
-    `quantize`: weights in 8 or 4 bits by bitsandbytes, on a GPU. `dtype` is then what they are
-    multiplied in. `key`: the setting that errors name. `trust_remote_code`: run the Python code of
-    the model's folder.
+    `quantize`: weights in 8 or 4 bits by bitsandbytes, on a GPU, multiplied in `dtype`. `key`: the
+    setting that errors name. `trust_remote_code`: run the Python code of the model's folder.
+    `auto_class`: the class of transformers that opens the weights. UserError when it cannot.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
 
-    more = quantization(quantize, dtype, device, key)
+    quantized = quantization(quantize, dtype, device, key)
     folder = local_weights(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+        model = getattr(transformers, auto_class).from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
-            **more,
+            **quantized,
         )
     except (OSError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
-        what = "no such folder" if not Path(path).exists() and "/" in path else line
+        reason = "no such folder" if not Path(path).exists() and "/" in path else line
         raise UserError(
             f"Cannot load a model from {path} (a folder with config.json, tokenizer and "
-            f"safetensors weights, its URI, or a hub name): {what}"
+            f"safetensors weights, its URI, or a hub name): {reason}"
         ) from error
-    if not more:  # quantised weights lie there already
-        model.to(device)  # type: ignore[arg-type]
-    return tokenizer, model
+    if not quantized:  # from_pretrained has put quantised weights onto the device
+        model.to(device)
+    return tokenizer, model.eval()
 
 
 def quantization(
     quantize: Quantize, dtype: str, device: str, key: str = "sampling.quantize"
 ) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for quantised weights; {} for "none"."""
+    """Arguments of `from_pretrained` for quantised weights; {} for "none". UserError without a
+    GPU or bitsandbytes."""
     if quantize == "none":
         return {}
     if not device.startswith("cuda"):
@@ -88,9 +92,9 @@ def quantization(
 
 
 def local_weights(path: str, cache: str | None = None) -> str:
-    """What transformers and vLLM can open: a hub name or local folder as it is, a URI's copy.
+    """A name that transformers and vLLM can open: the path itself, or a local copy if it is a URI.
 
-    cache: folder of the copies (default: facttune-models in the system's folder for temporary
+    `cache`: folder of the copies (default: facttune-models in the system's folder for temporary
     files). UserError when the folder is missing, has no config.json, or the disk is full.
     """
     if "://" not in path:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from facttune_ray.config import Config
 from facttune_ray.prompts import template
 from facttune_ray.sampling import engines
-from facttune_ray.sampling.protocol import failure, texts
+from facttune_ray.sampling.protocol import SampleRequest, failure, texts
 from facttune_ray.stages.context import Context
 from facttune_ray.storage.schema import seed_from
 
@@ -38,15 +38,17 @@ async def run(context: Context, shard: int) -> list[dict]:
     if cfg.examples != "none":
         prefix = template.text(f"answers_{cfg.examples}") + "\n"
     sampled = await context.sample(
-        [f"Question: {q['question']}\nAnswer:" for q in asked.values()],
-        n=cfg.samples,
-        seeds=[seed_from(context.cfg.run.seed, context.work.snapshot, qid) for qid in asked],
-        max_tokens=cfg.max_tokens,
-        temperature=cfg.temperature,
-        top_p=cfg.top_p,
-        prefix=prefix,
-        stop="\n",
-        raw=True,
+        SampleRequest(
+            [f"Question: {q['question']}\nAnswer:" for q in asked.values()],
+            n=cfg.samples,
+            seeds=[seed_from(context.cfg.run.seed, context.work.snapshot, qid) for qid in asked],
+            max_tokens=cfg.max_tokens,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            prefix=prefix,
+            stop="\n",
+            raw=True,
+        )
     )
     return [
         {

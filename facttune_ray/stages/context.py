@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from facttune_ray.knowledge.articles import Articles
     from facttune_ray.knowledge.dense import Dense
     from facttune_ray.llm.client import Client
-    from facttune_ray.sampling.protocol import Sample, Sampler
+    from facttune_ray.sampling.protocol import Sample, Sampler, SampleRequest
     from facttune_ray.text.cleanup import Entities
     from facttune_ray.training.model import GroupModel
     from facttune_ray.verifiers.entailment import Entailment
@@ -64,13 +64,13 @@ class Context:
         api = self.cfg.sampling.engine == "api"
         return engines.make(self.cfg, self.work.model_path, self.client if api else None)
 
-    async def sample(self, prompts: list[str], **settings: Any) -> list[list[Sample]]:
+    async def sample(self, request: SampleRequest) -> list[list[Sample]]:
         """`Sampler.sample`, awaited where the engine waits for a network."""
-        found = self.sampler.sample(prompts, **settings)
-        drawn = await found if isinstance(found, Awaitable) else found
-        counts = {"stage": self.work.stage, "run": self.cfg.run.name}
-        telemetry.count("samples", sum(map(len, drawn)), **counts)
-        return drawn
+        result = self.sampler.sample(request)
+        samples = await result if isinstance(result, Awaitable) else result
+        labels = {"stage": self.work.stage, "run": self.cfg.run.name}
+        telemetry.count("samples", sum(map(len, samples)), **labels)
+        return samples
 
     @functools.cached_property
     def articles(self) -> Articles:
@@ -95,25 +95,22 @@ class Context:
 
     @functools.cached_property
     def local_lm(self) -> LocalLM:
-        from facttune_ray.sampling.weights import local_weights
         from facttune_ray.verifiers.local_lm import LocalLM
 
-        return LocalLM(local_weights(self.cfg.verdicts.local_lm), **self._model_settings)
+        return LocalLM(self.cfg.verdicts.local_lm, **self._model_settings)
 
     @functools.cached_property
     def self_judge(self) -> LocalLM:
         """The model that wrote the responses, as a judge of its own facts."""
-        from facttune_ray.sampling.weights import local_weights, quantization
         from facttune_ray.verifiers.local_lm import LocalLM
 
-        cfg, device = self.cfg, "cuda" if self.cfg.sampling.gpus else "cpu"
-        more = quantization(cfg.sampling.quantize, cfg.model.dtype, device)
+        cfg = self.cfg
         return LocalLM(
-            local_weights(self.work.model_path),
+            self.work.model_path,
             dtype=cfg.model.dtype,
-            device=device,
+            device="cuda" if cfg.sampling.gpus else "cpu",
             batch_tokens=cfg.p_true.batch_tokens,
-            more=more,
+            quantize=cfg.sampling.quantize,
         )
 
     @functools.cached_property
@@ -131,16 +128,15 @@ class Context:
             quantize=cfg.lora.quantize,
             key="train.lora.quantize",
         )
-        return tokenizer, GroupModel(model.eval(), cfg.max_length)
+        return tokenizer, GroupModel(model, cfg.max_length)
 
     @functools.cached_property
     def entailment(self) -> Entailment:
-        from facttune_ray.sampling.weights import local_weights
         from facttune_ray.verifiers.entailment import Entailment
 
         cfg = self.cfg.classes
         return Entailment(
-            local_weights(cfg.nli_model),
+            cfg.nli_model,
             dtype=cfg.dtype,
             device="cuda" if cfg.gpus else "cpu",
             batch_tokens=cfg.batch_tokens,
@@ -148,10 +144,9 @@ class Context:
 
     @functools.cached_property
     def npm(self) -> NPM:
-        from facttune_ray.sampling.weights import local_weights
         from facttune_ray.verifiers.npm import NPM
 
-        return NPM(local_weights(self.cfg.verdicts.npm), **self._model_settings)
+        return NPM(self.cfg.verdicts.npm, **self._model_settings)
 
     @property
     def _device(self) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from facttune_ray.config import Config
 from facttune_ray.sampling import engines
-from facttune_ray.sampling.protocol import failure, texts
+from facttune_ray.sampling.protocol import SampleRequest, failure, texts
 from facttune_ray.stages.context import Context
 from facttune_ray.storage.schema import digest, seed_from
 from facttune_ray.text import entities
@@ -106,13 +106,15 @@ async def _sample(context: Context, asked: list[tuple[dict, str, str]]) -> None:
     counts = [max(1, n) for n in context.sampler.count_tokens([r["text"] for r in rows])]
     seed, snapshot = context.cfg.run.seed, context.work.snapshot
     sampled = await context.sample(
-        [prompt for _, prompt, _ in asked],
-        n=cfg.samples,
-        seeds=[seed_from(seed, snapshot, r["entity_id"]) for r in rows],
-        max_tokens=counts,
-        temperature=cfg.temperature,
-        top_p=cfg.top_p,
-        begun=[before for _, _, before in asked],
+        SampleRequest(
+            [prompt for _, prompt, _ in asked],
+            n=cfg.samples,
+            seeds=[seed_from(seed, snapshot, r["entity_id"]) for r in rows],
+            max_tokens=counts,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            beginnings=[before for _, _, before in asked],
+        )
     )
     for row, tokens, samples in zip(rows, counts, sampled, strict=True):
         row["tokens"] = tokens

@@ -11,7 +11,7 @@ from __future__ import annotations
 from facttune_ray.config import Config
 from facttune_ray.llm.replies import split_thoughts
 from facttune_ray.sampling import engines
-from facttune_ray.sampling.protocol import Sample, failure
+from facttune_ray.sampling.protocol import Sample, SampleRequest
 from facttune_ray.stages.context import Context
 from facttune_ray.storage.schema import digest, seed_from
 
@@ -34,12 +34,14 @@ async def run(context: Context, shard: int) -> list[dict]:
     out: list[dict] = []
     for n, chosen in _by_count(prompts, cfg).items():
         sampled = await context.sample(
-            [p["prompt"] for p in chosen],
-            n=n,
-            seeds=[seed_from(cfg.run.seed, snapshot, p["prompt_id"]) for p in chosen],
-            max_tokens=cfg.responses.max_tokens,
-            temperature=cfg.responses.temperature,
-            top_p=cfg.responses.top_p,
+            SampleRequest(
+                [p["prompt"] for p in chosen],
+                n=n,
+                seeds=[seed_from(cfg.run.seed, snapshot, p["prompt_id"]) for p in chosen],
+                max_tokens=cfg.responses.max_tokens,
+                temperature=cfg.responses.temperature,
+                top_p=cfg.responses.top_p,
+            )
         )
         for prompt, samples in zip(chosen, sampled, strict=True):
             out += [
@@ -48,13 +50,13 @@ async def run(context: Context, shard: int) -> list[dict]:
                     "response_id": digest(prompt["prompt_id"], snapshot, i),
                     "model": snapshot,
                     "sample": i,
-                    "text": s.text if s and s.error is None else None,
-                    "thoughts": s.thoughts or None if s else None,
-                    "tokens": s.tokens if s and s.error is None else None,
+                    "text": s.text if s.error is None else None,
+                    "thoughts": s.thoughts or None,
+                    "tokens": s.tokens if s.error is None else None,
                     "abstained": None,
-                    "error": s.error if s else failure(samples),
+                    "error": s.error,
                 }
-                for i, s in enumerate(apart(samples) or [None] * n)
+                for i, s in enumerate(apart(samples))
             ]
     return out
 

@@ -1,1 +1,1 @@
-"""Grouped DPO: losses, batches, reference, the Ray Train loop, export."""
+"""DPO on response groups: losses, batches, reference, the Ray Train worker, export."""

@@ -1,12 +1,13 @@
-"""Attention of the tokens of a pass: a response sees its prompt and itself.
+"""Attention of the tokens of a pass: a response attends to its prompt and to itself.
 
 An attention function of transformers, query [1, heads, N, D] -> [1, N, heads, D], for the N tokens
-of `training/passes.py`, which lie behind one another. A root (a prompt, or prompt and response)
-attends to itself, causally; a branch (a response behind a root) to the whole root and to itself.
+of a pass (`training/passes.py`), in one row. A root (a prompt, or prompt and response) attends
+causally to itself. A branch (a response behind a root) attends to the whole root and causally to
+itself.
 
-On a GPU in half precision one call of FlashAttention runs all of them, without padding: a branch's
-keys are its root's and its own, and causal masks end at the last key of each. Elsewhere tokens are
-unpacked into padded blocks of roots and of branches, two calls of SDPA.
+On a GPU in half precision, one call of FlashAttention runs all segments without padding: the keys
+of a branch are its root's keys and its own. Elsewhere the tokens are unpacked into padded blocks of
+roots and of branches, and SDPA is called twice.
 """
 
 from __future__ import annotations
@@ -39,23 +40,25 @@ def attend(
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`seen`: of `what_is_seen`. ValueError for what is not served: a window that some sequence
-    is longer than, softcaps, sinks."""
+    """`seen`: from `what_is_seen`. ValueError for a window that is shorter than a sequence, for
+    softcaps and for sinks, which are not supported."""
     if sliding_window is not None and sliding_window < groups.longest:
         raise ValueError(f"a window of {sliding_window}, sequences of {groups.longest}")
     if softcap is not None or s_aux is not None:
-        raise ValueError("softcaps and sinks of attention are not served")
+        raise ValueError("softcaps and sinks of attention are not supported")
     if seen is None:
         return _in_segments(query, key, value, groups, scaling)[None], None
-    if query.is_cuda and query.shape[1] != key.shape[1]:  # its kernels take no mask with fewer
-        each = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(each, dim=1) for x in (key, value))
+    if (
+        query.is_cuda and query.shape[1] != key.shape[1]
+    ):  # CUDA kernels with a mask need equal heads
+        per_group = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(per_group, dim=1) for x in (key, value))
     return _in_blocks(query, key, value, groups, seen, scaling), None
 
 
 def what_is_seen(passed: Pass, dtype: torch.dtype) -> torch.Tensor | None:
-    """[R, 1, T, L + T] bool: what a branch's token sees of its root and of its branch, for SDPA;
-    None: FlashAttention, which needs no mask."""
+    """[R, 1, T, L + T] bool: the tokens of its root and its branch that a branch's token attends
+    to, for SDPA. None: use FlashAttention, which needs no mask."""
     half = dtype in (torch.bfloat16, torch.float16)
     if half and passed.ids_N.is_cuda and torch.cuda.get_device_capability() >= (8, 0):
         return None
@@ -76,7 +79,7 @@ def _in_segments(
     q_NHD, k_NHD, v_NHD = (x[0].transpose(0, 1) for x in (query, key, value))
     where = (groups.look_K, groups.key_N, groups.shared_T, groups.keys_TJ)
     k_KHD, v_KHD = (Look.apply(x, *where) for x in (k_NHD, v_NHD))
-    found = varlen_attn(
+    out = varlen_attn(
         q_NHD,
         k_KHD,
         v_KHD,
@@ -88,15 +91,15 @@ def _in_segments(
         window_size=(-1, 0),  # causal
         enable_gqa=True,
     )
-    assert isinstance(found, torch.Tensor)  # without auxiliary outputs
-    return found
+    assert isinstance(out, torch.Tensor)  # no auxiliary outputs were requested
+    return out
 
 
 class Look(torch.autograd.Function):
-    """Tokens [N, H, D] -> keys [K, H, D] of all segments, or values.
+    """Tokens [N, H, D] -> keys or values [K, H, D] of all segments.
 
-    A shared token's gradient is the sum of its keys', in float32 and always in the same order:
-    indexing's own adds them up in half precision as they come.
+    The gradient of a shared token is the sum over its keys, in float32 and in a fixed order. The
+    gradient of plain indexing adds in half precision, in random order.
     """
 
     @staticmethod
@@ -122,27 +125,29 @@ def _in_blocks(
     seen_R1TK: torch.Tensor,
     scaling: float | None,
 ) -> torch.Tensor:
-    how: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    settings: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     where = (groups.root_AL, groups.branch_RT, groups.place_N)
     (q, q2), (k, k2), (v, v2) = (
         Unpack.apply(x[0].transpose(0, 1), *where) for x in (query, key, value)
     )
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    # padding stands right of a root, where causal attention never looks
-    found = scaled_dot_product_attention(q, k, v, is_causal=True, **how).transpose(1, 2)
+    # Padding is at the right of a root, where causal attention never looks.
+    roots = scaled_dot_product_attention(q, k, v, is_causal=True, **settings).transpose(1, 2)
     if not len(groups.branch_RT):
-        return Pack.apply(found, None, groups.place_N)[None]
+        return Pack.apply(roots, None, groups.place_N)[None]
     k = torch.cat([k.index_select(0, groups.root_of_R), k2.transpose(1, 2)], dim=2)
     v = torch.cat([v.index_select(0, groups.root_of_R), v2.transpose(1, 2)], dim=2)
-    branches = scaled_dot_product_attention(q2.transpose(1, 2), k, v, attn_mask=seen_R1TK, **how)
-    return Pack.apply(found, branches.transpose(1, 2), groups.place_N)[None]
+    branches = scaled_dot_product_attention(
+        q2.transpose(1, 2), k, v, attn_mask=seen_R1TK, **settings
+    )
+    return Pack.apply(roots, branches.transpose(1, 2), groups.place_N)[None]
 
 
 class Unpack(torch.autograd.Function):
     """Tokens [N, H, D] -> blocks [A, L, H, D] and [R, T, H, D].
 
-    A token has one place in them, and padding's gradient is 0, so the gradient is read from that
-    place: many times faster than indexing's own, which adds up.
+    A token has one place in the blocks and the gradient of padding is 0, so the gradient is read
+    from that place. This is many times faster than the gradient of plain indexing, which adds up.
     """
 
     @staticmethod
@@ -172,8 +177,8 @@ class Pack(torch.autograd.Function):
         counts = [shape[0] * shape[1] for shape in ctx.shapes]
         flat = grad_NHD.new_zeros(sum(counts), *grad_NHD.shape[1:])
         flat.index_copy_(0, place_N, grad_NHD)
-        found = [x.view(s) for x, s in zip(flat.split(counts), ctx.shapes, strict=True)]
-        return found[0], found[1] if len(found) > 1 else None, None
+        grads = [x.view(s) for x, s in zip(flat.split(counts), ctx.shapes, strict=True)]
+        return grads[0], grads[1] if len(grads) > 1 else None, None
 
 
 AttentionInterface.register(NAME, attend)

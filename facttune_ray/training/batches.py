@@ -1,4 +1,4 @@
-"""Rows of `groups` -> groups of token ids, and which of them an optimizer step takes.
+"""Groups of token ids from rows of tables, and the groups of each optimizer step.
 
 One row in (schema.GROUPS):
     {"prompt": "Write a biography of Mara Veldt.", "responses": ["Mara Veldt studied physics. ...",
@@ -9,7 +9,7 @@ One group out:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +40,12 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt and its responses as token ids, and what the limits cut off."""
+    """A prompt and its responses as token ids, truncated to the limits."""
 
     prompt: list[int]
     responses: list[list[int]]
-    cut_prompt: bool
-    cut_responses: int
+    cut_prompt: bool  # the prompt was truncated
+    cut_responses: int  # number of truncated responses
 
 
 def tokenize(
@@ -56,12 +56,12 @@ def tokenize(
     train: TrainConfig,
     chat: Chat = "auto",
 ) -> Tokens:
-    """A prompt longer than `train.max_prompt_length` keeps its end or start (`train.keep_prompt`);
-    a response loses what passes `train.max_length`, its end mark with it. UserError when a prompt
+    """A prompt longer than `train.max_prompt_length` keeps its end or start (`train.keep_prompt`).
+    A response is truncated to `train.max_length` and then has no end mark. UserError when a prompt
     leaves no room for a response."""
     ids = encode_prompt(tokenizer, prompt, chat)
-    most = train.max_prompt_length or len(ids)
-    kept = ids[-most:] if train.keep_prompt == "end" else ids[:most]
+    limit = train.max_prompt_length or len(ids)
+    kept = ids[-limit:] if train.keep_prompt == "end" else ids[:limit]
     room = train.max_length - len(kept)
     if room < 1:
         raise UserError(
@@ -72,27 +72,27 @@ def tokenize(
     full = [encode_response(tokenizer, text, end) for text in responses]
     return Tokens(
         kept,
-        [some[:room] for some in full],
+        [response[:room] for response in full],
         len(kept) < len(ids),
-        sum(len(some) > room for some in full),
+        sum(len(response) > room for response in full),
     )
 
 
 def group_of(row: Mapping[str, Any], groups: GroupsConfig) -> TokenGroup:
-    """A row of `reference` with its pairs, those that a file gave or else those of its rewards, and
-    with its masks."""
+    """The group of a row of `reference`, with its masks. Its pairs are those of a file, or else
+    follow from its rewards."""
     rewards, given, margin = row["rewards"], row.get("given_pairs"), groups.weights == "margin"
     if given is not None:
-        found, margin = [(win, lose) for win, lose in given], False
+        preferred, margin = [(win, lose) for win, lose in given], False
     else:
-        found = pairs(rewards, groups.threshold, groups.max_pairs)
+        preferred = pairs(rewards, groups.threshold, groups.max_pairs)
     win, lose = row.get("win_masks"), row.get("lose_masks")
     return TokenGroup(
         prompt_id=row["prompt_id"],
         prompt=row["prompt_tokens"],
         responses=row["response_tokens"],
-        pairs=found,
-        weights=[rewards[w] - rewards[x] if margin else 1.0 for w, x in found],
+        pairs=preferred,
+        weights=[rewards[w] - rewards[x] if margin else 1.0 for w, x in preferred],
         masks=None if win is None or lose is None else list(zip(win, lose, strict=True)),
     )
 
@@ -104,19 +104,14 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def steps_of(order: Sequence[int], pairs_G: Sequence[int], train: TrainConfig) -> list[list[int]]:
-    """Groups of each optimizer step of an epoch: `groups_per_step` of them, or with
-    `pairs_per_step` as few as hold so many pairs. The last step may be smaller."""
-    return list(_steps(order, pairs_G, train))
-
-
-def _steps(order: Sequence[int], pairs_G: Sequence[int], train: TrainConfig) -> Iterator[list[int]]:
-    step: list[int] = []
-    held = 0
+    """Groups of each optimizer step of an epoch: `groups_per_step` groups, or with `pairs_per_step`
+    the smallest number of groups with as many pairs. The last step may be smaller."""
+    steps: list[list[int]] = []
+    count = size = train.pairs_per_step or train.groups_per_step
     for g in order:
-        step.append(g)
-        held += pairs_G[g] if train.pairs_per_step else 1
-        if held >= (train.pairs_per_step or train.groups_per_step):
-            yield step
-            step, held = [], 0
-    if step:
-        yield step
+        if count >= size:
+            steps.append([])
+            count = 0
+        steps[-1].append(g)
+        count += pairs_G[g] if train.pairs_per_step else 1
+    return steps

@@ -1,4 +1,4 @@
-"""The README of an exported model: what it was tuned from, with what, and what came of it."""
+"""The model card of an exported model: its base model, settings and figures."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LIBRARIES = ("facttune_ray", "torch", "transformers", "deepspeed")
 def card(
     train: TrainConfig, start: str, figures: dict[str, float], sft: SFTConfig | None = None
 ) -> str:
-    """Markdown with the Hub's front matter. `start`: the model it was tuned from, as the user named
-    it; a folder is told by its name alone. `figures`: of the run, by name."""
+    """Markdown with the Hub's front matter. `start`: the model that was tuned, as the user named
+    it; of a folder, the card shows the name only. `figures`: of the run, by name."""
     hub = not Path(start).exists() and "://" not in start
     loss = "supervised tuning" if sft else train.loss
     settings = {
@@ -36,7 +36,7 @@ def card(
     front = ["library_name: transformers", "tags:", f"- {'sft' if sft else 'dpo'}", "- factuality"]
     if hub:
         front.insert(0, f"base_model: {start}")
-    named = start if hub else Path(start).name
+    base = start if hub else Path(start).name
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return "\n".join(
         [
@@ -44,9 +44,9 @@ def card(
             *front,
             "---",
             "",
-            f"# {named}, tuned for factuality",
+            f"# {base}, tuned for factuality",
             "",
-            f"`{named}` after {loss} on groups of its responses, rewarded by how true they are "
+            f"`{base}` after {loss} on groups of its responses, rewarded by how true they are "
             f"(FactTune, Tian et al. 2023, arXiv 2311.08401).",
             "",
             "| setting | |",

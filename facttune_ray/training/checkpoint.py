@@ -1,19 +1,20 @@
-"""A DeepSpeed engine <-> a checkpoint folder, whatever the number of workers and the ZeRO stage.
+"""Save and load the state of a DeepSpeed engine, for any number of workers and any ZeRO stage.
 
 in   engine  of ZeRO 0-3, its torch optimizer on the device or offloaded to the CPU; fp32 to fp16
-out  folder  one safetensors file a worker, then checkpoint.json, whose presence completes it
+out  folder  one safetensors file a worker, then checkpoint.json, which completes the checkpoint
 
-Every worker writes the elements that it holds already, so saving sends no tensor to anybody and
-no process ever has the whole model. A key says what of which parameter starts at which element:
+Every worker writes the elements that it holds, so saving sends no tensor between workers and no
+process holds the whole model. A key names a state, its first element, and the parameter:
 
      00001-of-00002.safetensors   "exp_avg|512|model.lm_head.weight"  float32 [512]
      checkpoint.json              {"format": 1, "optimizer": "AdamW", "files": {...: bytes},
                                    "shapes": {"model.lm_head.weight": [32, 32], ...},
                                    "steps": 2.0, "state": {"step": 2, "epoch": 0}, ...}
 
-Loading reads the spans that overlap with what a worker of the new engine holds. Weights are the
-optimizer's own (fp32 under bf16 and fp16). Left out: frozen parameters and buffers, which come
-with the model that the engine is built of, and random states: seeds derive from the step.
+Loading reads the spans that overlap with the elements of a worker of the new engine. Weights are
+those of the optimizer (fp32 under bf16 and fp16). Not stored: frozen parameters and buffers, which
+come with the model that the engine is built from, and random states, because seeds derive from the
+step.
 """
 
 from __future__ import annotations
@@ -32,34 +33,34 @@ from facttune_ray.errors import UserError
 from facttune_ray.training.collectives import together
 
 FORMAT, INDEX = 1, "checkpoint.json"
-WEIGHT = "weight"  # beside the optimizer's names of its states
-COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # of the engine
-SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of fp16's loss
+WEIGHT = "weight"  # the name of the weights, beside the names of the optimizer's states
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # attributes of the engine
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of fp16's loss scaler
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of one parameter's elements that this worker holds."""
+    """Consecutive elements of one parameter that this worker holds."""
 
     name: str  # of the parameter in engine.module
-    start: int  # its first element, in the flattened parameter
+    start: int  # first element, in the flattened parameter
     numel: int
     home: Any  # the tensor that the torch optimizer steps; its key in optimizer.state
-    offset: int  # of the run in the flattened home
+    offset: int  # first element, in the flattened home
 
     def of(self, tensor: Any) -> Any:
-        """The run in home, or in a state of home's shape: a view [numel]."""
+        """These elements of home, or of a state with home's shape: a view [numel]."""
         return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What an engine trains, and what of it this worker holds."""
+    """The trained parameters of an engine, and the pieces that this worker holds."""
 
-    shapes: dict[str, list[int]]  # every trained parameter, whole
+    shapes: dict[str, list[int]]  # full shape of every trained parameter
     pieces: list[Piece]
     homes: list[Any]
-    replicated: bool  # every worker holds everything
+    replicated: bool  # every worker holds all parameters
 
 
 class Span(NamedTuple):
@@ -74,9 +75,9 @@ class Span(NamedTuple):
 def save(engine: Any, folder: str, state: dict[str, Any]) -> None:
     """Write a checkpoint; every worker calls it, between two optimizer steps.
 
-    `state` is the caller's, plain JSON (step, epoch, position, best figures), the same on every
-    worker. A checkpoint that was in the folder is gone at once. UserError on all workers when one
-    cannot write.
+    `state`: the caller's progress as plain JSON (step, epoch, best figures), the same on every
+    worker. A checkpoint that is in the folder is deleted first. UserError on all workers when one
+    worker cannot write.
     """
     import torch.distributed as dist
     from safetensors.torch import save_file
@@ -96,7 +97,7 @@ def save(engine: Any, folder: str, state: dict[str, Any]) -> None:
         "scaler": {k: v for k, v in _scaler(engine).items() if k in SCALER},
         "state": state,
     }
-    json.dumps(index)  # what JSON cannot hold fails before anything is deleted
+    json.dumps(index)  # raise for values that JSON cannot hold, before anything is deleted
 
     def clear() -> None:
         here.mkdir(parents=True, exist_ok=True)
@@ -110,9 +111,9 @@ def save(engine: Any, folder: str, state: dict[str, Any]) -> None:
             start, stop = 0, piece.numel
             if layout.replicated:
                 start, stop = (piece.numel * r // world for r in (rank, rank + 1))
-            for what in (WEIGHT, *states) if start < stop else ():
-                values = piece.of(_tensor(optimizer, piece.home, what))
-                tensors[f"{what}|{piece.start + start}|{piece.name}"] = values[start:stop]
+            for name in (WEIGHT, *states) if start < stop else ():
+                values = piece.of(_tensor(optimizer, piece.home, name))
+                tensors[f"{name}|{piece.start + start}|{piece.name}"] = values[start:stop]
         path = here / f"{rank:05d}-of-{world:05d}.safetensors"
         save_file(tensors, path)
         _sync(path)
@@ -134,11 +135,11 @@ def save(engine: Any, folder: str, state: dict[str, Any]) -> None:
 
 
 def load(engine: Any, folder: str) -> dict[str, Any]:
-    """Set weights, optimizer, scheduler and counters; every worker calls it. -> the caller's state
+    """Set weights, optimizer, scheduler and counters; return the `state` that `save` was given.
 
-    Nothing is changed, and all workers raise UserError, when the folder is no checkpoint, is of
-    another model or optimizer, or when a file is missing or torn. Learning rate and the other
-    numbers of the optimizer's groups are the checkpoint's.
+    Every worker calls it. If the folder is no checkpoint, if the model or the optimizer differs, or
+    if a file is missing or torn, all workers raise UserError and nothing is changed. Learning rate
+    and the other numbers of the optimizer's groups are set from the checkpoint.
     """
     from safetensors import safe_open
 
@@ -148,11 +149,11 @@ def load(engine: Any, folder: str) -> dict[str, Any]:
         index = _read(folder)
         _check_same(folder, index, engine, layout)
         spans = _spans(folder, index)
-        for piece, what in product(layout.pieces, (WEIGHT, *index["states"])):
-            held = sum(b - a for _, a, b in _overlaps(piece, spans[what, piece.name]))
-            if held != piece.numel:
+        for piece, name in product(layout.pieces, (WEIGHT, *index["states"])):
+            stored = sum(b - a for _, a, b in _overlaps(piece, spans[name, piece.name]))
+            if stored != piece.numel:
                 raise UserError(
-                    f"{folder}: holds {held} of the {piece.numel} elements of {what} of "
+                    f"{folder}: holds {stored} of the {piece.numel} elements of {name} of "
                     f'"{piece.name}" from {piece.start} on: take another checkpoint'
                 )
         return index, spans
@@ -162,11 +163,11 @@ def load(engine: Any, folder: str) -> dict[str, Any]:
     with ExitStack() as stack:
         opened = {name: safe_open(Path(folder) / name, framework="pt") for name in index["files"]}
         files = {name: stack.enter_context(file) for name, file in opened.items()}
-        for piece, what in product(layout.pieces, (WEIGHT, *index["states"])):
-            values = piece.of(_tensor(optimizer, piece.home, what))
-            for span, a, b in _overlaps(piece, spans[what, piece.name]):
-                found = files[span.file].get_slice(span.key)[a - span.start : b - span.start]
-                values[a - piece.start : b - piece.start].copy_(found)
+        for piece, name in product(layout.pieces, (WEIGHT, *index["states"])):
+            values = piece.of(_tensor(optimizer, piece.home, name))
+            for span, a, b in _overlaps(piece, spans[name, piece.name]):
+                stored = files[span.file].get_slice(span.key)[a - span.start : b - span.start]
+                values[a - piece.start : b - piece.start].copy_(stored)
     for group, numbers in zip(optimizer.param_groups, index["groups"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()})
     if engine.lr_scheduler:
@@ -179,7 +180,7 @@ def load(engine: Any, folder: str) -> dict[str, Any]:
 
 
 def _layout(engine: Any) -> Layout:
-    """Where DeepSpeed keeps the weights that the optimizer steps, for each of its wrappers."""
+    """Find the weights that the optimizer steps, in each of DeepSpeed's optimizer wrappers."""
     wrapper, stage = engine.optimizer, engine.zero_optimization_stage()
     names = {id(p): name for name, p in engine.module.named_parameters()}
     if getattr(wrapper, "swap_optimizer", False):
@@ -187,16 +188,16 @@ def _layout(engine: Any) -> Layout:
             "deepspeed: optimizer states on NVMe cannot be checkpointed: set "
             'zero_optimization.offload_optimizer.device to "cpu"'
         )
-    held: Iterable[Piece]
+    pieces: Iterable[Piece]
     if stage == 3:
         params, homes = wrapper.fp16_groups, wrapper.fp32_partitioned_groups_flat
-        held = (_partition_z3(wrapper, p, names) for group in params for p in group)
+        pieces = (_partition_z3(wrapper, p, names) for group in params for p in group)
     elif hasattr(wrapper, "single_partition_of_fp32_groups"):  # ZeRO 1 and 2
         params, homes = wrapper.bit16_groups, wrapper.single_partition_of_fp32_groups
-        held = _fragments(params, homes, names)
+        pieces = _fragments(params, homes, names)
     elif hasattr(wrapper, "fp32_groups_flat_partition"):  # ZeRO 1, bf16 with fp32 gradients
         params, homes = wrapper.bf16_groups, wrapper.fp32_groups_flat_partition
-        held = _fragments(params, homes, names)
+        pieces = _fragments(params, homes, names)
     else:  # ZeRO 0: under bf16 a wrapper has the fp32 copies
         groups = [g["params"] for g in engine.basic_optimizer.param_groups]
         trained = [p for g in groups for p in g if p.requires_grad and p.numel()]
@@ -204,15 +205,15 @@ def _layout(engine: Any) -> Layout:
         params = [trained] if plain else wrapper.fp16_groups
         homes = trained if plain else [copy for g in wrapper.fp32_groups for copy in g]
         flat = [p for g in params for p in g]
-        held = (
+        pieces = (
             Piece(names[id(p)], 0, p.numel(), home, 0) for p, home in zip(flat, homes, strict=True)
         )
     shapes = {names[id(p)]: list(getattr(p, "ds_shape", p.shape)) for g in params for p in g}
-    return Layout(shapes, [p for p in held if p.numel > 0], list(homes), replicated=stage == 0)
+    return Layout(shapes, [p for p in pieces if p.numel > 0], list(homes), replicated=stage == 0)
 
 
 def _fragments(params: list[Any], homes: list[Any], names: dict[int, str]) -> Iterator[Piece]:
-    """ZeRO 1 and 2: a parameter lies whole, in part or not at all in this worker's flat home."""
+    """ZeRO 1 and 2: all, some or no elements of a parameter are in this worker's flat home."""
     for group, home in zip(params, homes, strict=True):
         for p in group:
             if (m := p._hp_mapping) is not None:
@@ -221,7 +222,7 @@ def _fragments(params: list[Any], homes: list[Any], names: dict[int, str]) -> It
 
 
 def _partition_z3(wrapper: Any, p: Any, names: dict[int, str]) -> Piece:
-    """ZeRO 3: equal parts of every parameter; the last ones may be padding, in part or whole."""
+    """ZeRO 3: equal parts of every parameter; the last parts may hold padding."""
     group, offset, size = wrapper.grad_position[wrapper.get_param_id(p)]
     start = size * wrapper._get_param_partition_rank(p)
     numel = min(size, p.ds_numel - start)
@@ -229,16 +230,16 @@ def _partition_z3(wrapper: Any, p: Any, names: dict[int, str]) -> Piece:
 
 
 def _scaler(engine: Any) -> dict[str, Any]:
-    """The attributes of what scales fp16's loss; none where nothing does."""
-    found = getattr(engine.optimizer, "loss_scaler", None)
-    return vars(found) if getattr(found, "dynamic", False) else {}
+    """The attributes of fp16's dynamic loss scaler; {} without a scaler."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return vars(scaler) if getattr(scaler, "dynamic", False) else {}
 
 
 def _refresh(engine: Any) -> None:
-    """Copy the optimizer's weights to those that the model computes with, as a step does."""
+    """Copy the optimizer's weights to the weights that the model computes with, as a step does."""
     wrapper = engine.optimizer
     if engine.zero_optimization_stage() == 3:
-        wrapper._partition_all_parameters()  # one gathered now would keep its old values
+        wrapper._partition_all_parameters()  # a gathered parameter would keep its old values
         for group in range(len(wrapper.fp32_partitioned_groups_flat)):
             wrapper._reassign_or_swap_out_partitioned_parameters(group)
     elif hasattr(wrapper, "update_lp_params"):
@@ -249,30 +250,31 @@ def _refresh(engine: Any) -> None:
                 p.data.copy_(copy.data)
 
 
-def _tensor(optimizer: Any, home: Any, what: str) -> Any:
-    """The weights or a state of a home; 0 where a parameter never had a gradient."""
-    if what == WEIGHT:
+def _tensor(optimizer: Any, home: Any, name: str) -> Any:
+    """The weights or a state of a home; zeros if the parameter never had a gradient."""
+    if name == WEIGHT:
         return home
-    found = optimizer.state.get(home, {}).get(what)
-    return home.detach().new_zeros(home.shape) if found is None else found
+    state = optimizer.state.get(home, {}).get(name)
+    return home.detach().new_zeros(home.shape) if state is None else state
 
 
 def _state_names(optimizer: Any, homes: list[Any]) -> list[str]:
-    """States of one value an element; none before the first step."""
-    found = ((k, v, h) for h in homes for k, v in optimizer.state.get(h, {}).items())
-    return sorted({k for k, v, h in found if k != "step" and getattr(v, "shape", 0) == h.shape})
+    """The states with one value an element; [] before the first step."""
+    states = ((k, v, h) for h in homes for k, v in optimizer.state.get(h, {}).items())
+    return sorted({k for k, v, h in states if k != "step" and getattr(v, "shape", 0) == h.shape})
 
 
 def _steps(optimizer: Any, homes: list[Any]) -> float:
-    """The optimizer's own count of steps, which AdamW's bias correction takes."""
+    """The optimizer's count of steps, which AdamW's bias correction uses."""
     return max((float(optimizer.state.get(h, {}).get("step", 0)) for h in homes), default=0.0)
 
 
 def _make_states(optimizer: Any, homes: list[Any], index: dict[str, Any]) -> None:
-    """Give every home the checkpoint's states, as the first step would, and its count of steps."""
+    """Create the checkpoint's states for every home, as the first step would, and set the count of
+    steps."""
     import torch
 
-    if not index["states"]:  # saved before the first step, which makes its states itself
+    if not index["states"]:  # saved before the first step, which creates the states
         return optimizer.state.clear()
     on_device = any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
     for home in homes:
@@ -284,20 +286,19 @@ def _make_states(optimizer: Any, homes: list[Any], index: dict[str, Any]) -> Non
 
 
 def _kind(optimizer: Any) -> str:
-    """`AdamW`, `RMSprop centered`: what decides which states there are."""
+    """`AdamW`, `RMSprop centered`: the class and the flags that decide which states exist."""
     flags = (f for f in ("amsgrad", "centered") if optimizer.param_groups[0].get(f))
     return " ".join([type(optimizer).__name__, *flags])
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, Any]:
-    """lr, betas, weight decay: what a scheduler may have changed."""
-
-    kinds = {k: {type(x) for x in (v if isinstance(v, tuple) else (v,))} for k, v in group.items()}
-    return {name: group[name] for name, found in kinds.items() if found <= {int, float}}
+    """The numbers of a parameter group, such as lr, betas, weight decay."""
+    types = {k: {type(x) for x in (v if isinstance(v, tuple) else (v,))} for k, v in group.items()}
+    return {name: group[name] for name, kinds in types.items() if kinds <= {int, float}}
 
 
 def _read(folder: str) -> dict[str, Any]:
-    """checkpoint.json, once the files that it lists are found to be there, whole."""
+    """The contents of checkpoint.json. UserError unless all files that it lists are complete."""
     path = Path(folder) / INDEX
     try:
         index = json.loads(path.read_text())
@@ -307,18 +308,18 @@ def _read(folder: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{folder}: no checkpoint: {INDEX} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path}: not a checkpoint's: {type(e).__name__} {e}") from None
+        raise UserError(f"{path}: not the index of a checkpoint: {type(e).__name__} {e}") from None
     for name, size in files:
         file = Path(folder) / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            is_now = "is missing" if found is None else f"is torn: {found} bytes of {size}"
-            raise UserError(f"{file} {is_now}: take another checkpoint")
+        actual = file.stat().st_size if file.is_file() else None
+        if actual != size:
+            problem = "is missing" if actual is None else f"is torn: {actual} bytes of {size}"
+            raise UserError(f"{file} {problem}: take another checkpoint")
     return index
 
 
 def _spans(folder: str, index: dict[str, Any]) -> dict[tuple[str, str], list[Span]]:
-    """(what, parameter) -> where its elements lie; reads only the files' headers."""
+    """(state, parameter) -> the spans of its elements; reads only the headers of files."""
     from safetensors import SafetensorError, safe_open
 
     spans: dict[tuple[str, str], list[Span]] = defaultdict(list)
@@ -326,16 +327,17 @@ def _spans(folder: str, index: dict[str, Any]) -> dict[tuple[str, str], list[Spa
         try:
             with safe_open(Path(folder) / name, framework="pt") as file:
                 for key in file.keys():
-                    what, start, parameter = key.split("|", 2)
+                    state, start, parameter = key.split("|", 2)
                     stop = int(start) + file.get_slice(key).get_shape()[0]
-                    spans[what, parameter].append(Span(int(start), stop, name, key))
+                    spans[state, parameter].append(Span(int(start), stop, name, key))
         except (SafetensorError, ValueError) as e:
             raise UserError(f"{folder}/{name} is torn: {e}: take another checkpoint") from None
     return spans
 
 
 def _overlaps(piece: Piece, spans: list[Span]) -> Iterator[tuple[Span, int, int]]:
-    """(span, first, last + 1): what of a piece the spans hold, in elements of the parameter."""
+    """(span, first, last + 1): elements of the piece that each span holds, numbered as in the
+    parameter."""
     for span in spans:
         a, b = max(piece.start, span.start), min(piece.start + piece.numel, span.stop)
         if a < b:
@@ -348,23 +350,23 @@ def _check_same(folder: str, index: dict[str, Any], engine: Any, layout: Layout)
         if theirs.get(name) != ours.get(name):
             raise UserError(
                 f'{folder}: of another model: "{name}" is {theirs.get(name, "missing")} there '
-                f"and {ours.get(name, 'missing')} here: start anew in another folder"
+                f"and {ours.get(name, 'missing')} here: start again in another folder"
             )
     kind = _kind(engine.basic_optimizer)
     if index["optimizer"] != kind:
         raise UserError(
             f"{folder}: of the optimizer {index['optimizer']}, this run has {kind}: "
-            f"set train.optimizer back, or start anew in another folder"
+            f"set train.optimizer back, or start again in another folder"
         )
     groups = len(engine.basic_optimizer.param_groups)
     if len(index["groups"]) != groups or bool(index["scheduler"]) != bool(engine.lr_scheduler):
         raise UserError(
             f"{folder}: of a run with other parameter groups or another schedule: "
-            f"set them back, or start anew in another folder"
+            f"set them back, or start again in another folder"
         )
 
 
 def _sync(path: Path) -> None:
-    """Onto the disk, so that a file of the right length has the right content after a crash."""
+    """Flush a file to disk, so that after a crash a file of the right length has its content."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What the workers of a training do together: agree that all could, add up, find the most."""
+"""Operations across the workers of a training: fail together, sums, maxima."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ T = TypeVar("T")
 
 
 def together(do: Callable[[], T], cannot: str) -> T:
-    """Do it on every worker and wait for all. -> this worker's result
+    """Call `do` on every worker, wait for all, and return this worker's result.
 
-    What one of them cannot do is a UserError on all: none waits for a worker that gave up.
+    If it fails with a UserError or OSError on one worker, all workers raise UserError, so that no
+    worker waits for a worker that failed. `cannot`: the start of the message for an OSError.
     """
     import torch.distributed as dist
 
-    wrong = None
+    error = None
     try:
         result = do()
     except UserError as e:
-        wrong = str(e)
+        error = str(e)
     except OSError as e:
-        wrong = f"{cannot}: {e}"
-    said: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(said, wrong)
-    if errors := [w for w in said if w]:
-        raise UserError(errors[0])
+        error = f"{cannot}: {e}"
+    errors: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    if first := next(filter(None, errors), None):
+        raise UserError(first)
     return result
 
 
-def most(first: int, passes: int, device: Any) -> tuple[int, int]:
-    """The most of all workers: every forward and backward is one that all take part in."""
+def maxima(counts: list[int], device: Any) -> list[int]:
+    """The maximum of each count over all workers: all must take part in every forward."""
     import torch
     import torch.distributed as dist
 
-    counts = torch.tensor([first, passes], device=device)
-    dist.all_reduce(counts, op=dist.ReduceOp.MAX)
-    return int(counts[0]), int(counts[1])
+    total = torch.tensor(counts, device=device)
+    dist.all_reduce(total, op=dist.ReduceOp.MAX)
+    return total.tolist()
 
 
 def sums(values: list[float], device: Any) -> list[float]:
-    """Over all workers, whose shares of the step's weights add up to 1."""
+    """The sum of each value over all workers."""
     import torch
     import torch.distributed as dist
 

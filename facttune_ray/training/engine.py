@@ -1,12 +1,12 @@
-"""A training job -> a DeepSpeed engine, ready to step.
+"""Build the DeepSpeed engine of a training job.
 
     deepspeed_config(TrainConfig(deepspeed="zero2", clip=1.0))            the driver
     ->  {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, ...}
     tokenizer, engine, model = build(job, steps=60, device=device)        every worker
     model(passed)           log p of a pass's response tokens (training/model.py)
 
-A user's own JSON file says what DeepSpeed alone knows: stage, offload, buckets. What TrainConfig
-decides it must leave out, so that no setting has two values.
+A DeepSpeed JSON file holds settings that only DeepSpeed has: stage, offload, buckets. It must not
+hold settings that TrainConfig has, so that no setting has two values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from facttune_ray.training.collectives import together
 if TYPE_CHECKING:
     from facttune_ray.training.job import TrainJob
 
-# what a DeepSpeed file must leave out, and what decides it
+# Keys that a DeepSpeed file must not have -> the setting that decides them.
 DECIDED = {
     "optimizer": "train.optimizer",
     "scheduler": "train.schedule",
@@ -42,33 +42,35 @@ OFFLOADS = ("offload_param", "offload_optimizer")
 
 def deepspeed_config(train: TrainConfig) -> dict[str, Any]:
     """Settings of DeepSpeed: the file that `train.deepspeed` names, in conf/deepspeed or by path,
-    and what TrainConfig decides. UserError names the file and the key."""
+    with the settings of TrainConfig. UserError names the file and the key."""
     known = {p.stem: p for p in (conf_dir() / "deepspeed").glob("*.json")}
     name = train.deepspeed
     path = known.get(name) or Path(name)
     if not path.is_file():
         raise UserError(
-            f'train.deepspeed="{name}": no such file, and no name in conf/deepspeed: '
+            f'train.deepspeed="{name}": no such file, and not a name in conf/deepspeed: '
             f"{', '.join(sorted(known))}.{did_you_mean(name, known).partition(' Known')[0]}"
         )
     try:
-        found = json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise UserError(f"{path}: not JSON: {e}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("zero_optimization", {}), dict):
+    if not isinstance(settings, dict) or not isinstance(
+        settings.get("zero_optimization", {}), dict
+    ):
         raise UserError(
             f'{path}: must be a JSON object like {{"zero_optimization": {{"stage": 2}}}}'
         )
-    zero = found.get("zero_optimization", {})
+    zero = settings.get("zero_optimization", {})
     if zero.get("stage", 0) not in (0, 1, 2, 3):
-        raise UserError(f"{path}: zero_optimization.stage={zero['stage']!r}: it is 0, 1, 2 or 3")
+        raise UserError(f"{path}: zero_optimization.stage={zero['stage']!r}: must be 0, 1, 2 or 3")
     for part in OFFLOADS:
         if not isinstance(zero.get(part) or {}, dict):
             raise UserError(
                 f"{path}: zero_optimization.{part}={zero[part]!r}: must be an object like "
                 f'{{"device": "cpu"}}'
             )
-    for key in found:
+    for key in settings:
         if key in DECIDED:
             raise UserError(f'{path}: leave out "{key}": {DECIDED[key]} decides it')
     if train.dtype == "float16" and not zero.get("stage"):
@@ -78,22 +80,22 @@ def deepspeed_config(train: TrainConfig) -> dict[str, Any]:
         )
     if train.lora.quantize != "none" and zero.get("stage") == 3:
         raise UserError(
-            f"{path}: ZeRO 3 cannot share out weights of train.lora.quantize="
+            f"{path}: ZeRO 3 cannot partition weights of train.lora.quantize="
             f"{train.lora.quantize}: set train.deepspeed=zero2, or train.lora.quantize=none"
         )
-    if states_on_nvme(found) and (train.save_every or train.best != "none"):
+    if states_on_nvme(settings) and (train.save_every or train.best != "none"):
         raise UserError(
             f"{path}: optimizer states on NVMe cannot be checkpointed: set their device to "
             f'"cpu", or train.save_every=0 and train.best=none'
         )
     return {"steps_per_print": 10**9, "wall_clock_breakdown": False} | {
-        **found,
+        **settings,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": train.clip,
         "bf16": {"enabled": train.dtype == "bfloat16"},
-        # the loss scale halves at once when gradients overflow: the same rule in every ZeRO stage
+        # Halve the loss scale as soon as gradients overflow, in every ZeRO stage.
         "fp16": {"enabled": train.dtype == "float16", "initial_scale_power": 16, "hysteresis": 1},
-        "zero_allow_untested_optimizer": True,  # torch's own
+        "zero_allow_untested_optimizer": True,  # torch's optimizers
         "zero_force_ds_cpu_optimizer": False,
     }
 
@@ -101,9 +103,9 @@ def deepspeed_config(train: TrainConfig) -> dict[str, Any]:
 def build(job: TrainJob, steps: int, device: Any) -> tuple[Any, Any, Any]:
     """(tokenizer, engine, GroupModel); every worker of a process group calls it.
 
-    `steps`: optimizer steps of the whole run, for the schedule. Dropout is off and stays off:
-    log-probabilities are compared with stored ones, and some passes run twice. UserError when
-    this machine or this model cannot do what the job asks for.
+    `steps`: optimizer steps of the whole run, for the schedule. Dropout is off, because
+    log-probabilities are compared with stored log-probabilities, and some passes run twice.
+    UserError when the machine or the model does not support the job's settings.
     """
     if not job.train.gpus:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -114,14 +116,14 @@ def build(job: TrainJob, steps: int, device: Any) -> tuple[Any, Any, Any]:
 
     cfg = job.train
     sharded = job.deepspeed.get("zero_optimization", {}).get("stage") == 3
-    # only inference uses this operator, and building it would need a C++ compiler
+    # Building this operator would need a C++ compiler, and only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
     def prepare() -> tuple[Any, Any]:
         _check_precision(cfg.dtype, deepspeed.get_accelerator())
         _check_settings(job)
         torch.manual_seed(job.seed)
-        # ZeRO 3 is for weights that no device holds whole: its parts leave the host's memory
+        # With ZeRO 3 no device holds all weights: load them into the host's memory.
         tokenizer, lm = _load(job, "cpu" if sharded else device)
         if cfg.recompute:
             recompute_layers(lm)
@@ -130,25 +132,25 @@ def build(job: TrainJob, steps: int, device: Any) -> tuple[Any, Any, Any]:
         return tokenizer, lm
 
     tokenizer, lm = together(prepare, f"{job.model}: cannot be loaded")
-    trained = optimizer(cfg, lm)
+    torch_optimizer = optimizer(cfg, lm)
     model = GroupModel(lm.eval(), cfg.max_length)
     if sharded:
         deepspeed.zero.Init(module=model, config_dict_or_path=job.deepspeed)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=trained,
+        optimizer=torch_optimizer,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(
-            trained, lambda step: learning_rate(cfg, step, steps)
+            torch_optimizer, lambda step: learning_rate(cfg, step, steps)
         ),
         config=job.deepspeed,
     )
-    _unstep(engine)
+    _undo_first_step(engine)
     engine.eval()
     return tokenizer, engine, model
 
 
 def learning_rate(cfg: TrainConfig, step: int, steps: int) -> float:
-    """Factor on `train.lr` at a step (from 0): linear warm-up, then constant or down to 0."""
+    """Factor on `train.lr` at a step (from 0): linear warm-up, then constant or a decay to 0."""
     warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     left = 1 - step / steps
     kinds = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
@@ -156,13 +158,14 @@ def learning_rate(cfg: TrainConfig, step: int, steps: int) -> float:
 
 
 def optimizer(cfg: TrainConfig, lm: Any) -> Any:
-    """torch's optimizer over what is trained. Weight decay is for matrices: not for norms and
-    biases, which are vectors."""
+    """torch's optimizer of the trained parameters. Weight decay applies to matrices, not to norms
+    and biases, which are vectors."""
     import torch
 
     kinds = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}
     trained = [p for p in lm.parameters() if p.requires_grad]
-    matrices, vectors = ([p for p in trained if (p.ndim > 1) is big] for big in (True, False))
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim <= 1]
     groups = [
         {"params": params, "weight_decay": decay}
         for params, decay in ((matrices, cfg.weight_decay), (vectors, 0.0))
@@ -172,9 +175,9 @@ def optimizer(cfg: TrainConfig, lm: Any) -> Any:
 
 
 def recompute_layers(lm: Any) -> None:
-    """Keep a layer's input alone, and run the layer again for its gradients. In place.
+    """Keep only the input of each layer, and run the layer again for its gradients. In place.
 
-    Not by transformers' own switch, which needs the model in training mode, with its dropout.
+    transformers' own gradient checkpointing needs training mode, which turns dropout on.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -185,21 +188,21 @@ def recompute_layers(lm: Any) -> None:
             f"false, and lower train.pass_tokens instead"
         )
     for layer in layers:
-        layer.forward = functools.partial(_again, layer.forward)
+        layer.forward = functools.partial(_recomputed, layer.forward)
 
 
-def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     import torch
     from torch.utils.checkpoint import checkpoint
 
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    # nothing in a layer is random
+    # Layers have no random operation, so no random state is kept.
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def grad_norm(engine: Any) -> float | None:
-    """Of the step that comes; None where DeepSpeed's optimizer finds it itself, in its step."""
+    """The norm of the current gradients; None if DeepSpeed's optimizer computes it in its step."""
     import torch
 
     if engine.optimizer is not engine.basic_optimizer:
@@ -208,9 +211,9 @@ def grad_norm(engine: Any) -> float | None:
     return float(torch.nn.utils.get_total_norm(grads))
 
 
-def _unstep(engine: Any) -> None:
-    """Undo the step with gradients of 0 that DeepSpeed makes of ZeRO 0 in bfloat16 to have the
-    optimizer's states: it moves weights that decay, and Adam's first step is then its second."""
+def _undo_first_step(engine: Any) -> None:
+    """With ZeRO 0 in bfloat16, DeepSpeed takes a step with zero gradients to create the optimizer's
+    states. Undo it: weight decay has moved weights, and Adam would count one step too many."""
     if not hasattr(engine.optimizer, "fp32_groups"):
         return
     engine.basic_optimizer.state.clear()
@@ -231,9 +234,10 @@ def _load(job: TrainJob, device: Any) -> tuple[Any, Any]:
 
 
 def _check_precision(dtype: str, accelerator: Any) -> None:
-    can = {"float16": accelerator.is_fp16_supported, "bfloat16": accelerator.is_bf16_supported}
-    if dtype in can and not can[dtype]():
-        other = next((d for d in ("bfloat16", "float16") if d != dtype and can[d]()), "float32")
+    supports = {"float16": accelerator.is_fp16_supported, "bfloat16": accelerator.is_bf16_supported}
+    if dtype in supports and not supports[dtype]():
+        others = (d for d in ("bfloat16", "float16") if d != dtype and supports[d]())
+        other = next(others, "float32")
         raise UserError(
             f"train.dtype={dtype}: {accelerator.device_name()} of this machine cannot compute it: "
             f"set {other}"
@@ -241,7 +245,7 @@ def _check_precision(dtype: str, accelerator: Any) -> None:
 
 
 def _check_settings(job: TrainJob) -> None:
-    """That DeepSpeed takes them, and that the NVMe drives they name are there, on this machine."""
+    """UserError unless DeepSpeed accepts its settings and their NVMe folders exist here."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
@@ -269,7 +273,7 @@ def _check_settings(job: TrainJob) -> None:
 
 
 def states_on_nvme(settings: dict[str, Any]) -> bool:
-    """Whether the optimizer's states lie where no checkpoint can take them from."""
+    """Whether the optimizer's states are on NVMe, where checkpoints cannot read them."""
     return _offload(settings, "offload_optimizer").get("device") == "nvme"
 
 

@@ -1,10 +1,10 @@
-"""Weights of a DeepSpeed engine -> folders that transformers and peft load.
+"""Write the weights of a DeepSpeed engine as folders that transformers and peft load.
 
     model/    Hugging Face folder: safetensors, tokenizer, generation settings, model card
-    adapter/  with LoRA, beside it: the adapter alone, for peft; model/ has it merged
+    adapter/  with LoRA: the adapter alone, for peft; in model/ it is merged
 
-The parameters of one layer are gathered at a time, so the only whole copy is the first worker's,
-in its host's memory.
+The parameters are gathered layer by layer, so the only whole copy is in the memory of the first
+worker's host.
 """
 
 from __future__ import annotations
@@ -33,26 +33,27 @@ def export(
     figures: dict[str, float],
     sft: SFTConfig | None = None,
 ) -> None:
-    """Write the folder `out`, and `adapter` beside it, each whole or not at all, in `train.dtype`.
+    """Write the folder `out`, and `adapter` beside it, in `train.dtype`. A folder appears when it
+    is complete.
 
-    Every worker calls it; the first writes. `start`: the model that was tuned, as the user named
-    it; `figures`: for the model card. UserError on all workers when the disk does not take it.
+    Every worker calls it; the first worker writes. `start`: the model that was tuned, as the user
+    named it; `figures`: for the model card. UserError on all workers when it cannot be written.
     """
     lm = engine.module.lm
-    found = gathered(engine, lm, rank, only_trained=bool(train.lora.rank))
+    parameters = gathered(engine, lm, rank, only_trained=bool(train.lora.rank))
 
     def write() -> None:
         from facttune_ray.sampling.weights import DTYPES, load
 
         if rank:
             return
-        plain, weights = lm, {k: v.to(DTYPES[train.dtype]) for k, v in found.items()}
-        if train.lora.rank:  # onto what training began with, also where it trained on 4 bits of it
+        plain, weights = lm, {k: v.to(DTYPES[train.dtype]) for k, v in parameters.items()}
+        if train.lora.rank:  # merge into the unquantised model that training began with
             plain = load(start, train.dtype)[1]
-            weights = merged(plain.state_dict(), found, train.lora.alpha / train.lora.rank)
-            with _appearing(Path(out).parent / "adapter") as folder:
-                _write_adapter(folder, found, train, start)
-        with _appearing(Path(out)) as folder:
+            weights = merged(plain.state_dict(), parameters, train.lora.alpha / train.lora.rank)
+            with _completed(Path(out).parent / "adapter") as folder:
+                _write_adapter(folder, parameters, train, start)
+        with _completed(Path(out)) as folder:
             plain.save_pretrained(folder, state_dict=weights, max_shard_size="2GB")
             tokenizer.save_pretrained(folder)
             (folder / "README.md").write_text(card(train, start, figures, sft))
@@ -61,33 +62,33 @@ def export(
 
 
 def gathered(engine: Any, lm: Any, rank: int, only_trained: bool) -> dict[str, Any]:
-    """Parameters and buffers by name, in the first worker's host memory; {} on the others. Tied
-    ones are one tensor. Every worker calls it."""
+    """Parameters and buffers by name, in the memory of the first worker's host; {} on the other
+    workers. Tied parameters are one tensor. Every worker calls it."""
     import deepspeed
 
     sharded = engine.zero_optimization_stage() == 3
     kept, copies = {} if only_trained else lm.state_dict().keys(), {}
-    found: dict[str, Any] = {}
+    out: dict[str, Any] = {}
     for prefix, module in lm.named_modules():
-        own = [(n, p) for n, p in module.named_parameters(prefix, recurse=False)]
-        own = [(n, p) for n, p in own if p.requires_grad or not only_trained]
-        parameters = [p for _, p in own]
+        named = dict(module.named_parameters(prefix, recurse=False))
+        named = {n: p for n, p in named.items() if p.requires_grad or not only_trained}
+        parameters = list(named.values())
         gather = sharded and bool(parameters)
         with deepspeed.zero.GatheredParameters(parameters, modifier_rank=None, enabled=gather):
             if rank:
                 continue
-            for name, p in own:
+            for name, p in named.items():
                 if id(p) not in copies:
                     copies[id(p)] = p.detach().to("cpu", copy=True)
-                found[name] = copies[id(p)]
+                out[name] = copies[id(p)]
             for name, buffer in module.named_buffers(prefix, recurse=False):
                 if name in kept:
-                    found[name] = buffer.detach().to("cpu", copy=True)
-    return found
+                    out[name] = buffer.detach().to("cpu", copy=True)
+    return out
 
 
 def merged(base: dict[str, Any], factors: dict[str, Any], scale: float) -> dict[str, Any]:
-    """`base` with scale * B A added to the weight of every layer that has an adapter."""
+    """`base` with scale * B A added to the weights of every layer that has an adapter."""
     weights = dict(base)
     for name in factors:
         if not name.endswith(A):
@@ -100,7 +101,7 @@ def merged(base: dict[str, Any], factors: dict[str, Any], scale: float) -> dict[
 
 
 def _write_adapter(folder: Path, factors: dict[str, Any], train: TrainConfig, start: str) -> None:
-    """As peft's save_pretrained does, whose keys leave the adapter's name out."""
+    """Write the files of peft's save_pretrained. Its keys leave the adapter's name out."""
     from safetensors.torch import save_file
 
     weights = {
@@ -112,8 +113,8 @@ def _write_adapter(folder: Path, factors: dict[str, Any], train: TrainConfig, st
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A folder that stands at `target` once it is complete."""
+def _completed(target: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to `target` at the end."""
     folder = target.with_name(target.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -1,23 +1,23 @@
 """Preference losses on response groups. Pure torch: no I/O, no Ray.
 
-A group is one prompt's B responses. Every known DPO trainer runs each preferred pair as two
-sequences, so 10 responses with 45 pairs cost 90 passes; here the B sequences run once and every
-pair reads its two log-probabilities. Value and gradient are those of the pairwise computation,
-because a pair's loss depends on nothing else.
+A group is one prompt's B responses. Other DPO trainers run each preferred pair as two sequences,
+so 10 responses with 45 pairs cost 90 sequences. Here the B sequences run once and every pair reads
+its two log-probabilities. Value and gradient equal those of the pairwise computation, because a
+pair's loss depends only on these two.
 
     logps_N = token_logps(states_NC, lm_head, token_N, chunk=1024)
     policy = sum_tokens(logps_N, owner_N, ones_N, ones_N, count=3)   # [-12.1, -14.0, -13.2]
     pairs = Pairs(tensor([0, 2]), tensor([1, 1]), tensor([0.5, 0.5]))    # 0 beats 1, 2 beats 1
     preference_loss("dpo", policy, reference, pairs, beta=0.1)       # scalar
 
-Mask: a sum holds the response's tokens only, the prompt's never, its end mark always unless it was
-cut off; `fact_masked` also leaves out sentences (`training/masks.py`). Denominator: none within a
-response, whose log-probability is a sum, save in `dpo_norm`, the SFT term and `sft`: there it is
-the number of that response's tokens that count.
+Mask: a sum holds the tokens of the response with its end mark (unless truncated), never those of
+the prompt; `fact_masked` also leaves out sentences (`training/masks.py`). Denominator: the
+log-probability of a response is a sum, without a denominator. In `dpo_norm`, the SFT term and `sft`
+it is divided by the number of the response's tokens that count.
 
-A loss gives one value a pair; their sum weighted by `Pairs.weight_P` is the step's. The weights add
-up to 1 over all passes and workers of an optimizer step, so the sums of the parts of a step do,
-too, and no part needs to know how many pairs the others have.
+A loss gives one value a pair. The step's loss is their sum weighted by `Pairs.weight_P`. The
+weights add up to 1 over all passes and workers of an optimizer step, so each part computes its
+share of the loss without knowing the number of pairs in the other parts.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-SOFTMAX = 1 << 19  # logits that a CPU exponentiates at a time: they stay in its cache
+SOFTMAX = 1 << 19  # logits that a CPU exponentiates at a time, so that they stay in its cache
 
 
 class Logps(NamedTuple):
-    """Of B responses: log p(token) summed over the tokens that count when the response wins a
-    pair, and when it loses one (they differ for `fact_masked` alone), and how many those are."""
+    """Sums of log p(token), in nats, of B responses. The tokens that count when a response wins a
+    pair and when it loses a pair differ for `fact_masked` only."""
 
-    win_B: torch.Tensor
-    lose_B: torch.Tensor
-    win_tokens_B: torch.Tensor
+    win_B: torch.Tensor  # over the tokens that count when the response wins
+    lose_B: torch.Tensor  # over the tokens that count when it loses
+    win_tokens_B: torch.Tensor  # the number of tokens in `win_B`
     lose_tokens_B: torch.Tensor
 
 
 class Pairs(NamedTuple):
-    """P preferences between those responses, and each one's share of the step's loss."""
+    """P preferences between B responses."""
 
-    win_P: torch.Tensor
-    lose_P: torch.Tensor
-    weight_P: torch.Tensor
+    win_P: torch.Tensor  # index of the winner
+    lose_P: torch.Tensor  # index of the loser
+    weight_P: torch.Tensor  # share of the step's loss
 
 
 def token_logps(
@@ -56,10 +56,10 @@ def token_logps(
 ) -> torch.Tensor:
     """Log p(token) [N] of the tokens that N states predict, in nats, float32 or wider.
 
-    `states_NC`: each token's predecessor's last hidden state; `head`: the output layer, states ->
-    logits [., V]; `token_N`: int64. With `chunk` the logits of so many states are in memory at a
-    time and are computed again for the gradient, so memory does not grow with N * V; 0: all at
-    once. The softmax of half-precision logits is float32's; float64 stays.
+    `states_NC`: last hidden state of the token before; `head`: the output layer, states -> logits
+    [., V]; `token_N`: int64. `chunk`: the number of states whose logits are in memory at a time;
+    they are computed again for the gradient, so memory does not grow with N * V. 0: all at once.
+    The softmax of half-precision logits is computed in float32, that of float64 in float64.
     """
     if not chunk or len(token_N) <= chunk:
         return _token_logps(states_NC, head, token_N)
@@ -77,9 +77,8 @@ def _token_logps(states_NC: torch.Tensor, head: Any, token_N: torch.Tensor) -> t
 class Pick(torch.autograd.Function):
     """log softmax(logits)[token] of N rows, [N], float32 or wider.
 
-    The gradient is written over the logits, in their own precision, so of the N * V numbers one
-    copy is in memory and not three. The logits must be nobody else's; a second backward through
-    them raises.
+    The gradient overwrites the logits, in their precision, so one copy of N * V numbers is in
+    memory instead of three. No other code may use the logits; a second backward raises.
     """
 
     @staticmethod
@@ -117,8 +116,8 @@ def _sums(logits_NV: torch.Tensor) -> torch.Tensor:
 
 
 def _slopes(logits_NV: torch.Tensor, sums_N1: torch.Tensor, grad_N1: torch.Tensor) -> None:
-    """Derivatives by the logits, but for the token's own: in their place."""
-    wide_NV = _wide(logits_NV)  # the logits themselves where they are wide
+    """Overwrite the logits with their derivatives, except that of the token itself."""
+    wide_NV = _wide(logits_NV)  # the same tensor if the logits are float32 or wider
     wide_NV.sub_(sums_N1).exp_().mul_(-grad_N1)
     if wide_NV is not logits_NV:
         logits_NV.copy_(wide_NV)
@@ -126,7 +125,7 @@ def _slopes(logits_NV: torch.Tensor, sums_N1: torch.Tensor, grad_N1: torch.Tenso
 
 @functools.cache
 def _fused(run: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel instead of one an operation: they only move numbers through the GPU's memory."""
+    """Compile into one kernel: the operations are bound by the GPU's memory bandwidth."""
     return torch.compile(run, dynamic=True)
 
 
@@ -138,7 +137,7 @@ def sum_tokens(
     count: int,
 ) -> Logps:
     """[B = count] sums over response tokens, end mark included. `owner_N`: int64, the token's
-    response; `win_N`, `lose_N`: 1 where it counts, 0 where not. Sums, not means: DPO's reward is
+    response; `win_N`, `lose_N`: 1 if the token counts, else 0. Sums, not means: DPO's reward is
     the log-ratio of whole responses. A response without a token that counts has the sum 0."""
     zeros_B = logps_N.new_zeros(count)
     win_N, lose_N = win_N.to(logps_N.dtype), lose_N.to(logps_N.dtype)
@@ -149,8 +148,8 @@ def sum_tokens(
 
 
 def margins(policy: Logps, reference: Logps, pairs: Pairs) -> torch.Tensor:
-    """[P] winner's minus loser's log-ratio to the reference, in nats, without beta. The winner's
-    is over the tokens that count in a winner, the loser's over those that do in a loser."""
+    """[P] the winner's minus the loser's log-ratio to the reference, in nats, without beta. Each
+    log-ratio is over the tokens that count in that role."""
     win_B, lose_B = policy.win_B - reference.win_B, policy.lose_B - reference.lose_B
     return win_B[pairs.win_P] - lose_B[pairs.lose_P]
 
@@ -158,8 +157,8 @@ def margins(policy: Logps, reference: Logps, pairs: Pairs) -> torch.Tensor:
 def dpo(
     policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
 ) -> torch.Tensor:
-    """-log sigmoid(beta * margin): Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. Sums, so a
-    longer response has more weight. At equality with the reference ln 2."""
+    """-log sigmoid(beta * margin): Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. A longer
+    response has more weight, because sums are compared. ln 2 if the policy is the reference."""
     return -F.logsigmoid(beta * margins(policy, reference, pairs))
 
 
@@ -179,7 +178,7 @@ def ipo(
     policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
 ) -> torch.Tensor:
     """(margin - 1 / (2 beta))^2: Azar et al. 2023 (arXiv 2310.12036), eq. 17, whose tau is beta.
-    Of sums, as there; some trainers take it of means a token, which is another loss."""
+    On sums, as in the paper; some trainers take means over tokens, which is another loss."""
     return (margins(policy, reference, pairs) - 1 / (2 * beta)).square()
 
 
@@ -194,8 +193,8 @@ def hinge(
 def reference_free(
     policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
 ) -> torch.Tensor:
-    """`dpo` with a reference to which all responses are equally likely: the margin is the policy's
-    own, winner's minus loser's sum."""
+    """`dpo` with a reference for which all responses are equally likely: the margin is the policy's
+    sum of the winner minus that of the loser."""
     zero_B = torch.zeros_like(reference.win_B)
     even = reference._replace(win_B=zero_B, lose_B=zero_B)
     return dpo(policy, even, pairs, beta=beta, label_smoothing=label_smoothing)
@@ -204,20 +203,20 @@ def reference_free(
 def dpo_norm(
     policy: Logps, reference: Logps, pairs: Pairs, *, beta: float, label_smoothing: float
 ) -> torch.Tensor:
-    """`dpo` on log-probabilities a token: each sum, policy's and reference's, divided by the number
-    of its response's counted tokens, at least 1 (Lambert et al. 2024, Tulu 3, arXiv 2411.15124,
+    """`dpo` on log-probabilities a token: each sum of policy and reference is divided by the number
+    of tokens of the response that count, at least 1 (Lambert et al. 2024, Tulu 3, arXiv 2411.15124,
     "length-normalized DPO")."""
-    return dpo(_a_token(policy), _a_token(reference), pairs, beta=beta, label_smoothing=0.0)
+    return dpo(_per_token(policy), _per_token(reference), pairs, beta=beta, label_smoothing=0.0)
 
 
-def _a_token(logps: Logps) -> Logps:
+def _per_token(logps: Logps) -> Logps:
     return logps._replace(
         win_B=logps.win_B / logps.win_tokens_B.clamp(min=1),
         lose_B=logps.lose_B / logps.lose_tokens_B.clamp(min=1),
     )
 
 
-# fact_masked is dpo on `Logps` whose masks leave out sentences: see training/masks.py
+# fact_masked is dpo with masks that leave out sentences: see training/masks.py.
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "dpo": dpo,
     "cdpo": cdpo,
@@ -241,18 +240,18 @@ def preference_loss(
 ) -> torch.Tensor:
     """Sum over pairs of weight * (loss + sft_weight * NLL a token of the winner): scalar.
 
-    `name`: a key of LOSSES. Denominators: of the sum, the pairs' weights, which hold it already;
-    of the second term, the winner's counted tokens, as Pang et al. 2024 (arXiv 2404.19733) divide
-    theirs by the response's length.
+    `name`: a key of LOSSES. The weights of the pairs already hold the denominator of the sum. The
+    second term is divided by the winner's tokens that count, as Pang et al. 2024 (arXiv
+    2404.19733) divide it by the length of the response.
     """
     loss_P = LOSSES[name](policy, reference, pairs, beta=beta, label_smoothing=label_smoothing)
     if sft_weight:
-        loss_P = loss_P - sft_weight * _a_token(policy).win_B[pairs.win_P]
+        loss_P = loss_P - sft_weight * _per_token(policy).win_B[pairs.win_P]
     return (pairs.weight_P * loss_P).sum()
 
 
 def sft(policy: Logps, weight_B: torch.Tensor) -> torch.Tensor:
-    """Sum over responses of weight * NLL a token (of those that count in a winner): supervised
-    tuning. `weight_B` adds up to 1 over the step, so with equal weights this is a mean over
-    responses of their means over tokens, not a mean over all tokens."""
-    return -(weight_B * _a_token(policy).win_B).sum()
+    """Loss of supervised tuning: sum over responses of weight * NLL a token (of the tokens that
+    count in a winner). `weight_B` adds up to 1 over the step, so with equal weights this is the
+    mean over responses of their means over tokens, not the mean over all tokens."""
+    return -(weight_B * _per_token(policy).win_B).sum()

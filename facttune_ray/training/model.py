@@ -1,15 +1,15 @@
-"""A causal LM that runs a group's responses side by side and its prompt once.
+"""A causal LM that runs the responses of a group in one pass and their prompt once.
 
     model = GroupModel(lm, longest=512)
     model(passed)          log p(token) of the M response tokens of a pass
 
-All tokens of a pass lie behind one another in one row, without padding: linear layers see real
-tokens alone, and a response attends to its prompt and itself (`training/attention.py`). So the
-prompt's states are computed once a group, and value and gradient are those of the sequences run
-one by one: nothing in a prompt depends on what follows it.
+All tokens of a pass form one row without padding, so linear layers compute real tokens only. A
+response attends to its prompt and to itself (`training/attention.py`). The states of a prompt are
+computed once a group. Value and gradient equal those of the sequences run one by one, because
+nothing in a prompt depends on the tokens behind it.
 
-Only the states that predict a response token meet the output layer, and where the vocabulary is
-long, so many at a time that their logits take LOGITS bytes.
+The output layer runs only on states that predict a response token. If the vocabulary is large, it
+runs in chunks whose logits take LOGITS bytes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ANY_LENGTH = 1 << 40
 class GroupModel(nn.Module):
     """`lm` for passes. A model whose attention cannot be replaced runs whole, padded sequences.
 
-    `longest`: tokens of a sequence at most; a model whose layers see no further than a window can
-    still share when no sequence is longer.
+    `longest`: the largest number of tokens of a sequence. A model with an attention window can
+    share prompts if no sequence is longer than the window.
     """
 
     def __init__(self, lm: Any, longest: int = ANY_LENGTH) -> None:
@@ -66,43 +66,43 @@ def shared_logps(lm: Any, passed: Pass, chunk: int) -> torch.Tensor:
 
 
 def plain_logps(lm: Any, passed: Pass, chunk: int | None) -> torch.Tensor:
-    """As any trainer: padded rows, the prompt in each. `chunk`: as in `token_logps`; None: the
-    model makes all logits itself, and does more to them than its output layer."""
+    """As other trainers do: padded rows, each with its prompt. `chunk`: as in `token_logps`; None:
+    take the model's own logits, because the model does not only apply its output layer."""
     device = passed.ids_N.device
     rows = [torch.tensor(s) for s in passed.sequences]
     ids_BT = pad_sequence(rows, batch_first=True).to(device)
     mask_BT = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True).to(device)
     run = lm if chunk is None else lm.base_model
-    found = run(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-    wide_BTX = found.logits if chunk is None else found.last_hidden_state
+    out = run(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+    wide_BTX = out.logits if chunk is None else out.last_hidden_state
     ends = zip(wide_BTX, rows, passed.prompts, strict=True)
     wide_MX = torch.cat([wide[prompt - 1 : len(row) - 1] for wide, row, prompt in ends])
     head = nn.Identity() if chunk is None else lm.get_output_embeddings()
     return token_logps(wide_MX, head, passed.token_M, chunk or 0)
 
 
-def compile_layers(lm: Any, **how: Any) -> None:
-    """Run the layers as fused kernels, which torch makes at the first pass for all sizes. In place.
-    `how`: of torch.compile."""
+def compile_layers(lm: Any, **settings: Any) -> None:
+    """Compile the layers in place, into kernels for all sizes. The first pass compiles. `settings`:
+    of torch.compile."""
     for layer in lm.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = torch.compile(layer.forward, dynamic=True, **how)
+            layer.forward = torch.compile(layer.forward, dynamic=True, **settings)
 
 
 def positions(lm: Any) -> int | None:
-    """Most tokens of a sequence where their places are learned; None where they are computed."""
-    most = getattr(lm.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    """The largest length of a sequence if positions are learned; None if they are computed."""
+    limit = getattr(lm.config.get_text_config(decoder=True), "max_position_embeddings", None)
     tokens = lm.get_input_embeddings()
     tables = (m for m in lm.modules() if isinstance(m, nn.Embedding) and m is not tokens)
-    # some have two rows before the first place
-    return most if any(t.num_embeddings in (most, most + 2) for t in tables if most) else None
+    # Some tables have two rows before the first position.
+    return limit if any(t.num_embeddings in (limit, limit + 2) for t in tables if limit) else None
 
 
 @torch.no_grad()
 def has_plain_head(lm: Any) -> bool:
     """Whether the logits are the output layer's product with the last states, without a softcap, a
-    scale or anything else. Asked of the model: both are computed alike, so they are equal."""
-    if lm.config._attn_implementation == NAME:  # it was asked before, and shares
+    scale or anything else. Tested by computing both: they must be equal."""
+    if lm.config._attn_implementation == NAME:  # tested before: such a model shares
         return True
     vocab = lm.config.get_text_config(decoder=True).vocab_size
     ids_1T = torch.tensor([[i % vocab for i in range(3, 15)]], device=lm.device)
@@ -111,21 +111,22 @@ def has_plain_head(lm: Any) -> bool:
     try:
         logits_TV = lm(input_ids=ids_1T, use_cache=False).logits[0]
         states_TC = lm.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
-        made_TV = lm.get_output_embeddings()(states_TC)
+        product_TV = lm.get_output_embeddings()(states_TC)
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
         return False
     finally:
         lm.train(training)
-    near = 2 * torch.finfo(lm.dtype).eps if lm.device.type == "cuda" else 0.0
-    return torch.allclose(made_TV, logits_TV, rtol=near, atol=0.0)
+    tolerance = 2 * torch.finfo(lm.dtype).eps if lm.device.type == "cuda" else 0.0
+    return torch.allclose(product_TV, logits_TV, rtol=tolerance, atol=0.0)
 
 
 @torch.no_grad()
 def can_share(lm: Any, longest: int = ANY_LENGTH) -> bool:
-    """Whether the model gives the same log-probabilities so, for sequences of up to `longest`
-    tokens. Asked of it: its flags do not tell all that its layers do. Half precision hides small
-    differences, so a response's dependence on another is asked of its gradient, which is then 0."""
-    if lm.config._attn_implementation == NAME:  # it was asked before
+    """Whether the model gives the same log-probabilities with shared prompts, for sequences of up
+    to `longest` tokens. Tested by running both: the model's flags do not describe everything that
+    its layers do. Half precision hides small differences, so the gradient is tested, too: it is 0
+    if no response depends on another."""
+    if lm.config._attn_implementation == NAME:  # tested before
         return True
     if not getattr(lm, "_supports_attention_backend", False):
         return False
@@ -146,24 +147,24 @@ def can_share(lm: Any, longest: int = ANY_LENGTH) -> bool:
     finally:
         lm.set_attn_implementation(before)
         lm.train(training)
-    near = torch.finfo(lm.dtype).eps * 64 * max(1.0, float(plain_M.abs().max()))
-    return not leaks and bool((plain_M - shared_M).abs().max() <= near)
+    tolerance = torch.finfo(lm.dtype).eps * 64 * max(1.0, float(plain_M.abs().max()))
+    return not leaks and bool((plain_M - shared_M).abs().max() <= tolerance)
 
 
 @torch.enable_grad()
 def _second_depends_on_first(lm: Any, passed: Pass, prompt: int, first: int) -> bool:
-    """Whether the log-probabilities of the second response behind a prompt change with the first's
-    tokens: with what a convolution or a recurrent layer carries over. `prompt`, `first`: tokens."""
-    seen: list[torch.Tensor] = []
+    """Whether the log-probabilities of a prompt's second response depend on the tokens of the first
+    response, as through a convolution or a recurrent layer. `prompt`, `first`: tokens."""
+    inputs: list[torch.Tensor] = []
 
     def keep(_module: Any, _args: Any, states: torch.Tensor) -> torch.Tensor:
-        seen.append(states.detach().requires_grad_())
-        return seen[0]
+        inputs.append(states.detach().requires_grad_())
+        return inputs[0]
 
     hook = lm.get_input_embeddings().register_forward_hook(keep)
     try:
         second = shared_logps(lm, passed, 0)[first:].sum()
-        (slope_1NC,) = torch.autograd.grad(second, seen)
+        (grad_1NC,) = torch.autograd.grad(second, inputs)
     finally:
         hook.remove()
-    return bool(slope_1NC[0, prompt : prompt + first].any())
+    return bool(grad_1NC[0, prompt : prompt + first].any())

@@ -1,11 +1,11 @@
-"""Groups -> passes: what one forward of the model runs, within a budget of tokens.
+"""Passes: the tokens that one forward of the model runs, within a budget.
 
     plan([Size(7, (40, 52)), Size(6, (31, 30, 33))], budget=120, share_prefix=True)
     ->  [[Part(1, (0, 1, 2))], [Part(0, (0, 1))]]
     lay_out([(prompt, [response, response])], share_prefix=True)  ->  Pass
 
-A group stays whole if it fits; one that does not is cut into parts of whole responses, and
-training gives it its loss in two rounds (`training/step.py`).
+A group that fits into a pass stays whole. A larger group is cut into parts of whole responses, and
+its loss is computed in two rounds (`training/step.py`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from facttune_ray.errors import UserError
 
 Ids = Sequence[int]
-ROUND = 128  # lengths that kernels are told of are multiples of it: they are made for few
+ROUND = 128  # lengths passed to kernels are multiples of this, so that few kernels are compiled
 
 
 class Size(NamedTuple):
-    """Tokens of one group."""
+    """Numbers of tokens of one group."""
 
     prompt: int
     responses: tuple[int, ...]
@@ -39,8 +39,8 @@ class Part(NamedTuple):
 
 
 def plan(sizes: Sequence[Size], budget: int, share_prefix: bool) -> list[list[Part]]:
-    """Passes of at most `budget` tokens. Groups of like length stand together, so that blocks of
-    attention have little padding. UserError when one response with its prompt has more."""
+    """Passes of at most `budget` tokens. Groups of similar length share a pass, so that attention
+    blocks have little padding. UserError when one response with its prompt exceeds the budget."""
     order = sorted(range(len(sizes)), key=lambda g: (max(sizes[g].responses), sizes[g].prompt, g))
     passes: list[list[Part]] = []
     left = 0
@@ -50,12 +50,12 @@ def plan(sizes: Sequence[Size], budget: int, share_prefix: bool) -> list[list[Pa
         if tokens(sizes[g], whole.responses, share_prefix) > budget:
             parts = _cut(g, sizes[g], budget, share_prefix)
         for part in parts:
-            need = tokens(sizes[g], part.responses, share_prefix)
-            if not passes or need > left or len(parts) > 1:
+            count = tokens(sizes[g], part.responses, share_prefix)
+            if not passes or count > left or len(parts) > 1:
                 passes.append([])
                 left = budget
             passes[-1].append(part)
-            left -= need
+            left -= count
     return passes
 
 
@@ -81,32 +81,31 @@ def _cut(group: int, size: Size, budget: int, share_prefix: bool) -> list[Part]:
 
 @dataclass(frozen=True)
 class Pass:
-    """N tokens behind one another: A roots (a prompt, or prompt and response), R branches (a
-    response behind a root), M response tokens to predict. Blocks hold places of tokens; their
-    padding points at token 0."""
+    """N tokens in one row: A roots (a prompt, or prompt and response), R branches (a response
+    behind a root), M response tokens to predict. Blocks hold indices of tokens, padded with 0."""
 
     ids_N: torch.Tensor
     position_N: torch.Tensor  # within the token's sequence
-    root_AL: torch.Tensor
-    branch_RT: torch.Tensor
-    root_of_R: torch.Tensor
+    root_AL: torch.Tensor  # block: the tokens of each root
+    branch_RT: torch.Tensor  # block: the tokens of each branch
+    root_of_R: torch.Tensor  # the root of each branch
     root_length_R: torch.Tensor  # tokens of that root
-    # S segments: roots and branches, in the order of their tokens; K keys behind one another
-    queries_S: torch.Tensor  # [S + 1] int32: first token of each, and N
-    keys_S: torch.Tensor  # [S + 1] int32: first key of each, and K
-    look_K: torch.Tensor  # the token of each key: of a branch, its root's, then its own
-    key_N: torch.Tensor  # a key of each token
-    shared_T: torch.Tensor  # the tokens with several keys: those of roots with branches
-    keys_TJ: torch.Tensor  # all their keys; padding is -1
-    place_N: torch.Tensor  # of each token's output among A * L + R * T
+    # S segments: roots and branches, in the order of their tokens; K keys in one row
+    queries_S: torch.Tensor  # [S + 1] int32: first token of each segment, then N
+    keys_S: torch.Tensor  # [S + 1] int32: first key of each segment, then K
+    look_K: torch.Tensor  # the token of each key; a branch has the keys of its root, then its own
+    key_N: torch.Tensor  # one key of each token
+    shared_T: torch.Tensor  # the tokens with several keys: tokens of roots with branches
+    keys_TJ: torch.Tensor  # all keys of these tokens; padding is -1
+    place_N: torch.Tensor  # index of each token's output among the A * L + R * T cells of blocks
     at_M: torch.Tensor  # the token whose state predicts
-    token_M: torch.Tensor
+    token_M: torch.Tensor  # the token id to predict
     owner_M: torch.Tensor  # response of the pass, 0, 1, ... in the order given
-    sequences: tuple[tuple[int, ...], ...] = ()  # prompt and response of each
-    prompts: tuple[int, ...] = ()  # tokens of each one's prompt
+    sequences: tuple[tuple[int, ...], ...] = ()  # prompt and response of each response
+    prompts: tuple[int, ...] = ()  # tokens of the prompt of each response
     longest: int = 0  # tokens of the longest sequence
-    most_queries: int = 0  # tokens of the longest segment, at least
-    most_keys: int = 0
+    most_queries: int = 0  # tokens of the longest segment, rounded up
+    most_keys: int = 0  # keys of the longest segment, rounded up
 
     def to(self, device: Any) -> Pass:
         moved: dict[str, Any] = {
@@ -118,8 +117,9 @@ class Pass:
 
 
 def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> Pass:
-    """(prompt, responses) of each group -> one pass. Shared prompts are roots, their responses
-    branches; otherwise each sequence is a root, and so is a response that shares with no other."""
+    """(prompt, responses) of each group -> one pass. A prompt with several responses is a root and
+    its responses are branches. Without `share_prefix`, and for a single response, prompt and
+    response together are a root."""
     ids: list[int] = []
     positions: list[np.ndarray] = []
     roots: list[tuple[int, int]] = []  # first token, length
@@ -132,14 +132,15 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
     looks: list[np.ndarray] = []  # keys of each segment
     lengths_S: list[int] = []
 
-    def put(some: Ids, position: int) -> int:
+    def put(segment: Ids, position: int) -> int:
+        """Append a segment; return its first token. One that starts behind a root sees the root."""
         first = len(ids)
-        ids.extend(some)
-        positions.append(np.arange(position, position + len(some)))
-        own = np.arange(first, first + len(some))
+        ids.extend(segment)
+        positions.append(np.arange(position, position + len(segment)))
+        own = np.arange(first, first + len(segment))
         before = np.arange(roots[-1][0], roots[-1][0] + roots[-1][1]) if position else own[:0]
         looks.append(np.concatenate([before, own]))
-        lengths_S.append(len(some))
+        lengths_S.append(len(segment))
         return first
 
     for prompt, responses in groups:
@@ -195,8 +196,14 @@ def lay_out(groups: Sequence[tuple[Ids, Sequence[Ids]]], share_prefix: bool) -> 
     )
 
 
+def pass_of(groups: Sequence[Any], parts: Sequence[Part], share_prefix: bool) -> Pass:
+    """The parts of groups, which have `prompt` and `responses`, as one pass."""
+    chosen = [(groups[p.group], p.responses) for p in parts]
+    return lay_out([(g.prompt, [g.responses[r] for r in rs]) for g, rs in chosen], share_prefix)
+
+
 def _block(segments: Sequence[tuple[int, int]], place_N: np.ndarray, offset: int) -> np.ndarray:
-    """[segments, longest] places of their tokens, with padding; sets `place_N`."""
+    """[segments, longest] indices of their tokens, padded with 0; sets `place_N`."""
     first_S = np.array([first for first, _ in segments], np.int64)
     length_S = np.array([length for _, length in segments], np.int64)
     width = int(length_S.max(initial=0))

@@ -1,4 +1,4 @@
-"""What decides the trained weights: never paths, hardware, or how a pass is cut."""
+"""The settings that decide the trained weights: never paths, hardware, or how passes are cut."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from facttune_ray.errors import UserError
 from facttune_ray.storage.schema import made_of
 from facttune_ray.storage.tables import Recipe
 
-# of TrainConfig: what decides speed, or what is written beside the model
-AROUND = frozenset(
+# Fields of TrainConfig that decide speed, or files beside the model.
+NOT_WEIGHTS = frozenset(
     (
         "workers min_workers gpus accelerator deepspeed pass_tokens share_prefix recompute compile "
         "save_every keep checkpoints max_failures log eval_samples"
@@ -23,9 +23,9 @@ OF_PAIRS = frozenset(
 
 
 def dpo_recipe(train: TrainConfig) -> Recipe:
-    """Keys of `train` that decide the weights. What is switched off is not named."""
+    """Keys of `train` that decide the weights, without features that are switched off."""
     flat = flatten({"train": dataclasses.asdict(train)})
-    off = {f"train.{k}" for k in AROUND}
+    off = {f"train.{k}" for k in NOT_WEIGHTS}
     if not train.eval_topics:
         off.add("train.eval_topics")
     if train.best == "none":
@@ -35,16 +35,16 @@ def dpo_recipe(train: TrainConfig) -> Recipe:
 
 
 def sft_recipe(train: TrainConfig) -> Recipe:
-    """The same of supervised tuning."""
+    """Keys of `train` that decide the weights of supervised tuning."""
     kept = {k: v for k, v in dpo_recipe(train).items() if k[len("train.") :] not in OF_PAIRS}
     return kept | {f"train.sft.{k}": v for k, v in vars(train.sft).items()}
 
 
 def check_training(cfg: Config) -> None:
-    """UserError for settings that training would stop at, before anything is paid.
+    """UserError for settings that training would refuse, before anything is paid.
 
-    fact_masked needs verdicts on the responses that each round trains on: those of the first are
-    always judged, later ones where their reward needs it.
+    fact_masked needs verdicts on the responses that each round trains on. The first round's
+    responses always have verdicts; later responses have them if their reward needs verdicts.
     """
     from facttune_ray.training import engine
 

@@ -1,12 +1,12 @@
-"""The finished table `reference` as rows by number, without holding it in memory.
+"""Rows of the finished table `reference` by number, without holding the table in memory.
 
     write(["runs/x/reference/part-00000.parquet", ...], file)
     rows = Rows(file)
     rows.at([7, 2])  ->  [{"prompt_id": "8f2c", "prompt_tokens": [1, 88], ...}, {...}]
 
-Training takes groups in an order of its own, the same for any number of workers, and goes on
-anywhere in it after a crash; so it needs rows by number and not a stream. One worker a host puts
-the Parquet parts into one Arrow file, which all of them map into memory.
+The order of rows in training depends on seed and epoch only, and training may continue anywhere in
+it after a crash, so it needs rows by number instead of a stream. One worker a host copies the
+Parquet parts into one Arrow file, and all workers of the host map the file into memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rows:
 
 
 def write(parts: Sequence[str], file: Path) -> None:
-    """One Arrow file of all parts; it appears whole."""
+    """Write all parts into one Arrow file. The file gets its name when it is complete."""
     growing = file.with_suffix(".tmp")
     with pa.OSFile(str(growing), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as out:
         for part in parts:
@@ -51,22 +51,22 @@ def write(parts: Sequence[str], file: Path) -> None:
 
 
 class Survey(NamedTuple):
-    """Of all groups."""
+    """Totals over all groups."""
 
     pairs: int
-    cut_prompts: int  # lost tokens to train.max_prompt_length
-    cut_responses: int  # lost their ends to train.max_length
+    cut_prompts: int  # prompts truncated to train.max_prompt_length
+    cut_responses: int  # responses truncated to train.max_length
 
 
 def survey(parts: Sequence[str], pass_tokens: int) -> Survey:
-    """What training is told before it begins, in one reading. UserError when a response and its
-    prompt do not fit into a pass: workers would find it one by one, in the middle of a step that
-    the others wait in."""
-    counted = ("pairs", "cut_prompt", "cut_responses")
-    totals = dict.fromkeys(counted, 0)
+    """Totals of the table, read once before training. UserError when a response and its prompt do
+    not fit into a pass: otherwise one worker would fail in the middle of a step, while the others
+    wait."""
+    columns = ("pairs", "cut_prompt", "cut_responses")
+    totals = dict.fromkeys(columns, 0)
     for part in parts:
-        for batch in _batches(part, [*counted, "prompt_id", "prompt_tokens", "response_tokens"]):
-            for name in counted:
+        for batch in _batches(part, [*columns, "prompt_id", "prompt_tokens", "response_tokens"]):
+            for name in columns:
                 totals[name] += pc.sum(batch[name]).as_py() or 0
             _check_budget(batch, pass_tokens)
     return Survey(*totals.values())
@@ -76,19 +76,19 @@ def _check_budget(batch: pa.RecordBatch, pass_tokens: int) -> None:
     responses = batch["response_tokens"]
     lengths = pc.list_value_length(pc.list_flatten(responses)).to_numpy()
     prompts = pc.list_value_length(batch["prompt_tokens"]).to_numpy(zero_copy_only=False)
-    of = pc.list_parent_indices(responses).to_numpy()
-    for i in np.flatnonzero(lengths + prompts[of] > pass_tokens):
+    row = pc.list_parent_indices(responses).to_numpy()
+    for i in np.flatnonzero(lengths + prompts[row] > pass_tokens):
         raise UserError(
-            f"train.pass_tokens={pass_tokens}: prompt {batch['prompt_id'][int(of[i])]} has "
-            f"{prompts[of[i]]} tokens and a response {lengths[i]}, which do not fit: "
+            f"train.pass_tokens={pass_tokens}: prompt {batch['prompt_id'][int(row[i])]} has "
+            f"{prompts[row[i]]} tokens and a response {lengths[i]}, which do not fit: "
             f"raise it, or lower train.max_length"
         )
 
 
 def _batches(part: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """UserError when the part lacks a column."""
+    """Record batches of a Parquet part. UserError when the part lacks a column."""
     folder = Folder.of(part)
-    found = pq.ParquetFile(folder.path if folder.local else pa.BufferReader(folder.read_bytes()))
-    if lacking := set(columns) - set(found.schema_arrow.names):
-        raise UserError(f"{part}: no column {min(lacking)}: make the table reference again")
-    yield from found.iter_batches(columns=list(columns))
+    file = pq.ParquetFile(folder.path if folder.local else pa.BufferReader(folder.read_bytes()))
+    if missing := set(columns) - set(file.schema_arrow.names):
+        raise UserError(f"{part}: no column {min(missing)}: make the table reference again")
+    yield from file.iter_batches(columns=list(columns))

@@ -1,11 +1,11 @@
-"""Where a training run writes its figures: files always, trackers by name.
+"""Write the figures of a training run: always to files, and to trackers by name.
 
     with open(["tensorboard"], "runs/x/train", "x-round_1", {"train": {...}}, step=0) as log:
         log.log(12, {"loss": 0.61, "margin": 0.4}, "train")       train.jsonl, tensorboard/
         log.log(12, {"loss": 0.64, "kl": 0.002}, "heldout")       heldout.jsonl
         log.samples(12, [{"prompt": "...", "text": "..."}])       samples.jsonl
 
-A run that goes on after step 10 drops what the files have of later steps, so no step is twice.
+A run that continues after step 10 drops the lines of later steps, so no step appears twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from facttune_ray.storage.schema import digest
 
 Kind = Literal["train", "heldout"]
 FILES = ("train", "heldout", "samples")
-NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # module of each
+NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # tracker: module
 logger = logging.getLogger(__name__)
 
 
@@ -35,8 +35,8 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """Files and trackers of one run. A tracker that fails is told of once and left out: figures
-    stand in the files, and training goes on."""
+    """Files and trackers of one run. A tracker that fails is logged once and then left out; the
+    files have all figures, and training continues."""
 
     def __init__(self, files: dict[str, TextIO], trackers: dict[str, Tracker]) -> None:
         self.files, self.trackers = files, trackers
@@ -50,8 +50,8 @@ class Trackers:
     def log(self, step: int, figures: dict[str, float], kind: Kind) -> None:
         self._write(kind, {"step": step, **figures})
         if kind == "heldout":
-            said = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
-            logger.warning("step %d, held out: %s", step, said)  # warnings reach a job's log
+            text = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+            logger.warning("step %d, held out: %s", step, text)  # only warnings reach a job's log
         self._each(lambda tracker: tracker.log(step, figures, kind))
 
     def samples(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
@@ -70,7 +70,7 @@ class Trackers:
         for name, tracker in list(self.trackers.items()):
             try:
                 do(tracker)
-            except Exception as e:  # a service that is down, in any of its ways
+            except Exception as e:  # trackers raise errors of all kinds when a service is down
                 del self.trackers[name]
                 logger.warning("%s is left out from here on: %s: %s", name, type(e).__name__, e)
 
@@ -78,23 +78,23 @@ class Trackers:
 def open(
     names: Sequence[str], folder: str, run: str, config: dict[str, Any], step: int
 ) -> Trackers:
-    """Trackers of a run of which `step` steps are done. `config`: settings that they show.
-    UserError when one is not installed or cannot start."""
+    """Files and trackers of a run that has done `step` steps. `config`: settings to show. UserError
+    when a tracker is not installed or cannot start."""
     for name in names:
         check(name)
-    there = Path(folder)
+    path = Path(folder)
     files: dict[str, TextIO] = {}
     for name in FILES:
-        path = there / f"{name}.jsonl"
-        _cut(path, step)
-        files[name] = builtins.open(path, "a", buffering=1, encoding="utf-8")
-    # the same run when it goes on, and another when its folder is another
-    key = f"{run}-{digest(str(there.resolve()), chars=8)}"
+        file = path / f"{name}.jsonl"
+        _drop_later(file, step)
+        files[name] = builtins.open(file, "a", buffering=1, encoding="utf-8")
+    # A run that continues has the same key; a run in another folder has another key.
+    key = f"{run}-{digest(str(path.resolve()), chars=8)}"
     trackers: dict[str, Tracker] = {}
     for name in names:
         try:
-            trackers[name] = TRACKERS[name](there, key, config, step)
-        except Exception as e:  # no account, no network, a setting of its own
+            trackers[name] = TRACKERS[name](path, key, config, step)
+        except Exception as e:  # no account, no network, a wrong setting of the tracker
             line = " ".join(str(e).split())[:200]
             raise UserError(f"train.log={name}: cannot start: {type(e).__name__} {line}") from None
     return Trackers(files, trackers)
@@ -106,8 +106,8 @@ def check(name: str) -> None:
         raise UserError(f"train.log={name}: pip install {NEEDS[name]}, or leave it out")
 
 
-def _cut(path: Path, step: int) -> None:
-    """Drop lines of later steps, and a torn last one. A run that begins has none."""
+def _drop_later(path: Path, step: int) -> None:
+    """Drop lines of later steps, and an incomplete last line. With step 0, drop all lines."""
     if not path.exists():
         return
     kept = []

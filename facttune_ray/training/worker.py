@@ -2,9 +2,9 @@
 
     TorchTrainer(worker, train_loop_config={"job": TrainJob(...)})
 
-Every worker walks through the same list of steps, made from seed and table alone, so a checkpoint
-holds the number of a step and nothing of the data: whoever loads it, as one of any number of
-workers, takes the steps behind it.
+All workers go through the same list of steps, which depends only on seed and table. So a checkpoint
+holds the number of the step and no position in the data, and any number of workers can continue
+from it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from facttune_ray import telemetry
 from facttune_ray.config import TrainConfig
 from facttune_ray.errors import UserError
 from facttune_ray.storage.folders import Folder, scratch
-from facttune_ray.training.collectives import most, sums, together
+from facttune_ray.training.collectives import maxima, sums, together
 from facttune_ray.training.job import TrainJob
 
-# log-probabilities a token of one response, stored and computed again, at most apart
-SAME = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
-LOOK_S = 2.0  # between two looks for the notice that a host is taken away
-HIGHER = ("reward_accuracy", "margin")  # figures of which more is better
+# Tolerance between stored and recomputed log-probability of a response, in nats a token.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+LOOK_S = 2.0  # seconds between two checks for the notice that a host will be taken away
+HIGHER = ("reward_accuracy", "margin")  # figures that are better when higher
 
 
 def worker(config: dict[str, Any]) -> int | str:
-    """-> steps, or what was wrong with the input: the driver says it."""
+    """Return the number of steps, or the error message for the user, which the driver raises."""
     try:
         return Training(config["job"]).run()
     except UserError as e:
@@ -43,17 +43,17 @@ def worker(config: dict[str, Any]) -> int | str:
 
 @dataclass(frozen=True)
 class Place:
-    """How far a run is: the caller's part of a checkpoint."""
+    """The progress of a run, stored in its checkpoints."""
 
-    step: int = 0  # done
+    step: int = 0  # steps done
     best_step: int = 0
-    best: float | None = None  # held-out figure at best_step, signed so that more is better
-    since: int = 0  # measurements since then
+    best: float | None = None  # held-out figure at best_step, signed so that higher is better
+    since: int = 0  # measurements since best_step
     figures: dict[str, float] = field(default_factory=dict)  # of the last step and measurement
 
 
 class Training:
-    """The run as one worker sees it."""
+    """A training run on one worker."""
 
     def __init__(self, job: TrainJob) -> None:
         import ray.train
@@ -71,7 +71,7 @@ class Training:
             cfg = replace(cfg, lr=job.sft.lr, epochs=job.sft.epochs, pairs_per_step=0)
             self.job = replace(job, train=cfg)
         self.out = Folder.of(job.out)
-        # a log grows: where that is impossible, on the first worker's host, and copied
+        # Logs are appended to, which an object store cannot do: write here, and copy.
         self.here = Path(self.out.path) if self.out.local else scratch(job.out)
         self.here.mkdir(parents=True, exist_ok=True)
         device = ray.train.torch.get_device() if cfg.gpus else torch.device("cpu")
@@ -87,7 +87,7 @@ class Training:
         self.todo: list[tuple[int, list[int]]] = []  # (epoch, rows) of each step
         for epoch in range(cfg.epochs):
             order = [kept[i] for i in epoch_order(len(kept), seed=job.seed, epoch=epoch)]
-            self.todo += [(epoch, some) for some in steps_of(order, self.rows.pairs_G, cfg)]
+            self.todo += [(epoch, step) for step in steps_of(order, self.rows.pairs_G, cfg)]
         if cfg.max_steps:
             self.todo = self.todo[: cfg.max_steps]
         self.tokenizer, self.engine, self.model = engine.build(self.job, len(self.todo), device)
@@ -100,11 +100,11 @@ class Training:
             cfg.share_prefix and self.model.shares,
         )
         self.device, self.place, self.log = device, Place(), None
-        self.looked_s, self.warned = time.monotonic(), False  # for a notice; there was a new one
+        self.looked_s, self.warned = time.monotonic(), False  # last check; a notice is new
         self.leaving: list[str] = []  # hosts that will be taken away
 
     def run(self) -> int:
-        """Train from where the last checkpoint ends, and write the model. -> steps done"""
+        """Continue from the last checkpoint, write the model, and return the number of steps."""
         from facttune_ray.training.engine import states_on_nvme
         from facttune_ray.training.export import export
 
@@ -113,7 +113,7 @@ class Training:
         self.log = together(self._open_log, f"{out}: cannot be written")
         if cfg.eval_every and not self.place.step:
             self._measure()
-        while self.place.step < steps and not self._enough():
+        while self.place.step < steps and not self._out_of_patience():
             self._step(*self.todo[self.place.step])
             due = cfg.save_every and self.place.step % cfg.save_every == 0
             last = self.place.step == steps
@@ -136,11 +136,11 @@ class Training:
         )
         if self.log:
             self.log.close()
-        together(self._hand_in, f"{out}: cannot be written")
+        together(self._upload, f"{out}: cannot be written")
         return done
 
-    def _hand_in(self) -> None:
-        """All that the first worker wrote, where `out` is not a folder of its host."""
+    def _upload(self) -> None:
+        """Move the first worker's files to `out`, if `out` is not a local folder."""
         if self.rank == 0 and not self.out.local:
             self.out.upload(self.here)
             shutil.rmtree(self.here)
@@ -153,12 +153,12 @@ class Training:
                 (self.out / f"{name}.jsonl").upload(self.here / f"{name}.jsonl")
 
     def _open_log(self) -> Any:
-        """The first worker's."""
+        """Open the trackers on the first worker; None on the others."""
         from facttune_ray.training import trackers
 
         if self.rank:
             return None
-        if not self.out.local:  # another host may have written them
+        if not self.out.local:  # another host may have written the logs so far
             for name in trackers.FILES:
                 file = self.out / f"{name}.jsonl"
                 if file.exists():
@@ -171,19 +171,14 @@ class Training:
 
     def _step(self, epoch: int, chosen: Sequence[int]) -> None:
         from facttune_ray.training.engine import grad_norm
-        from facttune_ray.training.step import FIGURES, Step
+        from facttune_ray.training.step import FIGURES, step_of_worker
 
         began, cfg = time.monotonic(), self.job.train
         groups, references, weights = self._groups(chosen)
-        # a worker without a group in a short last step takes part with weight 0
-        mine = list(range(self.rank, len(chosen), self.world))
-        step = Step(
-            [groups[i] for i in mine or [0]],
-            [references[i] for i in mine or [0]],
-            [weights[i] for i in mine] or [[0.0] * len(weights[0])],
-            self.objective,
+        step, has_group = step_of_worker(
+            groups, references, weights, self.objective, self.rank, self.world
         )
-        first, passes = most(len(step.first), len(step.passes), self.device)
+        first, passes = maxima([len(step.first), len(step.passes)], self.device)
         for i in range(first):
             if i < len(step.first):
                 step.look(self.engine, i)
@@ -191,28 +186,28 @@ class Training:
                 step.idle(self.engine)
         for i in range(passes):
             self.engine.set_gradient_accumulation_boundary(i == passes - 1)
-            last = i < len(step.passes)
-            loss = step.loss(self.engine, i) if last else step.idle(self.engine)
-            self.engine.backward(loss * self.world)  # it takes the mean over workers
+            loss = step.loss(self.engine, i) if i < len(step.passes) else step.idle(self.engine)
+            self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over workers
         rate, norm = self.engine.get_lr()[0], grad_norm(self.engine)
         self.engine.step()
-        ran = step.tokens if mine else 0
-        far = not self.place.step and not step.apart() <= SAME[cfg.dtype]  # NaN is far, too
+        tokens = float(step.tokens if has_group else 0)
+        # `not <=` is also true for NaN
+        differs = not self.place.step and not step.difference() <= TOLERANCE[cfg.dtype]
         look = not self.rank and time.monotonic() - self.looked_s > LOOK_S
-        shared = [*step.figures().values(), ran, float(far), float(look)]
-        *made, tokens, off, looks = sums(shared, self.device)
+        values = [*step.figures().values(), tokens, float(differs), float(look)]
+        *totals, tokens, differing, looks = sums(values, self.device)
         self.warned = bool(looks) and self._told_to_leave()
-        figures = dict(zip(FIGURES, made, strict=True))
+        figures = dict(zip(FIGURES, totals, strict=True))
         if self.job.sft:
             figures = {"loss": figures["loss"]}
-        if not math.isfinite(figures["loss"]) and cfg.dtype != "float16":  # which skips such steps
+        if not math.isfinite(figures["loss"]) and cfg.dtype != "float16":  # float16 skips the step
             raise UserError(
                 f"step {self.place.step + 1}: the loss is {figures['loss']}: lower train.lr, or "
                 f"check that the weights of {self.job.model} are finite"
             )
         if not self.job.sft and not self.place.step:
-            check_first(cfg, figures["loss"], bool(off))
-        self._know(figures)
+            check_first(cfg, figures["loss"], bool(differing))
+        self._add_figures(figures)
         self.place = replace(self.place, step=self.place.step + 1)
         if self.log:
             took = time.monotonic() - began
@@ -220,20 +215,20 @@ class Training:
             norm = float(norm or self.engine.get_global_grad_norm() or math.nan)
             line: dict[str, float] = {"steps": len(self.todo), "epoch": epoch, **figures}
             line |= {"lr": rate, "pairs": pairs, "tokens": int(tokens), "seconds": round(took, 6)}
-            if math.isfinite(norm):  # not of a step that float16 skips
+            if math.isfinite(norm):  # NaN in a step that float16 skips
                 line["grad_norm"] = norm
             self.log.log(self.place.step, line, "train")
             telemetry.count("train_pairs", pairs, run=self.job.name)
             telemetry.count("train_tokens", tokens, run=self.job.name)
             telemetry.gauge("train_loss", figures["loss"], run=self.job.name)
 
-    def _know(self, figures: dict[str, float]) -> None:
-        """For the model card, and in the checkpoint."""
+    def _add_figures(self, figures: dict[str, float]) -> None:
+        """Add figures for the model card; they are part of the checkpoint."""
         self.place = replace(self.place, figures={**self.place.figures, **figures})
 
     def _told_to_leave(self) -> bool:
-        """Whether a host was announced to be taken away (a spot host gets a minute or two) since
-        the last look. All workers look together: they agree on the answer."""
+        """Whether since the last check there is a notice that a host will be taken away (a spot
+        host gets a minute or two). All workers check together, so they agree on the answer."""
         import ray.train
 
         self.looked_s = time.monotonic()
@@ -250,8 +245,8 @@ class Training:
         rows = self.rows.at(chosen)
         if self.job.sft:
             groups = [targets_of(row, self.job.sft.targets) for row in rows]
-            nothing = [[[0.0] * len(r) for r in g.responses] for g in groups]
-            return groups, nothing, response_weights(groups)
+            unused = [[[0.0] * len(r) for r in g.responses] for g in groups]
+            return groups, unused, response_weights(groups)
         groups = [group_of(row, self.job.groups) for row in rows]
         weights = pair_weights(groups, self.job.train.loss_mean)
         return groups, [row["logps"] for row in rows], weights
@@ -259,13 +254,13 @@ class Training:
     # -- held-out topics -------------------------------------------------------------------
 
     def _measure(self) -> bool:
-        """Figures of the held-out topics. -> whether they are the best so far"""
+        """Measure the held-out topics; return whether their figure is the best so far."""
         from facttune_ray.training import heldout
 
         cfg = self.job.train
         groups, references, _ = self._groups(self.held)
         with_pairs = [i for i, g in enumerate(groups) if g.pairs or self.job.sft]
-        found = heldout.evaluate(
+        measured = heldout.evaluate(
             self.engine,
             [groups[i] for i in with_pairs],
             [references[i] for i in with_pairs],
@@ -273,10 +268,10 @@ class Training:
             self.rank,
             self.world,
         )
-        self._know({f"heldout_{k}": v for k, v in found.items()})
+        self._add_figures({f"heldout_{k}": v for k, v in measured.items()})
         place = self.place
         if self.log:
-            self.log.log(place.step, found, "heldout")
+            self.log.log(place.step, measured, "heldout")
         if cfg.eval_samples:
             prompts = [g.prompt for g in groups[: cfg.eval_samples]]
             longest = max(len(r) for g in groups for r in g.responses)
@@ -289,14 +284,14 @@ class Training:
                 self.log.samples(place.step, rows)
         if cfg.best == "none" or not place.step:
             return False
-        score = found[cfg.best] if cfg.best in HIGHER else -found[cfg.best]
+        score = measured[cfg.best] if cfg.best in HIGHER else -measured[cfg.best]
         if math.isfinite(score) and (place.best is None or score > place.best):
             self.place = replace(place, best=score, best_step=place.step, since=0)
             return True
         self.place = replace(place, since=place.since + 1)
         return False
 
-    def _enough(self) -> bool:
+    def _out_of_patience(self) -> bool:
         """Whether `train.patience` ends the run."""
         patience = self.job.train.patience
         return bool(patience) and self.place.since >= patience
@@ -306,23 +301,23 @@ class Training:
     def _resume(self) -> None:
         import ray.train
 
-        if found := ray.train.get_checkpoint():
-            self._load(found)
+        if saved := ray.train.get_checkpoint():
+            self._load(saved)
 
-    def _load(self, found: Any) -> None:
+    def _load(self, saved: Any) -> None:
         from facttune_ray.training import checkpoint
 
-        with found.as_directory() as folder:
+        with saved.as_directory() as folder:
             self.place = Place(**checkpoint.load(self.engine, folder))
 
     def _save(self) -> None:
-        """Write this worker's part and go on; Ray uploads it beside the next steps."""
+        """Write this worker's part of a checkpoint. Ray uploads it during the next steps."""
         import ray.train
         from ray.train import Checkpoint, CheckpointUploadMode
 
         from facttune_ray.training import checkpoint
 
-        together(self._copy_logs, f"{self.job.out}: cannot be written")  # of all its steps
+        together(self._copy_logs, f"{self.job.out}: cannot be written")
         here = _local(self.job)
         here.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix="checkpoint-", dir=here)
@@ -337,7 +332,7 @@ class Training:
         )
 
     def _take_best(self) -> None:
-        """Load the checkpoint of the best measurement, unless it is the model at hand."""
+        """Load the checkpoint of the best measurement, unless it is the current model."""
         import ray.train
         from ray.train import CheckpointConsistencyMode
 
@@ -349,13 +344,13 @@ class Training:
 
 
 def _local(job: TrainJob) -> Path:
-    """This host's folder of a training: its rows, and checkpoints until they are uploaded."""
+    """This host's folder of a training, for its rows, and for checkpoints until their upload."""
     return scratch(f"{job.out}/{job.name}")
 
 
 def _rows(job: TrainJob, local_rank: int) -> Any:
-    """The table, from a file that the host's first worker writes and removes when all have it,
-    with what a training that was killed left there."""
+    """The table `reference`, from a file that the host's first worker writes. When all workers have
+    opened it, that worker removes the folder, also what a killed training left in it."""
     from facttune_ray.training import rows
 
     file = _local(job) / "rows.arrow"
@@ -366,18 +361,18 @@ def _rows(job: TrainJob, local_rank: int) -> Any:
             rows.write(job.rows, file)
 
     together(write, f"{file}: cannot be written")
-    found = together(lambda: rows.Rows(file), f"{file}: cannot be read")
+    table = together(lambda: rows.Rows(file), f"{file}: cannot be read")
     if local_rank == 0:
         shutil.rmtree(file.parent)
-    return found
+    return table
 
 
-def check_first(cfg: TrainConfig, loss: float, off: bool) -> None:
-    """Before the first update policy and reference agree on every response, so DPO's loss is
-    ln 2: errors of several responses could cancel out in it."""
-    same = cfg.loss in ("dpo", "cdpo", "dpo_norm", "fact_masked") and not cfg.sft_weight
-    if off or same and not abs(loss - math.log(2)) <= 0.02:
-        expected = ", not ln 2 = 0.6931" if same else ""
+def check_first(cfg: TrainConfig, loss: float, differs: bool) -> None:
+    """UserError unless the policy equals the reference at the first step. `differs`: they differ on
+    a response. DPO's loss must be ln 2, but errors of several responses could cancel out in it."""
+    known = cfg.loss in ("dpo", "cdpo", "dpo_norm", "fact_masked") and not cfg.sft_weight
+    if differs or known and not abs(loss - math.log(2)) <= 0.02:
+        expected = ", not ln 2 = 0.6931" if known else ""
         raise UserError(
             f"first loss is {loss:.4f}{expected}: the stored log-probabilities are not the "
             f"starting model's: make the table reference again, or widen train.dtype"

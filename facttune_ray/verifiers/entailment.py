@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.verifiers.local_lm import open_model
+from facttune_ray.sampling import weights
 
 Pair = tuple[str, str]  # premise, hypothesis
 
@@ -40,10 +40,9 @@ class Entailment:
         """`path`: HF folder or hub name with safetensors weights. `batch_tokens`: most tokens in
         one forward pass, padding included. `cached`: judgements kept between calls, the oldest go
         first. UserError for a model that cannot serve."""
-        from transformers import AutoModelForSequenceClassification
-
-        kind = AutoModelForSequenceClassification
-        self.tokenizer, self.model = open_model(kind, path, dtype, device)
+        self.tokenizer, self.model = weights.load(
+            path, dtype, device=device, auto_class="AutoModelForSequenceClassification"
+        )
         self.device = torch.device(device)
         self.batch_tokens, self.cached = batch_tokens, cached
         self.label = entailment_label(self.model.config.id2label, path)

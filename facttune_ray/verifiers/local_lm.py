@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from facttune_ray.errors import UserError
+from facttune_ray.sampling import weights
+from facttune_ray.sampling.shared import caches_all
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARED_TOKENS = 32  # a pass of its own for fewer shared tokens costs more than it saves
 SAVED_TOKENS = 128  # what a branch must save, or its prompts run side by side
 PACKED_TOKENS = 512  # side by side: enough to fill a device; more would only mask more attention
@@ -40,14 +41,11 @@ class LocalLM:
         dtype: str = "float32",
         device: str = "cpu",
         batch_tokens: int = 8192,
-        more: Mapping[str, Any] | None = None,
+        quantize: weights.Quantize = "none",
     ) -> None:
-        """`path`: HF folder or hub name with safetensors weights. `batch_tokens`: most tokens in
-        one forward pass, which bounds memory. `more`: of `from_pretrained`, for quantised weights.
-        UserError for a model that cannot serve."""
-        from transformers import AutoModelForCausalLM
-
-        self.tokenizer, self.model = open_model(AutoModelForCausalLM, path, dtype, device, more)
+        """`path`, `quantize`: see `weights.load`. `batch_tokens`: most tokens in one forward pass,
+        which bounds memory. UserError for a model that cannot serve."""
+        self.tokenizer, self.model = weights.load(path, dtype, device=device, quantize=quantize)
         self.device = torch.device(device)
         self.batch_tokens = batch_tokens
         config = self.model.config.get_text_config(decoder=True)
@@ -329,15 +327,10 @@ def _cut(cache: Any, length: int) -> None:
 
 def can_share(model: Any) -> bool:
     """Whether the cache holds every position, and the model takes positions and a mask as given."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
     taken = inspect.signature(model.forward).parameters
-    layers = DynamicCache(config=model.config).layers
     return (
         {"position_ids", "logits_to_keep"} <= set(taken)
-        and bool(layers)
-        and all(type(layer) is DynamicLayer for layer in layers)
+        and caches_all(model)
         and model.config._attn_implementation in ("sdpa", "eager")
     )
 
@@ -356,28 +349,3 @@ def answer_tokens(
             f"use another model"
         )
     return true[n], false[n], true[len(asked) : n]
-
-
-def open_model(
-    kind: Any, path: str, dtype: str, device: str, more: Mapping[str, Any] | None = None
-) -> tuple[Any, Any]:
-    """(tokenizer, model in evaluation mode) of a folder or hub name. Safetensors only and no code
-    from the folder; UserError when it cannot be opened. `kind`: an AutoModelFor... class."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = kind.from_pretrained(
-            path,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            **(more or {}),
-        )
-    except (OSError, ValueError) as error:
-        line = one_line(str(error))[:200]
-        raise UserError(
-            f"Cannot load a model from {path} (a folder with config.json, tokenizer, safetensors "
-            f"weights, or a hub name): {line}"
-        ) from error
-    return tokenizer, (model if more else model.to(device)).eval()  # quantised: there already

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.verifiers.local_lm import one_line, open_model
+from facttune_ray.sampling import weights
+from facttune_ray.verifiers.local_lm import one_line
 
 LEAD = "Fact: "  # precedes every fact, and is never masked
 MLM_SHARE = 0.5  # weight of the masked LM's own softmax; the rest is nonparametric
@@ -54,9 +55,9 @@ class NPM:
         """`path`: HF folder or hub name of any masked LM with safetensors weights.
         `batch_tokens`: most tokens in one forward pass. `cache_bytes`: of passage vectors kept
         between calls. `mlm_share`: weight of the softmax over the vocabulary, 0 to 1."""
-        from transformers import AutoModelForMaskedLM
-
-        self.tokenizer, self.model = open_model(AutoModelForMaskedLM, path, dtype, device)
+        self.tokenizer, self.model = weights.load(
+            path, dtype, device=device, auto_class="AutoModelForMaskedLM"
+        )
         tok = self.tokenizer
         if tok.mask_token_id is None or not tok.is_fast:
             raise UserError(f"{path} has no fast tokenizer with a mask token: name a masked LM")

@@ -32,6 +32,7 @@ import torch
 
 from bench.machine import save_random_llama, word
 from facttune_ray.quickstart.base_model import train_tokenizer
+from facttune_ray.sampling.protocol import SampleRequest
 from facttune_ray.sampling.transformers import TransformersSampler
 
 OURS = "facttune_ray"
@@ -145,10 +146,10 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 def ours(sampler: TransformersSampler, prefix: str, prompts: list[str]) -> list[str]:
     sampler._prefixes.clear()  # the prefix is part of the work
-    got = sampler.sample(
+    got = sampler.sample(SampleRequest(
         prompts, n=N, seeds=list(range(len(prompts))), max_tokens=NEW_TOKENS, temperature=1.0,
         top_p=TOP_P, prefix=prefix, stop="\n",
-    )  # fmt: skip
+    ))  # fmt: skip
     return [s.text for samples in got for s in samples]
 
 

@@ -1,4 +1,4 @@
-"""report.html in a real headless Chromium: quiet, inert, quick, usable by keyboard, accessible."""
+"""report.html in headless Chromium: no requests, inert markup, speed, keyboard, accessibility."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium):
-    """page = opened(file, **context): the page, with what it said and asked for."""
+    """page = opened(file, **context): the page, with its console messages and requests."""
     contexts = []
 
     def open_page(file, **kinds):
@@ -59,7 +59,7 @@ def shown(page):
     return page.inner_text("#count").split(" prompts")[0].replace(",", "")
 
 
-def test_opens_without_a_word_or_a_request_and_markup_is_inert(opened, report):
+def test_opens_without_console_output_or_requests_and_markup_is_inert(opened, report):
     page = opened(report)
     assert page.said == [] and page.asked == [report.as_uri()]
     first = page.locator("#cards section .text").first
@@ -107,7 +107,7 @@ def test_samples_turn_and_sentences_are_marked_by_their_worst_fact(opened, repor
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "previous sample"
 
 
-def test_everything_by_keyboard(opened, report):
+def test_the_browser_works_by_keyboard(opened, report):
     page = opened(report)
     press = page.keyboard.press
     assert shown(page) == "1 to 20 of 90"
@@ -175,7 +175,7 @@ def test_axe_finds_no_serious_fault(opened, report, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_dark_by_choice(opened, report):
+def test_the_button_switches_to_dark(opened, report):
     page = opened(report, color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)

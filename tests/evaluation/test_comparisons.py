@@ -64,7 +64,7 @@ def test_wins_by_topic_by_hand(counts_of):
     assert net["win_rate"]["value"] == pytest.approx(3.5 / 5)
 
 
-def test_p_is_small_where_every_topic_gains_and_corrected_for_their_number(counts_of):
+def test_p_is_small_if_every_topic_gains_and_corrected_for_the_number_of_models(counts_of):
     base = counts_of({f"t{i}": [(5, 5)] for i in range(10)})
     tuned = counts_of({f"t{i}": [(8, 2)] for i in range(10)})
     found = comparisons.compare(base, tuned)
@@ -76,7 +76,7 @@ def test_p_is_small_where_every_topic_gains_and_corrected_for_their_number(count
     assert comparisons.compare(base, tuned, resamples=0)["p"]["error_rate"] is None
 
 
-def test_length_matched_takes_pairs_of_like_length(counts_of):
+def test_length_matched_takes_pairs_of_similar_length(counts_of):
     # the tuned model is better only where it is short
     base = counts_of({"A": [(5, 5, 100), (1, 3, 40)], "B": [(4, 4, 80)], "C": [(1, 1, 10)]})
     tuned = counts_of({"A": [(5, 5, 110), (2, 0, 20)], "B": [(4, 4, 99)], "C": [(9, 0, 13)]})
@@ -101,7 +101,7 @@ def test_pairs_are_of_one_prompt(counts_of):
     assert found["pairs"] == 1 and found["correct_change"]["value"] == 0.0  # the answers to p3
 
 
-def test_nothing_of_like_length_is_null(counts_of):
+def test_no_pair_of_similar_length_is_null(counts_of):
     base, none = counts_of({"A": [(1, 1, 100)]}), counts_of({})
     failed = base.set_column(base.column_names.index("failed"), "failed", [[True]])
     for tuned, share in ((counts_of({"A": [(1, 1, 10)]}), 0.0), (none, None), (failed, None)):
@@ -120,14 +120,14 @@ def test_few_topics_have_no_interval(counts_of):
 
 
 def test_a_base_with_few_errors_has_no_lower_end(counts_of):
-    """Some draws meet none of its errors: the cut is minus infinity there."""
+    """Some draws contain none of its errors, so their cut is minus infinity."""
     base = counts_of({f"t{i}": [(9, int(i == 0))] for i in range(8)})
     tuned = counts_of({f"t{i}": [(9, 1)] for i in range(8)})
     cut = comparisons.compare(base, tuned)["error_rate_reduction"]
     assert cut["value"] < 0 and cut["low"] is None and cut["high"] is not None
 
 
-def test_a_rate_of_wins_is_never_certain(counts_of):
+def test_the_interval_of_all_wins_is_no_point(counts_of):
     base = counts_of({f"t{i}": [(5, 5)] for i in range(10)})
     tuned = counts_of({f"t{i}": [(8, 2)] for i in range(10)})
     rate = comparisons.compare(base, tuned)["wins"]["net"]["win_rate"]
@@ -136,7 +136,7 @@ def test_a_rate_of_wins_is_never_certain(counts_of):
 
 
 def test_p_with_other_numbers_of_responses(counts_of):
-    """Ten responses a topic against one: topics differ much, and all of them gain a little."""
+    """Ten responses a topic against one response: topics differ much, and all gain a little."""
     rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     base = counts_of({f"t{r}": [(100 - 100 * r, 100 * r)] * 10 for r in rates})
     tuned = counts_of({f"t{r}": [(105 - 100 * r, 100 * r - 5)] for r in rates})
@@ -144,8 +144,8 @@ def test_p_with_other_numbers_of_responses(counts_of):
     assert found["p"]["error_rate"] == found["p"]["correct"] == pytest.approx(2 / 2**9)
 
 
-def test_what_could_not_be_judged_is_in_no_mean(counts_of):
-    """Of a topic without an article nothing is known, in either model."""
+def test_topics_without_verdicts_are_in_no_mean(counts_of):
+    """No fact about a topic without an article is judged, for either model."""
     known = {f"t{i}": [(3, 1, 10)] for i in range(6)}
     both = [pa.concat_tables([counts_of(known), counts_of({"dark": [(0, 0, 10)]}, unknown=5)])] * 2
     found = comparisons.compare(*both)

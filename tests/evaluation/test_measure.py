@@ -1,4 +1,4 @@
-"""From finished tables to figures: what is compared with what, which round, which shards."""
+"""Figures from finished tables: comparisons, the choice of a round, the shards that are read."""
 
 import json
 from types import SimpleNamespace
@@ -66,7 +66,7 @@ def test_rounds_of_a_log_are_in_order_of_their_numbers(tmp_path):
 
 
 def test_kinds_add_up_to_the_figures(tmp_path):
-    """Of responses that did not fail and of which something is known."""
+    """Over responses that did not fail and have a judged fact or no fact."""
     root = Folder.of(str(tmp_path))
     rows = [response("Ada"), response("Bo"), response("Cy", text=None, error="timeout")]
     judged(root, "base/test", rows, [fact("Ada", True), fact("Ada", False, "paints")])
@@ -106,7 +106,7 @@ def test_a_run_without_test_topics_has_a_report(measured_run):
     )
 
 
-def test_ready_made_responses_stand_beside_what_is_measured(measured_run):
+def test_imported_responses_are_measured_beside_the_models(measured_run):
     """A tuned model is compared with base, to the same test topics; what the files bring is to all
     topics, and one of their models may be called base, too."""
     root = Folder.of(str(measured_run(topics=8)))
@@ -134,8 +134,7 @@ def test_second_opinions_and_judgements_are_corrected_for_the_number_of_models(m
     tuned = Scope("facttune_fs/round_1/test")
     models = {"a": tuned, "b": tuned}
     scopes = {"base": Scope("base/test")} | models
-    found = {n: breakdowns.counts(root, s) for n, s in scopes.items()}
-    second = breakdowns.second_opinion(root, scopes, found, resamples=50, seed=0)
+    second = breakdowns.second_opinion(root, scopes, resamples=50, seed=0)
     for one in second["comparisons"].values():
         assert one["p"]["error_rate"] < 0.5
         assert one["p_holm"]["error_rate"] == pytest.approx(2 * one["p"]["error_rate"])
@@ -143,15 +142,14 @@ def test_second_opinions_and_judgements_are_corrected_for_the_number_of_models(m
         assert one["fluency"]["p_holm"] == pytest.approx(2 * one["fluency"]["p"])
 
 
-def test_what_the_second_estimator_shares_with_the_first_is_told(measured_run):
+def test_the_shared_parts_of_two_estimators_are_listed(measured_run):
     root = Folder.of(str(measured_run(topics=2)))
     scopes = {"base": Scope("base/test")}
-    found = {"base": breakdowns.counts(root, scopes["base"])}
 
     def shared(estimator):
         folder = root / "base/test/verdicts"
         tables.write_manifest(folder, "verdicts", {"verdicts.estimator": estimator}, 1, 0.0)
-        return breakdowns.second_opinion(root, scopes, found, resamples=0, seed=0)["shared"]
+        return breakdowns.second_opinion(root, scopes, resamples=0, seed=0)["shared"]
 
     assert shared("chat+lexical") == ["lexical"]
     assert shared("chat") == []

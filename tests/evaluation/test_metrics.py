@@ -81,7 +81,7 @@ def test_factscore_by_hand():
 
 
 def test_factscore_is_that_of_the_scorer():
-    """Vectorised over responses, it equals the score of one response after the other."""
+    """The score of many responses at once equals the score of one response after the other."""
     counts = metrics.response_counts(*random_tables(300, 1200))
     kept = [r for r in counts.to_pylist() if not r["failed"]]
     rows = [(r["supported"], r["judged"], r["total_facts"]) for r in kept]
@@ -106,7 +106,7 @@ def test_f1_at_k_by_hand(counts_of):
     assert more["recall@6"]["value"] == pytest.approx((0.5 + 0 + 1 + 0) / 4)
 
 
-def test_a_response_of_which_nothing_is_judged_is_in_no_mean(counts_of):
+def test_a_response_without_verdicts_is_in_no_mean(counts_of):
     judged, dark = counts_of({"A": [(3, 1), (0, 0)]}), counts_of({"B": [(0, 0)] * 2}, unknown=4)
     found = metrics.summarise(pa.concat_tables([judged, dark]), ks=(4,))
     assert found["correct"]["value"] == 3 / 2 and found["incorrect"]["value"] == 1 / 2
@@ -119,10 +119,10 @@ def test_a_large_k_keeps_its_name(counts_of):
     assert "f1@1000000" in metrics.summarise(counts_of({"A": [(3, 1)]}), ks=(1_000_000,))
 
 
-def test_k_is_the_median_and_the_most_facts(counts_of):
+def test_k_is_the_median_and_the_largest_number_of_facts(counts_of):
     some = [counts_of({"A": [(3, 1), (0, 0)]}), counts_of({"A": [(5, 1), (9, 0)]})]
-    assert metrics.middle_and_most(some) == [6, 9]
-    assert metrics.middle_and_most([counts_of({"A": [(0, 0)]})]) == []
+    assert metrics.median_and_maximum(some) == [6, 9]
+    assert metrics.median_and_maximum([counts_of({"A": [(0, 0)]})]) == []
 
 
 def random_tables(responses, facts, seed=0):
@@ -159,7 +159,7 @@ def random_tables(responses, facts, seed=0):
     return table_of_responses, table_of_facts, verdicts
 
 
-def test_counts_equal_those_counted_one_by_one():
+def test_counts_equal_a_slow_reference():
     responses, facts, verdicts = random_tables(300, 1200)
     judged = {v["fact_id"]: v["supported"] for v in verdicts.to_pylist()}
     without = {v["fact_id"] for v in verdicts.to_pylist() if v["reason"]}
@@ -232,7 +232,7 @@ def test_nothing_judged_is_null_not_zero():
     assert found["correct"]["value"] == 0  # of the one that states nothing
 
 
-def test_only_failed_responses_leave_nothing():
+def test_only_failed_responses_give_null():
     found = metrics.summarise(metrics.response_counts(*(t.slice(0, 0) for t in TABLES_3)))
     assert (found["topics"], found["responses"], found["failed"]) == (0, 0, 0)
     failed = metrics.response_counts(RESPONSES_3.slice(3, 1), FACTS_7.slice(0, 0), VERDICTS_6)

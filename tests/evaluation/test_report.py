@@ -173,7 +173,7 @@ def test_no_model_at_all_and_no_val_figure(summary, made):
     assert text.table(bare).split()[0] == "model"
 
 
-def test_rows_over_other_topics_say_so(summary, made):
+def test_rows_over_different_topics_are_labelled(summary, made):
     summary["models"]["ChatGPT"] = made.model(1.0, 1.0)
     summary["run"]["splits"]["ChatGPT"] = "all"
     page = page_of(summary)
@@ -184,7 +184,7 @@ def test_rows_over_other_topics_say_so(summary, made):
     assert pictures.headline(summary)[:4] == b"\x89PNG"
 
 
-def test_a_penalty_of_zero_is_not_told(summary):
+def test_a_penalty_of_zero_is_not_mentioned(summary):
     told = "a response of at most 10 facts is penalised"
     assert told in page_of(summary)
     for m in summary["models"].values():
@@ -193,7 +193,7 @@ def test_a_penalty_of_zero_is_not_told(summary):
     assert "penalised" not in page and "as in the\noriginal.\n" in page
 
 
-def test_what_the_page_says_of_time_files_and_pairs(summary):
+def test_the_page_explains_time_files_and_pairs(summary):
     summary["rewards"] = {"factscore": {"responses": 9, "mean": 0.5, "sd": 0.1, "pairs": 8}}
     summary["run"]["config"]["groups"]["max_pairs"] = 4
     page = page_of(summary)
@@ -202,7 +202,7 @@ def test_what_the_page_says_of_time_files_and_pairs(summary):
     assert "preferences that the reward\nmakes, at most 4 a prompt (groups.max_pairs)." in page
 
 
-def test_an_odd_model_name_is_shown_as_it_is(summary, made):
+def test_a_model_name_with_markup_is_escaped(summary, made):
     summary["models"]["a$x_1$<i>"] = made.model(1.0, 1.0)
     summary["training"]["a$x_1$<i>"] = made.training_log(1, 3)
     page = page_of(summary)

@@ -1,4 +1,4 @@
-"""Intervals and tests: by hand, against scipy, and whether they cover what they promise."""
+"""Intervals and tests: by hand, against scipy, and their coverage in simulations."""
 
 import numpy as np
 import pytest
@@ -113,7 +113,7 @@ def test_swap_test_is_scipys_permutation_test(topics):
     assert 0.005 < found < 0.9
 
 
-def test_swap_test_of_equal_models_and_of_nothing():
+def test_swap_test_of_equal_models_and_without_topics():
     same = np.ones((5, 2))
     assert resampling.swap_test(same, same, mean, seed=0) == 1.0
     assert resampling.swap_test(np.zeros((0, 2)), np.zeros((0, 2)), mean, seed=0) is None
@@ -121,7 +121,7 @@ def test_swap_test_of_equal_models_and_of_nothing():
 
 
 def test_swap_test_keeps_its_level():
-    """Of models that do not differ about one in twenty comes out below 0.05."""
+    """For equal models, p is below 0.05 about one time in twenty."""
     low = 0
     for trial in range(300):
         rng = np.random.default_rng(trial)

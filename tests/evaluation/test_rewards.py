@@ -1,4 +1,4 @@
-"""What rewards are worth, by hand."""
+"""Figures of rewards, by hand."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from facttune_ray.storage.tables import Folder
 
 @pytest.fixture
 def scope(tmp_path):
-    """Writes tables of two shards: {name: [rows of shard 0, rows of shard 1]}."""
+    """A function that writes tables of two shards: {name: [rows of shard 0, rows of shard 1]}."""
 
     def write(**made):
         root = Folder.of(str(tmp_path))
@@ -129,7 +129,7 @@ def test_confidence_against_verdicts_with_bins_by_hand(scope):
     assert "p_true" not in found
 
 
-def test_without_tables_there_is_nothing_to_say(scope):
+def test_without_tables_there_are_no_figures(scope):
     root = scope(facts=[[]])
     assert rewards.columns(root, Scope("base"), GroupsConfig()) == {}
     assert rewards.confidence(root, Scope("base")) == {}

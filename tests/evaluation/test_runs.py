@@ -1,4 +1,4 @@
-"""A measured run's summary by hand; runs side by side; a run in the terminal."""
+"""The summary of a measured run by hand, `facttune compare` and `facttune inspect`."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_files_beside_the_report(folder):
     assert "FactTune-FS" in (folder / "summary.md").read_text()
 
 
-def test_errors_are_told_by_reason(tmp_path):
+def test_errors_are_counted_by_reason(tmp_path):
     from facttune_ray.evaluation.measure import _errors
     from facttune_ray.storage import tables
 
@@ -96,7 +96,7 @@ def test_errors_are_told_by_reason(tmp_path):
 
 
 def test_topics_are_grouped_by_the_length_of_their_article(tmp_path):
-    """Those of the shards that count; one without an article is a group of its own."""
+    """Only topics of the measured shards; topics without an article are a separate group."""
     from facttune_ray.evaluation.measure import _groups
     from facttune_ray.knowledge import build
     from facttune_ray.storage import tables
@@ -115,7 +115,7 @@ def test_topics_are_grouped_by_the_length_of_their_article(tmp_path):
     }
 
 
-def test_of_a_large_set_some_parts_are_measured(tmp_path):
+def test_a_large_set_is_measured_on_some_shards(tmp_path):
     from facttune_ray.storage import tables
 
     root = Folder.of(str(tmp_path))
@@ -136,12 +136,14 @@ def test_of_a_large_set_some_parts_are_measured(tmp_path):
     assert breakdowns.limited(root, two, most=11)["a"].shards == 7  # 22 of 24 responses
 
 
-def test_that_some_parts_are_measured_is_said(summary):
+def test_a_note_says_that_some_parts_are_measured(summary):
     assert not any("fair sample" in line for line in text.notes(summary))
     summary = json.loads(json.dumps(summary))
     summary["run"]["parts"] = [3, 8]
     (line,) = (n for n in text.notes(summary) if "fair sample" in n)
-    assert line.startswith("Measured are 3 of 8 parts") and "evaluation.most=65,536" in line
+    assert (
+        line.startswith("The figures come from 3 of 8 parts") and "evaluation.most=65,536" in line
+    )
 
 
 def test_compare_two_runs(folder, measured_run, capsys):
@@ -186,7 +188,7 @@ def test_bad_input_is_one_line(folder, capsys, words, line):
         ({"second_opinion": {"models": {"base": []}}}, "second_opinion.models.base is not as"),
     ],
 )
-def test_a_summary_that_is_odd_is_one_line(folder, summary, tmp_path, capsys, line):
+def test_a_damaged_summary_is_one_line(folder, summary, tmp_path, capsys, line):
     if isinstance(summary, dict):
         summary = json.dumps(json.loads((folder / "summary.json").read_text()) | summary)
     (tmp_path / "summary.json").write_text(summary)
@@ -231,7 +233,7 @@ def test_inspect(folder, capsys):
     assert "score 0.20" in said
 
 
-def test_auto_takes_another_estimator_that_costs_nothing():
+def test_auto_takes_a_free_second_estimator():
     def name(*words):
         found = verdicts.second_opinion(config.load(["quickstart"], list(words)))
         return found and found.verdicts.estimator
@@ -248,7 +250,7 @@ def test_auto_takes_another_estimator_that_costs_nothing():
         name("evaluation.estimator=lexcal")
 
 
-def test_a_second_opinion_that_is_a_part_of_the_first_is_warned_of(capsys):
+def test_a_second_estimator_that_is_part_of_the_first_gives_a_warning(capsys):
     words = ["verdicts.estimator=chat", "evaluation.estimator=chat+lexical"]
     preflight._warn_of_judges(config.load(["quickstart"], words))
     said = capsys.readouterr()

@@ -5,7 +5,7 @@ import pytest
 from facttune_ray.evaluation.report import text
 
 
-def test_headline_says_what_happened(summary, made):
+def test_headline_by_hand(summary, made):
     fs, mc = text.headline(summary)
     assert "15.5% of its facts are wrong, against 45.7%" in fs
     assert "Correct facts a response: 2.51 against 1.63 (+0.88). By the second" in fs
@@ -17,7 +17,7 @@ def test_headline_says_what_happened(summary, made):
 
 
 @pytest.mark.parametrize(("low", "high"), [(None, None), (None, 0.7)])
-def test_an_interval_that_is_not_known_makes_no_claim(summary, low, high):
+def test_an_unknown_interval_makes_no_claim(summary, low, high):
     cut = {"value": 0.63, "low": low, "high": high}
     summary["comparisons"]["facttune_fs"]["error_rate_reduction"] = cut
     summary["second_opinion"]["comparisons"]["facttune_fs"]["error_rate_reduction"] = cut
@@ -43,13 +43,13 @@ def test_the_second_estimator_claims_no_more_than_the_first(summary, value, low,
     assert text.headline(summary)[0].endswith(f" By the second estimator, lexical, {says}")
 
 
-def test_rewards_of_some_parts_are_noted(summary):
+def test_rewards_of_some_shards_are_noted(summary):
     summary["run"]["reward_parts"] = [3, 64]
     (line,) = text.notes(summary)
     assert line.startswith("The figures of rewards come from 3 of 64 parts")
 
 
-def test_notes_warn_of_what_the_headline_hides(summary, made):
+def test_notes_list_caveats(summary, made):
     assert text.notes(summary) == []
     summary["models"]["facttune_mc"] |= {
         "failed": 250,

@@ -5,6 +5,7 @@ import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import pretrain, train_tokenizer
+from facttune_ray.sampling.protocol import SampleRequest
 from facttune_ray.sampling.transformers import TransformersSampler
 
 ANSWERS = {"Mara": "Ostrel", "Tiko": "Kaldin", "Belu": "Verport", "Sanor": "Haskow"}
@@ -60,13 +61,15 @@ def test_learns_saves_whole_and_opens_as_a_plain_folder(tmp_path):
 
     sampler = TransformersSampler(str(out), threads=1)
     said = sampler.sample(
-        [f"Question: Where was {who} born?\nAnswer:" for who in ANSWERS],
-        n=1,
-        seeds=[0] * 4,
-        max_tokens=4,
-        temperature=0,
-        top_p=1,
-        raw=True,
+        SampleRequest(
+            [f"Question: Where was {who} born?\nAnswer:" for who in ANSWERS],
+            n=1,
+            seeds=[0] * 4,
+            max_tokens=4,
+            temperature=0,
+            top_p=1,
+            raw=True,
+        )
     )
     assert [s[0].text.strip() for s in said] == list(ANSWERS.values())
     assert all(s[0].finished and s[0].tokens == 2 for s in said)

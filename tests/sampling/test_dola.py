@@ -1,4 +1,4 @@
-"""DoLa against its formula by hand and against decoding without a cache; decoders of others."""
+"""DoLa against its formula and against decoding without a cache; custom decoders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import pretrain
 from facttune_ray.sampling.custom import CustomSampler
 from facttune_ray.sampling.dola import ALPHA, Dola, divergence, layers_of
-from facttune_ray.sampling.protocol import encode_prompt
+from facttune_ray.sampling.protocol import SampleRequest, encode_prompt
 from facttune_ray.sampling.transformers import TransformersSampler
 
 PROMPTS = ["Who is Mara?", "Who is Tiko?", "Who was Belu Sanor?"]
@@ -22,7 +22,7 @@ DOCUMENTS = [f"{p}\n{p[7:-1]} plays the {x}." for p in PROMPTS for x in ("cello"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
-    """Wide random weights, embeddings untied: its layers disagree, and it seldom ends."""
+    """A model with large random weights and untied embeddings: its layers disagree."""
     out = tmp_path_factory.mktemp("model") / "base"
     pretrain(DOCUMENTS, out, seed=0, steps=0, hidden=32, layers=6, heads=2, max_length=64)
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -47,11 +47,11 @@ def folder(tmp_path_factory) -> str:
         ("0, 2,4", 6, False, [0, 2, 4]),
     ],
 )
-def test_layers(which, count, tied, found):
+def test_layer_indices_by_hand(which, count, tied, found):
     assert layers_of(which, count, tied) == found
 
 
-def test_a_layer_that_is_not_there():
+def test_a_missing_layer_is_refused():
     with pytest.raises(UserError, match="dola_layers=1,6: the model has the layers 0 to 5"):
         layers_of("1,6", 6, False)
 
@@ -65,7 +65,7 @@ def test_divergence_by_hand():
 
 
 def test_contrast_by_hand():
-    """Three tokens: the third is below a tenth of the first. The farther layer is chosen by row."""
+    """The third token is below a tenth of the first. Each row chooses its farther layer."""
     config = SimpleNamespace(num_hidden_layers=4, tie_word_embeddings=False)
     config.get_text_config = lambda decoder: config
     model = SimpleNamespace(config=config, get_output_embeddings=lambda: lambda x: x)
@@ -80,7 +80,7 @@ def test_contrast_by_hand():
 
 
 def by_hand(sampler: TransformersSampler, ids: list[int], layers: list[int], steps: int):
-    """Greedy DoLa of one sequence, without a cache, by the paper's formula."""
+    """Token ids of greedy DoLa for one sequence, without a cache, by the paper's formula."""
     out: list[int] = []
     for _ in range(steps):
         found = sampler.model(input_ids=torch.tensor([ids + out]), output_hidden_states=True)
@@ -109,25 +109,25 @@ def test_greedy_equals_the_formula_without_a_cache(folder, which, shares):
     sampler.shares = shares
     layers = {"high": [3, 5], "low": [0, 2], "1": [1]}[which]
     settings = {"n": 2, "seeds": [0] * 3, "max_tokens": 10, "temperature": 0, "top_p": 1.0}
-    found = sampler.sample(PROMPTS, **settings)
+    found = sampler.sample(SampleRequest(PROMPTS, **settings))
     for prompt, samples in zip(PROMPTS, found, strict=True):
         ids = by_hand(sampler, encode_prompt(sampler.tokenizer, prompt), layers, 10)
         text = sampler.tokenizer.decode(ids, skip_special_tokens=True)
         assert [s.text for s in samples] == [text, text]
         assert [s.tokens for s in samples] == [len(ids)] * 2
         assert len(set(ids)) > 4
-    plain = TransformersSampler(folder).sample(PROMPTS, **settings)
+    plain = TransformersSampler(folder).sample(SampleRequest(PROMPTS, **settings))
     assert found != plain
 
 
-def test_draws_stay_within_the_head(folder):
-    """A first token whose probability is below a tenth of the likeliest is never drawn."""
+def test_improbable_tokens_are_never_drawn(folder):
+    """A token whose probability is below a tenth of the highest is never drawn."""
     sampler = TransformersSampler(folder, dola_layers="high")
     ids = encode_prompt(sampler.tokenizer, PROMPTS[0])
     probs = sampler.model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1)
     head = {int(i) for i in (probs >= 0.1 * probs.max()).nonzero()[:, 0]}
     (found,) = sampler.sample(
-        PROMPTS[:1], n=100, seeds=[1], max_tokens=1, temperature=1.0, top_p=1.0
+        SampleRequest(PROMPTS[:1], n=100, seeds=[1], max_tokens=1, temperature=1.0, top_p=1.0)
     )
     texts = {sampler.tokenizer.decode([i], skip_special_tokens=True) for i in head}
     assert {s.text for s in found} <= texts
@@ -142,19 +142,19 @@ def generate(model, input_ids, custom_generate=None, backwards=False, **kwargs):
 '''
 
 
-def test_a_decoder_from_a_folder(folder, tmp_path):
+def test_a_custom_decoder_is_loaded_from_a_folder(folder, tmp_path):
     (tmp_path / "custom_generate").mkdir()
     (tmp_path / "custom_generate" / "generate.py").write_text(GENERATE)
     settings = {"n": 2, "seeds": [0], "max_tokens": 10, "temperature": 1.0, "top_p": 1.0}
     sampler = CustomSampler(folder, generate=str(tmp_path))
-    ((first, second),) = sampler.sample(PROMPTS[:1], **settings)
+    ((first, second),) = sampler.sample(SampleRequest(PROMPTS[:1], **settings))
     assert first.text == second.text == PROMPTS[0] + "\n" and not first.finished
     (other,) = CustomSampler(folder, generate=str(tmp_path), params={"backwards": True}).sample(
-        PROMPTS[:1], **settings
+        SampleRequest(PROMPTS[:1], **settings)
     )
     assert sorted(other[0].text) == sorted(first.text) and other[0].text.startswith("\n?")
 
 
-def test_a_folder_without_a_decoder(folder, tmp_path):
+def test_a_folder_without_a_decoder_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="no custom_generate/generate.py in this folder"):
         CustomSampler(folder, generate=str(tmp_path))

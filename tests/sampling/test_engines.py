@@ -1,4 +1,4 @@
-"""Stages that sample, with engines other than the local one, as a user runs them."""
+"""The stages that sample, from the command line, with an endpoint as the engine."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from facttune_ray import cli
 
 @pytest.fixture
 def stage(ray_cluster, small_preset, tmp_path, capsys):
-    """Runs one stage of a quickstart whose samples come from the embedded endpoint."""
+    """A function that runs one stage of a quickstart with samples from the embedded endpoint."""
 
     def run(name, *more):
         words = ["quickstart", small_preset, f"run.out={tmp_path / 'out'}"]
@@ -28,7 +28,7 @@ def responses(out):
     return [row for p in parts for row in pq.read_table(p).to_pylist()]
 
 
-def test_an_endpoint_gives_the_responses_once_however_they_are_asked_for(stage, tmp_path):
+def test_an_endpoint_samples_each_response_once_for_any_number_of_choices(stage, tmp_path):
     settings = ["sampling.form=completions", "sampling.choices=4", "responses.samples=6"]
     for name in ("knowledge", "prompts", "responses"):
         assert stage(name, *settings)[0] == 0
@@ -49,7 +49,7 @@ def test_an_endpoint_gives_the_responses_once_however_they_are_asked_for(stage, 
     assert json.loads(manifest.read_text())["calls"] == 0
 
 
-def test_an_endpoint_that_refuses_leaves_rows_with_its_reason(stage, tmp_path, capsys):
+def test_an_unreachable_endpoint_ends_the_stage_with_its_address(stage, tmp_path, capsys):
     for name in ("knowledge", "prompts"):
         assert stage(name)[0] == 0
     code, said = stage(
@@ -62,7 +62,7 @@ def test_an_endpoint_that_refuses_leaves_rows_with_its_reason(stage, tmp_path, c
     assert not list((tmp_path / "out").glob("base/tune/responses/_MANIFEST.json"))
 
 
-def test_what_is_not_installed_is_one_line(stage):
+def test_a_missing_package_is_named_in_one_line(stage):
     for name in ("knowledge", "prompts"):
         assert stage(name, "sampling.engine=transformers")[0] == 0
     code, said = stage(

@@ -18,7 +18,7 @@ def test_row_bytes_by_hand():
     assert row_bytes(config, 2, shares=True, **sizes) == 16 * 2**17 + beside
 
 
-def test_rows_that_fit_are_one_at_least():
+def test_at_least_one_row_fits():
     assert rows_that_fit(1000, 0.5, 100, 512) == 5
     assert rows_that_fit(10**9, 0.5, 100, 512) == 512
     assert rows_that_fit(10, 0.5, 100, 512) == 1

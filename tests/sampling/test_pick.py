@@ -23,7 +23,7 @@ def test_pick_inverts_the_cumulated_probabilities():
 
 @pytest.mark.parametrize("vocab", [50, 300, 1000])
 def test_pick_equals_a_slow_reference(vocab):
-    """Near-equal tokens: several chunks, and a nucleus wider than what is looked at first."""
+    """Tokens of similar probability: several chunks, and a nucleus of more than 128 tokens."""
     torch.manual_seed(0)
     logits = torch.randn(60, vocab)
     u, v = torch.rand(2, 60, dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_masked_tokens_are_never_drawn():
     assert pick(logits, u, u, 1.0, 0.9).tolist() == [7, 130, 130]
 
 
-def test_more_samples_extend_fewer():
+def test_uniform_numbers_of_a_sample_do_not_depend_on_n():
     few, many = uniforms(3, 2, 5), uniforms(3, 4, 5)
     assert few.shape == (2, 2, 5) and (many[:, :2] == few).all()
     assert (few[0] != few[1]).all() and ((few >= 0) & (few < 1)).all()

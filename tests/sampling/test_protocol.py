@@ -4,7 +4,12 @@ import pytest
 
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import train_tokenizer
-from facttune_ray.sampling.protocol import check_settings, encode_all, encode_begun, encode_prompt
+from facttune_ray.sampling.protocol import (
+    SampleRequest,
+    encode_prompt,
+    encode_request,
+    encode_started,
+)
 
 TEXTS = ["[user] Who is Mara? [model] Mara was born in Ostrava."]
 TEMPLATE = "{% for m in messages %}[user] {{ m['content'] }}{% endfor %} [model]"
@@ -18,20 +23,28 @@ def tokenizer():
 def test_a_beginning_follows_the_prompt_without_the_space_at_its_end(tokenizer):
     lead = tokenizer("Mara was born in")["input_ids"]
     plain = encode_prompt(tokenizer, "Who?")
-    assert encode_begun(tokenizer, "Who?", "Mara was born in ") == [*plain, *lead]
-    assert encode_begun(tokenizer, "Who?", " ") == plain
+    assert encode_started(tokenizer, "Who?", "Mara was born in ") == [*plain, *lead]
+    assert encode_started(tokenizer, "Who?", " ") == plain
     tokenizer.chat_template = TEMPLATE
-    chat = encode_begun(tokenizer, "Who?", "Mara was born in")
+    chat = encode_started(tokenizer, "Who?", "Mara was born in")
     assert tokenizer.decode(chat) == "[user] Who? [model]Mara was born in"
-    assert encode_begun(tokenizer, "Who?", "Mara was born in", "never") == [*plain, *lead]
-    raw = encode_all(tokenizer, ["Who? "], raw=True, begun=["Mara was born in "])
-    assert tokenizer.decode(raw[0]) == "Who? Mara was born in"
+    assert encode_started(tokenizer, "Who?", "Mara was born in", "never") == [*plain, *lead]
+    exact = request(["Who? "], 3, raw=True, beginnings=["Mara was born in "])
+    _, (raw,) = encode_request(tokenizer, exact)
+    assert tokenizer.decode(raw) == "Who? Mara was born in"
 
 
-def test_settings_give_each_prompt_a_limit():
-    assert check_settings(3, 1, 3, 7, 1.0, 1.0) == [7, 7, 7]
-    assert check_settings(2, 1, 2, [7, 8], 1.0, 1.0) == [7, 8]
+def request(prompts, max_tokens, **settings):
+    seeds = [1] * len(prompts)
+    return SampleRequest(
+        prompts, n=1, seeds=seeds, max_tokens=max_tokens, temperature=1.0, top_p=1.0, **settings
+    )
+
+
+def test_a_request_gives_each_prompt_a_limit():
+    assert request(["a", "b", "c"], 7).limits == [7, 7, 7]
+    assert request(["a", "b"], [7, 8]).limits == [7, 8]
     with pytest.raises(UserError, match="max_tokens is 0"):
-        check_settings(2, 1, 2, [7, 0], 1.0, 1.0)
+        request(["a", "b"], [7, 0])
     with pytest.raises(UserError, match="max_tokens is 0"):
-        check_settings(0, 1, 0, 0, 1.0, 1.0)
+        request([], 0)

@@ -20,7 +20,7 @@ from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.llm.segments import read_segment
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.sampling.api import ApiSampler
-from facttune_ray.sampling.protocol import failure, texts
+from facttune_ray.sampling.protocol import SampleRequest, failure, texts
 from facttune_ray.storage.schema import seed_from
 from facttune_ray.storage.tables import Folder
 
@@ -30,8 +30,8 @@ PRICE = {"usd_per_million_input": 10.0, "usd_per_million_output": 30.0}
 
 
 class Scripted:
-    """A server that keeps what it is asked, {"path", "key", **body}, and answers by a function of
-    that. It runs beside the sampler, in the same loop."""
+    """A server that keeps its requests as {"path", "key", **body} and answers by a function of a
+    request. It runs in the event loop of the sampler."""
 
     def __init__(self, answer) -> None:
         self.answer, self.asked = answer, []
@@ -56,7 +56,7 @@ class Scripted:
 
 
 def text_reply(asked, texts=None, tokens=None, **more):
-    """A reply with as many choices as were asked for, in OpenAI's form."""
+    """A reply in OpenAI's form with the requested number of choices."""
     texts = texts or [f" t{i}" for i in range(asked.get("n", 1))]
     chat = "messages" in asked
     choices = [
@@ -82,14 +82,14 @@ def client_of(tmp_path, url, meter=None, **settings) -> Client:
 
 
 def draw(tmp_path, where, prompts, *, form="completions", choices=1, client=None, **settings):
-    """(samples, client) of one `sample` call, at a URL or a scripted server."""
+    """(samples, client) of one `sample` call to a URL or a scripted server."""
 
     async def work(url):
         one = client_of(tmp_path, url, **(client or {}))
         try:
             sampler = ApiSampler(one, form=form, choices=choices)
             settings.setdefault("seeds", [100 + i for i in range(len(prompts))])
-            return await sampler.sample(prompts, **SETTINGS | settings), one
+            return await sampler.sample(SampleRequest(prompts, **SETTINGS | settings)), one
         finally:
             await one.close()
 
@@ -114,7 +114,7 @@ def url():
 # -- what is sent --------------------------------------------------------------------------------
 
 
-def test_a_request_a_sample_with_its_own_seed_and_nothing_else(tmp_path):
+def test_each_sample_is_one_request_with_its_own_seed(tmp_path):
     script = Scripted(text_reply)
     found, _ = draw(
         tmp_path, script, ["one", "two"], n=3, max_tokens=[4, 9], stop="\n", raw=True, prefix="P "
@@ -138,11 +138,11 @@ def test_a_request_a_sample_with_its_own_seed_and_nothing_else(tmp_path):
         ({}, "Who?\n"),
         ({"raw": True}, "Who?"),
         ({"prefix": "A\n"}, "A\nWho?"),
-        ({"begun": ["She was "]}, "Who?\nShe was"),
-        ({"begun": ["She"], "raw": True}, "Who?She"),
+        ({"beginnings": ["She was "]}, "Who?\nShe was"),
+        ({"beginnings": ["She"], "raw": True}, "Who?She"),
     ],
 )
-def test_the_text_that_a_plain_model_continues(tmp_path, settings, sent):
+def test_completions_send_the_text_of_a_plain_model(tmp_path, settings, sent):
     script = Scripted(text_reply)
     draw(tmp_path, script, ["Who?"], n=1, **settings)
     assert script.asked[0]["prompt"] == sent and "stop" not in script.asked[0]
@@ -154,10 +154,10 @@ def test_chat_sends_one_message_and_cannot_continue_a_response(tmp_path):
     assert script.asked[0]["path"] == "/v1/chat/completions"
     assert script.asked[0]["messages"] == [{"role": "user", "content": "Worked.\n" + QUESTION}]
     with pytest.raises(UserError, match="sampling.form=completions is needed for entities"):
-        draw(tmp_path, script, ["Who?"], form="chat", n=1, begun=["She"])
+        draw(tmp_path, script, ["Who?"], form="chat", n=1, beginnings=["She"])
 
 
-def test_the_calls_own_settings_win_over_the_clients(tmp_path):
+def test_settings_of_the_request_override_the_clients(tmp_path):
     script = Scripted(text_reply)
     llm = {"temperature": 0.0, "max_tokens": 512, "params": {"seed": 1, "user": "u", "top_p": 0.1}}
     draw(tmp_path, script, ["Who?"], n=1, client=llm)
@@ -169,7 +169,7 @@ def test_the_calls_own_settings_win_over_the_clients(tmp_path):
 # -- several choices a request -------------------------------------------------------------------
 
 
-def test_choices_come_in_few_requests_and_are_found_again_under_every_count(tmp_path):
+def test_choices_share_requests_and_the_ledger_finds_them_for_every_count(tmp_path):
     script = Scripted(lambda a: text_reply(a, [f" {a['seed']}-{i}" for i in range(a["n"])]))
     found, client = draw(tmp_path, script, ["Who?"], n=6, choices=4, client=PRICE)
     assert sorted(a["n"] for a in script.asked if "n" in a) == [2, 4]
@@ -190,7 +190,7 @@ def test_choices_come_in_few_requests_and_are_found_again_under_every_count(tmp_
     assert len(script.asked) == 2
 
 
-def test_only_what_the_ledger_lacks_is_asked_for(tmp_path):
+def test_only_samples_missing_in_the_ledger_are_requested(tmp_path):
     script = Scripted(text_reply)
     few, _ = draw(tmp_path, script, ["Who?"], n=3, choices=8)
     more, client = draw(tmp_path, script, ["Who?"], n=8, choices=8)
@@ -202,7 +202,7 @@ def test_only_what_the_ledger_lacks_is_asked_for(tmp_path):
     assert (client.usage.calls, client.usage.cached) == (1, 3)
 
 
-def test_a_server_that_gives_fewer_choices_is_asked_for_the_rest(tmp_path):
+def test_missing_choices_are_requested_again(tmp_path):
     script = Scripted(lambda a: text_reply(a, [f" {a['seed']}"]))  # takes no notice of n
     found, client = draw(tmp_path, script, ["Who?"], n=3, choices=3)
     assert [a.get("n") for a in script.asked] == [3, 2, None]
@@ -230,7 +230,7 @@ def test_choices_are_taken_by_their_index(tmp_path):
 # -- what comes back -----------------------------------------------------------------------------
 
 
-def test_texts_are_cut_before_stop_and_tell_how_they_ended(tmp_path):
+def test_texts_are_cut_before_stop(tmp_path):
     def answer(asked):
         if asked["prompt"] == "cut":
             return text_reply(asked, [" Brno\nmore"])
@@ -249,7 +249,7 @@ def test_without_usage_tokens_are_estimated(tmp_path):
     assert found[0][0].tokens == 3  # four characters a token, and the end mark
 
 
-def test_a_refusal_is_what_the_model_says(tmp_path):
+def test_a_refusal_is_the_text_of_the_sample(tmp_path):
     def answer(asked):
         message = {"content": None, "refusal": "I cannot."}
         return {"choices": [{"message": message, "finish_reason": "stop"}], "model": "m"}
@@ -258,7 +258,7 @@ def test_a_refusal_is_what_the_model_says(tmp_path):
     assert found[0][0].text == "I cannot."
 
 
-def test_temperature_0_is_asked_once(tmp_path):
+def test_temperature_0_sends_one_request(tmp_path):
     script = Scripted(text_reply)  # a server may refuse n > 1 at temperature 0
     found, _ = draw(tmp_path, script, ["Who?"], n=4, choices=4, temperature=0.0)
     assert len(script.asked) == 1 and "n" not in script.asked[0]
@@ -281,7 +281,7 @@ def refuse(status, code=None, message="no"):
     )
 
 
-def test_a_prompt_that_fails_tells_why_while_others_go_on(tmp_path):
+def test_a_failed_prompt_has_an_error_and_others_continue(tmp_path):
     def answer(asked):
         if asked["prompt"].startswith("too long"):
             return refuse(400, "context_length_exceeded", "This is too long.")
@@ -303,12 +303,12 @@ def test_one_sample_fails_alone_and_the_others_are_not_paid_again(tmp_path):
     assert (first.usage.calls, second.usage.cached, second.usage.calls) == (3, 3, 1)
 
 
-def test_an_endpoint_that_refuses_us_stops_the_run(tmp_path):
+def test_a_rejected_key_stops_the_run(tmp_path):
     with pytest.raises(EndpointError, match="set NO_KEY"):
         draw(tmp_path, Scripted(lambda a: refuse(401)), ["Who?"], n=2)
 
 
-def test_completions_go_into_no_batch(tmp_path):
+def test_completions_in_batch_mode_are_refused(tmp_path):
     with pytest.raises(UserError, match="batch takes chat alone"):
         draw(tmp_path, Scripted(text_reply), ["Who?"], n=1, client={"mode": "batch"})
 
@@ -318,7 +318,7 @@ def test_completions_go_into_no_batch(tmp_path):
 
 @pytest.mark.parametrize("form", ["chat", "completions"])
 @pytest.mark.parametrize("choices", [1, 5])
-def test_samples_of_the_annotator_are_the_same_again(tmp_path, url, form, choices):
+def test_the_annotator_gives_the_same_samples_again(tmp_path, url, form, choices):
     prompts = [QUESTION.replace("Mara Veldt", name) for name in ("Ada", "Bo", "Cy")]
     settings = {"n": 10, "stop": "\n", "raw": True, "form": form, "choices": choices}
     found, first = draw(tmp_path, url, prompts, **settings)

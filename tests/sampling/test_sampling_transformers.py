@@ -7,7 +7,7 @@ import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import pretrain
-from facttune_ray.sampling.protocol import encode_prompt
+from facttune_ray.sampling.protocol import SampleRequest, encode_prompt
 from facttune_ray.sampling.transformers import TransformersSampler
 
 NAMES = ["Mara", "Tiko", "Belu Sanor", "Kol Wex", "Ana Zed Bru"]
@@ -38,7 +38,7 @@ def prompts() -> list[str]:
 
 
 def plain(sampler: TransformersSampler, ids: list[int], steps: int) -> list[int]:
-    """Greedy decoding without a cache: the whole sequence again for every token."""
+    """Token ids of greedy decoding without a cache: the whole sequence runs for every token."""
     out: list[int] = []
     for _ in range(steps):
         logits = sampler.model(input_ids=torch.tensor([ids + out])).logits[0, -1]
@@ -49,7 +49,9 @@ def plain(sampler: TransformersSampler, ids: list[int], steps: int) -> list[int]
 
 
 def test_greedy_equals_decoding_without_a_cache(sampler):
-    got = sampler.sample(prompts(), n=2, seeds=[0] * 5, max_tokens=12, temperature=0, top_p=1)
+    got = sampler.sample(
+        SampleRequest(prompts(), n=2, seeds=[0] * 5, max_tokens=12, temperature=0, top_p=1)
+    )
     for prompt, samples in zip(prompts(), got, strict=True):
         ids = plain(sampler, encode_prompt(sampler.tokenizer, prompt), 12)
         text = sampler.tokenizer.decode(ids, skip_special_tokens=True)
@@ -61,8 +63,8 @@ def test_greedy_equals_decoding_without_a_cache(sampler):
 def test_a_shared_prefix_equals_the_text_in_front_of_every_prompt(sampler):
     prefix = "Who is Tiko?\nTiko plays the harp.\n"
     settings = SETTINGS | {"n": 4, "seeds": [1, 2, 3, 4, 5]}
-    apart = sampler.sample(prompts(), prefix=prefix, **settings)
-    whole = sampler.sample([prefix + p for p in prompts()], raw=True, **settings)
+    apart = sampler.sample(SampleRequest(prompts(), prefix=prefix, **settings))
+    whole = sampler.sample(SampleRequest([prefix + p for p in prompts()], raw=True, **settings))
     assert apart == whole
 
 
@@ -70,12 +72,18 @@ def test_a_model_that_cannot_share_gives_the_same_samples(sampler):
     prefix = "Who is Tiko?\nTiko plays the harp.\n"
     settings = SETTINGS | {"n": 4, "seeds": [1, 2, 3, 4, 5], "top_p": 0.9, "stop": "\n"}
     assert sampler.shares
-    calls = [{"prefix": prefix}, {"raw": True}, {"begun": ["Mara plays", "", "x", "Kol", "A B"]}]
-    together = [sampler.sample(prompts(), **settings, **c) for c in calls]
+    calls = [
+        {"prefix": prefix},
+        {"raw": True},
+        {"beginnings": ["Mara plays", "", "x", "Kol", "A B"]},
+    ]
+    together = [sampler.sample(SampleRequest(prompts(), **settings, **c)) for c in calls]
     sampler.shares = False
     sampler._prefixes.clear()
     try:
-        assert [sampler.sample(prompts(), **settings, **c) for c in calls] == together
+        assert [
+            sampler.sample(SampleRequest(prompts(), **settings, **c)) for c in calls
+        ] == together
     finally:
         sampler.shares = True
         sampler._prefixes.clear()
@@ -83,20 +91,22 @@ def test_a_model_that_cannot_share_gives_the_same_samples(sampler):
 
 def test_neighbours_and_row_limits_do_not_change_a_sample(sampler):
     seeds = [11, 12, 13, 14, 15]
-    together = sampler.sample(prompts(), n=6, seeds=seeds, **SETTINGS)
+    together = sampler.sample(SampleRequest(prompts(), n=6, seeds=seeds, **SETTINGS))
     alone = [
-        sampler.sample([p], n=6, seeds=[s], **SETTINGS)[0]
+        sampler.sample(SampleRequest([p], n=6, seeds=[s], **SETTINGS))[0]
         for p, s in zip(prompts(), seeds, strict=True)
     ]
     assert together == alone
-    few = sampler.sample(prompts(), n=3, seeds=seeds, **SETTINGS)
+    few = sampler.sample(SampleRequest(prompts(), n=3, seeds=seeds, **SETTINGS))
     assert [s[:3] for s in together] == few  # more samples extend fewer
     sampler.max_rows = 4  # below n: a prompt's samples take two passes
     try:
-        assert sampler.sample(prompts(), n=6, seeds=seeds, **SETTINGS) == together
+        assert sampler.sample(SampleRequest(prompts(), n=6, seeds=seeds, **SETTINGS)) == together
     finally:
         sampler.max_rows = 512
-    other = sampler.sample(prompts(), n=6, seeds=[s + 100 for s in seeds], **SETTINGS)
+    other = sampler.sample(
+        SampleRequest(prompts(), n=6, seeds=[s + 100 for s in seeds], **SETTINGS)
+    )
     assert other != together
 
 
@@ -106,10 +116,10 @@ def test_samples_follow_the_models_distribution(sampler):
     with torch.no_grad():
         probs = torch.softmax(sampler.model(input_ids=torch.tensor([ids])).logits[0, -1], -1)
     n = 4000
-    got = sampler.sample(
+    got = sampler.sample(SampleRequest(
         ["Who is Mara?\nMara plays the"], n=n, seeds=[5], raw=True,
         max_tokens=1, temperature=1.0, top_p=1.0,
-    )[0]  # fmt: skip
+    ))[0]  # fmt: skip
     counts = Counter(s.text for s in got)
     for token in probs.topk(2).indices.tolist():
         p = probs[token].item()
@@ -119,48 +129,56 @@ def test_samples_follow_the_models_distribution(sampler):
 
 def test_stop_cuts_the_text_and_ends_the_sample(sampler):
     settings = {"n": 1, "seeds": [0], "max_tokens": 12, "temperature": 0, "top_p": 1}
-    full = sampler.sample(["Who is Mara?"], **settings)[0][0]
+    full = sampler.sample(SampleRequest(["Who is Mara?"], **settings))[0][0]
     assert full.text.split("\n")[1] == "End."
-    line = sampler.sample(["Who is Mara?"], stop="\n", **settings)[0][0]
+    line = sampler.sample(SampleRequest(["Who is Mara?"], stop="\n", **settings))[0][0]
     assert line.text == full.text.split("\n")[0] and line.finished and line.tokens < full.tokens
-    inside = sampler.sample(["Who is Mara?"], stop="s the", **settings)[0][0]  # two tokens' edge
+    inside = sampler.sample(SampleRequest(["Who is Mara?"], stop="s the", **settings))[0][
+        0
+    ]  # two tokens' edge
     assert inside.text == full.text[: full.text.index("s the")] and inside.finished
-    short = sampler.sample(["Who is Mara?"], **(settings | {"max_tokens": 2}))[0][0]
+    short = sampler.sample(SampleRequest(["Who is Mara?"], **(settings | {"max_tokens": 2})))[0][0]
     assert short[:3] == (full.text[: full.text.index(" the")], 2, False)
 
 
 def test_each_prompt_has_its_own_limit(sampler):
     limits = [1, 12, 3, 2, 7]
     settings = {"n": 3, "seeds": [1, 2, 3, 4, 5], "temperature": 0, "top_p": 1.0}
-    together = sampler.sample(prompts(), max_tokens=limits, **settings)
+    together = sampler.sample(SampleRequest(prompts(), max_tokens=limits, **settings))
     for i, (prompt, limit) in enumerate(zip(prompts(), limits, strict=True)):
-        alone = sampler.sample([prompt], max_tokens=limit, **(settings | {"seeds": [i]}))[0]
+        alone = sampler.sample(
+            SampleRequest([prompt], max_tokens=limit, **(settings | {"seeds": [i]}))
+        )[0]
         assert together[i] == alone
         assert all(s.tokens <= limit and s.finished == (s.tokens < limit) for s in alone)
     assert [s.tokens for s in together[0] + together[2]] == [1] * 3 + [3] * 3
     with pytest.raises(UserError, match="5 prompts but 2 max_tokens"):
-        sampler.sample(prompts(), max_tokens=[1, 2], **settings)
+        sampler.sample(SampleRequest(prompts(), max_tokens=[1, 2], **settings))
 
 
 def test_a_beginning_is_continued_and_not_repeated(sampler):
     settings = {"n": 1, "seeds": [0], "max_tokens": 12, "temperature": 0, "top_p": 1}
-    full = sampler.sample(["Who is Mara?"], **settings)[0][0].text
+    full = sampler.sample(SampleRequest(["Who is Mara?"], **settings))[0][0].text
     words = full.split(" ")
     for cut in (words[0], " ".join(words[:3])):
-        rest = sampler.sample(["Who is Mara?"], begun=[cut], **settings)[0][0]
-        spaced = sampler.sample(["Who is Mara?"], begun=[cut + " "], **settings)[0][0]
-        raw = sampler.sample(["Who is Mara?\n"], begun=[cut], raw=True, **settings)[0][0]
+        rest = sampler.sample(SampleRequest(["Who is Mara?"], beginnings=[cut], **settings))[0][0]
+        spaced = sampler.sample(
+            SampleRequest(["Who is Mara?"], beginnings=[cut + " "], **settings)
+        )[0][0]
+        raw = sampler.sample(
+            SampleRequest(["Who is Mara?\n"], beginnings=[cut], raw=True, **settings)
+        )[0][0]
         assert cut + rest.text == full and rest == spaced == raw
-    none = sampler.sample(["Who is Mara?"], begun=[""], **settings)[0][0]
+    none = sampler.sample(SampleRequest(["Who is Mara?"], beginnings=[""], **settings))[0][0]
     assert none.text == full
     with pytest.raises(ValueError, match="prefix"):
-        sampler.sample(["Who is Mara?"], begun=["Mara"], prefix="Q", **settings)
+        sampler.sample(SampleRequest(["Who is Mara?"], beginnings=["Mara"], prefix="Q", **settings))
     with pytest.raises(ValueError, match="1 prompts but 0 beginnings"):
-        sampler.sample(["Who is Mara?"], begun=[], **settings)
+        sampler.sample(SampleRequest(["Who is Mara?"], beginnings=[], **settings))
 
 
 def test_a_tokenizer_that_drops_leading_spaces_glues_no_words(tmp_path):
-    """Sentencepiece's way: "▁" before a word, and decoding drops the first space."""
+    """As in SentencePiece, "▁" stands before a word, and decoding drops the first space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -175,9 +193,12 @@ def test_a_tokenizer_that_drops_leading_spaces_glues_no_words(tmp_path):
     model.save_pretrained(tmp_path)
     sampler = TransformersSampler(str(tmp_path))
     settings = {"n": 60, "seeds": [0], "max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
-    texts = {s.text for s in sampler.sample(["a"], begun=["born in Os"], **settings)[0]}
+    texts = {
+        s.text
+        for s in sampler.sample(SampleRequest(["a"], beginnings=["born in Os"], **settings))[0]
+    }
     assert {"trava", " Rome"} <= texts and "Rome" not in texts
-    whole = {s.text for s in sampler.sample(["a"], begun=[""], **settings)[0]}
+    whole = {s.text for s in sampler.sample(SampleRequest(["a"], beginnings=[""], **settings))[0]}
     assert {"trava", "Rome"} <= whole  # a response begins without a space
     assert sampler.count_tokens(["Rome", "Ostrava", "in Rome", ""]) == [1, 2, 2, 0]
     assert sampler.count_tokens([]) == []
@@ -186,7 +207,7 @@ def test_a_tokenizer_that_drops_leading_spaces_glues_no_words(tmp_path):
 def test_running_out_of_memory_halves_a_pass_and_changes_nothing(sampler):
     settings = SETTINGS | {"n": 6, "seeds": [21, 22, 23, 24, 25]}
     prefix = "Who is Tiko?\nTiko plays the harp.\n"
-    expected = sampler.sample(prompts(), prefix=prefix, **settings)
+    expected = sampler.sample(SampleRequest(prompts(), prefix=prefix, **settings))
     rows_seen: list[int] = []
     most = 4
 
@@ -197,17 +218,17 @@ def test_running_out_of_memory_halves_a_pass_and_changes_nothing(sampler):
 
     hook = sampler.model.register_forward_pre_hook(forward, with_kwargs=True)
     try:
-        assert sampler.sample(prompts(), prefix=prefix, **settings) == expected
+        assert sampler.sample(SampleRequest(prompts(), prefix=prefix, **settings)) == expected
         assert max(rows_seen) > most
         rows_seen.clear()
-        assert sampler.sample(prompts(), prefix=prefix, **settings) == expected
+        assert sampler.sample(SampleRequest(prompts(), prefix=prefix, **settings)) == expected
         assert max(rows_seen) <= most  # what does not fit is not tried again
         most = 0
         with pytest.raises(UserError, match=r"one sequence .* smaller model.*sampling\.max_rows"):
-            sampler.sample(prompts(), **settings)
+            sampler.sample(SampleRequest(prompts(), **settings))
     finally:
         hook.remove()
-        sampler._most_rows = None
+        sampler._rows_that_fitted = None
 
 
 PREFIX = "Who is Tiko?\nTiko plays the harp.\n"
@@ -215,14 +236,14 @@ PREFIX = "Who is Tiko?\nTiko plays the harp.\n"
 
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.5, 0.8), (1.0, 0.9)])
 def test_draws_agree_with_generate(sampler, temperature, top_p):
-    """2,000 short answers a question behind a shared prefix, by chi-square."""
+    """Chi-square test on 2,000 short answers a question behind a shared prefix."""
     asked = ["Who is Mara?", "Who is Ana Zed Bru?"]
     n, length = 2000, 3
     begun = [f"{a}\n{a[7:-1]} plays" for a in asked]
-    got = sampler.sample(
+    got = sampler.sample(SampleRequest(
         begun, n=n, seeds=[1, 2], max_tokens=length, temperature=temperature, top_p=top_p,
         prefix=PREFIX,
-    )  # fmt: skip
+    ))  # fmt: skip
     tok = sampler.tokenizer
     torch.manual_seed(0)
     for prompt, samples in zip(begun, got, strict=True):
@@ -237,7 +258,7 @@ def test_draws_agree_with_generate(sampler, temperature, top_p):
 
 
 def p_equal(a: Counter, b: Counter) -> float:
-    """P of a chi-square as large for two samples of equal size; rare texts are taken together."""
+    """p of the chi-square test of two samples of equal size; rare texts are one cell."""
     cells = [(a[k], b[k]) for k in a.keys() | b.keys() if a[k] + b[k] >= 20]
     rest = (sum(a.values()) - sum(x for x, _ in cells), sum(b.values()) - sum(y for _, y in cells))
     cells += [rest] if sum(rest) >= 20 else []
@@ -264,7 +285,7 @@ def test_bad_settings_are_one_line(sampler, tmp_path):
         ({"temperature": -1.0}, "temperature is -1"),
     ]:
         with pytest.raises(UserError, match=said):
-            sampler.sample(["Who is Mara?"], **(good | bad))
+            sampler.sample(SampleRequest(["Who is Mara?"], **(good | bad)))
     with pytest.raises(UserError, match="no such folder"):
         TransformersSampler(str(tmp_path / "absent"))
-    assert sampler.sample([], **(good | {"seeds": []})) == []
+    assert sampler.sample(SampleRequest([], **(good | {"seeds": []}))) == []

@@ -1,4 +1,4 @@
-"""The vLLM engine: what it asks of vLLM, seen by a stand-in for it; and the real one on GPUs."""
+"""The vLLM engine: its calls to a fake vLLM, and to the real vLLM on GPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import pretrain, random_model, save_folder, train_tokenizer
-from facttune_ray.sampling.protocol import Sample, encode_begun, encode_prompt, encode_raw
+from facttune_ray.sampling.protocol import (
+    Sample,
+    SampleRequest,
+    encode_prompt,
+    encode_raw,
+    encode_started,
+    failure,
+)
 from facttune_ray.sampling.vllm import VLLMSampler
 
 DOCUMENTS = ["Who is Mara?\nMara plays the cello.", "Who is Tiko?\nTiko plays the harp."]
@@ -80,7 +87,7 @@ def asked(sampler) -> list:
     return [(p["prompt_token_ids"], params) for p, params in sampler.llm.asked]
 
 
-def test_the_model_is_made_with_these_settings(fake, folder):
+def test_settings_of_the_vllm_model(fake, folder):
     VLLMSampler(folder, dtype="bfloat16", gpu_memory=0.5, quantize="4bit", tensor_parallel=2)
     VLLMSampler(folder, dtype="float32")
     assert fake.made[0].settings == {
@@ -100,7 +107,7 @@ def test_the_model_is_made_with_these_settings(fake, folder):
 
 
 def test_every_output_is_kept_in_order_with_its_seed(sampler):
-    found = sampler.sample(["Who is Mara?", "Who?"], n=3, seeds=[100, 7], **SETTINGS)
+    found = sampler.sample(SampleRequest(["Who is Mara?", "Who?"], n=3, seeds=[100, 7], **SETTINGS))
     lengths = [len(encode_prompt(sampler.tokenizer, p)) for p in ("Who is Mara?", "Who?")]
     assert found[0] == [
         Sample(f" {lengths[0]}:100", 1, True),
@@ -110,16 +117,18 @@ def test_every_output_is_kept_in_order_with_its_seed(sampler):
     assert [s.text for s in found[1]] == [f" {lengths[1]}:{7 + k}" for k in range(3)]
 
 
-def test_parameters_are_a_prompts_own(sampler):
+def test_each_prompt_has_its_own_parameters(sampler):
     most = 2**63 - 1
     sampler.sample(
-        ["Who?", "Why?"],
-        n=20,
-        seeds=[3, most],
-        max_tokens=[4, 9],
-        temperature=0.7,
-        top_p=0.9,
-        stop="\n",
+        SampleRequest(
+            ["Who?", "Why?"],
+            n=20,
+            seeds=[3, most],
+            max_tokens=[4, 9],
+            temperature=0.7,
+            top_p=0.9,
+            stop="\n",
+        )
     )
     (_, first), (_, second) = asked(sampler)
     assert vars(first) == {
@@ -133,44 +142,48 @@ def test_parameters_are_a_prompts_own(sampler):
         "skip_special_tokens": True,
     }
     assert second.max_tokens == 9 and 0 <= second.seed + 20 < 2**63
-    sampler.sample(["Who?"], n=1, seeds=[3], **SETTINGS)
+    sampler.sample(SampleRequest(["Who?"], n=1, seeds=[3], **SETTINGS))
     assert asked(sampler)[-1][1].stop is None
 
 
 def test_prompts_are_the_tokens_that_training_uses(sampler):
     tok, one = sampler.tokenizer, {"n": 1, "seeds": [1], **SETTINGS}
-    sampler.sample(["Who is Mara?"], **one)
-    sampler.sample(["Who is Mara?"], raw=True, **one)
-    sampler.sample(["Who is Mara?"], prefix="Tiko plays.\n", **one)
-    sampler.sample(["Who is Mara?"], begun=["Mara plays the "], **one)
+    sampler.sample(SampleRequest(["Who is Mara?"], **one))
+    sampler.sample(SampleRequest(["Who is Mara?"], raw=True, **one))
+    sampler.sample(SampleRequest(["Who is Mara?"], prefix="Tiko plays.\n", **one))
+    sampler.sample(SampleRequest(["Who is Mara?"], beginnings=["Mara plays the "], **one))
     ids = [ids for ids, _ in asked(sampler)]
     assert ids[0] == encode_prompt(tok, "Who is Mara?")
     assert ids[1] == encode_raw(tok, "Who is Mara?")
     assert ids[2] == encode_raw(tok, "Tiko plays.\n") + encode_raw(tok, "Who is Mara?")
-    assert ids[3] == encode_begun(tok, "Who is Mara?", "Mara plays the")
+    assert ids[3] == encode_started(tok, "Who is Mara?", "Mara plays the")
     assert tok.decode(ids[3]) == "Who is Mara?\nMara plays the"
 
 
-def test_greedy_samples_are_asked_for_once(sampler):
-    found = sampler.sample(["Who?"], n=4, seeds=[5], max_tokens=[3], temperature=0.0, top_p=1.0)
+def test_greedy_samples_are_requested_once(sampler):
+    found = sampler.sample(
+        SampleRequest(["Who?"], n=4, seeds=[5], max_tokens=[3], temperature=0.0, top_p=1.0)
+    )
     assert [params.n for _, params in asked(sampler)] == [1]
     assert len(found[0]) == 4 and len(set(found[0])) == 1
 
 
-def test_a_prompt_without_room_fails_alone_and_one_with_little_is_cut(sampler):
+def test_a_prompt_without_room_fails_and_a_long_prompt_gets_short_samples(sampler):
     tok = sampler.tokenizer
     word = " Mara"
     almost = word * (MODEL_TOKENS - 3)
     assert len(encode_raw(tok, almost)) == MODEL_TOKENS - 3
     found = sampler.sample(
-        [word * MODEL_TOKENS, almost, "Who?"], n=2, seeds=[1, 2, 3], raw=True, **SETTINGS
+        SampleRequest(
+            [word * MODEL_TOKENS, almost, "Who?"], n=2, seeds=[1, 2, 3], raw=True, **SETTINGS
+        )
     )
-    assert (
-        found[0] == [] and found[0].error == "the prompt has 64 tokens, the model takes 64 in all"
-    )
+    error = "the prompt has 64 tokens, the model takes 64 in all"
+    assert found[0] == [Sample("", 0, False, error=error)] * 2 and failure(found[0]) == error
     assert [params.max_tokens for _, params in asked(sampler)] == [3, 12]
     assert [s.text for s in found[1]] == [" 61:2", " 61:3"] and len(found[2]) == 2
-    assert sampler.sample([word * 70], n=2, seeds=[1], raw=True, **SETTINGS) == [[]]
+    only = SampleRequest([word * 70], n=2, seeds=[1], raw=True, **SETTINGS)
+    assert failure(sampler.sample(only)[0]) == error.replace("64 tokens", "70 tokens")
 
 
 def test_tokens_of_texts_within_a_response(sampler):
@@ -179,7 +192,7 @@ def test_tokens_of_texts_within_a_response(sampler):
 
 def test_bad_settings(sampler, folder):
     with pytest.raises(UserError, match="seeds"):
-        sampler.sample(["Who?"], n=1, seeds=[], **SETTINGS)
+        sampler.sample(SampleRequest(["Who?"], n=1, seeds=[], **SETTINGS))
     with pytest.raises(UserError, match="4 bits only"):
         VLLMSampler(folder, quantize="8bit")
     with pytest.raises(
@@ -199,7 +212,7 @@ def test_a_missing_package_is_one_line(folder, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not REAL, reason="needs vLLM and a CUDA device")
-def test_the_real_one(tmp_path):
+def test_vllm_on_a_gpu(tmp_path):
     names = ("Mara", "Tiko", "Belu", "Kol")
     documents = [f"Who is {n}?\n{n} plays the {x}." for n in names for x in ("cello", "harp")]
     pretrain(
@@ -207,11 +220,13 @@ def test_the_real_one(tmp_path):
     )
     sampler = VLLMSampler(str(tmp_path / "m"), dtype="bfloat16", gpu_memory=0.2)
     prompts, more = [f"Who is {n}?" for n in names], SETTINGS | {"seeds": [1, 2, 3, 4]}
-    found = sampler.sample(prompts, n=8, stop=".", **more)
+    found = sampler.sample(SampleRequest(prompts, n=8, stop=".", **more))
     assert [len(f) for f in found] == [8] * 4
     assert all(f"{n} plays the" in s.text for n, f in zip(names, found, strict=True) for s in f)
     assert all(s.finished and "." not in s.text and 0 < s.tokens <= 12 for f in found for s in f)
     begun = [f"{n} plays the" for n in names]
-    rest = sampler.sample(prompts, n=4, begun=begun, **more | {"max_tokens": [1, 1, 1, 1]})
+    rest = sampler.sample(
+        SampleRequest(prompts, n=4, beginnings=begun, **more | {"max_tokens": [1, 1, 1, 1]})
+    )
     assert {s.text for f in rest for s in f} <= {" cello", " harp"}
-    assert len(sampler.sample(prompts, n=3, **more | {"temperature": 0.0})[0]) == 3
+    assert len(sampler.sample(SampleRequest(prompts, n=3, **more | {"temperature": 0.0}))[0]) == 3

@@ -1,4 +1,4 @@
-"""Parts that rows share give the logits of whole sequences, one at a time."""
+"""Logits of rows that share a prefix and prompts equal those of whole sequences."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_model_attends_as_before_afterwards():
     assert model.config._attn_implementation == before != shared.NAME
 
 
-def test_models_that_look_elsewhere_do_not_share():
+def test_a_model_with_an_attention_window_does_not_share():
     torch.manual_seed(0)
     window = MistralConfig(sliding_window=4, num_key_value_heads=2, **SIZES)
     assert not shared.can_share(MistralForCausalLM(window).eval())

@@ -19,12 +19,12 @@ def folder(at: Path) -> str:
     return f"file://{at}"
 
 
-def test_hub_names_and_local_folders_are_used_as_they_are(tmp_path):
+def test_hub_names_and_local_folders_are_unchanged(tmp_path):
     for path in ("huggyllama/llama-7b", str(tmp_path), "models/base"):
         assert local_weights(path) == path
 
 
-def test_a_uri_is_copied_once_and_without_other_forms_of_the_weights(tmp_path):
+def test_a_uri_is_copied_once_without_other_file_formats(tmp_path):
     uri = folder(tmp_path / "far" / "llama")
     cache = str(tmp_path / "cache")
     copy = Path(local_weights(uri, cache))
@@ -37,7 +37,7 @@ def test_a_uri_is_copied_once_and_without_other_forms_of_the_weights(tmp_path):
     assert local_weights(uri, cache) != str(copy)
 
 
-def test_what_a_killed_process_left_is_made_again(tmp_path):
+def test_an_incomplete_copy_is_made_again(tmp_path):
     uri = folder(tmp_path / "far" / "llama")
     cache = str(tmp_path / "cache")
     copy = Path(local_weights(uri, cache))

@@ -4,7 +4,7 @@ import pytest
 
 from facttune_ray import config
 from facttune_ray.errors import UserError
-from facttune_ray.sampling.protocol import Sample, failure
+from facttune_ray.sampling.protocol import Sample, SampleRequest
 from facttune_ray.stages import entities
 from facttune_ray.storage.schema import digest, seed_from
 from facttune_ray.text.entities import before, load
@@ -24,15 +24,16 @@ def response(rid, text, **more):
 
 
 class FakeSampler:
-    """Answers " Rome" and "\\n" to all, [] to the prompts in `silent`; knows words as tokens."""
+    """Answers " Rome" and "\\n" to all prompts but those in `failing`. A word is a token."""
 
-    def __init__(self, silent=()):
-        self.silent, self.calls = silent, []
+    def __init__(self, failing=()):
+        self.failing, self.calls = failing, []
 
-    def sample(self, prompts, **settings):
-        self.calls.append({"prompts": prompts, **settings})
+    def sample(self, request):
+        self.calls.append(request)
         two = [Sample(" Rome", 1, False), Sample("\n", 1, False)]
-        return [[] if p in self.silent else two for p in prompts]
+        failed = [Sample("", 0, False, error="too long")] * 2
+        return [failed if p in self.failing else two for p in request.prompts]
 
     def count_tokens(self, texts):
         return [len(t.split()) for t in texts]
@@ -73,15 +74,15 @@ def test_each_occurrence_is_sampled_from_the_text_before_it(sample):
     assert [r["answers"] for r in rows] == [["Rome", ""]] * 5
     assert {r["error"] for r in rows} == {None}
     assert calls == [
-        {
-            "prompts": ["Write r1."] * 5,
-            "n": 2,
-            "seeds": [seed_from(5, "base", i) for i in ids],
-            "max_tokens": [1, 1, 1, 2, 2],
-            "temperature": 1.0,
-            "top_p": 0.8,
-            "begun": [text[: start - 1] for start in (23, 45, 53, 77, 90)],
-        }
+        SampleRequest(
+            prompts=["Write r1."] * 5,
+            n=2,
+            seeds=[seed_from(5, "base", i) for i in ids],
+            max_tokens=[1, 1, 1, 2, 2],
+            temperature=1.0,
+            top_p=0.8,
+            beginnings=[text[: start - 1] for start in (23, 45, 53, 77, 90)],
+        )
     ]
 
 
@@ -93,13 +94,13 @@ def test_an_entity_that_opens_the_response_continues_the_bare_prompt(sample):
         ("New Delft", 0, ""),
         ("Lyon", 1, ""),
     ]
-    assert calls[0]["begun"] == ["", ""]
+    assert calls[0].beginnings == ["", ""]
 
 
 def test_a_shard_is_one_call_and_rows_keep_the_order_of_responses(sample):
     rows, calls = sample([response("r2", TEXT), response("r1", TEXT, abstained=True)])
     assert [r["response_id"] for r in rows] == ["r2"] * 3 + ["r1"] * 3
-    assert len(calls) == 1 and calls[0]["prompts"] == ["Write r2."] * 3 + ["Write r1."] * 3
+    assert len(calls) == 1 and calls[0].prompts == ["Write r2."] * 3 + ["Write r1."] * 3
     assert len({r["entity_id"] for r in rows}) == 6
 
 
@@ -127,12 +128,12 @@ def test_a_response_that_is_too_long_is_one_row_with_its_error(sample, spacy_pip
         ("r2", "Paris", ["Rome", ""]),
     ]
     assert rows[0]["error"] == "not parsed: 67 characters, more than the spaCy pipeline's 40"
-    assert len(calls[0]["prompts"]) == 1
+    assert len(calls[0].prompts) == 1
 
 
-def test_an_empty_list_of_samples_is_the_rows_error(sample):
+def test_the_error_of_failed_samples_is_the_rows_error(sample):
     rows, _ = sample([response("r1", TEXT), response("r2", TEXT)], FakeSampler({"Write r1."}))
-    assert [(r["answers"], r["error"]) for r in rows[:3]] == [(None, failure([]))] * 3
+    assert [(r["answers"], r["error"]) for r in rows[:3]] == [(None, "too long")] * 3
     assert [(r["answers"], r["error"]) for r in rows[3:]] == [(["Rome", ""], None)] * 3
     assert rows[0]["text"] == "Paris" and rows[0]["tokens"] == 1
 

@@ -22,7 +22,7 @@ def lora(**settings) -> TrainConfig:
     return TrainConfig(lora=LoraConfig(**({"rank": 4} | settings)))
 
 
-def test_an_adapter_starts_as_nothing_and_learns(reference):
+def test_an_adapter_starts_without_effect_and_learns(reference):
     plain = token_logps_of(GroupModel(load(reference[1], "float32")[1].eval()), [GROUP], 8192)
     _, lm = adapters.load(reference[1], lora(), "cpu")
     model = GroupModel(lm.eval())

@@ -1,4 +1,4 @@
-"""On a GPU attention runs segments of one row; on a CPU, blocks. Both see the same."""
+"""Attention over segments (GPU) and over blocks (CPU) gives equal results."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_segments_are_roots_and_branches():
 
 
 @pytest.mark.parametrize("share", (True, False))
-def test_segments_and_blocks_give_the_same(share):
+def test_segments_and_blocks_give_equal_attention(share):
     torch.manual_seed(0)
     passed = some_pass(random.Random(share), share)
     query = torch.randn(1, 4, len(passed.ids_N), 16)

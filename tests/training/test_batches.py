@@ -50,7 +50,7 @@ def test_prompt_and_response_tokens_are_the_whole_documents_tokens(tokenizer):
     assert parts == [*whole, tokenizer.eos_token_id]
 
 
-def test_chat_template_is_used_unless_told_not_to(tokenizer):
+def test_the_chat_template_is_used_unless_switched_off(tokenizer):
     chat = copy.deepcopy(tokenizer)
     chat.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}>"
     assert tokenizer.decode(encode_prompt(chat, "Hi")) == "[Hi]>"
@@ -92,7 +92,7 @@ def test_a_bos_token_goes_before_the_prompt_alone(tokenizer):
     assert bos not in encode_response(with_bos, "Hi", end_mark(with_bos))
 
 
-def test_what_is_too_long_is_cut_and_counted(tokenizer):
+def test_long_responses_are_truncated_and_counted(tokenizer):
     found = tokens(tokenizer, max_length=13)  # 7 + 5 + end; 7 + 9 + end
     assert [len(ids) for ids in found.responses] == [6, 6] and found.cut_responses == 1
     assert found.responses[1][-1] != tokenizer.eos_token_id
@@ -118,7 +118,7 @@ def test_pairs_of_a_row_and_their_weights():
     assert margins.pairs == [(1, 0), (2, 0)] and margins.weights == [0.75, 0.5]
 
 
-def test_pairs_that_a_file_gave_go_before_those_of_rewards():
+def test_given_pairs_take_precedence_over_rewards():
     row = {"prompt_id": "p", "prompt_tokens": [1], "response_tokens": [[2], [3], [4]]}
     row |= {"rewards": [1.0, 0.0, -1.0], "given_pairs": [[0, 2], [1, 2]]}
     found = group_of(row, GroupsConfig(threshold=5.0, weights="margin"))

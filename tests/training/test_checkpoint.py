@@ -205,8 +205,8 @@ def test_saved_before_the_first_step(one):
 @pytest.mark.parametrize(
     "job, says",
     [
-        ("width", ': of another model: "1.weight" is [7, 6] there and [8, 6] here: start anew'),
-        ("deeper", ': of another model: "3.weight" is [5, 7] there and missing here: start anew'),
+        ("width", ': of another model: "1.weight" is [7, 6] there and [8, 6] here: start again'),
+        ("deeper", ': of another model: "3.weight" is [5, 7] there and missing here: start again'),
         ("kind", ": of the optimizer AdamW, this run has RMSprop: set train.optimizer back"),
         ("flag", ": of the optimizer RMSprop, this run has RMSprop centered: set train.optimizer"),
         ("none", ": no checkpoint: checkpoint.json is missing"),
@@ -257,7 +257,7 @@ SAYS = {
     "torn": "bytes of ",
     "garbage": "/00001-of-00002.safetensors is torn: ",
     "unlisted": "take another checkpoint",
-    "index": "/checkpoint.json: not a checkpoint's: ",
+    "index": "/checkpoint.json: not the index of a checkpoint: ",
     "format": "/checkpoint.json: format 0, this version reads 1",
 }
 # a loss scale that overflows at the first step and grows after two that did not

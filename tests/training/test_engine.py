@@ -47,7 +47,7 @@ def test_shipped_names():
 
 
 @pytest.mark.parametrize("name", SHIPPED[1:])
-def test_what_the_run_decides_is_filled_in(name):
+def test_settings_of_the_run_are_filled_in(name):
     found = engine.deepspeed_config(
         TrainConfig(deepspeed=name, clip=2.5, dtype="float16", save_every=0)
     )
@@ -74,14 +74,17 @@ def test_own_file_by_path(tmp_path):
         ('{"scheduler": {}}', 'leave out "scheduler": train.schedule decides it'),
         ('{"train_batch_size": 8}', 'leave out "train_batch_size": train.groups_per_step decides'),
         ('{"bf16": {"enabled": true}}', 'leave out "bf16": train.dtype decides it'),
-        ('{"zero_optimization": {"stage": "3"}}', "zero_optimization.stage='3': it is 0, 1, 2 or"),
+        (
+            '{"zero_optimization": {"stage": "3"}}',
+            "zero_optimization.stage='3': must be 0, 1, 2 or",
+        ),
         (
             '{"zero_optimization": {"offload_optimizer": "cpu"}}',
             "zero_optimization.offload_optimizer='cpu': must be an object",
         ),
     ],
 )
-def test_own_file_that_cannot_be_used(tmp_path, text, says):
+def test_an_unusable_deepspeed_file_is_one_line(tmp_path, text, says):
     file = tmp_path / "mine.json"
     file.write_text(text)
     with pytest.raises(UserError) as raised:
@@ -100,9 +103,9 @@ def test_float16_needs_a_stage_that_scales_the_loss():
         engine.deepspeed_config(TrainConfig(dtype="float16"))
 
 
-def test_quantized_weights_are_not_shared_out():
+def test_quantized_weights_are_not_partitioned():
     qlora = LoraConfig(rank=8, quantize="4bit")
-    with pytest.raises(UserError, match="zero3.json: ZeRO 3 cannot share out .*=4bit: .*zero2"):
+    with pytest.raises(UserError, match="zero3.json: ZeRO 3 cannot partition .*=4bit: .*zero2"):
         engine.deepspeed_config(TrainConfig(deepspeed="zero3", lora=qlora))
     engine.deepspeed_config(TrainConfig(deepspeed="zero2", lora=qlora))
 
@@ -147,7 +150,7 @@ def test_weight_decay_is_for_matrices(kind):
 
 
 def test_group_without_parameters_is_left_out():
-    """DeepSpeed would drop it, and the schedule would count one group too many."""
+    """DeepSpeed would drop the group, and the schedule would count one group too many."""
     import torch
 
     made = engine.optimizer(TrainConfig(), torch.nn.Linear(3, 2, bias=False))
@@ -209,7 +212,7 @@ def test_recompute_keeps_layers_inputs_alone():
         assert torch.equal(model(passed), plain_M)
 
 
-def test_recompute_of_a_model_that_cannot():
+def test_recompute_is_refused_for_a_model_without_such_layers():
     import torch
 
     with pytest.raises(UserError, match="^train.recompute: Linear has no layers that can be run"):
@@ -217,7 +220,7 @@ def test_recompute_of_a_model_that_cannot():
 
 
 class Processor:
-    """As much of DeepSpeed's accelerator as a check asks."""
+    """The part of DeepSpeed's accelerator that the check uses."""
 
     def __init__(self, *dtypes: str) -> None:
         self.is_fp16_supported = lambda: "float16" in dtypes
@@ -227,7 +230,7 @@ class Processor:
         return "cpu"
 
 
-def test_precision_that_the_machine_lacks():
+def test_an_unsupported_precision_is_refused():
     engine._check_precision("float32", Processor())
     engine._check_precision("float16", Processor("float16"))
     with pytest.raises(UserError, match="train.dtype=float16: cpu of this .* it: set bfloat16"):
@@ -245,7 +248,7 @@ def settings(**more) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def seen(reference, tmp_path_factory):
-    """Name of a job -> what two steps of it gave, or its error; in one process of one worker."""
+    """Name of a job -> the results of its two steps, or its error; all in one worker process."""
     at = tmp_path_factory.mktemp("engine")
     wrong = at / "wrong.json"
     wrong.write_text('{"zero_optimization": {"reduce_bucket_size": -1}}')
@@ -320,7 +323,7 @@ def test_offload_and_recompute_give_the_same_steps(seen, name):
     assert not seen[name]["training"]
 
 
-def test_plain_steps_do_something(seen):
+def test_plain_steps_change_the_weights(seen):
     plain = seen["plain"]
     assert plain["losses"][1] < plain["losses"][0] - 1e-4
     assert max(map(abs, plain["grads"])) > 1e-3
@@ -334,8 +337,8 @@ def test_half_precision(seen, name):
     assert seen[name]["skipped"] == 0
 
 
-def test_first_step_is_the_first(seen):
-    """DeepSpeed's ZeRO 0 in bfloat16 steps once by itself, which `build` undoes."""
+def test_the_extra_step_of_deepspeed_is_undone(seen):
+    """DeepSpeed's ZeRO 0 in bfloat16 takes an extra step, which `build` undoes."""
     for one, other in (("bfloat16", "bfloat16 zero1"), tuple(SAME_DECAY)):
         assert seen[one]["losses"] == pytest.approx(seen[other]["losses"], abs=1e-6)
         assert seen[one]["weights"] == pytest.approx(seen[other]["weights"], abs=1e-6)
@@ -346,7 +349,7 @@ def test_settings_that_deepspeed_refuses(seen):
     assert "wrong.json: DeepSpeed refuses it: " in line and "\n" not in line
 
 
-def test_nvme_that_is_not_there(seen):
+def test_a_missing_nvme_folder_is_refused(seen):
     assert "offload_param.nvme_path=/local_nvme is no folder" in seen["nvme"]["error"]
 
 

@@ -77,7 +77,7 @@ def test_exported_models_have_the_loss_of_training(
     assert (out / "adapter" / "adapter_model.safetensors").stat().st_size < 100_000
 
 
-def test_the_card_tells_what_was_done():
+def test_the_model_card_lists_settings_and_figures():
     train = TrainConfig(lora=LoraConfig(rank=8), pairs_per_step=90, lr=2e-5)
     text = card(train, "org/model-7b", {"steps": 12.0, "loss": 0.61234567})
     assert text.startswith("---\nbase_model: org/model-7b\n")

@@ -1,4 +1,4 @@
-"""Held-out topics: which they are, figures by hand, and what is drawn."""
+"""Held-out topics: their choice, their figures by hand, and samples."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def alone(tmp_path_factory):
 
 
 class Engine(torch.nn.Module):
-    """As much of a DeepSpeed engine as measuring needs."""
+    """The part of a DeepSpeed engine that measurements use."""
 
     def __init__(self, lm) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def evaluate(engine, references, objective, groups=GROUPS) -> dict:
     return heldout.evaluate(engine, groups, references, objective, rank=0, world=1)
 
 
-def test_a_topic_is_on_one_side_whatever_the_order():
+def test_a_topic_is_held_out_or_trained_for_any_order_of_rows():
     topics = list("abcabdeffe")
     train, held = heldout.split(topics, 2, seed=4)
     chosen = {topics[i] for i in held}
@@ -75,7 +75,7 @@ def test_a_topic_is_on_one_side_whatever_the_order():
     assert heldout.split(topics, 0, seed=4) == (list(range(10)), [])
 
 
-def test_nothing_left_to_train_on():
+def test_holding_out_all_topics_is_refused():
     with pytest.raises(UserError, match="train.eval_topics=3: the table has 3 topics"):
         heldout.split(list("abca"), 3, seed=0)
 
@@ -136,8 +136,8 @@ def test_drawing_is_seeded_and_leaves_the_training_as_it_was(engine, reference):
     assert lm.training
 
 
-def test_draws_follow_the_model_alone(engine, reference):
-    """A model that gives one token all probability writes only that."""
+def test_draws_follow_the_model(engine, reference):
+    """A model that gives one token all probability draws only this token."""
     tokenizer = load(reference[1], "float32")[0]
     word = tokenizer(" cello", add_special_tokens=False)["input_ids"]
     lm = engine.module.lm

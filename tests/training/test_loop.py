@@ -81,13 +81,13 @@ def test_a_model_that_is_not_there_is_one_clear_line(reference, run, tmp_path, r
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
-def test_what_one_worker_cannot_do_ends_them_all(reference, run, tmp_path, ray_cluster):
-    """Only the first opens trackers; the second must not wait for it."""
+def test_an_error_of_one_worker_ends_all_workers(reference, run, tmp_path, ray_cluster):
+    """Only the first worker opens trackers; the second must not wait for it."""
     with pytest.raises(UserError, match="train.log=wandb: pip install wandb"):
         run(reference, tmp_path / "out", workers=2, log=["wandb"])
 
 
-def test_the_first_loss_must_be_ln_2_and_every_response_agree():
+def test_the_first_step_must_equal_the_reference():
     check_first(TrainConfig(), math.log(2), False)
     check_first(TrainConfig(loss="ipo"), 25.0, False)
     with pytest.raises(UserError, match="first loss is 0.7500, not ln 2"):
@@ -113,7 +113,7 @@ def test_learning_rate_warms_up_and_decays():
 def test_held_out_topics_choose_the_model_and_end_the_run(
     reference, run, lines, tmp_path, ray_cluster
 ):
-    """A learning rate far too high is best early; the exported model is the best one."""
+    """With a learning rate far too high, an early model is the best; it is exported."""
     out = tmp_path / "out"
     found = run(
         reference,
@@ -165,7 +165,7 @@ def test_supervised_tuning_lowers_the_loss(reference, run, tmp_path, ray_cluster
         assert [x["loss"] for x in two] == pytest.approx([x["loss"] for x in found], abs=1e-4)
 
 
-def test_training_off_a_terminal_tells_its_steps_and_before_them_what_it_waits_for(
+def test_training_without_a_terminal_logs_its_wait_and_its_steps(
     tmp_path, ray_cluster, capsys, monkeypatch
 ):
     import ray

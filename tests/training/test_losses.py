@@ -1,4 +1,4 @@
-"""Losses on numbers by hand; tests/training/test_step.py has them on models."""
+"""Losses on numbers by hand; tests/training/test_step.py tests them on models."""
 
 from __future__ import annotations
 

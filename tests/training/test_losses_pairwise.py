@@ -76,7 +76,7 @@ SOME = [
 
 
 def summed(model: Tiny, masks, chunk: int = 0) -> Logps:
-    """As training does it: each response runs once."""
+    """The loss as training computes it: each response runs once."""
     texts = responses()
     logps_N = token_logps(
         torch.cat([model.states(r) for r in texts]),
@@ -90,7 +90,7 @@ def summed(model: Tiny, masks, chunk: int = 0) -> Logps:
 
 
 def by_itself(model: Tiny, response: list[int], mask: list[int], mean: bool) -> torch.Tensor:
-    """One sequence: softmax written out, no code of the module."""
+    """The log-probabilities of one sequence, without code of the module under test."""
     total = torch.zeros((), dtype=torch.float64)
     for state, token, counts in zip(model.states(response), response, mask, strict=True):
         if counts:
@@ -214,7 +214,7 @@ def test_parts_of_a_step_add_up(models):
     assert sum(p.item() for p in parts) == pytest.approx(whole.item(), abs=1e-12)
 
 
-def test_margins_do_not_know_beta():
+def test_margins_do_not_depend_on_beta():
     policy = Logps(*(torch.tensor(x) for x in ([-3.0, -5.0], [-2.0, -4.0], [3.0, 3.0], [2.0, 2.0])))
     reference = Logps(*(torch.zeros(2) for _ in range(4)))
     pairs = Pairs(torch.tensor([0]), torch.tensor([1]), torch.ones(1))
@@ -280,7 +280,7 @@ def test_half_precision_logits_have_a_wide_softmax():
 
 
 def test_chunks_hold_few_logits_at_a_time():
-    """What autograd keeps: all logits without chunks, a chunk's states with them."""
+    """Autograd keeps all logits without chunks, and only states with chunks."""
     head, token_N = nn.Linear(4, 1000), torch.zeros(40, dtype=torch.int64)
 
     def largest(chunk):

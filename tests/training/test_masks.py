@@ -1,4 +1,4 @@
-"""Masks by hand, and where tokenizers of each kind say that their tokens stand."""
+"""Masks by hand, and character offsets of tokens for several kinds of tokenizers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_masks_by_hand():
     assert lose == [1, 1, 0, 1, 1, 1]
 
 
-def test_nothing_judged_counts_whole():
+def test_a_response_without_verdicts_counts_whole():
     assert masks([], [(0, 3), (3, 3)]) == ([1, 1], [1, 1])
     assert masks([(0, 3, None)], [(0, 3), (3, 3)]) == ([1, 1], [1, 1])
     assert masks([(0, 3, True)], []) == ([], [])
@@ -121,7 +121,7 @@ class Slow(PreTrainedTokenizer):
 
 
 class Crossing(Slow):
-    """Has one token for the last byte of e acute, a space and the first byte of the next."""
+    """Has a token for the last byte of an e acute, a space and the first byte of another."""
 
     crossing = "".join(Slow.letters[b] for b in (0xA9, 0x20, 0xC3))
     extra = (crossing,)
@@ -140,7 +140,7 @@ class Lower(Slow):
 
 
 class Shrinking(Slow):
-    """Its text of two tokens is shorter than that of one, yet the start of the response."""
+    """Two tokens decode to a shorter text than one token; both texts start the response."""
 
     def convert_tokens_to_string(self, tokens):
         return "" if len(tokens) == 2 else super().convert_tokens_to_string(tokens)
@@ -152,7 +152,7 @@ class Dropping(Slow):
 
 
 def metaspace() -> PreTrainedTokenizerFast:
-    """As Llama 2: a space belongs to the word behind it."""
+    """As in Llama 2, a space belongs to the word behind it."""
     pieces = ["</s>", *"▁abcdefghijklmnopqrstuvwxyzMVOS.", "▁Mara", "▁Veldt", "▁She", "▁plays"]
     made = Tokenizer(models.Unigram([(p, -9.0 if len(p) < 2 else -1.0) for p in pieces], 0))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -165,7 +165,7 @@ def words() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("make", [words, metaspace, Slow, Crossing])
-def test_as_many_offsets_as_tokens_and_no_letter_is_in_none(make):
+def test_every_token_has_an_offset_and_every_letter_a_token(make):
     tokenizer = make()
     found = offsets(tokenizer, TEXT)
     assert len(found) == len(tokenizer(TEXT)["input_ids"]) + 1

@@ -1,4 +1,4 @@
-"""What one forward runs, by hand."""
+"""The tokens of one forward, by hand."""
 
 from __future__ import annotations
 

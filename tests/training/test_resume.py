@@ -1,4 +1,4 @@
-"""A training that loses a worker, its driver or half its workers ends as if nothing had been."""
+"""A training that loses a worker, its driver or half its workers ends like an undisturbed one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AFTER = range(20, 300, 20)  # steps that a checkpoint holds
 
 
 def train_workers() -> list[psutil.Process]:
-    """Ray Train's workers, of this machine's clusters that this test's process started."""
+    """Processes of Ray Train's workers in clusters that this test process started."""
     found = psutil.Process().children(recursive=True)
     return [p for p in found if "RayTrainWorker" in " ".join(_words(p))]
 
@@ -42,7 +42,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def wait_for_step(log: Path, step: int, process: subprocess.Popen | None = None) -> list[str]:
-    """Lines of the log once it has so many and a checkpoint stands."""
+    """Lines of the log, as soon as it has `step` lines and there is a checkpoint."""
     stands = log.with_name("checkpoints") / "checkpoint_manager_snapshot.json"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
@@ -74,7 +74,7 @@ def calm(reference, run, tmp_path_factory, ray_cluster) -> list[float]:
 
 
 def kept(before: list[str], log: Path) -> int:
-    """Steps that were not trained again: their lines, with their seconds, are the same."""
+    """Check that steps were not trained again: their lines, with their seconds, are equal."""
     pairs = zip(before, log.read_text().splitlines(), strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(before))
 
@@ -143,7 +143,7 @@ training.train(conftest["job_of"](
 
 @pytest.mark.chaos
 def test_two_workers_are_followed_by_one(reference, run, calm, lines, tmp_path):
-    """The second cluster has room for one alone."""
+    """The second cluster has room for one worker only."""
     out, seen = tmp_path / "out", []
     killer = kill_a_worker(out / "train.jsonl", seen)
     with pytest.raises(Exception, match="(?s)worker|rank|died|killed"):

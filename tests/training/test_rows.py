@@ -1,4 +1,4 @@
-"""The table that training reads, by number."""
+"""Rows by number of the table that training reads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_rows_of_all_parts_by_number(tmp_path):
     assert last["logps"] == [[-0.5, -1.0], [-0.25]] and last["topic"] is None
 
 
-def test_what_was_cut_is_summed_up(tmp_path):
+def test_truncations_are_totalled(tmp_path):
     folder = tables.Folder.of(str(tmp_path / "table"))
     cut = [row(0) | {"cut_prompt": True, "cut_responses": 2}, row(1) | {"cut_responses": 1}, row(2)]
     for shard, some in enumerate((cut[:1], [], cut[1:])):

@@ -1,4 +1,4 @@
-"""A step of groups equals the pairs one by one: in value and gradient, however it is cut."""
+"""Loss and gradient of a step of groups equal those of its pairs one by one, for any passes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BETA, SMOOTHING = 0.3, 0.1
 
 
 def llama(seed: int) -> LlamaForCausalLM:
-    """Tiny, in float64 throughout: transformers' own norm computes in float32."""
+    """A tiny model in float64 throughout; transformers' norm computes in float32."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=16,
@@ -61,7 +61,7 @@ def groups() -> list[TokenGroup]:
 
 
 def logps(model, prompt, response) -> torch.Tensor:
-    """One sequence by itself."""
+    """The log-probabilities of one sequence, run alone."""
     ids = torch.tensor([[*prompt, *response]])
     found = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     return found.gather(1, torch.tensor(response)[:, None])[:, 0]
@@ -169,7 +169,7 @@ def test_an_equal_reference_gives_ln_2(models):
     assert step.figures()["margin"] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_idle_passes_add_nothing(models):
+def test_idle_passes_have_no_gradient(models):
     model, _ = models
     some = [replace(g, masks=None) for g in groups()]
     references = token_logps_of(GroupModel(model), some, 1000)
@@ -181,7 +181,7 @@ def test_idle_passes_add_nothing(models):
 
 
 def test_the_parts_of_two_workers_add_up(models):
-    """Weights are shares of the whole step: no part knows what the others hold."""
+    """Weights are shares of the whole step, so a worker does not need the other worker's groups."""
     model, reference = models
     some = [replace(g, masks=None) for g in groups()]
     objective = Objective("dpo", BETA)
@@ -233,7 +233,7 @@ MAMBA |= {"mamba_d_state": 8, "mamba_d_head": 8, "mamba_expand": 2, "num_local_e
         ("GraniteMoeHybrid", MAMBA, False),
     ],
 )
-def test_what_attention_or_head_does_beside_is_not_shared(kind, settings, shares, dtype):
+def test_unusual_attention_or_heads_are_not_shared(kind, settings, shares, dtype):
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**TINY | settings)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype).eval()
@@ -242,7 +242,7 @@ def test_what_attention_or_head_does_beside_is_not_shared(kind, settings, shares
 
 @pytest.mark.parametrize("kind", ("Mistral", "Granite"))
 def test_a_model_that_cannot_share_gets_the_same_loss(kind):
-    """A window that hides some of the past, scaled logits: these are the model's own business."""
+    """Models with an attention window or scaled logits run whole sequences."""
     torch.manual_seed(0)
     more = {"sliding_window": 3} if kind == "Mistral" else {"logits_scaling": 8.0}
     config = getattr(transformers, f"{kind}Config")(**TINY | more)
@@ -254,7 +254,7 @@ def test_a_model_that_cannot_share_gets_the_same_loss(kind):
         assert logps_T == pytest.approx(logps(model, g.prompt, response).tolist(), abs=1e-5)
 
 
-def test_a_response_whose_stored_log_probabilities_are_off_shows(models):
+def test_wrong_stored_log_probabilities_show_in_the_difference(models):
     """Errors that cancel out in the loss do not in the largest of them."""
     model, _ = models
     some = [replace(g, masks=None) for g in groups()]
@@ -263,10 +263,10 @@ def test_a_response_whose_stored_log_probabilities_are_off_shows(models):
         moved = [[[x - shift for x in row] for row in rows] for rows in references]
         step = Step(some, moved, pair_weights(some, "pair"), Objective("dpo_norm", BETA))
         step.loss(GroupModel(model), 0)
-        assert step.apart() == pytest.approx(expected, abs=1e-9)
+        assert step.difference() == pytest.approx(expected, abs=1e-9)
         assert step.figures()["loss"] == pytest.approx(math.log(2), abs=1e-9)
     moved[0][0][0] = math.nan
     step = Step(some, moved, pair_weights(some, "pair"), Objective("dpo_norm", BETA))
     step.loss(GroupModel(model), 0)
-    assert math.isnan(step.apart())
+    assert math.isnan(step.difference())
     model.set_attn_implementation("sdpa")

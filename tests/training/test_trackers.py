@@ -18,7 +18,7 @@ def read(folder, name):
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
-def test_files_hold_every_line_at_once(tmp_path):
+def test_files_are_written_line_by_line(tmp_path):
     with trackers.open([], str(tmp_path), "run", CONFIG, 0) as log:
         log.log(1, {"loss": 0.69}, "train")
         assert read(tmp_path, "train") == [{"step": 1, "loss": 0.69}]
@@ -28,7 +28,7 @@ def test_files_hold_every_line_at_once(tmp_path):
     assert read(tmp_path, "samples") == [{"step": 1, "prompt": "Wer?", "text": "Ada Ångström"}]
 
 
-def test_a_run_that_goes_on_has_no_step_twice(tmp_path):
+def test_a_continued_run_has_no_step_twice(tmp_path):
     with trackers.open([], str(tmp_path), "run", CONFIG, 0) as log:
         for step in (1, 2, 3, 4):
             log.log(step, {"loss": float(step)}, "train")
@@ -67,7 +67,7 @@ class Down:
         raise AssertionError("was left out")
 
 
-def test_a_tracker_that_fails_is_left_out_and_training_goes_on(tmp_path, caplog):
+def test_a_failing_tracker_is_left_out_and_training_continues(tmp_path, caplog):
     with trackers.open([], str(tmp_path), "run", CONFIG, 0) as log:
         log.trackers["wandb"] = down = Down()
         with caplog.at_level(logging.WARNING):
@@ -79,12 +79,12 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(tmp_path, caplog)
 
 
 @pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
-def test_one_that_is_not_installed_is_one_clear_line(tmp_path):
+def test_a_tracker_that_is_not_installed_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="train.log=wandb: pip install wandb"):
         trackers.open(["wandb"], str(tmp_path), "run", CONFIG, 0)
 
 
-def test_a_run_that_begins_again_has_its_first_measurement_once(tmp_path):
+def test_a_restarted_run_has_its_first_measurement_once(tmp_path):
     for _ in range(2):  # killed before its first checkpoint
         with trackers.open([], str(tmp_path), "run", CONFIG, 0) as log:
             log.log(0, {"loss": 0.69}, "heldout")
@@ -92,7 +92,7 @@ def test_a_run_that_begins_again_has_its_first_measurement_once(tmp_path):
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")
-def test_one_that_cannot_start_is_one_clear_line(tmp_path):
+def test_a_tracker_that_cannot_start_is_one_clear_line(tmp_path):
     (tmp_path / "tensorboard").write_text("a file where its folder should be")
     with pytest.raises(UserError, match="train.log=tensorboard: cannot start: "):
         trackers.open(["tensorboard"], str(tmp_path), "run", CONFIG, 0)

@@ -1,10 +1,10 @@
-"""Finished tables -> what the report's browser shows: responses to one prompt side by side.
+"""Data of the report's browser: the responses to each prompt, side by side, with their facts.
 
     cards(root, {"base": Scope("base/test"), ...}, {}, most=5000)
         ->  Cards([{"topic": "Mara Veldt", "prompt": "Write ...", "split": "test", "group": None,
                     "responses": [{"model": "base", "sample": 0, "text": "Mara ...", "facts": [...]}
                    ]}], left_out=0)
-    packed(cards)  ->  base64 of gzipped JSON: texts that recur (passages, questions) stand once
+    packed(cards)  ->  base64 of gzipped JSON; repeated texts (passages, questions) are stored once
 
 A fact: {"fact", "supported", "score", "start", "end", "repeated", "human", "second", "reason",
 "evidence", "title", "question", "answers", "conf"}; keys whose value is null are left out.
@@ -25,13 +25,13 @@ from facttune_ray.scoring.units import by_id, of_question
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
-EVIDENCE = 700  # characters of a passage that are shown
-MOST_BYTES = 16_000_000  # of the packed responses, so that report.html stays below 25 MB
+EVIDENCE = 700  # characters shown of a passage
+MOST_BYTES = 16_000_000  # limit of the packed responses: report.html stays below 25 MB
 
 
 @dataclass
 class Cards:
-    """Prompts with their responses, and how many responses the run has beyond them."""
+    """Prompts with their responses, and the number of the run's other responses."""
 
     cards: list[dict[str, Any]] = field(default_factory=list)
     left_out: int = 0
@@ -44,25 +44,25 @@ def cards(
     most: int,
     train: str = "",
 ) -> Cards:
-    """At most `most` responses, by whole prompts: measured ones first, then those of the scope
-    `train` that the rewards come from, which have questions and sampled answers."""
+    """At most `most` responses, with all responses of a prompt or none: measured responses first,
+    then responses of the scope `train`, which have questions and sampled answers."""
     out: dict[str, dict[str, Any]] = {}
-    room, every = most, {s.name for s in scopes.values()}
-    found = [_by_prompt(root, scopes, group_of)]
+    room, names = most, {s.name for s in scopes.values()}
+    sources = [_by_prompt(root, scopes, group_of)]
     if train:
-        every.add(train)
-        of_train = limited(root, {"base": Scope(train)}, 4 * most)  # some are not of train topics
-        found.append(_by_prompt(root, of_train, group_of, "train"))
-    for rows in itertools.chain(*found):
-        if not (room := _take(rows, out, room)):
+        names.add(train)
+        of_train = limited(root, {"base": Scope(train)}, 4 * most)  # holds val topics, too
+        sources.append(_by_prompt(root, of_train, group_of, "train"))
+    for by_prompt in itertools.chain(*sources):
+        if not (room := _take(by_prompt, out, room)):
             break
-    there = sum(tables.manifest(root / name / "responses")["rows"] for name in every)
-    return Cards(list(out.values()), there - (most - room))
+    total = sum(tables.manifest(root / name / "responses")["rows"] for name in names)
+    return Cards(list(out.values()), total - (most - room))
 
 
-def _take(rows: dict[str, dict], out: dict[str, dict], room: int) -> int:
-    """Add prompts while there is room for all of their responses. -> the room that is left"""
-    for prompt_id, card in rows.items():
+def _take(by_prompt: dict[str, dict], out: dict[str, dict], room: int) -> int:
+    """Add the prompts all of whose responses fit into `room`; return the room that is left."""
+    for prompt_id, card in by_prompt.items():
         size = len(card["responses"])
         if size <= room:
             out[prompt_id] = card
@@ -76,7 +76,7 @@ def _by_prompt(
     group_of: Mapping[str, str],
     split: str | None = None,
 ) -> Iterator[dict[str, dict]]:
-    """Shard by shard: prompt_id -> its card with the responses of every scope, samples in order."""
+    """Shard by shard: prompt_id -> card with the responses of every scope, in order of samples."""
     for shard in shards_of(root, *scopes.values()):
         out: dict[str, dict] = {}
         loaded: dict[str, tuple[list[dict], dict[str, list[dict]]]] = {}
@@ -92,16 +92,17 @@ def _by_prompt(
                 card = out.setdefault(
                     r["prompt_id"], head | {"group": group_of.get(r["topic"]), "responses": []}
                 )
-                made = {"model": label, "sample": r["sample"], "text": r["text"]}
-                made |= {k: r[k] for k in ("abstained", "error") if r[k]}
-                card["responses"].append(made | {"facts": facts.get(r["response_id"], [])})
-                if any(f.get("abstained") for f in card["responses"][-1]["facts"]):
-                    card["responses"][-1] |= {"abstained": True, "facts": []}
+                response = {"model": label, "sample": r["sample"], "text": r["text"]}
+                response |= {k: r[k] for k in ("abstained", "error") if r[k]}
+                response["facts"] = facts.get(r["response_id"], [])
+                if any(f.get("abstained") for f in response["facts"]):
+                    response |= {"abstained": True, "facts": []}
+                card["responses"].append(response)
         yield out
 
 
 def _facts(folder: Folder, shard: int) -> dict[str, list[dict]]:
-    """response_id -> its facts with all that the tables of the scope say about them."""
+    """response_id -> its facts, with verdicts, questions and answers from the scope's tables."""
     verdicts = {v["fact_id"]: v for v in _rows(folder, "verdicts", shard)}
     second = {v["fact_id"]: v["supported"] for v in _rows(folder, f"{SECOND}/verdicts", shard)}
     asked = {q["fact_id"]: q for q in _rows(folder, "questions", shard)}
@@ -110,7 +111,7 @@ def _facts(folder: Folder, shard: int) -> dict[str, list[dict]]:
     out: dict[str, list[dict]] = {}
     for f in _rows(folder, "facts", shard):
         v, q = verdicts.get(f["fact_id"], {}), asked.get(f["fact_id"], {})
-        made = {
+        fact = {
             "fact": f["fact"],
             "supported": v.get("supported"),
             "score": _short(v.get("score")),
@@ -128,13 +129,13 @@ def _facts(folder: Folder, shard: int) -> dict[str, list[dict]]:
             "answers": answers.get(q.get("question_id", "")),
             "conf": _short(of_question(q or None, units).get("max_conf")),
         }
-        kept = {k: value for k, value in made.items() if value is not None}
-        out.setdefault(f["response_id"], []).append(kept)
+        known = {k: value for k, value in fact.items() if value is not None}
+        out.setdefault(f["response_id"], []).append(known)
     return out
 
 
 def _rows(folder: Folder, name: str, shard: int) -> list[dict]:
-    """Rows of a table's shard; [] where the table is not finished."""
+    """Rows of a table's shard; [] if the table is not finished."""
     return list(tables.rows(folder / name, shard)) if tables.has_manifest(folder / name) else []
 
 
@@ -142,30 +143,31 @@ def _short(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-SHARED = ("evidence", "question", "title", "reason")  # texts that recur: stored once, by number
+SHARED = ("evidence", "question", "title", "reason")  # keys whose texts are stored once, by number
 
 
-def packed(found: Cards) -> tuple[str, Cards]:
-    """(base64 of gzipped JSON {strings, cards}, what is in it): the last prompts are left out
-    where it would pass MOST_BYTES."""
+def packed(shown: Cards) -> tuple[str, Cards]:
+    """(base64 of gzipped JSON {strings, cards}, the cards in it). The last prompts are left out if
+    it would exceed MOST_BYTES."""
     while True:
-        data = json.dumps(_shared(found.cards), ensure_ascii=False, separators=(",", ":"))
+        data = json.dumps(_shared(shown.cards), ensure_ascii=False, separators=(",", ":"))
         text = base64.b64encode(gzip.compress(data.encode(), 6, mtime=0)).decode()
-        if len(text) <= MOST_BYTES or len(found.cards) <= 1:
-            return text, found
-        keep = max(1, int(0.9 * len(found.cards) * MOST_BYTES / len(text)))
-        dropped = sum(len(c["responses"]) for c in found.cards[keep:])
-        found = Cards(found.cards[:keep], found.left_out + dropped)
+        if len(text) <= MOST_BYTES or len(shown.cards) <= 1:
+            return text, shown
+        keep = max(1, int(0.9 * len(shown.cards) * MOST_BYTES / len(text)))
+        dropped = sum(len(c["responses"]) for c in shown.cards[keep:])
+        shown = Cards(shown.cards[:keep], shown.left_out + dropped)
 
 
 def _shared(all_cards: list[dict]) -> dict[str, Any]:
-    place: dict[str, int] = {}
+    """The cards with the texts of SHARED as numbers, and the list of these texts."""
+    numbers: dict[str, int] = {}
 
     def fact(f: dict) -> dict:
-        return {k: place.setdefault(v, len(place)) if k in SHARED else v for k, v in f.items()}
+        return {k: numbers.setdefault(v, len(numbers)) if k in SHARED else v for k, v in f.items()}
 
-    made = [
+    numbered = [
         c | {"responses": [r | {"facts": list(map(fact, r["facts"]))} for r in c["responses"]]}
         for c in all_cards
     ]
-    return {"cards": made, "strings": list(place)}
+    return {"cards": numbered, "strings": list(numbers)}

@@ -1,8 +1,8 @@
-"""Charts of what models got right: SVG for the report.
+"""Charts of correct and incorrect facts: SVG for the report.
 
     scatter(summary)      ->  '<svg role="img" aria-label="Correct against ...">...</svg>'
 
-"" where there is nothing to draw.
+A chart without data is "".
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PAPER: dict[str, Any] = {"name": "paper: FactTune-FS 7B", "correct": 17.06, "inc
 def scatter(summary: Summary) -> str:
     """Correct against incorrect facts a response, with 95% intervals: right and down is better.
 
-    Both axes start at 0, so that a line through the origin is one error rate. The paper's figure
-    is a hollow star; where answers are much shorter, it stands at the edge, on its error rate.
+    Both axes start at 0, so that a line through the origin has one error rate. The paper's figure
+    is a hollow star. If it is far outside, the star is at the edge, on the line of its error rate.
     """
     shown = {
         name: (m["correct"], m["incorrect"])
@@ -69,7 +69,7 @@ def scatter(summary: Summary) -> str:
             axes.errorbar(
                 *at, xerr=error(x), yerr=error(y), fmt="none", ecolor=paint, elinewidth=1.2
             )
-            size, above = (5, 4) if name == "base" else (8, 3)  # seen even where they coincide
+            size, above = (5, 4) if name == "base" else (8, 3)  # both visible at the same place
             axes.plot(*at, mark, ms=size, color=paint, label=display_name(name), zorder=above)
         share = 1.0 if near else 0.97 * right / PAPER["correct"]
         at = (share * PAPER["correct"], share * PAPER["incorrect"])
@@ -78,16 +78,16 @@ def scatter(summary: Summary) -> str:
         axes.set(xlim=(0, right), ylim=(0, top), xlabel="correct facts a response")
         axes.set_title("incorrect facts a response; dashed: error rate", loc="left", pad=14)
         figure.legend(loc="outside upper left", ncols=2, handletextpad=0.2, columnspacing=1.2)
-        told = "; ".join(
+        label = "; ".join(
             f"{display_name(n)} {x['value']:.2f} correct, {y['value']:.2f} incorrect"
             for n, (x, y) in shown.items()
         )
-        told += f"; {PAPER['name']} {PAPER['correct']} correct, {PAPER['incorrect']:.2f} incorrect"
-        return svg(figure, f"Correct against incorrect facts a response: {told}")
+        label += f"; {PAPER['name']} {PAPER['correct']} correct, {PAPER['incorrect']:.2f} incorrect"
+        return svg(figure, f"Correct against incorrect facts a response: {label}")
 
 
 def _error_rate_lines(axes: Any, right: float, top: float) -> None:
-    """Faint lines of one error rate e through the origin: incorrect = correct * e / (1 - e)."""
+    """Faint lines of constant error rate e: incorrect = correct * e / (1 - e)."""
     for e in (0.1, 0.25, 0.5):
         slope = e / (1 - e)
         x = min(right, top / slope)
@@ -96,7 +96,7 @@ def _error_rate_lines(axes: Any, right: float, top: float) -> None:
         axes.annotate(
             f"{100 * e:.0f}%",
             (x, x * slope),
-            xytext=(3, 0) if x == right else (0, 2),  # outside the axes: never on a point
+            xytext=(3, 0) if x == right else (0, 2),  # outside the axes, away from the points
             textcoords="offset points",
             fontsize=8.5,
             annotation_clip=False,
@@ -135,12 +135,12 @@ def error_rates(summary: Summary) -> str:
         axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}%")
         axes.grid(axis="y", visible=False)
         axes.set_title("error rate: wrong facts among those judged", loc="left")
-        told = ", ".join(f"{display_name(n)} {100 * r['value']:.1f}%" for n, r in shown.items())
-        return svg(figure, f"Error rate: {told}")
+        label = ", ".join(f"{display_name(n)} {100 * r['value']:.1f}%" for n, r in shown.items())
+        return svg(figure, f"Error rate: {label}")
 
 
 def by_group(summary: Summary) -> str:
-    """Error rate of each model by kind of topic, with 95% intervals."""
+    """Error rate of each model by group of topics, with 95% intervals."""
     rows = [
         g for g in summary["groups"] if any(m["error_rate"]["value"] for m in g["models"].values())
     ][:12]
@@ -149,7 +149,7 @@ def by_group(summary: Summary) -> str:
     with style():
         names = list(summary["models"])
         figure, axes = new(4.4, 0.95 + len(rows) * (0.22 + 0.16 * len(names)))
-        look, most = looks(summary), 0.0
+        look, highest = looks(summary), 0.0
         for row, group in enumerate(rows):
             for i, name in enumerate(names):
                 rate = group["models"].get(name, {}).get("error_rate")
@@ -158,17 +158,17 @@ def by_group(summary: Summary) -> str:
                 paint, mark = look[name]
                 y = row + (i - (len(names) - 1) / 2) * 0.7 / max(1, len(names))
                 label = display_name(name) if row == 0 else None
-                most = max(most, high(rate))
+                highest = max(highest, high(rate))
                 bars = {"fmt": mark, "ecolor": paint, "color": paint, "ms": 5, "label": label}
                 axes.errorbar(rate["value"], y, xerr=error(rate), elinewidth=1.3, **bars)
         labels = [f"{g['group']} ({max(m['topics'] for m in g['models'].values())})" for g in rows]
         axes.set_yticks(range(len(rows)), labels)
-        axes.set(xlim=(0, 1.05 * most or 1.0), ylim=(len(rows) - 0.4, -0.6))
+        axes.set(xlim=(0, 1.05 * highest or 1.0), ylim=(len(rows) - 0.4, -0.6))
         axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}%")
         axes.grid(axis="y", visible=False)
         axes.set_title("error rate by kind of topic (topics)", loc="left", pad=8)
         figure.legend(loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.2)
-        told = "; ".join(
+        figures = "; ".join(
             f"{g['group']}: "
             + ", ".join(
                 f"{display_name(n)} {100 * m['error_rate']['value']:.1f}%"
@@ -177,25 +177,25 @@ def by_group(summary: Summary) -> str:
             )
             for g in rows
         )
-        return svg(figure, f"Error rate by kind of topic. {told}")
+        return svg(figure, f"Error rate by kind of topic. {figures}")
 
 
 def lengths(summary: Summary) -> str:
-    """Share of correct facts against the length of responses, in bins of as many responses."""
+    """Share of correct facts against the length of responses, in bins of equal numbers."""
     shown = {n: r for n, r in summary["lengths"].items() if len(r["bins"]) > 1}
     if not shown:
         return ""
     with style():
         figure, axes = new(4.4, 2.9)
-        look, told = looks(summary), []
+        look, correlations = looks(summary), []
         for name, r in shown.items():
             paint, mark = look[name]
             xs, ys = [b["words"] for b in r["bins"]], [b["precision"] for b in r["bins"]]
             axes.plot(xs, ys, color=paint, marker=mark, ms=5, lw=1.3, label=display_name(name))
             if r["spearman"] is not None:
-                told.append(f"{display_name(name)} {r['spearman']:+.2f}")
+                correlations.append(f"{display_name(name)} {r['spearman']:+.2f}")
         axes.set(ylim=(0, 1.03), xlabel="words a response; a point is a sixth of the responses")
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f}%")
         axes.set_title("share of judged facts that are correct", loc="left", pad=8)
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
-        return svg(figure, f"Length against score; rank correlation: {', '.join(told)}")
+        return svg(figure, f"Length against score; rank correlation: {', '.join(correlations)}")

@@ -1,6 +1,6 @@
-"""Charts of what rewards are worth: are they calibrated, do they rank, do they agree?
+"""Charts of rewards: calibration, ranking of facts, agreement with each other.
 
-reliability(summary)  ->  '<svg ...>'; "" where no confidence has a verdict
+reliability(summary)  ->  '<svg ...>'; "" if no confidence has a verdict
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ _PAINT = (MODELS["facttune_mc"], MODELS["facttune_fs"], *OTHERS)
 
 
 def reliability(summary: Summary) -> str:
-    """Share of facts that are supported against the score that they have, in bins: a point on the
-    diagonal is calibrated. A larger point stands for more facts."""
+    """Share of facts that are supported against their score, in bins. A point on the diagonal is
+    calibrated; a larger point has more facts."""
     with style():
-        figure, found = reliability_figure(summary)
-        told = ", ".join(
-            f"{n} AUROC {r['auroc']:.3f}" for n, r in found.items() if r["auroc"] is not None
+        figure, scores = reliability_figure(summary)
+        label = ", ".join(
+            f"{n} AUROC {r['auroc']:.3f}" for n, r in scores.items() if r["auroc"] is not None
         )
-        return svg(figure, f"Reliability of confidence: {told}") if found else ""
+        return svg(figure, f"Reliability of confidence: {label}") if scores else ""
 
 
 def scored(summary: Summary) -> dict[str, dict]:
-    """Whatever gives facts a score that verdicts, or human labels, are compared with."""
+    """The rewards and the labelled models, by name. Some have scores of facts."""
     human = {f"{n}, human labels": h for n, h in summary["human"].items()}
     return summary["rewards"] | human
 
 
 def reliability_figure(summary: Summary) -> tuple[Any, dict[str, dict]]:
-    """(figure, what is in it)"""
-    found = {n: r for n, r in scored(summary).items() if r.get("bins")}
+    """(figure, the scores in it by name)"""
+    scores = {n: r for n, r in scored(summary).items() if r.get("bins")}
     figure, axes = new(4.4, 3.5)
     axes.plot([0, 1], [0, 1], color=GRID, lw=0.9, ls=(0, (4, 3)))
-    for (name, r), paint, mark in zip(found.items(), _PAINT, MARKERS, strict=False):
+    for (name, r), paint, mark in zip(scores.items(), _PAINT, MARKERS, strict=False):
         xs, ys = [b["confidence"] for b in r["bins"]], [b["supported"] for b in r["bins"]]
         sizes = [12 + 110 * b["facts"] / r["facts"] for b in r["bins"]]
         axes.plot(xs, ys, color=paint, lw=1.3)
         axes.scatter(xs, ys, s=sizes, color=paint, marker=mark, label=name)
     axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="score of the fact, as a probability")
     axes.set_title("share of such facts that are supported", loc="left", pad=14)
-    if found:
+    if scores:
         figure.legend(loc="outside upper left", ncols=2, handletextpad=0.2, columnspacing=1.2)
-    return figure, found
+    return figure, scores
 
 
 def risk_coverage(summary: Summary) -> str:
-    """Share of wrong facts among the most confident: the faster it falls to the left, the better
-    the score ranks. A flat line is chance."""
-    found = {n: r for n, r in scored(summary).items() if r.get("curve")}
-    if not found:
+    """Share of wrong facts among the most confident facts. The faster it falls to the left, the
+    better the score ranks; a flat line is chance."""
+    scores = {n: r for n, r in scored(summary).items() if r.get("curve")}
+    if not scores:
         return ""
     with style():
         figure, axes = new(4.4, 3.5)
-        for i, (name, r) in enumerate(found.items()):
+        for i, (name, r) in enumerate(scores.items()):
             paint, mark = _PAINT[i % len(_PAINT)], list(MARKERS)[i % len(MARKERS)]
             xs, ys = zip(*r["curve"], strict=True)
             curve = {"color": paint, "lw": 1.5, "marker": mark, "ms": 4.5, "markevery": 0.12}
@@ -73,20 +73,20 @@ def risk_coverage(summary: Summary) -> str:
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f}%")
         axes.set_title("of these, share that is wrong", loc="left", pad=14)
         figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
-        told = ", ".join(f"{n} PRR {r['prr']:.2f}" for n, r in found.items())
-        return svg(figure, f"Risk against coverage: {told}")
+        label = ", ".join(f"{n} PRR {r['prr']:.2f}" for n, r in scores.items())
+        return svg(figure, f"Risk against coverage: {label}")
 
 
 def agreement(summary: Summary) -> str:
-    """Rank correlation of the rewards, each with each, in a square of numbers."""
-    found = summary["reward_agreement"]
-    names = found.get("names", [])
+    """The matrix of rank correlations of the rewards."""
+    names = summary["reward_agreement"].get("names", [])
     if len(names) < 2:
         return ""
+    correlations = summary["reward_agreement"]["spearman"]
     with style():
         side = max(2.6, 1.5 + 0.42 * len(names))
         figure, axes = new(max(4.4, side), side)
-        for i, row in enumerate(found["spearman"]):
+        for i, row in enumerate(correlations):
             for j, value in enumerate(row):
                 if value is None:
                     continue
@@ -103,9 +103,9 @@ def agreement(summary: Summary) -> str:
         axes.grid(visible=False)
         axes.set_title("rank correlation of rewards", loc="left")
         pairs = [
-            f"{a} and {b} {found['spearman'][i][j]:.2f}"
+            f"{a} and {b} {correlations[i][j]:.2f}"
             for i, a in enumerate(names)
             for j, b in enumerate(names)
-            if i < j and found["spearman"][i][j] is not None
+            if i < j and correlations[i][j] is not None
         ]
         return svg(figure, f"Rank correlation of rewards: {', '.join(pairs)}")

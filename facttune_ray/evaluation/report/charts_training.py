@@ -1,4 +1,4 @@
-"""Charts of how models were tuned: curves over optimizer steps, and the rounds that val chose from.
+"""Charts of training: curves over optimizer steps, and the val figures that chose a round.
 
 training(summary)  ->  ['<svg ...>', ...]
 rounds(summary)    ->  '<svg ...>', or "" with one round a model
@@ -21,8 +21,8 @@ CURVES = {  # column of the training log -> title
 
 
 def training(summary: Summary) -> list[str]:
-    """One chart for each of CURVES over optimizer steps, a new line each round; held-out figures
-    as hollow marks where they were measured."""
+    """One chart for each of CURVES over optimizer steps, with a line for each round, and hollow
+    marks for held-out figures."""
     logs = {n: lines for n, lines in summary["training"].items() if lines}
     kept = [k for k in CURVES if any(k in r for lines in logs.values() for r in lines)]
     return [_curve(summary, logs, key) for key in kept]
@@ -31,8 +31,8 @@ def training(summary: Summary) -> list[str]:
 def by_round(log: list[dict], key: str) -> dict[int, list[tuple[int, float]]]:
     """Round -> (optimizer step over all rounds, value); rounds without a value are left out.
 
-    The share of pairs in order leaves out a round's first step: it compares the model with
-    itself, every margin is 0 and nothing is in order yet.
+    `reward_accuracy` leaves out the first step of a round, which compares the model with itself:
+    every margin is 0.
     """
     out: dict[int, list[tuple[int, float]]] = {}
     seen: set[int] = set()
@@ -64,7 +64,7 @@ def _curve(summary: Summary, logs: dict[str, list[dict]], key: str) -> str:
             label: str | None = display_name(name)
             for number, points in by_round(lines, key).items():
                 steps, values = zip(*points, strict=True)
-                width = len(values) // 20  # a long round: its mean over a twentieth on top
+                width = len(values) // 20  # a long round also gets a line of running means
                 faint = 0.3 if width > 1 else 1.0
                 mark = marker if len(values) <= 12 else None
                 axes.plot(steps, values, color=paint, lw=1.3, alpha=faint, marker=mark, ms=4)
@@ -87,42 +87,42 @@ def _curve(summary: Summary, logs: dict[str, list[dict]], key: str) -> str:
 
 
 def rounds(summary: Summary) -> str:
-    """The val figure of each round, the chosen one ringed; "" with one round a model, or none that
-    has such a figure."""
-    found = {
+    """The val figure of each round, with a ring around the chosen round; "" if no model has several
+    rounds with figures."""
+    selections = {
         n: s for n, s in summary["selection"].items() if len(s["candidates"]) > 1 and s["metric"]
     }
-    if not found:
+    if not selections:
         return ""
     with style():
         figure, axes = new(4.4, 2.7)
         look = looks(summary)
-        for name, choice in found.items():
+        for name, selection in selections.items():
             paint, mark = look[name]
             points = [
-                (k, c["value"], c["round"] == choice["chosen"])
-                for k, c in enumerate(choice["candidates"], 1)
+                (k, c["value"], c["round"] == selection["chosen"])
+                for k, c in enumerate(selection["candidates"], 1)
                 if c["value"] is not None
             ]
             xs, ys = [p[0] for p in points], [p[1] for p in points]
             label = display_name(name)
             axes.plot(xs, ys, color=paint, marker=mark, ms=6, lw=1.3, label=label)
-            chosen = [(x, y) for x, y, taken in points if taken]
-            if chosen:
-                axes.plot(*zip(*chosen, strict=True), "o", ms=14, mfc="none", color=paint)
-        most = max(len(s["candidates"]) for s in found.values())
-        axes.set(xlim=(0.6, most + 0.4), xlabel="round; the ring is the one chosen")
-        axes.set_xticks(range(1, most + 1))
+            for x, y, chosen in points:
+                if chosen:
+                    axes.plot(x, y, "o", ms=14, mfc="none", color=paint)
+        count = max(len(s["candidates"]) for s in selections.values())
+        axes.set(xlim=(0.6, count + 0.4), xlabel="round; the ring is the chosen round")
+        axes.set_xticks(range(1, count + 1))
         axes.margins(y=0.2)
-        axes.set_title(next(iter(found.values()))["metric"], loc="left")
-        if len(found) > 1:
+        axes.set_title(next(iter(selections.values()))["metric"], loc="left")
+        if len(selections) > 1:
             figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
-        told = ", ".join(f"{display_name(n)} {s['chosen']}" for n, s in found.items())
-        return svg(figure, f"Val figure of each round; chosen: {told}")
+        label = ", ".join(f"{display_name(n)} {s['chosen']}" for n, s in selections.items())
+        return svg(figure, f"Val figure of each round; chosen: {label}")
 
 
 def _running(values: tuple[float, ...], width: int) -> list[float]:
-    """Mean over the last `width` values, fewer at the start."""
+    """The mean of each value and the `width` - 1 values before it, fewer at the start."""
     return [
         sum(values[max(0, k - width + 1) : k + 1]) / min(k + 1, width) for k in range(len(values))
     ]

@@ -1,13 +1,13 @@
-"""How every chart of the report is drawn: style, colours of models, SVG for the page.
+"""Style, colours and SVG output of the report's charts.
 
     with style():
         figure, axes = new(4.4, 3.5)
         ...
         return svg(figure, "Error rate: base 43.4%")
 
-Each chart is narrow (4.4 inches), so that its text stays readable on a phone; the page lays them
-out side by side. Text stays text in the page's font. Colours become the page's style sheet
-variables, so that light and dark both work. A model is told by marker as well as by colour.
+Each chart is narrow (4.4 inches), so that its text stays readable on a phone; the page puts charts
+side by side. Text stays text, in the page's font. Colours become variables of the page's style
+sheet, so that the light and the dark page both work. Models differ by marker and by colour.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OTHERS = ("#7c3aad", "#0e7490", "#a8325e", "#4d7c0f")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
 STYLE = {
     "font.size": 9.5,
-    "text.parse_math": False,  # a "$" in a model's name is a dollar
+    "text.parse_math": False,  # a "$" in a model's name is no formula
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,
@@ -58,10 +58,12 @@ def looks(summary: Summary) -> dict[str, tuple[str, str]]:
 
 
 def high(interval: dict[str, float | None]) -> float:
+    """The upper end, else the value, else 0."""
     return float(interval["high"] if interval["high"] is not None else interval["value"] or 0.0)
 
 
 def error(interval: dict[str, Any]) -> list[list[float]] | None:
+    """Lengths of matplotlib's error bar below and above the value; None without an interval."""
     value, low, high = interval["value"], interval["low"], interval["high"]
     if low is None or high is None:
         return None
@@ -75,18 +77,19 @@ def style() -> AbstractContextManager[Any]:
 
 
 def new(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # no pyplot: no display, no global state
+    from matplotlib.figure import Figure  # not pyplot, which needs a display and has global state
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def svg(figure: Any, told: str) -> str:
-    """Inline SVG named by `told`: the page's colours and font, no ids but those referred to."""
+def svg(figure: Any, label: str) -> str:
+    """Inline SVG with `label` as its name, in the page's colours and font. Unused ids are removed.
+    The same figure gives the same bytes."""
     from matplotlib import rc_context
 
     out = io.StringIO()
-    with rc_context({"svg.hashsalt": told}):  # the same figure, the same bytes
+    with rc_context({"svg.hashsalt": label}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
@@ -96,10 +99,10 @@ def svg(figure: Any, told: str) -> str:
     text = re.sub(r"font: (?:bold |[0-9]+ )*([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"font-family: [^;\"]*; ?", "", text)
     text = re.sub(r"(#[0-9a-f]{6})", lambda m: f"var(--c{m[1][1:]}, {m[1]})", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(told)}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
 
 
-# Colours of the dark page for those of the charts: the same hues, lighter.
+# Chart colour -> lighter colour of the same hue, for the dark page.
 DARK = {
     INK: "#e7e9eb",
     GRID: "#7d858d",

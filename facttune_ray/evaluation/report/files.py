@@ -1,10 +1,10 @@
-"""A run's summary -> the files beside its tables: {name: bytes}.
+"""The files of a run's evaluation, from its summary.
 
     contents(summary, counts, cards)
         ->  {"summary.json": b"...", "summary.md": ..., "report.html": ..., "csv/models.csv": ...,
              "headline.png": ...}
 
-Whoever calls writes them, to a folder or an object store.
+The caller writes them to a folder or an object store.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def finite(value: Any) -> Any:
 
 
 def _responses(counts: Mapping[str, pa.Table]) -> bytes:
-    """Every response with its counts, the model first."""
+    """Every response with its counts; the first column is the model."""
     out = io.BytesIO()
-    named = [c.add_column(0, "model", pa.array([n] * c.num_rows)) for n, c in counts.items()]
-    if named:
-        pacsv.write_csv(pa.concat_tables(named), out)
+    parts = [c.add_column(0, "model", pa.array([n] * c.num_rows)) for n, c in counts.items()]
+    if parts:
+        pacsv.write_csv(pa.concat_tables(parts), out)
     return out.getvalue()
 
 
@@ -75,7 +75,7 @@ def _facts(cards: Cards) -> list[dict]:
 
 
 def _tables(summary: Summary) -> dict[str, list[dict]]:
-    """The summary's tables, one row a line."""
+    """The summary's tables as rows."""
     out: dict[str, list[dict]] = {
         "models": [{"model": n} | _flat(m) for n, m in summary["models"].items()],
         "comparisons": [{"model": n} | _flat(c) for n, c in summary["comparisons"].items()],
@@ -106,12 +106,11 @@ def _flat(value: Mapping[str, Any], head: str = "") -> dict[str, Any]:
 
 def _rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """CSV with the columns of all rows; lists are joined by "; "."""
-    found = list(rows)
-    names = list(dict.fromkeys(k for r in found for k in r))
+    rows = list(rows)
     out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer = csv.DictWriter(out, dict.fromkeys(k for r in rows for k in r), lineterminator="\n")
     writer.writeheader()
-    for r in found:
+    for r in rows:
         cells = {k: "; ".join(map(str, v)) if isinstance(v, list) else v for k, v in r.items()}
         writer.writerow(cells)
     return out.getvalue().encode()

@@ -1,11 +1,11 @@
-"""A run's summary and responses -> report.html: one file, no network.
+"""report.html from a run's summary and responses: one file, which needs no network.
 
     page(summary, cards)  ->  "<!doctype html>..."
 
-Styles, charts and the script are inside; the page's policy allows that one script, by its hash,
-and no request. Texts of others are escaped by the template or become text nodes in the script, so a
-response that contains markup shows as text. Without the script everything but the browser of
-responses is there.
+Styles, charts and the script are inside. The page's content security policy allows this one
+script, by its hash, and no request. The template escapes texts of models and people, and the script
+makes text nodes of them, so markup in a response shows as text. Without the script the page shows
+everything but the browser of responses.
 """
 
 from __future__ import annotations
@@ -86,19 +86,20 @@ def _file(name: str) -> str:
 
 
 def _digest(script: str) -> str:
-    """The script's hash, as a content security policy names it."""
+    """The script's hash in the form of a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _style() -> str:
-    """report.css with the dark page's colours, for who prefers them and for who chooses them."""
+    """report.css with the colours of the dark page, by the browser's preference and by the button
+    of the page."""
     paint = " ".join(f"--c{a[1:]}: {b};" for a, b in drawing.DARK.items())
     dark = DARK_PAGE + paint
-    unasked = (
+    preferred = (
         f"@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {dark} }} }}"
     )
     chosen = f":root[data-theme=dark] {{ {dark} }}"
-    return _file("report.css").replace("DARK_PLACE", f"{unasked}\n{chosen}")
+    return _file("report.css").replace("DARK_PLACE", f"{preferred}\n{chosen}")
 
 
 DARK_PAGE = (
@@ -109,12 +110,12 @@ DARK_PAGE = (
 
 
 def _inert(value: Any) -> str:
-    """JSON that can stand inside a script element: no "<" closes it."""
+    """JSON that is safe inside a script element: it contains no "<"."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
 def _looks(summary: Summary, looks: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """What the script needs of each model; " second": the name of the second estimator."""
+    """Name, marker and colour of each model for the script; " second": the second estimator."""
     out: dict[str, Any] = {
         n: {
             "name": text.display_name(n),
@@ -127,7 +128,7 @@ def _looks(summary: Summary, looks: dict[str, tuple[str, str]]) -> dict[str, Any
 
 
 def _facets(shown: Cards) -> dict[str, Any]:
-    """What there is to filter by: splits, groups, models, and which kinds of fact."""
+    """The values that the browser can filter by: splits, groups, models, and kinds of facts."""
     facts = [f for c in shown.cards for r in c["responses"] for f in r["facts"]]
     return {
         "split": sorted({c["split"] for c in shown.cards}),
@@ -144,7 +145,7 @@ def _drawn(*svgs: str) -> list[str]:
 
 
 def _by_stage(stages: list[dict]) -> list[dict]:
-    """The tables' figures summed by stage, the longest first."""
+    """The figures of tables summed by stage, in order of falling duration."""
     sums: dict[str, Counter[str]] = {}
     for t in stages:
         name = t["table"].rsplit("/", 1)[-1]

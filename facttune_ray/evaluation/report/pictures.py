@@ -1,7 +1,7 @@
-"""Pictures of a run's summary for READMEs and slides: PNG, on white.
+"""Pictures of a run's summary for READMEs and slides: PNG on a white background.
 
 headline(summary)     ->  b"\x89PNG..."
-reliability(summary)  ->  b"\x89PNG...", or b"" where no confidence has a verdict
+reliability(summary)  ->  b"\x89PNG...", or b"" if no confidence has a verdict
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Summary = dict[str, Any]
 
 
 def headline(summary: Summary) -> bytes:
-    """Bars of correct and incorrect facts a response for each model, with the error rate: PNG."""
+    """PNG with bars of correct and incorrect facts a response for each model, and error rates."""
     with style():
         models = summary["models"]
         figure, axes = new(6.4, 0.9 + 0.5 * len(models))
@@ -29,14 +29,14 @@ def headline(summary: Summary) -> bytes:
             axes.barh(row, good, height=0.62, color=CORRECT)
             axes.barh(row, bad, height=0.62, left=good, color=INCORRECT)
             for at, value in ((good / 2, good), (good + bad / 2, bad)):
-                if value > 0.08 * widest:  # narrower bars cannot hold their number
+                if value > 0.08 * widest:  # a narrower bar has no room for its number
                     place = {"ha": "center", "va": "center", "color": "white"}
                     axes.text(at, row, f"{value:.2f}", weight="bold", **place)
             rate = m["error_rate"]["value"]
             wrong = "  nothing judged" if rate is None else f"  {100 * rate:.1f}% wrong"
             axes.text(good + bad, row, wrong, va="center", weight="bold")
-        named = [f"{display_name(n)}\n{topics_of(summary, n)}".rstrip() for n in models]
-        axes.set_yticks(range(len(models)), named)
+        labels = [f"{display_name(n)}\n{topics_of(summary, n)}".rstrip() for n in models]
+        axes.set_yticks(range(len(models)), labels)
         axes.invert_yaxis()
         axes.margins(x=0.2)
         axes.grid(visible=False)
@@ -54,10 +54,10 @@ _KEY = ((CORRECT, "correct"), (INCORRECT, "incorrect"))
 
 
 def reliability(summary: Summary) -> bytes:
-    """The report's chart of reliability; nothing where no confidence has a verdict."""
+    """The report's chart of reliability as PNG; b"" if no confidence has a verdict."""
     with style():
-        figure, found = reliability_figure(summary)
-        return _png(figure, 160) if found else b""
+        figure, scores = reliability_figure(summary)
+        return _png(figure, 160) if scores else b""
 
 
 def _png(figure: Any, dpi: int) -> bytes:

@@ -1,5 +1,5 @@
 "use strict";
-// The report's browser of responses: pages, filters, search. Texts become text nodes, never markup.
+// The report's browser of responses: pages, filters, search. Texts become text nodes, not markup.
 const PAGE = 20;
 const MARK = { true: "✓", false: "✗", unknown: "?" };
 const SAID = { true: "supported", false: "not supported", unknown: "no verdict" };
@@ -55,7 +55,7 @@ function start(data, looks) {
   });
   const text = (number) => (number === undefined ? undefined : strings[number]);
 
-  function words(card) { // what a search looks through, made when first needed
+  function words(card) { // the text that a search looks through
     if (card.words === undefined) {
       const parts = [card.topic, card.prompt];
       for (const r of card.responses) {
@@ -82,7 +82,7 @@ function start(data, looks) {
     none: (r) => r.n.true + r.n.false + r.n.unknown === 0,
     failed: (r) => r.error !== undefined || r.n.failed > 0,
   };
-  const rate = (card, wanted) => { // share of wrong facts of one model, or of all but it
+  const rate = (card, wanted) => { // share of wrong facts of the models that `wanted` accepts
     let right = 0, wrong = 0;
     for (const r of card.responses) {
       if (!wanted(r.model)) continue;
@@ -101,13 +101,13 @@ function start(data, looks) {
     worse: (c) => last(-change(c)),
   };
 
-  function found() {
+  function filtered() {
     const query = state.query.toLowerCase().split(/\s+/).filter(Boolean);
     const kept = cards.filter((card) => {
       if (state.split && card.split !== state.split) return false;
       if (state.group && card.group !== state.group) return false;
-      const some = card.responses.filter((r) => !state.model || r.model === state.model);
-      if (!some.some(HAS[state.verdict])) return false;
+      const responses = card.responses.filter((r) => !state.model || r.model === state.model);
+      if (!responses.some(HAS[state.verdict])) return false;
       return query.every((word) => words(card).includes(word));
     });
     if (state.sort === "topic") return kept.sort((a, b) => a.topic.localeCompare(b.topic));
@@ -138,7 +138,7 @@ function start(data, looks) {
     return n;
   }
 
-  function told(r) { // the response with its sentences marked by their worst fact
+  function markedText(r) { // the response, each sentence marked by its worst fact
     const out = el("p", { className: "text" });
     if (!r.text) return el("p", { className: "text soft" }, r.error || "(no text)");
     const spans = new Map();
@@ -199,10 +199,10 @@ function start(data, looks) {
     const head = el("h4", {}, ...badge(r.model), el("span", { className: "tally" }, ...counts(r.n)));
     const facts = r.facts.filter((f) => f.fact !== undefined);
     const failed = r.n.failed ? `${r.n.failed} of its sentences could not be split into facts.` : "";
-    const said = r.abstained ? "It declines to answer: no facts." : failed;
+    const remark = r.abstained ? "It declines to answer: no facts." : failed;
     return el(
-      "section", {}, head, told(r),
-      said && el("p", { className: "soft" }, said),
+      "section", {}, head, markedText(r),
+      remark && el("p", { className: "soft" }, remark),
       el("ul", { className: "facts" }, ...facts.map(fact)),
     );
   }
@@ -259,7 +259,7 @@ function start(data, looks) {
 
   const list = byId("cards");
   function draw() {
-    const kept = found();
+    const kept = filtered();
     const pages = Math.max(1, Math.ceil(kept.length / PAGE));
     state.page = Math.min(state.page, pages - 1);
     const from = state.page * PAGE;

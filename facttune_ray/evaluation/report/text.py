@@ -1,7 +1,7 @@
-"""A run's summary in words: the headline, its caveats, the closing table, summary.md.
+"""A run's summary in words: the headline, the notes, the closing table, summary.md.
 
 headline(summary)  ->  ["FactTune-FS's error rate is 79% lower than the base model's ..."]
-table(summary)     ->  the table that `facttune run` ends with
+table(summary)     ->  the table that `facttune run` prints at its end
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Summary = dict[str, Any]
 
 
 def display_name(model: str) -> str:
-    """ "facttune_fs" -> "FactTune-FS"; other names as they are."""
+    """ "facttune_fs" -> "FactTune-FS"; other names unchanged."""
     if not model.startswith("facttune_"):
         return model
     name = model.removeprefix("facttune_")
@@ -21,102 +21,103 @@ def display_name(model: str) -> str:
 
 
 def topics_of(summary: Summary, model: str) -> str:
-    """ "test topics" or "all topics": what a model's figures are over; "" where it is the same."""
+    """ "test topics" or "all topics", which a model's figures are over; "" if equal for all."""
     splits = summary["run"]["splits"]
     return f"{splits[model]} topics" if len(set(splits.values())) > 1 else ""
 
 
 def _label(summary: Summary, model: str) -> str:
-    """Its name in a table."""
+    """The name of a model in a table."""
     topics = topics_of(summary, model)
     return display_name(model) + (f", {topics}" if topics else "")
 
 
 def headline(summary: Summary) -> list[str]:
-    """What happened, in one to three sentences a tuned model or labelled file."""
+    """One to three sentences about each tuned model and labelled file."""
     lines, models = [], summary["models"]
-    for name, found in summary["comparisons"].items():
-        cut, label = found["error_rate_reduction"], display_name(name)
+    for name, comparison in summary["comparisons"].items():
+        cut, label = comparison["error_rate_reduction"], display_name(name)
         before, after = (models[n]["error_rate"]["value"] for n in ("base", name))
         if cut["value"] is None:
             why = "states no fact that could be judged" if after is None else "cannot be compared"
             lines.append(f"{label} {why}.")
             continue
         wrong = f"{percent(after)} of its facts are wrong, against {percent(before)}"
-        moved, inside = _moved(cut)
-        if moved:
-            line = f"{label}'s error rate is {moved} than the base model's"
-            line += f" (95% interval {inside}): {wrong}."
-        elif inside:
+        change, interval = _change(cut)
+        if change:
+            line = f"{label}'s error rate is {change} than the base model's"
+            line += f" (95% interval {interval}): {wrong}."
+        elif interval:
             line = f"{label} shows no clear change: {wrong} for the base model"
-            line += f" (95% interval of the cut: {inside})."
+            line += f" (95% interval of the cut: {interval})."
         else:
             line = f"{label}: {_no_interval(summary)}: {wrong} for the base model."
-        change = found["correct_change"]["value"]
-        if change is not None:
+        more = comparison["correct_change"]["value"]
+        if more is not None:
             line += f" Correct facts a response: {number(models[name]['correct']['value'])}"
-            line += f" against {number(models['base']['correct']['value'])} ({change:+.2f})."
-        lines.append(line + _other_judge(summary, name))
-    for name, found in summary["human"].items():
-        if found["auroc"] is not None and found["pearson_score"] is not None:
+            line += f" against {number(models['base']['correct']['value'])} ({more:+.2f})."
+        lines.append(line + _second_judge(summary, name))
+    for name, h in summary["human"].items():
+        if h["auroc"] is not None and h["pearson_score"] is not None:
             lines.append(
                 f"On {name}, estimated verdicts agree with human labels at AUROC "
-                f"{found['auroc']:.3f}; response scores correlate at {found['pearson_score']:.3f}."
+                f"{h['auroc']:.3f}; response scores correlate at {h['pearson_score']:.3f}."
             )
     return lines
 
 
-def _moved(cut: dict[str, Any]) -> tuple[str, str]:
-    """("63% lower", "58.0% to 68.0%"); ("", "-2.0% to 8.0%") where the interval holds 0; ("", "")
-    where it is not known."""
-    inside = span(cut, "percent")
-    if not inside or cut["low"] <= 0 <= cut["high"]:
-        return "", inside
+def _change(cut: dict[str, Any]) -> tuple[str, str]:
+    """("63% lower", "58.0% to 68.0%"); ("", "-2.0% to 8.0%") if the interval holds 0; ("", "") if
+    there is no interval."""
+    interval = span(cut, "percent")
+    if not interval or cut["low"] <= 0 <= cut["high"]:
+        return "", interval
     ends = sorted(abs(cut[k]) for k in ("low", "high"))
     size = f"{100 * abs(cut['value']):.0f}% {'lower' if cut['value'] > 0 else 'higher'}"
     return size, f"{percent(ends[0])} to {percent(ends[1])}"
 
 
 def _no_interval(summary: Summary) -> str:
-    asked = summary["run"]["config"]["evaluation"]["resamples"]
-    return "too few topics or errors for an interval" if asked else "evaluation.resamples=0"
+    resamples = summary["run"]["config"]["evaluation"]["resamples"]
+    return "too few topics or errors for an interval" if resamples else "evaluation.resamples=0"
 
 
-def _other_judge(summary: Summary, name: str) -> str:
+def _second_judge(summary: Summary, name: str) -> str:
     second = summary["second_opinion"]
-    other = second.get("comparisons", {}).get(name, {}).get("error_rate_reduction", {})
-    if other.get("value") is None:
+    cut = second.get("comparisons", {}).get(name, {}).get("error_rate_reduction", {})
+    if cut.get("value") is None:
         return ""
-    moved, inside = _moved(other)
-    said = f" By the second estimator, {second['estimator']}"
-    if moved:
-        return f"{said}, it is {moved} ({inside})."
-    if inside:
-        return f"{said}, there is no clear change (95% interval of the cut: {inside})."
-    return f"{said}: {_no_interval(summary)}."
+    change, interval = _change(cut)
+    start = f" By the second estimator, {second['estimator']}"
+    if change:
+        return f"{start}, it is {change} ({interval})."
+    if interval:
+        return f"{start}, there is no clear change (95% interval of the cut: {interval})."
+    return f"{start}: {_no_interval(summary)}."
 
 
 def notes(summary: Summary) -> list[str]:
-    """What a reader must know before trusting the headline, one line each; usually none."""
+    """Caveats of the headline, one line each; usually none."""
     lines, base = [], summary["models"].get("base")
     second, run = summary["second_opinion"], summary["run"]
-    some, every = run.get("parts", (0, 0))
-    if some < every:
+    measured, total = run.get("parts", (0, 0))
+    if measured < total:
         lines.append(
-            f"Measured are {some:,} of {every:,} parts of the responses, a fair sample, for there "
-            f"are more than evaluation.most={run['config']['evaluation']['most']:,} of them."
+            f"The figures come from {measured:,} of {total:,} parts of the responses, a fair "
+            f"sample: there are more responses than "
+            f"evaluation.most={run['config']['evaluation']['most']:,}."
         )
-    some, every = run.get("reward_parts", (0, 0))
-    if some < every:
+    measured, total = run.get("reward_parts", (0, 0))
+    if measured < total:
         lines.append(
-            f"The figures of rewards come from {some:,} of {every:,} parts of the responses that "
-            f"have them, a fair sample (evaluation.most)."
+            f"The figures of rewards come from {measured:,} of {total:,} parts of the responses "
+            f"that have them, a fair sample (evaluation.most)."
         )
-    for name, found in summary["selection"].items():
-        if found["metric"] is None and len(found["candidates"]) > 1:
+    for name, selection in summary["selection"].items():
+        if selection["metric"] is None and len(selection["candidates"]) > 1:
             lines.append(
                 f"{display_name(name)}: no val topic gave a figure to choose a round by, so the "
-                f"last one is measured."
+                f"last round is measured."
             )
     for name, m in summary["models"].items():
         label = display_name(name)
@@ -126,8 +127,8 @@ def notes(summary: Summary) -> list[str]:
             lines.append(f"{label}: {m['failed']} of {total} responses failed and are left out.")
         if share["repeated"] > 0.1:
             lines.append(
-                f"{label} repeats itself: {percent(share['repeated'])} of its facts say an "
-                f"earlier one of the response again. They count once."
+                f"{label} repeats itself: {percent(share['repeated'])} of its facts repeat an "
+                f"earlier fact of the response. They count once."
             )
         if m["no_article"]:
             lines.append(
@@ -145,7 +146,7 @@ def notes(summary: Summary) -> list[str]:
         if name in run.get("rewarded", ()) and not second:
             lines.append(
                 f"{label} is measured by the estimator that rewarded it ({run['estimator']}), "
-                f"which flatters it: name another in evaluation.estimator."
+                f"which flatters it: name another estimator in evaluation.estimator."
             )
         if name in run.get("rewarded", ()) and second.get("shared"):
             lines.append(
@@ -158,21 +159,20 @@ def notes(summary: Summary) -> list[str]:
         if length and abs(share["length"] / length - 1) > 0.25:
             matched = summary["length_matched"].get(name, {})
             cut = matched.get("error_rate_reduction", {}).get("value")
-            like = "compare correct and incorrect facts, not the error rate alone"
+            advice = "compare correct and incorrect facts, not the error rate alone"
             if cut is not None and matched["pairs"]:
-                like = (
-                    f"among pairs of like length ({matched['pairs']:,}) the cut is {percent(cut)}"
-                )
+                pairs = f"{matched['pairs']:,}"
+                advice = f"among pairs of similar length ({pairs}) the cut is {percent(cut)}"
             lines.append(
                 f"{label} writes {share['length']:.0f} words a response, the base model "
-                f"{length:.0f}: {like}."
+                f"{length:.0f}: {advice}."
             )
-        for quality, found in summary["judged"].get(name, {}).items():
-            rate, p = found["win_rate"]["value"], found["p_holm"]
+        for quality, judged in summary["judged"].get(name, {}).items():
+            rate, p = judged["win_rate"]["value"], judged["p_holm"]
             if p is not None and p < 0.05 and rate < 0.5:
                 lines.append(
                     f"{label} loses in {quality}: the judge prefers it to base in "
-                    f"{percent(rate)} of topics (ties half; p {p_value(p)})."
+                    f"{percent(rate)} of topics (ties count half; p {p_value(p)})."
                 )
     return lines
 
@@ -194,7 +194,7 @@ def whole(value: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """ "0.031", "< 0.001"; "-" where nothing was tested."""
+    """ "0.031", "< 0.001"; "-" without a test."""
     return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -211,7 +211,7 @@ def duration(seconds: float) -> str:
 
 
 def span(interval: dict[str, float | None], style: str = "number") -> str:
-    """ "43.1% to 47.9%" or "2.40 to 2.62"; "" when an end is unknown."""
+    """ "43.1% to 47.9%" or "2.40 to 2.62"; "" if an end is unknown."""
     show = percent if style == "percent" else number
     if None in (interval["low"], interval["high"]):
         return ""
@@ -220,33 +220,27 @@ def span(interval: dict[str, float | None], style: str = "number") -> str:
 
 def band(interval: dict[str, float | None]) -> str:
     """ "45.6% (43.1% to 47.9%)"."""
-    inside = span(interval, "percent")
-    return percent(interval["value"]) + (f" ({inside})" if inside else "")
+    ends = span(interval, "percent")
+    return percent(interval["value"]) + (f" ({ends})" if ends else "")
 
 
 Rows = list[list[str]]
 
 
 def tables(summary: Summary) -> list[Rows]:
-    """Tables of words, each with its head: models, FActScore, the second opinion, human labels."""
+    """Tables of strings, head first: models, FActScore, the second opinion, human labels."""
     second = summary["second_opinion"]
     head = ["model", "correct", "incorrect", "error rate (95% interval)", "change"]
     head += ["no facts", "repeated", "words"]
-    rows = []
-    for name, m in summary["models"].items():
-        cut = summary["comparisons"].get(name, {}).get("error_rate_reduction", {}).get("value")
-        rows.append(
-            [
-                _label(summary, name),
-                number(m["correct"]["value"]),
-                number(m["incorrect"]["value"]),
-                band(m["error_rate"]),
-                "" if cut is None else f"{-100 * cut:+.0f}%",
-                percent(m["no_facts"]["value"]),
-                percent(m["repeated"]["value"]),
-                whole(m["length"]["value"]),
-            ]
-        )
+    rows = [
+        [
+            *_facts_row(summary, name, m, summary["comparisons"]),
+            percent(m["no_facts"]["value"]),
+            percent(m["repeated"]["value"]),
+            whole(m["length"]["value"]),
+        ]
+        for name, m in summary["models"].items()
+    ]
     out = [[head, *rows]]
     head = ["FActScore", "score", "without penalty", "respond ratio", "facts a response"]
     scores = {n: m["factscore"] for n, m in summary["models"].items()}
@@ -261,20 +255,8 @@ def tables(summary: Summary) -> list[Rows]:
     out.append([head, *rows])
     if second:
         head = [f"by {second['estimator']}", "correct", "incorrect", "error rate", "change"]
-        rows = []
-        for name, m in second["models"].items():
-            found = second["comparisons"].get(name, {})
-            cut = found.get("error_rate_reduction", {}).get("value")
-            rows.append(
-                [
-                    _label(summary, name),
-                    number(m["correct"]["value"]),
-                    number(m["incorrect"]["value"]),
-                    band(m["error_rate"]),
-                    "" if cut is None else f"{-100 * cut:+.0f}%",
-                ]
-            )
-        out.append([head, *rows])
+        models, compared = second["models"], second["comparisons"]
+        out.append([head, *(_facts_row(summary, n, m, compared) for n, m in models.items())])
     if summary["human"]:
         head = ["against human labels", "AUROC", "accuracy", "Pearson", "facts", "no article"]
         rows = [
@@ -292,6 +274,20 @@ def tables(summary: Summary) -> list[Rows]:
     return out
 
 
+def _facts_row(
+    summary: Summary, name: str, m: dict[str, Any], comparisons: dict[str, Any]
+) -> list[str]:
+    """Cells of a model: name, correct, incorrect, error rate, change against base."""
+    cut = comparisons.get(name, {}).get("error_rate_reduction", {}).get("value")
+    return [
+        _label(summary, name),
+        number(m["correct"]["value"]),
+        number(m["incorrect"]["value"]),
+        band(m["error_rate"]),
+        "" if cut is None else f"{-100 * cut:+.0f}%",
+    ]
+
+
 def table(summary: Summary) -> str:
     """The closing tables for a terminal.
 
@@ -303,7 +299,7 @@ def table(summary: Summary) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their width: the first to the left, the others to the right."""
+    """Lines with padded columns: the first column left-aligned, the others right-aligned."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = []
     for r in rows:
@@ -318,8 +314,8 @@ def markdown(summary: Summary) -> str:
     run = summary["run"]
     parts = [f"# {_cell(run['name'])}", f"{run['created']}, seed {run['seed']}"]
     parts += headline(summary)
-    if said := notes(summary):
-        parts.append("\n".join(f"- {line}" for line in said))
+    if lines := notes(summary):
+        parts.append("\n".join(f"- {line}" for line in lines))
     parts += ["\n".join(_md_rows(rows)) for rows in tables(summary)]
     return "\n\n".join(parts) + "\n"
 
