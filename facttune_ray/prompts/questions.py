@@ -147,9 +147,8 @@ def _from_json(text: str) -> tuple[str | None, str | None] | None:
         return None, None
     if isinstance(answer, bool):
         answer = "yes" if answer else "no"
-    return " ".join(question.split()), (
-        str(answer) if isinstance(answer, str | int | float) else None
-    )
+    short_answer = str(answer) if isinstance(answer, str | int | float) else None
+    return " ".join(question.split()), short_answer
 
 
 def _from_lines(text: str) -> tuple[str | None, str | None]:

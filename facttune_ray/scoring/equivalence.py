@@ -195,14 +195,10 @@ def _joined_names(
     return root_G
 
 
-def _no_name(answer: str) -> str:
-    return ""
-
-
 Trim = Callable[[pa.Array], pa.Array]
 Read = Callable[[str], str]
 # method -> (trims many texts at once, form of a trimmed text, its likely last name)
 METHODS: dict[str, tuple[Trim, Read, Read]] = {
     "heuristic": (trimmed, form, likely_last),
-    "exact": (pc.utf8_trim_whitespace, str.casefold, _no_name),
+    "exact": (pc.utf8_trim_whitespace, str.casefold, lambda text: ""),
 }

@@ -219,7 +219,7 @@ def test_an_empty_response_is_its_end_mark():
     ("make", "text"), [(Lower, "a Bc"), (Dropping, "abc  "), (Shrinking, "abc")]
 )
 def test_a_slow_tokenizer_that_changes_the_text_is_refused(make, text):
-    with pytest.raises(UserError, match=rf"{make.__name__} tells no .* fast tokenizer") as e:
+    with pytest.raises(UserError, match=rf"{make.__name__} returns no .* fast tokenizer") as e:
         offsets(make(), text)
     assert "\n" not in str(e.value)
 
