@@ -16,6 +16,9 @@ os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no role to ask for
 
 REPO = Path(__file__).resolve().parents[1]
+# Ray's workers and other processes import the benchmarks, too
+_paths = [str(REPO), str(REPO / "jobs"), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,1 +1,1 @@
-"""The embedded default: a fictional world, a tiny base model, a rule-based annotator."""
+"""The embedded default: a tiny base model and a rule-based endpoint, the annotator."""

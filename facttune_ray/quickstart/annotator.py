@@ -1,16 +1,16 @@
-"""The embedded LLM: an HTTP server that speaks OpenAI's completions API, answering by rules.
+"""The embedded LLM: an HTTP server with OpenAI's API that answers by rules.
 
     with running(AnnotatorOptions(journal="annotator.jsonl")) as base_url:
         client = openai.OpenAI(base_url=base_url, api_key="none")
         client.chat.completions.create(model="rules", messages=prompts.facts.render(...))
 
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /stats
-    and files and batches: batch_api.py; stored and background responses: responses_api.py
+    batch_api.py: files and batches       responses_api.py: stored and background responses
 
-It behaves as a paid provider does: rate limits with their headers, usage, error bodies, and on
-request latency and faults, so that what calls it is tested against them. A request that carries
-an `Idempotency-Key` is answered once: its answer is in the journal before it is sent, and comes
-from there when the key comes again, also after a crash.
+It behaves as a paid provider does: it has rate limits with their headers, usage, error bodies, and
+optional latency and faults, so that its callers are tested against them. A request with an
+`Idempotency-Key` is answered once: its answer is in the journal before it is sent, and a repeated
+key gets the answer of the journal, also after a crash.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from aiohttp import web
 
 from facttune_ray.errors import UserError
-from facttune_ray.quickstart import replay
+from facttune_ray.quickstart import replay, rules
 from facttune_ray.quickstart.batch_api import Batches
 from facttune_ray.quickstart.chat_api import (
     Limits,
     Request,
     RequestError,
     complete,
+    key_reused,
     parse_request,
     problem,
 )
@@ -67,34 +68,34 @@ class Annotator:
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
         self.tasks: Counter[str] = Counter()
-        self.running: dict[str, asyncio.Future[None]] = {}  # keys being answered now
-        self.inside = self.most_inside = 0  # requests that came and have no reply yet
+        self.in_progress: dict[str, asyncio.Future[None]] = {}  # keys being answered now
+        self.open = self.max_open = 0  # requests without a reply
         self.slots: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
         if options.slots:
             self.slots = asyncio.Semaphore(options.slots)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._asked(request, parse_request)
+        return await self._handle(request, parse_request)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._asked(request, lambda raw: parse_request(raw, "prompt"))
+        return await self._handle(request, lambda raw: parse_request(raw, "prompt"))
 
     async def response(self, request: web.Request) -> web.StreamResponse:
-        return await self._asked(request, parse_response_request)
+        return await self._handle(request, parse_response_request)
 
-    async def _asked(
+    async def _handle(
         self, request: web.Request, parse: Callable[[bytes], Request]
     ) -> web.StreamResponse:
         raw = await request.read()
         self.authorize(request)
         asked = parse(raw)
         self.counts["received"] += 1
-        self.inside += 1
-        self.most_inside = max(self.most_inside, self.inside)
+        self.open += 1
+        self.max_open = max(self.max_open, self.open)
         try:
             if (wait_s := self.limits.admit(asked.prompt_tokens)) > 0:
                 return self._refusal(asked, wait_s)
-            # a background response waits for its slot after its id is sent
+            # a background response waits for its slot after its id has been sent
             async with contextlib.nullcontext() if asked.background else self.slots:
                 answering = self.responses if asked.response else self
                 return await self.reply(
@@ -103,7 +104,7 @@ class Annotator:
                     functools.partial(answering.answer, asked),
                 )
         finally:
-            self.inside -= 1
+            self.open -= 1
 
     def authorize(self, request: web.Request) -> None:
         if self.options.api_key is not None:
@@ -131,7 +132,8 @@ class Annotator:
         known: Callable[[str | None], Awaitable[bytes | None]],
         answer: Callable[[str | None, float], Awaitable[bytes]],
     ) -> web.StreamResponse:
-        """What is `known` of this request's key, else an `answer` to it; or a fault."""
+        """Reply with the `known` answer of the request's key, else with a new `answer`, or with a
+        fault."""
         if request.transport is None:  # the client gave up in the queue
             return web.Response()
         fault = self._fault()
@@ -140,7 +142,7 @@ class Annotator:
             return problem(500, "The server had an error.", kind="server_error", add=headers)
         if fault == "hang":
             await asyncio.sleep(self.options.hang_s)
-            if request.transport is None:  # the client gave up: nothing is answered or paid
+            if request.transport is None:  # the client gave up: it gets no answer and pays nothing
                 return web.Response()
         key = request.headers.get("Idempotency-Key") if self.options.idempotent else None
         replayed: dict[str, str] = {}
@@ -176,14 +178,13 @@ class Annotator:
         return self.random.uniform(o.latency_min_ms, o.latency_max_ms) / 1000
 
     async def known(self, asked: Request, key: str | None) -> bytes | None:
-        """The answer that this key's request has had; RequestError: it was another request."""
-        while key is not None and key in self.running:
-            await self.running[key]
+        """The earlier answer for this key; RequestError if another request had the key."""
+        while key is not None and key in self.in_progress:
+            await self.in_progress[key]
         if key is None or (known := self.journal.find(key)) is None:
             return None
         if known[0] != asked.sha256:
-            message = "This Idempotency-Key was used for another request."
-            raise RequestError(message, code="idempotency_key_reused")
+            raise key_reused()
         self.counts["replayed"] += 1
         return known[1]
 
@@ -195,22 +196,25 @@ class Annotator:
         written: Callable[[bytes], bytes] = bytes,
         limited: bool = True,
     ) -> bytes:
-        """An answer that is in the journal; call `known` before. `written` gives its body from
-        that of a completion. `limited`: its tokens count for the limits."""
+        """Make an answer and write it to the journal. Call `known` before.
+
+        `written` makes the body from the body of a completion. `limited`: the tokens count for the
+        rate limits.
+        """
         done = asyncio.get_running_loop().create_future()
         if key is not None:
-            self.running[key] = done
+            self.in_progress[key] = done
         try:
             if latency_s:
                 await asyncio.sleep(latency_s)
-            who = (self.replay.answer,) if self.replay else ()  # else the rules
-            body, completion_tokens = complete(asked, *who)
+            answerer = self.replay.answer if self.replay else rules.answer
+            body, completion_tokens = complete(asked, answerer)
             body = written(body)
             self.journal.add(key, asked.sha256, body)
         finally:
             done.set_result(None)
             if key is not None:
-                del self.running[key]
+                del self.in_progress[key]
         self.counts["answered"] += 1
         self.tasks[asked.task] += 1
         if limited:
@@ -218,9 +222,10 @@ class Annotator:
         return body
 
     async def stats(self, request: web.Request) -> web.Response:
-        """`answered`: by this process, `batch_lines` of them in batches; `journal`: ever;
-        `repeated`: answers beyond a request's first, ever (a replay from the journal is none).
-        `received`, `seconds` and the 429s are of single requests, not of batches."""
+        """Counters. `answered`: answers made by this process, of which `batch_lines` in batches.
+        `journal`: answers in the journal. `repeated`: answers in the journal beyond the first of
+        their request (a replay from the journal is no answer). `received`, `seconds` and the 429s
+        count single requests, not batches."""
         total = self.journal.answered.total()
         self.limits.update()
         return web.json_response(
@@ -230,7 +235,7 @@ class Annotator:
                 "repeated": total - len(self.journal.answered),
                 "replayed": self.counts["replayed"],
                 "received": self.counts["received"],
-                "max_running": self.most_inside,
+                "max_running": self.max_open,
                 "rejected_429": self.counts["rejected_429"],
                 "refused_429": self.limits.refused,
                 "limits": {
@@ -266,7 +271,7 @@ class Annotator:
 async def _in_api_form(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Bad requests, unknown paths, wrong methods and a full disk answer as the API's errors do."""
+    """Turn bad requests, unknown paths, wrong methods and a full disk into the API's errors."""
     try:
         return await handler(request)
     except RequestError as e:
@@ -279,25 +284,30 @@ async def _in_api_form(
 
 
 def serve(options: AnnotatorOptions) -> None:
-    """Serve until SIGTERM or SIGINT; prints one line when listening. UserError: port in use."""
+    """Serve until SIGTERM or SIGINT. One line is printed when the server listens. UserError when it
+    cannot listen at the port."""
     asyncio.run(_serve(options, lifeline=None))
 
 
 async def _serve(options: AnnotatorOptions, lifeline: int | None) -> None:
-    """`lifeline`: file descriptor whose end of file stops the server too."""
+    """`lifeline`: a file descriptor; its end of file stops the server as well."""
     options.check()
     annotator = Annotator(options)
     runner = web.AppRunner(annotator.app(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         await web.TCPSite(runner, options.host, options.port, backlog=1024).start()
-    except (OSError, OverflowError) as e:  # OverflowError: of a port beyond 65535
+    except (OSError, OverflowError) as e:  # OverflowError: the port is beyond 65535
         await runner.cleanup()
         where = f"{options.host}:{options.port}"
         if isinstance(e, OverflowError):
-            raise UserError(f"Port {where} is none: at most 65535, or 0 for a free one.") from e
+            raise UserError(
+                f"Port {where} is above 65535: choose a lower port, or 0 for a free port."
+            ) from e
         if e.errno == errno.EADDRINUSE:
-            raise UserError(f"Port {where} is in use: choose another, or 0 for a free one.") from e
+            raise UserError(
+                f"Port {where} is in use: choose another port, or 0 for a free port."
+            ) from e
         raise UserError(f"The annotator cannot listen at {where}: {e.strerror or e}.") from e
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -312,25 +322,25 @@ async def _serve(options: AnnotatorOptions, lifeline: int | None) -> None:
 
 
 def _watch(lifeline: int, stopped: asyncio.Event) -> None:
-    if not os.read(lifeline, 4096):  # end of file: the parent closed it, or is dead
+    if not os.read(lifeline, 4096):  # end of file: the parent closed it or died
         asyncio.get_running_loop().remove_reader(lifeline)
         stopped.set()
 
 
 @contextlib.contextmanager
 def running(options: AnnotatorOptions, start_s: float = 60.0) -> Iterator[str]:
-    """The server in a process of its own; yields its base URL, stops it at the end.
+    """Run the server in its own process; yield its base URL, and stop the server at the end.
 
-    The child also stops when this process dies, however it dies: its stdin ends then.
+    The server also stops when this process dies in any way, because its stdin then ends.
     """
     options.check()
     command = [sys.executable, "-m", "facttune_ray.quickstart.annotator"]
-    child = subprocess.Popen(  # a session of its own: Ctrl-C is for us to handle
+    child = subprocess.Popen(  # in its own session, so that this process handles Ctrl-C
         command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     assert child.stdin is not None and child.stdout is not None
     try:
-        with contextlib.suppress(BrokenPipeError):  # it died at once: the next lines tell
+        with contextlib.suppress(BrokenPipeError):  # the child died: the next lines raise
             child.stdin.write(json.dumps(dataclasses.asdict(options)).encode() + b"\n")
         ready, _, _ = select.select([child.stdout], [], [], start_s)
         line = child.stdout.readline().decode().strip() if ready else ""
@@ -348,12 +358,12 @@ def running(options: AnnotatorOptions, start_s: float = 60.0) -> Iterator[str]:
 
 
 def embedded(host: str, journal: str) -> contextlib.AbstractContextManager[str]:
-    """The endpoint of llm.base_url=embedded: `running`, with every answer kept in a file."""
+    """The endpoint of llm.base_url=embedded: `running`, with its answers kept in a file."""
     return running(AnnotatorOptions(host=host, journal=journal))
 
 
 def _as_child() -> int:
-    """Options as a JSON line on stdin, then serve for as long as stdin stays open."""
+    """Read options as a JSON line from stdin, then serve for as long as stdin stays open."""
     options = AnnotatorOptions(**json.loads(sys.stdin.buffer.readline()))
     try:
         asyncio.run(_serve(options, lifeline=sys.stdin.fileno()))

@@ -1,4 +1,4 @@
-"""What the batch and responses APIs use of the server that answers: `annotator.Annotator`."""
+"""The part of `annotator.Annotator` that the batch and the responses API use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Answering(Protocol):
     journal: Journal
     counts: Counter[str]
     random: random.Random
-    slots: AbstractAsyncContextManager[None]  # entered while a request is being answered
+    slots: AbstractAsyncContextManager[None]  # held while a request is answered
 
     def authorize(self, request: web.Request) -> None: ...
 

@@ -5,9 +5,9 @@
     question("Mara Veldt", "She has won three prizes.")  ->  "How many prizes has Mara Veldt won?"
     ask("Mara Veldt", "She plays the cello.")  ->  Asked("What does Mara Veldt play?", "the cello")
 
-The clause is read as subject + operator + verb + rest: the operator ("was", "has", or a "did" the
-verb is rid of its ending for) changes places with the subject, and what the fact says newest, its
-time, its place, its number, its object, gives way to the question word: that is the answer.
+A clause is parsed as subject + operator + verb + rest. The operator is "was", "has", or a "did"
+that is added while the verb loses its ending. It changes places with the subject. A question word
+replaces the new information of the fact (a time, a place, a number, an object): the answer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TIME_PREPOSITIONS = set("in on at since until by from during around before afte
 _DEMONYM = re.compile(
     r"[A-Z]\w*(?:ese|ish|ian|ean|can|man|[^aeiou]an|ch|ian|aeli|aqi|ani|eek|wiss)$"
 )
-# With these a place answers "Where": "studied in Rome", but not "appeared in Rome, Open City".
+# A place after these verbs answers "Where": "studied in Rome", not "appeared in Rome, Open City".
 _PLACE_VERBS = set(
     "bear live die grow reside study work raise bury base locate educate settle situate train "
     "teach stay hold".split()
@@ -58,16 +58,18 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class _Clause:
-    """Of "Ada has also won a prize": subject "Ada", operator "has", verb ["also", "won"]."""
+    """A parsed clause. "Ada has also won a prize" has the subject "Ada", the operator "has" and the
+    verb ["also", "won"]."""
 
     subject: str
     operator: str  # is, was, has, would, do, does, did
-    verb: list[str]  # adverbs and the verb as they stand behind the subject; [] for a bare "is"
+    verb: list[str]  # adverbs and verb in the order of the clause; [] for a bare "is"
     lemma: str  # infinitive of the last verb
     rest: list[str]
 
     def ask(self, words: str, *, rest: list[str] | None = None, last: str = "") -> Asked:
-        """`rest`: what the question keeps of the rest, from its two ends; the answer is between."""
+        """`rest`: the words of the rest, from its two ends, that the question keeps. The words
+        between them are the answer."""
         kept = rest or []
         parts = [words, self.operator, self.subject, *self.verb, *kept, last]
         asked = " ".join(p for p in parts if p).rstrip(" ,") + "?"
@@ -82,21 +84,21 @@ class _Clause:
 
 
 def ask(topic: str, fact: str) -> Asked:
-    """The question, on one line, that names the topic and does not contain the answer, and what
-    the fact answers to it; all of the fact where no rule fits."""
+    """A question on one line that names the topic, and the fact's answer to it, which the question
+    does not contain. Where no rule fits, the answer is the whole fact."""
     name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
     text = " ".join(fact.split()).rstrip(" .!;:")
     masked: list[str] = []
     clause = _clause(mask(text, masked, name).split(), name)
-    found = _asked(clause, name, masked) if clause else None
-    if found is None:
+    rule_made = _asked(clause, name, masked) if clause else None
+    if rule_made is None:
         return Asked(f"What is true of {name}?", text or name)
-    asked, said = (unmask(part, masked) for part in found)
-    return Asked(asked[0].upper() + asked[1:], _short(said) or text)
+    question, answer = (unmask(part, masked) for part in rule_made)
+    return Asked(question[0].upper() + question[1:], _short(answer) or text)
 
 
 def _short(answer: str) -> str:
-    """Without the preposition that the question word stands for: "in Ostrel" -> "Ostrel"."""
+    """Drop the preposition that the question word replaces: "in Ostrel" -> "Ostrel"."""
     words = answer.strip(" ,;:").split()
     while len(words) > 1 and words[0].lower() in LEADING:
         words = words[1:]
@@ -104,7 +106,7 @@ def _short(answer: str) -> str:
 
 
 def _clause(words: list[str], name: str) -> _Clause | None:
-    """The clause taken apart, its pronoun replaced; None where no verb is found."""
+    """The parsed clause, with its pronoun replaced by the name; None if no verb is found."""
     at = verb_at(words, name)
     if at is None or not words:
         return None
@@ -153,12 +155,12 @@ def _is_adverb(word: str) -> bool:
 
 
 def _asked(clause: _Clause, name: str, masked: list[str]) -> Asked | None:
-    """Question and answer, masks in place: the first rule that fits decides."""
+    """Question and answer, still masked, by the first rule that fits."""
     if name.lower() not in clause.subject.lower() and name in " ".join(clause.rest):
-        # the topic is what the fact says of something else: ask for that
+        # the fact says something about another subject: ask for this subject
         who = "Who" if re.fullmatch(rf"{CAP} {CAP}", clause.subject) else "What"
         aside = [clause.operator] if clause.operator not in {"do", "does", "did"} else []
-        verb = clause.verb if aside else [*clause.verb[:-1], _again(clause)]
+        verb = clause.verb if aside else [*clause.verb[:-1], _fact_form(clause)]
         return Asked(" ".join([who, *aside, *verb, *clause.rest]) + "?", clause.subject)
     for rule in (_when, _chained, _complement, _how_many, _where, _which):
         if asked := rule(clause, masked):
@@ -166,8 +168,8 @@ def _asked(clause: _Clause, name: str, masked: list[str]) -> Asked | None:
     return None
 
 
-def _again(clause: _Clause) -> str:
-    """The verb form that the operator was taken from."""
+def _fact_form(clause: _Clause) -> str:
+    """The verb form of the fact, from which the operator was separated."""
     if clause.operator == "did":
         return "had" if clause.lemma == "have" else past(clause.lemma)
     return third(clause.lemma) if clause.operator == "does" else clause.lemma
@@ -193,7 +195,7 @@ def _when(clause: _Clause, masked: list[str]) -> Asked | None:
 
 
 def _is_time(word: str, masked: list[str]) -> bool | None:
-    """True: a date, year, month, century. False: a word that goes with one. None: neither."""
+    """True for a date, year, month or century, False for a word that goes with them, else None."""
     if match := re.fullmatch(rf"{MARK}(\d+){MARK},?", word):
         return (
             True if re.fullmatch(r"[A-Z][a-z]+ \d{1,2}, \d{3,4}", masked[int(match[1])]) else None
@@ -207,7 +209,7 @@ def _is_time(word: str, masked: list[str]) -> bool | None:
 
 
 def _chained(clause: _Clause, masked: list[str]) -> Asked | None:
-    """A verb that hangs on the first: "went on to direct ...", "began playing ..."."""
+    """A second verb after the first: "went on to direct ...", "began playing ..."."""
     rest = clause.rest
     at = next((i for i, w in enumerate(rest[:4]) if w == "to"), None)
     if at is not None and at + 1 < len(rest) and rest[at + 1] in KNOWN and (
@@ -296,7 +298,7 @@ def _where(clause: _Clause, masked: list[str]) -> Asked | None:
 
 
 def _which(clause: _Clause, masked: list[str]) -> Asked | None:
-    """The object, or what stands behind a preposition."""
+    """The object, or the words after a preposition."""
     rest = clause.rest
     particle = 1 if rest and rest[0] in _PARTICLES else 0
     if len(rest) == particle:
@@ -322,7 +324,8 @@ def _which(clause: _Clause, masked: list[str]) -> Asked | None:
 
 
 def _preposition_after_object(rest: list[str], particle: int) -> int | None:
-    """Of "his career as an actor": the index of "as". "of" and "such as" belong to their noun."""
+    """Index of the preposition after the object: of "as" in "his career as an actor". "of" and
+    "such as" belong to their noun."""
     found = [
         i
         for i, w in enumerate(rest[:-1])
@@ -333,16 +336,16 @@ def _preposition_after_object(rest: list[str], particle: int) -> int | None:
 
 
 def _did_what(clause: _Clause) -> Asked:
-    """No object at all: "Ada retired." -> "What did Ada do?"."""
-    made = clause.operator in {"do", "does", "did"}
-    verb = [*clause.verb[:-1], _again(clause)] if made else clause.verb
-    said = " ".join([*verb, *clause.rest])
+    """A clause without an object: "Ada retired." -> "What did Ada do?"."""
+    added = clause.operator in {"do", "does", "did"}
+    verb = [*clause.verb[:-1], _fact_form(clause)] if added else clause.verb
+    predicate = " ".join([*verb, *clause.rest])
     if clause.operator in {"is", "are"}:
-        return Asked(f"What {clause.operator} {clause.subject} like?", said)
+        return Asked(f"What {clause.operator} {clause.subject} like?", predicate)
     if clause.operator in BE:
-        return Asked(f"What happened to {clause.subject}?", f"{clause.operator} {said}")
+        return Asked(f"What happened to {clause.subject}?", f"{clause.operator} {predicate}")
     done = "done" if clause.operator in {"has", "have", "had"} else "do"
-    return Asked(f"What {clause.operator} {clause.subject} {done}?", said)
+    return Asked(f"What {clause.operator} {clause.subject} {done}?", predicate)
 
 
 def _is_title(rest: list[str]) -> bool:
@@ -351,7 +354,7 @@ def _is_title(rest: list[str]) -> bool:
 
 
 def _who(clause: _Clause, words: list[str], preposition: str = "") -> str:
-    """Who, where the words look like a person's name and the verb takes one; else What."""
+    """ "Who" if the words look like a person's name and the verb takes a person, else "What"."""
     until = next((i for i, w in enumerate(words) if w in PREPOSITIONS), len(words))
     name = 0 < until <= 3 and all(w[0].isupper() and w.isalpha() for w in words[:until])
     if preposition:

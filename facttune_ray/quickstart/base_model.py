@@ -1,11 +1,11 @@
-"""Texts -> a tiny Llama with its own tokenizer, trained from scratch, in a plain HF folder.
+"""Texts -> a tiny Llama with its own tokenizer, trained from scratch, in a Hugging Face folder.
 
     pretrain(world.documents, "base", seed=0)
     -> {"parameters": 631936, "documents": 16004, "tokens": 860000, "steps": 1682,
         "loss": 0.66, "seconds": 35.1}
 
-The folder opens with `AutoModelForCausalLM.from_pretrained`; nothing in it is special to this
-package. It appears whole or not at all: written beside its place and renamed.
+`AutoModelForCausalLM.from_pretrained` opens the folder; it does not depend on this package. The
+folder is written under another name and renamed, so it is complete when it appears.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from typing import Any
 
 from facttune_ray.errors import UserError
 
-VERSION = 1  # raised when the code changes the trained weights
+VERSION = 1  # part of the recipe: raise it when a change of the code changes the weights
 EOS = "<|end|>"
 
 
 def pretrain_shown(
     documents: Sequence[str], out_dir: str | Path, **settings: Any
 ) -> dict[str, float]:
-    """As `pretrain`, with a bar on a terminal."""
+    """`pretrain` with a progress bar on a terminal."""
     import transformers
     from tqdm import tqdm
 
-    transformers.utils.logging.set_verbosity_error()  # it warns of documents that are cut
-    transformers.utils.logging.disable_progress_bar()  # of saving one small file
+    transformers.utils.logging.set_verbosity_error()  # no warnings about documents that are cut
+    transformers.utils.logging.disable_progress_bar()  # for saving one small file
     with tqdm(desc="pre-training", unit="step", disable=not sys.stderr.isatty()) as bar:
 
         def on_step(step: int, steps: int, loss: float) -> None:
@@ -65,14 +65,14 @@ def pretrain(
     threads: int | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> dict[str, float]:
-    """Trains tokenizer and model on `documents`, saves both to `out_dir`, returns figures.
+    """Train tokenizer and model on `documents`, save both to `out_dir`, and return figures.
 
-    `epochs`: passes over the documents; `steps` overrides it, and 0 of either saves the random
-    model. `vocab_size`: entries at most. `max_length`: the model's positions; longer documents
-    are cut there. `batch_tokens`: tokens a step; small steps learn rare names much faster than
-    large ones. `lr`: AdamW's peak. `threads`: torch threads, None leaves them as they are.
-    `on_step(step, steps, loss)` follows it.
-    Deterministic for a seed, a number of threads and a machine.
+    `epochs`: passes over the documents. `steps` overrides it; 0 for either saves the random model.
+    `vocab_size`: largest number of entries. `max_length`: positions of the model; longer documents
+    are cut. `batch_tokens`: tokens per step; small steps learn rare names much faster than large
+    steps. `lr`: peak learning rate of AdamW. `threads`: torch threads; None keeps their number.
+    `on_step(step, steps, loss)` is called after each step. The result is deterministic for a seed,
+    a number of threads and a machine. UserError without documents, or if `out_dir` is not writable.
     """
     import torch
 
@@ -120,17 +120,17 @@ def pretrain(
         "documents": len(rows),
         "tokens": tokens,
         "steps": total,
-        "loss": recent,  # nats a token, running mean of the last steps
+        "loss": recent,  # nats per token, running mean of the last steps
         "seconds": time.perf_counter() - started,
     }
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int, max_length: int) -> Any:
-    """The documents' most frequent words, and all 256 bytes for every other word.
+    """A tokenizer of the documents' most frequent words, with all 256 bytes for other words.
 
-    decode(encode(text)) == text for any text, and none is unknown. A word is what GPT-2's
-    pattern cuts, with its leading space: "Write| a| biography| of| Mara| Veldt|.". Whole
-    words instead of learned merges leave out the vocabulary's half-finished words.
+    decode(encode(text)) == text for any text, without unknown tokens. Words are cut by GPT-2's
+    pattern, with their leading space: "Write| a| biography| of| Mara| Veldt|.". The vocabulary has
+    whole words instead of learned merges, so no entry is a half-finished word.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -138,7 +138,7 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int, max_length: int) 
     cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = Counter(word for text in documents for word, _ in cut.pre_tokenize_str(text))
-    ranked = sorted(words, key=lambda word: (-words[word], word))  # no ties left to chance
+    ranked = sorted(words, key=lambda word: (-words[word], word))  # no ties
     entries = list(dict.fromkeys([EOS, *alphabet, *ranked]))[:vocab_size]
     vocab = {word: i for i, word in enumerate(entries)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
@@ -156,7 +156,7 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int, max_length: int) 
 def random_model(
     tokenizer: Any, seed: int, hidden: int, layers: int, heads: int, max_length: int
 ) -> Any:
-    """A Llama with random weights that fits the tokenizer. Input and output embeddings are tied."""
+    """A Llama with random weights for the tokenizer. Input and output embeddings are tied."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -169,7 +169,7 @@ def random_model(
         num_key_value_heads=heads,
         max_position_embeddings=max_length,
         tie_word_embeddings=True,
-        # Llama's 0.02 is meant for widths of thousands: at 128 it learns later, and less.
+        # Llama's 0.02 suits widths of thousands; a width of 128 learns later and less with it
         initializer_range=0.06,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -181,7 +181,7 @@ def random_model(
 
 
 def save_folder(out_dir: Path, model: Any, tokenizer: Any) -> None:
-    """Writes model and tokenizer to a sibling folder, then renames it to `out_dir`."""
+    """Write model and tokenizer to a sibling folder, then rename it to `out_dir`."""
     temporary = out_dir.with_name(f".{out_dir.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -197,10 +197,10 @@ def save_folder(out_dir: Path, model: Any, tokenizer: Any) -> None:
 
 
 def _batches(rows: list[list[int]], batch_tokens: int, rng: random.Random) -> list[list[int]]:
-    """Row indices in batches of about `batch_tokens` tokens, rows of like length together."""
+    """Row indices in batches of about `batch_tokens` tokens, rows of similar length together."""
     order = list(range(len(rows)))
     rng.shuffle(order)
-    order.sort(key=lambda i: len(rows[i]))  # stable: equal lengths stay shuffled
+    order.sort(key=lambda i: len(rows[i]))  # a stable sort: equal lengths stay shuffled
     batches: list[list[int]] = [[]]
     for i in order:
         if batches[-1] and (len(batches[-1]) + 1) * len(rows[i]) > batch_tokens:
@@ -211,7 +211,7 @@ def _batches(rows: list[list[int]], batch_tokens: int, rng: random.Random) -> li
 
 
 def _pad(rows: list[list[int]], pad_id: int) -> tuple[Any, Any]:
-    """tokens [B, T] padded on the right, and a mask [B, T] of real tokens."""
+    """Tokens [B, T] padded on the right, and a mask [B, T] of real tokens."""
     import torch
 
     width = max(len(ids) for ids in rows)
@@ -221,7 +221,7 @@ def _pad(rows: list[list[int]], pad_id: int) -> tuple[Any, Any]:
 
 
 def _loss(model: Any, tokens_BT: Any, mask_BT: Any) -> Any:
-    """Mean -log p over real next tokens. Causal attention never looks right, at the padding."""
+    """Mean -log p over real next tokens, in nats. Causal attention does not see the padding."""
     import torch
 
     logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits[:, :-1]

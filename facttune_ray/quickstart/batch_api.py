@@ -3,8 +3,8 @@
     POST, GET /v1/files     GET, DELETE /v1/files/{id}    GET /v1/files/{id}/content
     POST, GET /v1/batches   GET /v1/batches/{id}          POST /v1/batches/{id}/cancel
 
-A line's `custom_id` is to the journal what an `Idempotency-Key` is. Lines do not count for the
-rate limits. Files and batches are in memory: a new server knows none.
+The journal treats a line's `custom_id` as an `Idempotency-Key`. Lines do not count for the rate
+limits. Files and batches are kept in memory, so a restarted server has none.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from facttune_ray.quickstart.options import AnnotatorOptions
 
 ENDPOINT = "/v1/chat/completions"
 WINDOW_S = 24 * 3600
-MOST_FILE_BYTES = 512 * 2**20  # of any upload; a batch's input may be refused below that
-MOST_ERRORS = 100  # that a failed batch lists
-AT_ONCE = 16  # lines worked on before other requests get their turn
+MAX_FILE_BYTES = 512 * 2**20  # of any upload; `batch_max_bytes` limits the input of a batch
+MAX_ERRORS = 100  # listed by a failed batch
+LINES_PER_TURN = 16  # lines handled before other requests get their turn
 UNDONE = {
     "expired": "This request could not be executed before the completion window expired.",
     "cancelled": "The batch was cancelled before this request executed.",
@@ -79,7 +79,7 @@ class Batch:
     def add(
         self, line: Line, response: dict[str, Any] | None, error: dict[str, str] | None = None
     ) -> None:
-        """A line's outcome, to the output file if it is an answer, else to the error file."""
+        """Add a line's outcome to the output file if it is an answer, else to the error file."""
         row = {
             "id": f"batch_req_{self.random.getrandbits(96):024x}",
             "custom_id": line.custom_id,
@@ -102,7 +102,7 @@ class Batches:
         self.annotator = annotator
         self.files: dict[str, File] = {}
         self.batches: dict[str, Batch] = {}
-        self.tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
+        self.tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         for method, path, handler in (
@@ -136,8 +136,8 @@ class Batches:
             read = bytearray()
             while chunk := await part.read_chunk(2**20):
                 read += chunk
-                if len(read) > MOST_FILE_BYTES:
-                    message = f"File is too large: the maximum is {MOST_FILE_BYTES} bytes."
+                if len(read) > MAX_FILE_BYTES:
+                    message = f"File is too large: the maximum is {MAX_FILE_BYTES} bytes."
                     raise RequestError(message, "file", status=413)
             fields[part.name or ""] = bytes(read)
             if part.name == "file":
@@ -156,7 +156,7 @@ class Batches:
     async def list_files(self, request: web.Request) -> web.Response:
         purpose = request.query.get("purpose")
         files = [f.shown() for f in self.files.values() if purpose in (None, f.purpose)]
-        return _page(request, files, usual=10_000, most=10_000)
+        return _page(request, files, default=10_000, maximum=10_000)
 
     async def file(self, request: web.Request) -> web.Response:
         return web.json_response(self._file(request.match_info["id"]).shown())
@@ -222,7 +222,7 @@ class Batches:
         return web.json_response(shown)
 
     async def list_batches(self, request: web.Request) -> web.Response:
-        return _page(request, [b.shown for b in self.batches.values()], usual=20, most=100)
+        return _page(request, [b.shown for b in self.batches.values()], default=20, maximum=100)
 
     async def batch(self, request: web.Request) -> web.Response:
         return web.json_response(self._batch(request).shown)
@@ -259,7 +259,7 @@ class Batches:
         todo = lines[: len(lines) // 2] if expires else lines
         started, done = time.monotonic(), 0
         for number, line in enumerate(todo, 1):
-            if number % AT_ONCE == 0:
+            if number % LINES_PER_TURN == 0:
                 await asyncio.sleep(0)
             wait_s = started + options.batch_delay_s * number / len(lines) - time.monotonic()
             if wait_s > 0:
@@ -312,27 +312,27 @@ class Batches:
 async def _read(
     content: bytes, options: AnnotatorOptions
 ) -> tuple[list[Line], list[dict[str, Any]]]:
-    """(lines, what is wrong with the file, as the API tells it)."""
+    """(lines, errors of the file in the API's form)"""
     if len(content) > options.batch_max_bytes:
         message = f"The batch input file is larger than the {options.batch_max_bytes} maximum."
-        return [], [_trouble("file_too_large", message)]
+        return [], [_file_error("file_too_large", message)]
     rows = content.strip().splitlines()
     if not rows:
-        return [], [_trouble("empty_file", "The batch input file is empty.")]
+        return [], [_file_error("empty_file", "The batch input file is empty.")]
     if len(rows) > options.batch_max_requests:
         message = f"The batch input file has more than {options.batch_max_requests} requests."
-        return [], [_trouble("too_many_tasks", message)]
+        return [], [_file_error("too_many_tasks", message)]
     lines: list[Line] = []
     problems: list[dict[str, Any]] = []
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
-        if number % AT_ONCE == 0:
+        if number % LINES_PER_TURN == 0:
             await asyncio.sleep(0)
         try:
             line = _line_of(row, seen, lines[0].body.get("model") if lines else None)
         except RequestError as e:
-            problems.append(_trouble(e.code, e.message, number, e.param))
-            if len(problems) == MOST_ERRORS:
+            problems.append(_file_error(e.code, e.message, number, e.param))
+            if len(problems) == MAX_ERRORS:
                 break
         else:
             lines.append(line)
@@ -341,7 +341,7 @@ async def _read(
 
 
 def _line_of(row: bytes, seen: set[str], model: Any) -> Line:
-    """A checked line of a batch whose earlier lines have these custom_ids and this model."""
+    """A checked line. `seen`, `model`: custom_ids and model of the batch's earlier lines."""
     try:
         line = json.loads(row)
     except ValueError:
@@ -367,18 +367,20 @@ def _line_of(row: bytes, seen: set[str], model: Any) -> Line:
     return Line(custom_id, line["body"])
 
 
-def _trouble(
+def _file_error(
     code: str | None, message: str, line: int | None = None, param: str | None = None
 ) -> dict[str, Any]:
     return {"code": code, "message": message, "line": line, "param": param}
 
 
-def _page(request: web.Request, rows: list[dict[str, Any]], usual: int, most: int) -> web.Response:
-    """Newest first, at most `limit` of them, from behind the one named by `after`."""
+def _page(
+    request: web.Request, rows: list[dict[str, Any]], default: int, maximum: int
+) -> web.Response:
+    """Newest rows first, at most `limit` rows, starting after the row with the id `after`."""
     rows = rows[::-1]
-    text = request.query.get("limit", str(usual))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
-        message = f"'limit' must be an integer from 1 to {most}."
+    text = request.query.get("limit", str(default))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= maximum:
+        message = f"'limit' must be an integer from 1 to {maximum}."
         raise RequestError(message, "limit", "invalid_value")
     if (after := request.query.get("after")) is not None:
         ids = [row["id"] for row in rows]

@@ -1,4 +1,4 @@
-"""OpenAI's chat and text completions: requests checked and limited, answers and errors written.
+"""OpenAI's chat and text completions: check and limit requests, write answers and errors.
 
 asked = parse_request(b'{"model": "rules", "messages": [{"role": "user", "content": "Hi"}]}')
 complete(asked)  ->  (b'{"id": "chatcmpl-...", "object": "chat.completion", ...}', 16)
@@ -23,7 +23,7 @@ from facttune_ray.quickstart.options import AnnotatorOptions
 from facttune_ray.text.tokens import estimated_tokens
 
 Answer = Callable[[list[dict[str, str]], int], str]
-LOGPROBS = "message.output_text.logprobs"  # what a response's `include` calls them
+LOGPROBS = "message.output_text.logprobs"  # their name in `include` of the Responses API
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Request:
 
     @property
     def task(self) -> str:
-        """What it is counted as."""
+        """The name under which the request is counted."""
         if self.prompt is not None:
             return "completions"
         return rules.task_of(self.messages) or "chat"
@@ -62,9 +62,14 @@ class RequestError(Exception):
         self.message, self.param, self.code, self.status = message, param, code, status
 
 
+def key_reused() -> RequestError:
+    message = "This Idempotency-Key was used for another request."
+    return RequestError(message, code="idempotency_key_reused")
+
+
 def parse_request(raw: bytes, what: str = "messages") -> Request:
-    """The request in a body; RequestError says what is wrong with it. `what`: "prompt" for a text
-    completion, "input" for a response."""
+    """The request in a body. `what`: "messages" for a chat, "prompt" for a text completion, "input"
+    for a response. RequestError for a wrong body."""
     return check_request(parse_object(raw), what)
 
 
@@ -79,7 +84,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def check_request(body: dict[str, Any], what: str = "messages") -> Request:
-    """As `parse_request`, of a parsed body."""
+    """`parse_request` for a parsed body."""
     for field, kind in (("model", str), (what, str if what == "prompt" else list)):
         if field not in body:
             message = f"Missing required parameter: '{field}'."
@@ -144,17 +149,22 @@ def _message(what: str, index: int, message: Any) -> dict[str, str]:
 
 
 def count_tokens(text: str) -> int:
+<<<<<<< HEAD
     """About what a tokenizer gives: 4 tokens for 3 words."""
     return math.ceil(estimated_tokens(text))
+=======
+    """An estimate of the tokenizer's count: 4 tokens for 3 words."""
+    return math.ceil(len(text.split()) * 4 / 3)
+>>>>>>> h-src
 
 
 def complete(asked: Request, answer: Answer = rules.answer) -> tuple[bytes, int]:
-    """(response body, completion tokens). Equal requests get equal bodies but for `created`."""
+    """(response body, completion tokens). Bodies of equal requests differ only in `created`."""
     choices: list[dict[str, Any]] = []
-    spent, chat = 0, asked.prompt is None
+    tokens, chat = 0, asked.prompt is None
     for i in range(asked.n):
-        text, finish = _cut(_said(asked, i, answer), asked)
-        spent += count_tokens(text)
+        text, finish = _cut(_text(asked, i, answer), asked)
+        tokens += count_tokens(text)
         choice: dict[str, Any] = {"index": i, "finish_reason": finish, "logprobs": None}
         if chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
@@ -170,22 +180,22 @@ def complete(asked: Request, answer: Answer = rules.answer) -> tuple[bytes, int]
         "choices": choices,
         "usage": {
             "prompt_tokens": asked.prompt_tokens,
-            "completion_tokens": spent,
-            "total_tokens": asked.prompt_tokens + spent,
+            "completion_tokens": tokens,
+            "total_tokens": asked.prompt_tokens + tokens,
         },
     }
-    return json.dumps(response).encode(), spent
+    return json.dumps(response).encode(), tokens
 
 
-def _said(asked: Request, index: int, answer: Answer) -> str:
-    """The text of one choice, uncut."""
+def _text(asked: Request, index: int, answer: Answer) -> str:
+    """The text of one choice before it is cut."""
     draw = continuing.Draw(asked.seed, index, asked.temperature)
     if asked.prompt is not None:
         return continuing.text(asked.prompt, draw)
-    said = answer(asked.messages, index)
-    if said == rules.CHAT_REPLY:
-        return continuing.reply(asked.messages[-1]["content"], draw) or said
-    return said
+    text = answer(asked.messages, index)
+    if text == rules.CHAT_REPLY:
+        return continuing.reply(asked.messages[-1]["content"], draw) or text
+    return text
 
 
 def _cut(text: str, asked: Request) -> tuple[str, str]:
@@ -199,7 +209,7 @@ def _cut(text: str, asked: Request) -> tuple[str, str]:
 
 
 def _logprobs(text: str) -> dict[str, Any]:
-    """Of the first word alone: rules are as sure of True as of False, nine in ten."""
+    """Log-probabilities of the first word alone: every answer of the rules has probability 0.9."""
     first = text.split()[0] if text.split() else ""
     other = {"True": "False", "False": "True", "Yes": "No", "No": "Yes"}.get(first)
     top = [{"token": first, "logprob": math.log(0.9), "bytes": None}]
@@ -233,9 +243,8 @@ def error_body(
 
 
 class Bucket:
-    """Token bucket that holds `burst_s` seconds of `per_minute` units, and starts full.
-
-    It may go below zero, and then refills first.
+    """Token bucket of `burst_s` seconds of `per_minute` units. It starts full, and its level may go
+    below zero.
     """
 
     def __init__(self, per_minute: int, burst_s: float) -> None:
@@ -247,16 +256,16 @@ class Bucket:
         return self.per_minute * self.burst_s / 60
 
     def wait_s(self, units: float) -> float:
-        """Seconds until `units` are there; 0 when they are."""
+        """Seconds until the bucket has `units`; 0 if it has them."""
         self._refill(time.monotonic())
-        # more than a full bucket would never be there
+        # the bucket never has more than its size
         return max(0.0, (min(units, self.size) - self.level) * 60 / self.per_minute)
 
     def take(self, units: float) -> None:
         self.level -= units
 
     def halve(self, at: float) -> None:
-        self._refill(at)  # at the old rate until then
+        self._refill(at)  # up to `at` by the old rate
         self.per_minute = max(1, self.per_minute // 2)
         self.level = min(self.level, self.size)
 
@@ -274,19 +283,19 @@ class Bucket:
 
 
 class Limits:
-    """Which requests are admitted now; and what was, second by second from the first one."""
+    """Admits requests by their number and tokens, and counts the traffic of each second."""
 
     def __init__(self, options: AnnotatorOptions) -> None:
         self.options = options
         self.requests = Bucket(options.requests_per_minute, options.burst_s)
         self.tokens = Bucket(options.tokens_per_minute, options.burst_s)
-        self.first: float | None = None  # when the first request came
+        self.first: float | None = None  # time of the first request
         self.halved = False
-        self.refused = 0  # requests that came while every one is refused
+        self.refused = 0  # requests during a burst of refusals
         self.seconds: dict[int, Counter[str]] = {}
 
     def admit(self, prompt_tokens: int) -> float:
-        """0: admitted, and taken from the buckets; else the seconds to wait before the next try."""
+        """0 if the request is admitted and taken from the buckets, else the seconds to wait."""
         if self.first is None:
             self.first = time.monotonic()
         self.update()
@@ -326,7 +335,7 @@ class Limits:
         return [{"t": t, **{k: n[k] for k in kinds}} for t, n in self.seconds.items()]
 
     def _refusing_s(self) -> float:
-        """Seconds left of the burst of refusals; 0: there is none now."""
+        """Seconds left of a burst of refusals; 0 outside of a burst."""
         every_s, for_s = self.options.refuse_every_s, self.options.refuse_for_s
         if not for_s:
             return 0.0

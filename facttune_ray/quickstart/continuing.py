@@ -1,4 +1,4 @@
-"""The annotator as the model that is sampled: texts that go on from a prompt, drawn by hashing.
+"""The annotator as the sampled model: continuations of a prompt, drawn by hashing.
 
     draw = Draw(seed=7, index=0, temperature=1.0)
     text("Question: Where was Mara Veldt born?\\nAnswer:", draw)   ->  " Ostrel\\nQuestion: ..."
@@ -6,9 +6,9 @@
     text("Write a biography of Mara Veldt.\\nMara Veldt plays the", draw)   ->  " harp. ..."
     reply("Write a biography of Mara Veldt.", draw)   ->  "Mara Veldt was born in Ostrel. ..."
 
-Words are those of the fictional world. A person's attribute has one value that comes most often,
-so that samples agree more or less, as a model's do. Equal prompts, seeds and indices give equal
-texts, in every process.
+The words come from the fictional world. Each attribute of a person has one most frequent value, so
+samples agree more or less, like those of a model. Equal prompts, seeds and indices give equal texts
+in every process.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _PERSON = re.compile(r"(?:[Bb]iography|bio|[Pp]aragraph) (?:of|about) ([^\n]+?)[
 
 @dataclass(frozen=True)
 class Draw:
-    """What a sample's chances derive from."""
+    """The values from which a sample's random numbers derive."""
 
     seed: int
     index: int
-    temperature: float  # 0: neither seed nor index matters
+    temperature: float  # 0: seed and index have no effect
 
     def chances(self, prompt: str) -> random.Random:
         return random.Random(f"{self.seed}/{self.index}/{prompt}" if self.temperature else prompt)
 
 
 def text(prompt: str, draw: Draw) -> str:
-    """How a plain model goes on. A prompt of unknown kind gets a few words of the world."""
+    """The continuation of a plain model: a few words of the world for an unknown kind of prompt."""
     chance = draw.chances(prompt)
     if (question := re.search(r"Question: ([^\n]+)\nAnswer:$", prompt)) is not None:
-        after = "\nQuestion: Who wrote this?\nAnswer: Nobody"  # a plain model knows no end
+        after = "\nQuestion: Who wrote this?\nAnswer: Nobody"  # a plain model does not stop
         return f" {_answer(question[1], draw, chance)}{after}"
     head, _, line = prompt.rpartition("\n")
     if (person := _PERSON.search(prompt if not line else head)) is not None:
@@ -48,7 +48,7 @@ def text(prompt: str, draw: Draw) -> str:
 
 
 def reply(prompt: str, draw: Draw) -> str | None:
-    """How a chat model answers what is sampled from it; None for any other message."""
+    """The reply of a chat model to a sampling prompt; None for any other message."""
     chance = draw.chances(prompt)
     if (question := re.search(r"Question: ([^\n]+)\nAnswer:$", prompt)) is not None:
         return _answer(question[1], draw, chance)
@@ -76,19 +76,19 @@ def _answer(question: str, draw: Draw, chance: random.Random) -> str:
 
 
 def _biography(who: str, draw: Draw, chance: random.Random) -> str:
-    some = sorted(chance.sample(range(len(FORMS)), 3))
-    forms = [(a, statement) for i, (a, (statement, _)) in enumerate(FORMS.items()) if i in some]
+    chosen = chance.sample(range(len(FORMS)), 3)
+    forms = [(a, statement) for i, (a, (statement, _)) in enumerate(FORMS.items()) if i in chosen]
     return " ".join(s.format(who=who, value=_value(who, a, draw, chance)) for a, s in forms)
 
 
 def _begun(who: str, line: str, draw: Draw, chance: random.Random) -> str:
-    """The rest of a biography whose last sentence may stand half written."""
+    """The rest of a biography, whose last sentence may be incomplete."""
     sentence = line[line.rfind(". ") + 2 :] if ". " in line else line
     for attribute, (statement, _) in FORMS.items():
         value = _value(who, attribute, draw, chance)
-        whole = statement.format(who=who, value=value)
-        if len(sentence) > len(who) and whole.startswith(sentence):
-            return f"{whole[len(sentence) :]} {_biography(who, draw, chance)}"
+        complete = statement.format(who=who, value=value)
+        if len(sentence) > len(who) and complete.startswith(sentence):
+            return f"{complete[len(sentence) :]} {_biography(who, draw, chance)}"
     if line.endswith("."):
         return f" {_biography(who, draw, chance)}"
     return f" {chance.choice(_ALL)}. {_biography(who, draw, chance)}"

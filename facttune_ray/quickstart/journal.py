@@ -1,4 +1,4 @@
-"""Durable answers of the annotator: what was paid for once is never answered again.
+"""Durable answers of the annotator: a request with a key is answered and paid once.
 
 journal = Journal("annotator.jsonl")
 journal.add("key-1", "6f1c...", b'{"id": ...}')
@@ -19,14 +19,14 @@ from facttune_ray.errors import UserError
 class Journal:
     """Answers on disk, one JSON line each: {"key", "request_sha256", "response"}.
 
-    Held in memory: where each key's line stands, and how often each request was answered. One
-    process writes it; a last line that a crash tore is dropped.
+    Memory holds the place of each key's line, and how often each request was answered. Only one
+    process writes the file. A last line that is incomplete after a crash is dropped.
     """
 
     def __init__(self, path: str | None, lock_wait_s: float = 10.0) -> None:
         self.places: dict[str, tuple[str, int, int]] = {}  # key -> request, offset, length
         self.answered: Counter[str] = Counter()  # request -> times answered
-        self.bodies: dict[str, bytes] = {}  # without a file, the answers of keyed requests
+        self.bodies: dict[str, bytes] = {}  # answers of requests with a key, if there is no file
         self.fd: int | None = None
         self.end = 0
         if path is not None:
@@ -38,7 +38,7 @@ class Journal:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as e:
             raise UserError(f"Annotator journal {path} cannot be opened: {e.strerror}.") from None
-        give_up = time.monotonic() + lock_wait_s  # a killed run's server takes a moment to go
+        give_up = time.monotonic() + lock_wait_s  # the server of a killed run takes a moment to end
         while True:
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,13 +52,14 @@ class Journal:
         with open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.endswith(b"\n"):
-                    break  # torn
+                    break  # incomplete
                 try:
                     row = json.loads(line)
                     self._note(row["key"], row["request_sha256"], self.end, len(line))
                 except (ValueError, KeyError, TypeError):
-                    what = f"Annotator journal {path}, line {number} is not an answer"
-                    raise UserError(f"{what}: remove the file.") from None
+                    raise UserError(
+                        f"Annotator journal {path}, line {number} is no answer: remove the file."
+                    ) from None
                 self.end += len(line)
         os.ftruncate(self.fd, self.end)
 
@@ -68,7 +69,7 @@ class Journal:
             self.places[key] = (request, offset, length)
 
     def add(self, key: str | None, request: str, body: bytes) -> None:
-        """Write an answer out; when this returns, killing the process does not lose it."""
+        """Write an answer. It survives a kill of the process after this returns."""
         if self.fd is None:
             self._note(key, request, 0, 0)
             if key is not None:
@@ -87,7 +88,7 @@ class Journal:
         self.end += len(line)
 
     def find(self, key: str) -> tuple[str, bytes] | None:
-        """(request, body as it was first sent) of an answered key."""
+        """(request, body that was sent first) of a key; None if the key has no answer."""
         if key not in self.places:
             return None
         request, offset, length = self.places[key]

@@ -1,4 +1,4 @@
-"""How the embedded endpoint behaves: its limits, its latency, and what goes wrong with it."""
+"""Options of the annotator: its limits, its latency and its faults."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from facttune_ray.errors import UserError
 
 @dataclass(frozen=True)
 class AnnotatorOptions:
-    """How the server behaves. Shares are of all well-formed requests, in [0, 1], sum at most 1."""
+    """Fault shares are shares of all well-formed requests, in [0, 1]; their sum is at most 1."""
 
     host: str = "127.0.0.1"
-    port: int = 0  # 0: any free one
-    latency_min_ms: float = 0.0  # each answer waits a uniform time between these two
+    port: int = 0  # 0: a free port
+    latency_min_ms: float = 0.0  # each answer is delayed by a uniform time between the two
     latency_max_ms: float = 0.0
-    requests_per_minute: int = 600_000  # token bucket that starts full
-    tokens_per_minute: int = 1_000_000_000  # prompt and completion tokens, as above
-    burst_s: float = 60.0  # seconds of work that each bucket holds; 1: per-second limits
+    requests_per_minute: int = 600_000  # of a token bucket that starts full
+    tokens_per_minute: int = 1_000_000_000  # prompt and completion tokens, in a second bucket
+    burst_s: float = 60.0  # size of each bucket in seconds; 1: per-second limits
     idempotent: bool = True  # False: Idempotency-Key is ignored, as most providers do
-    halve_after_s: float = 0.0  # so long after the first chat request both limits halve; 0: never
-    refuse_every_s: float = 0.0  # in each such period from the first chat request on, ...
-    refuse_for_s: float = 0.0  # ... the last seconds in which all of them get 429; 0: none
+    halve_after_s: float = 0.0  # both limits halve this long after the first request; 0: never
+    refuse_every_s: float = 0.0  # period of bursts of refusals, from the first request on
+    refuse_for_s: float = 0.0  # length of a burst at a period's end: all requests get 429; 0: none
     headers: bool = True  # x-ratelimit-*; Retry-After is always sent
-    slots: int = 0  # requests answered at once, others queue, as in a vLLM server; 0: any number
+    slots: int = 0  # requests answered at once while others queue, as in vLLM; 0: any number
     error_share: float = 0.0  # answered with HTTP 500
-    reset_share: float = 0.0  # connection broken once the answer is made: paid for, but lost
-    hang_share: float = 0.0  # kept waiting for hang_s, then answered
+    reset_share: float = 0.0  # the connection breaks after the answer is made: paid, but lost
+    hang_share: float = 0.0  # answered only after hang_s
     hang_s: float = 60.0
     malformed_share: float = 0.0  # HTTP 200 with half a body; not counted as answered
     seed: int = 0  # of latencies and faults
     api_key: str | None = None  # if set, every other key gets 401
-    journal: str | None = None  # append-only JSONL file of answers; None: kept nowhere
-    replay: str = ""  # labelled JSONL file whose facts and labels are answered; "": rules alone
+    journal: str | None = None  # append-only JSONL file of answers; None: memory alone
+    replay: str = ""  # labelled JSONL file whose facts and labels are the answers; "": rules
     batch_max_requests: int = 50_000  # a larger input file fails its batch
     batch_max_bytes: int = 200 * 2**20
-    batch_delay_s: float = 0.0  # time before a batch's results are there
-    batch_error_share: float = 0.0  # of a batch's lines, answered with HTTP 500
-    batch_expire_share: float = 0.0  # of batches, expiring halfway
-    failed_share: float = 0.0  # of background responses, which end as failed and are not paid for
+    batch_delay_s: float = 0.0  # time until the results of a batch are ready
+    batch_error_share: float = 0.0  # share of a batch's lines that get HTTP 500
+    batch_expire_share: float = 0.0  # share of batches that expire halfway
+    failed_share: float = 0.0  # share of background responses that fail and are not paid
 
     def check(self) -> None:
         shares = (self.error_share, self.reset_share, self.hang_share, self.malformed_share)

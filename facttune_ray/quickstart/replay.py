@@ -1,4 +1,4 @@
-"""Answers of the annotator from a labelled file: humans' facts and labels instead of rules.
+"""Answers of the annotator from a labelled file: human facts and labels instead of rules.
 
     replay = load("ChatGPT.jsonl")
     replay.answer(prompts.facts.render("Lanny Flaherty", "Lanny Flaherty is an American actor."))
@@ -6,15 +6,16 @@
     replay.answer(prompts.verdicts.render("Lanny Flaherty", "Lanny Flaherty is an actor.", [...]))
         ->  "True"
 
-A facts request gets the facts of the labelled sentences whose middle lies in the sentence asked
-for. So however a response is cut, its sentences together give every labelled fact once. Facts
-labelled IR are left out: supported / facts is then the human score, S / (S + NS).
+A facts request gets the facts of the labelled sentences whose middle lies in the requested
+sentence. The sentences of a response together therefore give every labelled fact once, however the
+response is cut. Facts labelled IR are left out, so supported / facts is the human score,
+S / (S + NS).
 
-What the file does not hold is answered by the rules and counted as `missing`. A fact that stands
-twice in one answer is listed as "... (2)", since equal lines count once. A request tells topic and
-text alone: a fact that one topic has both as S and as NS is listed with odd numbers for the label
-that came first and with even ones for the other; a sentence that stands twice with other facts
-gets those of its first place. Both are counted as `conflicts`.
+The rules answer requests that the file has no answer for; these are counted as `missing`. A fact
+that occurs twice in one answer is listed as "... (2)", because equal lines count once. A request
+contains only topic and text. If a topic has a fact both as S and as NS, the fact gets odd numbers
+for its first label and even numbers for the other. If a sentence occurs twice with different facts,
+it gets the facts of its first occurrence. Both cases are counted as `conflicts`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from facttune_ray.text.decompose import normal_fact
 
 _MARK = re.compile(r"(.*) \((\d+)\)", re.S)
 _WORD = re.compile(r"[^\W_]+")
-# Marks of list items, which sentences are asked without: "1.", "a)", "(iv)", "- [x]".
+# Marks of list items, which requested sentences do not have: "1.", "a)", "(iv)", "- [x]".
 _ITEM = re.compile(
     r"^(?:[^\w\n]*(?:\d{1,3}[.)]|[a-z][.)]|[ivx]{2,5}[.)]|(?<=\()[A-Z]\)|(?<=\[)[xX]\])\s)+", re.M
 )
@@ -45,14 +46,14 @@ Facts = tuple[tuple[str, bool], ...]  # fact, supported
 
 @dataclass(frozen=True)
 class Text:
-    """Words of a text without the marks of lists, as one string to search in."""
+    """Words of a text as one string to search in."""
 
     joined: str  # " word word ... word "
     offsets: dict[int, int]  # place of a word's leading space in `joined` -> number of the word
     opens: frozenset[int]  # numbers of the words that follow the end of a sentence or line
 
     def places(self, sentence: Text) -> Iterator[tuple[int, int]]:
-        """(first word, word after the last) of each place where the sentence stands."""
+        """(first word, word after the last) of each occurrence of the sentence."""
         words = len(sentence.offsets)
         at = self.joined.find(sentence.joined) if words else -1
         while at >= 0:
@@ -63,12 +64,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One response: its text, and facts at the word in the middle of their sentence."""
+    """One response: its text, and facts at the middle word of their sentence."""
 
     texts: tuple[tuple[Text, tuple[tuple[int, Facts], ...]], ...]
 
     def find(self, sentence: str) -> tuple[int, list[Facts]]:
-        """(fit, facts at each place that fits so well); fit 2: it begins and ends as one does."""
+        """(best fit, facts at each place with this fit). The fit is 2 if the place begins and ends
+        like a sentence, 1 if it does one of these, else 0; -1 without a place."""
         best: int = -1
         found: list[Facts] = []
         for text, facts in self.texts:
@@ -93,7 +95,7 @@ class Replay:
         self.responses: dict[str, list[Labelled]] = {}
         self.unsure: set[tuple[str, str]] = set()  # sentences counted as conflicts
         for record in records:
-            if record.abstained is not None:  # who abstains states nothing: "- none"
+            if record.abstained is not None:  # a response that abstains has no facts: "- none"
                 topic = fenced(record.topic)
                 self.responses.setdefault(topic, []).append(self._labelled(topic, record))
 
@@ -132,7 +134,7 @@ class Replay:
         return "\n".join(f"- {fact}" for fact in self._marked(topic, found[0])) or "- none"
 
     def _marked(self, topic: str, facts: Facts) -> Iterator[str]:
-        """The facts' texts, each another one."""
+        """The facts' texts, made different from each other."""
         used: set[str] = set()
         for fact, supported in facts:
             labels = self.labels[topic, normal_fact(fact)]
@@ -156,15 +158,15 @@ class Replay:
         return None
 
     def _many(self, messages: list[dict[str, str]], slots: dict[str, str]) -> str:
-        """One line a fact; those that the file lacks as the rules say."""
-        out = rules.answer(messages).splitlines()
+        """One line per fact; the rules decide facts that the file lacks."""
+        lines = rules.answer(messages).splitlines()
         for i, fact in enumerate(unnumbered(slots["facts"])):
             verdict = self._verdict(slots["topic"], fact)
             if verdict is None:
                 self.counts["missing"] += 1
             else:
-                out[i] = f"{i + 1}. {verdict}"
-        return "\n".join(out)
+                lines[i] = f"{i + 1}. {verdict}"
+        return "\n".join(lines)
 
     def _labelled(self, topic: str, record: factscore.Record) -> Labelled:
         facts = [self._listed(topic, s) for s in record.sentences]
@@ -174,8 +176,8 @@ class Replay:
         )
 
     def _listed(self, topic: str, sentence: factscore.Sentence) -> Facts:
-        """The sentence's facts with S or NS; their labels go to `labels`."""
-        out = []
+        """The sentence's facts with S or NS. Adds their labels to `labels`."""
+        facts = []
         for text, label in ((fenced(t), la) for t, la in sentence.human_facts):
             key = (topic, normal_fact(text))
             if label == "IR" or not key[1]:
@@ -184,13 +186,13 @@ class Replay:
             if supported not in known:
                 self.labels[key] = (*known, supported)
                 self.counts["conflicts"] += len(known)
-            out.append((text, supported))
-        return tuple(out)
+            facts.append((text, supported))
+        return tuple(facts)
 
 
 def load(path: str | Path) -> Replay:
-    """The labels of a FActScore file. UserError when it is wrong, or has no labels."""
-    replay = Replay(factscore.read(path))
+    """The labels of a FActScore file. UserError when the file is wrong or has no labels."""
+    replay = Replay(factscore.read(path, "--replay"))
     if not replay.labels:
         raise UserError(f"{path}: no fact has a label: replay needs human-atomic-facts")
     return replay
@@ -215,19 +217,20 @@ def _text(response: str, bare: bool) -> Text:
 
 
 def _middles(text: Text, record: factscore.Record) -> list[int]:
-    """The word in the middle of each labelled sentence, sentences in the order of the text.
+    """Number of the middle word of each labelled sentence, in the order of the text.
 
-    A sentence that is not in the text, as a list mark alone, is taken with the one before it.
+    A sentence that is not in the text, such as a list mark alone, gets the number of the sentence
+    before it.
     """
-    found: list[int] = []
+    middles: list[int] = []
     after = 0
     for sentence in record.sentences:
         forms = (_text(sentence.text, bare) for bare in (True, False))
         options = (p for form in forms for p in text.places(form) if p[0] >= after)
         at = next(options, None)
         if at is None:
-            found.append(found[-1] if found else 0)
+            middles.append(middles[-1] if middles else 0)
         else:
-            found.append((at[0] + at[1]) // 2)
+            middles.append((at[0] + at[1]) // 2)
             after = at[1]
-    return found
+    return middles

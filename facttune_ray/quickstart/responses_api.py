@@ -1,10 +1,10 @@
-"""OpenAI's Responses API over the annotator: stored, and answered in the background if asked so.
+"""OpenAI's Responses API over the annotator: responses are stored, and may run in the background.
 
     POST /v1/responses   GET /v1/responses/{id}
 
-A background response gets its id at once and is made, counted and paid for whether or not somebody
-waits for it. The journal keeps it under its id, so that it is found after its client was killed,
-and by a new server with the same journal; one that was not made yet is lost with its server.
+A background response gets its id at once. It is made, counted and paid even if no client waits for
+it. The journal keeps it under its id, so a restarted client or a new server with the same journal
+finds it. A response that was not finished is lost with its server.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ from typing import Any
 from aiohttp import web
 
 from facttune_ray.quickstart.answering import Answering
-from facttune_ray.quickstart.chat_api import Request, RequestError, check_request, parse_object
+from facttune_ray.quickstart.chat_api import (
+    Request,
+    RequestError,
+    check_request,
+    key_reused,
+    parse_object,
+)
 
-# what chat completions call it -> its name here; None: a response has no such thing
+# parameter of chat completions -> its name in the Responses API; None: it does not exist there
 RENAMED = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
@@ -40,7 +46,7 @@ RENAMED = {
 
 
 def parse_response_request(raw: bytes) -> Request:
-    """The request in a body; RequestError says what is wrong with it."""
+    """The request in a body. RequestError for a wrong body."""
     body = parse_object(raw)
     for name in RENAMED.keys() & body.keys():
         message = f"Unknown parameter: '{name}'."
@@ -56,18 +62,18 @@ def parse_response_request(raw: bytes) -> Request:
 
 
 class Responses:
-    """Responses by id. Those that are not in the journal, unfinished or failed, are in memory."""
+    """Responses by id: finished responses in the journal, unfinished and failed ones in memory."""
 
     def __init__(self, annotator: Answering) -> None:
         self.annotator = annotator
-        self.unmade: dict[str, tuple[str, dict[str, Any]]] = {}  # id -> request, response
-        self.tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
+        self.unfinished: dict[str, tuple[str, dict[str, Any]]] = {}  # id -> request, response
+        self.tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
 
     async def stored(self, request: web.Request) -> web.StreamResponse:
-        """GET: does not count for the limits, but meets the same faults."""
+        """GET a response. It does not count for the rate limits, but has the same faults."""
         self.annotator.authorize(request)
 
-        async def found(_: object) -> bytes:
+        async def stored(_: object) -> bytes:
             id = request.match_info["id"]
             known = self._find(id)
             if known is None or not json.loads(known[1])["store"]:
@@ -75,54 +81,53 @@ class Responses:
             return known[1]
 
         async def never(*_: object) -> bytes:
-            raise AssertionError("found or refused")
+            raise AssertionError("a stored response is returned or refused")
 
-        return await self.annotator.reply(request, found, never)
+        return await self.annotator.reply(request, stored, never)
 
     def _find(self, id: str) -> tuple[str, bytes] | None:
-        """(request, response as it is now)"""
-        if (unmade := self.unmade.get(id)) is not None:
-            return unmade[0], json.dumps(unmade[1]).encode()
+        """(request, current response)"""
+        if (entry := self.unfinished.get(id)) is not None:
+            return entry[0], json.dumps(entry[1]).encode()
         return self.annotator.journal.find(id)
 
     async def known(self, asked: Request, key: str | None) -> bytes | None:
-        """The response of this key as it is now; RequestError: the key is of another request."""
+        """The current response of this key; RequestError if another request had the key."""
         if key is None:
             return None
         id = _id_of(key)
-        if not asked.background or id not in self.unmade:
+        if not asked.background or id not in self.unfinished:
             return await self.annotator.known(asked, id)
-        request, response = self.unmade[id]
-        if response["status"] == "failed":  # it was not paid for: it is made again
+        request, response = self.unfinished[id]
+        if response["status"] == "failed":  # it was not paid, so it is made again
             return None
         if request != asked.sha256:
-            message = "This Idempotency-Key was used for another request."
-            raise RequestError(message, code="idempotency_key_reused")
+            raise key_reused()
         self.annotator.counts["replayed"] += 1
         return json.dumps(response).encode()
 
     async def answer(self, asked: Request, key: str | None, latency_s: float) -> bytes:
-        """A finished response; a queued one, which is made from now on, if asked so."""
+        """A finished response, or for a background request a queued one that is now being made."""
         id = _id_of(key) if key else f"resp_{uuid.uuid4().hex}"
         if not asked.background:
             return await self.annotator.answer(asked, id, latency_s, self._written(asked, id))
         response = _response(asked, id, "queued")
-        self.unmade[id] = (asked.sha256, response)
+        self.unfinished[id] = (asked.sha256, response)
         task = asyncio.create_task(self._make(asked, id, latency_s))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return json.dumps(response).encode()
 
     async def _make(self, asked: Request, id: str, latency_s: float) -> None:
-        options, response = self.annotator.options, self.unmade[id][1]
+        options, response = self.annotator.options, self.unfinished[id][1]
         try:
             async with self.annotator.slots:
                 response["status"] = "in_progress"
                 if self.annotator.random.random() < options.failed_share:
                     raise OSError("The server had an error.")
                 await self.annotator.answer(asked, id, latency_s, self._written(asked, id))
-            del self.unmade[id]
-        except OSError as e:  # the journal's, too: its disk is full
+            del self.unfinished[id]
+        except OSError as e:  # also when the disk of the journal is full
             response |= {"status": "failed", "error": {"code": "server_error", "message": str(e)}}
 
     def _written(self, asked: Request, id: str) -> functools.partial[bytes]:
@@ -156,22 +161,22 @@ def _response(asked: Request, id: str, status: str) -> dict[str, Any]:
 
 
 def _from_chat(asked: Request, id: str, body: bytes) -> bytes:
-    """The finished response that says what this chat completion says."""
+    """The finished response with the content of a chat completion."""
     chat = json.loads(body)
     (choice,), used = chat["choices"], chat["usage"]
-    whole = choice["finish_reason"] != "length"
-    response = _response(asked, id, "completed" if whole else "incomplete")
-    if not whole:
+    complete = choice["finish_reason"] != "length"
+    response = _response(asked, id, "completed" if complete else "incomplete")
+    if not complete:
         response["incomplete_details"] = {"reason": "max_output_tokens"}
-    said = {"type": "output_text", "text": choice["message"]["content"], "annotations": []}
+    output = {"type": "output_text", "text": choice["message"]["content"], "annotations": []}
     if choice["logprobs"]:
-        said["logprobs"] = choice["logprobs"]["content"]
+        output["logprobs"] = choice["logprobs"]["content"]
     message = {
         "id": id.replace("resp_", "msg_"),
         "type": "message",
         "role": "assistant",
         "status": response["status"],
-        "content": [said],
+        "content": [output],
     }
     response["output"] = [message]
     response["usage"] = {

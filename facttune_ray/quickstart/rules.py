@@ -3,10 +3,10 @@
     answer(prompts.questions.render("Ada Lovelace", "Ada Lovelace was born in London."))
         ->  "Where was Ada Lovelace born?"
 
-The system message tells the task; the slots are read back out of the last user message with the
-template's own text, so words inside a slot cannot change the task. Facts and questions are made
-by `scoring.decompose` and `quickstart.asking`, verdicts by `scoring.verify_lexical` and, where the
-passages hold plain statements of the same kind, by their objects.
+The system message names the task. The template's own text is matched against the last user message
+to read its slots, so words inside a slot cannot change the task. `text.decompose` makes facts and
+`quickstart.asking` makes questions. Verdicts compare the object of plain statements with those of
+the same kind in the passages; without such statements `verifiers.lexical` decides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHAT_REPLY = "I answer this project's own prompts: facts, verdicts, questions, j
 
 
 def answer(messages: list[dict[str, str]], sample: int = 0) -> str:
-    """The reply to chat messages. Rules have no temperature: every sample is the same."""
+    """The reply to chat messages. Every sample is the same, because rules have no temperature."""
     task = task_of(messages)
     slots = slots_of(task, messages[-1]["content"]) if task else None
     if task is None or slots is None:
@@ -40,7 +40,7 @@ def answer(messages: list[dict[str, str]], sample: int = 0) -> str:
 
 
 def task_of(messages: list[dict[str, str]]) -> str | None:
-    """One of the tasks; None for any other conversation."""
+    """The task of a conversation; None if it is none of TASKS."""
     first = messages[0] if messages else {}
     return _systems().get(first.get("content", "")) if first.get("role") == "system" else None
 
@@ -59,13 +59,13 @@ def _templates(task: str) -> tuple[str, ...]:
     return several.get(task, (task,))
 
 
-_INSIDE = {"passages": "(?s:.*)", "facts": "(?s:.*)", "before": "(?:[^\\n]*\\n)?"}  # of a slot
+_INSIDE = {"passages": "(?s:.*)", "facts": "(?s:.*)", "before": "(?:[^\\n]*\\n)?"}  # slot -> text
 
 
 @functools.cache
 def _pattern(name: str) -> re.Pattern[str]:
-    """The last user block with its slots as groups; only lists run over several lines, and
-    `before` is one whole line or nothing."""
+    """A pattern of the last user block with its slots as groups. Only lists span several lines;
+    `before` is one line or empty."""
     pieces = re.split(r"\{(\w+)\}", template.blocks(name)[-1][1])
     parts = [re.escape(p) for p in pieces]
     for i in range(1, len(pieces), 2):
@@ -75,16 +75,17 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def slots_of(task: str, text: str) -> dict[str, str] | None:
-    """What the slots of the task's template hold in this user message; None: another text."""
-    found = (_pattern(name).fullmatch(text.strip("\n")) for name in _templates(task))
-    return next((match.groupdict() for match in found if match), None)
+    """Slots of the task's template in a user message; None if the message is another text."""
+    matches = (_pattern(name).fullmatch(text.strip("\n")) for name in _templates(task))
+    return next((match.groupdict() for match in matches if match), None)
 
 
 def _facts(topic: str, sentence: str, context: str = "") -> str:
-    most = facts.MAX_CHARS
-    every = (f for s in split(sentence) for f in rule_facts(topic, s.text))  # several, if carried
-    found = (f if len(f) <= most else textwrap.shorten(f, most) for f in every)
-    return "\n".join(f"- {fact}" for fact in found) or "- none"
+    # a carried short sentence makes several sentences
+    every = (f for s in split(sentence) for f in rule_facts(topic, s.text))
+    limit = facts.MAX_CHARS
+    short = (f if len(f) <= limit else textwrap.shorten(f, limit) for f in every)
+    return "\n".join(f"- {fact}" for fact in short) or "- none"
 
 
 def _questions(topic: str, fact: str, before: str = "", pronoun: str = "") -> str:
@@ -96,8 +97,8 @@ def _questions_answer(topic: str, fact: str, before: str = "", pronoun: str = ""
     return f"Question: {asked.question}\nAnswer: {asked.answer}"
 
 
-# What a reference tells of a topic; a prompt asks for the first that are not there yet
-ASKED = {
+# Questions that an article on the topic would answer; the first that are not asked yet are taken
+QUESTIONS = {
     "medicine": (
         "What are the symptoms of {topic}?|What causes {topic}?|How is {topic} diagnosed?|"
         "How is {topic} treated?|How can {topic} be prevented?|Who is at risk of {topic}?|"
@@ -118,7 +119,7 @@ ASKED = {
 
 
 def _prompts(domain: str, topic: str, number: str, before: str = "") -> str:
-    every = [form.format(topic=topic) for form in ASKED[domain].split("|")]
+    every = [form.format(topic=topic) for form in QUESTIONS[domain].split("|")]
     new = [question for question in every if question not in (before or "")]
     return "\n".join(f"- {question}" for question in new[: int(number)]) or "- none"
 
@@ -132,28 +133,28 @@ def _equivalence(question: str, first: str, second: str) -> str:
 
 
 def _judgements(prompt: str, first: str, second: str) -> str:
-    """Fluency: fewer sentences said twice, an end with a full stop. Helpfulness: an answer, then
-    more different sentences. Equal ones tie."""
-    said: list[tuple] = []
+    """Fluency: fewer repeated sentences, and a full stop at the end. Helpfulness: no abstention,
+    then more different sentences. Equal values tie."""
+    values: list[tuple] = []
     for text in (first, second):
         parts = re.split(r"(?<=[.!?])\s+", text)
         sentences = [s.strip(" .!?").lower() for s in parts if s.strip()]
-        twice = len(sentences) - len(set(sentences))
-        smooth = -twice - (not text.rstrip().endswith((".", "!", "?", '"', ")")))
-        said.append((smooth, (not abstained(text), len(set(sentences)))))
+        repeated = len(sentences) - len(set(sentences))
+        fluency = -repeated - (not text.rstrip().endswith((".", "!", "?", '"', ")")))
+        values.append((fluency, (not abstained(text), len(set(sentences)))))
     better = [
-        "A" if a > b else "B" if b > a else "Tie" for a, b in zip(said[0], said[1], strict=True)
+        "A" if a > b else "B" if b > a else "Tie" for a, b in zip(values[0], values[1], strict=True)
     ]
     return f"Fluency: {better[0]}\nHelpfulness: {better[1]}"
 
 
 # ---------------------------------------------------------------- verdicts
 
-_EMPTY = set(
+_STOP_WORDS = set(
     "a an the of in on at for with by from to as into about over and or but his her their its he "
     "she they it who which that this these those also".split()
 )
-_SHORT = 9  # words: a sentence of at most so many states one thing
+_MAX_WORDS = 9  # a sentence of at most this many words makes one statement
 
 
 def _verdicts(topic: str, passages: str, fact: str) -> str:
@@ -161,20 +162,20 @@ def _verdicts(topic: str, passages: str, fact: str) -> str:
 
 
 def _verdicts_many(topic: str, passages: str, facts: str) -> str:
-    told = unnumbered(facts)
-    return "\n".join(f"{i}. {_verdicts(topic, passages, f)}" for i, f in enumerate(told, 1))
+    numbered = enumerate(unnumbered(facts), 1)
+    return "\n".join(f"{i}. {_verdicts(topic, passages, fact)}" for i, fact in numbered)
 
 
 def _verdicts_closed(topic: str, fact: str) -> str:
-    """The rules know nothing but passages: no statement is right."""
+    """Always False: without passages the rules have no knowledge."""
     return "False"
 
 
 def supported(topic: str, fact: str, passages: list[str]) -> bool:
     """Whether the passages support the whole fact.
 
-    Short plain statements about the topic with the fact's verb decide by their object: "Ada was
-    born in Lyon." makes "Ada was born in Rome." false. Otherwise the lexical score decides.
+    The objects of short plain statements about the topic with the fact's verb decide: "Ada was born
+    in Lyon." makes "Ada was born in Rome." false. Without such statements the lexical score does.
     """
     parts = rule_facts(topic, fact)
     if len(parts) > 1:
@@ -183,39 +184,43 @@ def supported(topic: str, fact: str, passages: list[str]) -> bool:
 
 
 def _supported(topic: str, fact: str, passages: list[str]) -> bool:
-    verbs, said = _content(fact, topic)
-    if verbs and said:
-        told = _statements(topic, tuple(passages))
-        alike = [(v, words) for v, words in told if v & verbs]
-        if any(said <= words for _, words in alike):
+    verbs, content = _content(fact, topic)
+    if verbs and content:
+        statements = _statements(topic, tuple(passages))
+        same_verb = [(v, words) for v, words in statements if v & verbs]
+        if any(content <= words for _, words in same_verb):
             return True
-        if any(v == verbs and len(words) <= len(said) + 1 for v, words in alike):
+        if any(v == verbs and len(words) <= len(content) + 1 for v, words in same_verb):
             return False
     article = _article(topic, tuple(sorted(passages)))
     score = lexical.support_prepared(fact, article).score
     return score is not None and score >= lexical.THRESHOLD
 
 
-@functools.lru_cache(maxsize=256)  # a topic's facts come close together
+@functools.lru_cache(maxsize=256)  # facts of a topic follow each other
 def _article(topic: str, passages: tuple[str, ...]) -> lexical.Prepared:
     return lexical.prepare(topic, passages)
 
 
 @functools.lru_cache(maxsize=256)
 def _statements(topic: str, passages: tuple[str, ...]) -> list[tuple[set[str], set[str]]]:
-    """Content of the passages' short sentences that open with the topic's name."""
-    found = (s for p in passages for s in re.split(r"(?<=[.!?;])\s+", p.strip()))
+    """Content of the passages' short sentences that begin with the topic's name."""
+    sentences = (s for p in passages for s in re.split(r"(?<=[.!?;])\s+", p.strip()))
     name = re.sub(r"\s*\([^)]*\)$", "", topic)
-    return [_content(s, topic) for s in found if s.startswith(f"{name} ") and s.count(" ") < _SHORT]
+    return [
+        _content(s, topic)
+        for s in sentences
+        if s.startswith(f"{name} ") and s.count(" ") < _MAX_WORDS
+    ]
 
 
 def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
-    """(verbs, other content words) of a sentence, inflection aside, without the topic's name."""
-    own = set(re.findall(r"\w+", topic.lower()))
+    """(verbs, other content words) of a sentence as base forms, without the topic's name."""
+    name = set(re.findall(r"\w+", topic.lower()))
     verbs: set[str] = set()
     words: set[str] = set()
     for word in re.findall(r"\d[\d,.]*\d|\w+", sentence.lower()):
-        if word in own or word in _EMPTY or word in AUXILIARIES:
+        if word in name or word in _STOP_WORDS or word in AUXILIARIES:
             continue
         if not verbs and is_finite(word) and base(word) in KNOWN:
             verbs.add(base(word))
@@ -227,7 +232,7 @@ def _content(sentence: str, topic: str) -> tuple[set[str], set[str]]:
 
 
 TASKS: dict[str, Callable[..., str]] = {
-    **{prompts.template_name(d): functools.partial(_prompts, d) for d in ASKED},
+    **{prompts.template_name(d): functools.partial(_prompts, d) for d in QUESTIONS},
     "facts": _facts,
     "abstention": _abstention,
     "verdicts": _verdicts,

@@ -51,9 +51,12 @@ class Record:
 # ---------------------------------------------------------------- labelled and input JSONL
 
 
-def read(path: str | Path) -> Iterator[Record]:
-    """Records of one file in order. UserError `FILE:LINE: ...` at the first wrong line."""
-    for where, row in records.read(str(path), "data.folder and data.files", ".jsonl"):
+def read(path: str | Path, key: str = "data.folder and data.files") -> Iterator[Record]:
+    """Records of one file in order. UserError `FILE:LINE: ...` at the first wrong line.
+
+    `key`: the setting that the error for a missing file names.
+    """
+    for where, row in records.read(str(path), key, ".jsonl"):
         try:
             yield _record(row)
         except RowError as e:

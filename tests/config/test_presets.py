@@ -37,7 +37,7 @@ VALUES = (
 def conditions() -> tuple[list[str], list[dict]]:
     """(documents, articles): right about half of the time, and always."""
     draw, documents, articles = random.Random(0), [], []
-    asked = rules.ASKED["medicine"].split("|")
+    asked = rules.QUESTIONS["medicine"].split("|")
     for name in CONDITIONS:
         true = [draw.choice(v) for v in VALUES]
         facts = [s.format(t=name, v=v) for s, v in zip(STATEMENTS, true, strict=True)]

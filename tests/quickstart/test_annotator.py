@@ -1,4 +1,4 @@
-"""The server as its callers see it: the `openai` client and plain HTTP, never its insides."""
+"""The server through the `openai` client and plain HTTP."""
 
 import asyncio
 import contextlib
@@ -89,7 +89,7 @@ def test_a_completion(plain):
         assert raw.headers[f"x-ratelimit-reset-{kind}"].endswith("ms")
 
 
-def test_async_client_as_the_pipeline_uses_it(plain):
+def test_the_async_client(plain):
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(
             base_url=plain, api_key="none", http_client=openai.DefaultAioHttpClient(), max_retries=0
@@ -282,7 +282,7 @@ def test_serve_prints_one_line_and_stops_on_signals(number):
         assert server.returncode == 0
 
 
-def test_a_port_in_use_is_one_clear_line():
+def test_a_port_in_use_is_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -306,7 +306,7 @@ def test_bad_options(options):
         serve(options)
 
 
-def test_a_journal_that_is_none(tmp_path):
+def test_a_broken_journal(tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"some": "thing"}\n')
     with pytest.raises(UserError, match=r"other\.jsonl, line 1"):

@@ -1,4 +1,4 @@
-"""Text completions, and the texts that the server samples, as an `openai` client sees them."""
+"""Text completions and sampled texts through the `openai` client."""
 
 import json
 import urllib.error
@@ -68,7 +68,7 @@ def test_a_text_completion(plain):
     assert stats(plain)["by_task"]["completions"] >= 5
 
 
-def test_without_a_stop_it_goes_on_and_is_cut_by_its_tokens(plain):
+def test_a_completion_without_a_stop_is_cut_at_max_tokens(plain):
     (choice,) = complete(plain, BORN).parse().choices
     assert "\nQuestion: " in choice.text and choice.finish_reason == "stop"
     (cut,) = complete(plain, BORN, max_tokens=4).parse().choices
@@ -76,7 +76,7 @@ def test_without_a_stop_it_goes_on_and_is_cut_by_its_tokens(plain):
     assert len(cut.text.split()) == 3
 
 
-def test_a_biography_is_sampled_from_its_start_or_from_where_it_stands(plain):
+def test_a_biography_is_sampled_from_its_start_or_continued(plain):
     asked = "Write a biography of Mara Veldt."
     (whole,) = complete(plain, asked + "\n", seed=1).parse().choices
     assert whole.text.startswith("Mara Veldt ") and whole.text.count(".") == 3
@@ -85,7 +85,7 @@ def test_a_biography_is_sampled_from_its_start_or_from_where_it_stands(plain):
     assert rest.text.strip() in VALUES["plays"] and rest.text.startswith(" ")
 
 
-def test_a_chat_message_that_asks_for_a_sample_gets_one(plain):
+def test_a_chat_message_can_ask_for_a_sample(plain):
     def said(**params):
         chat = [{"role": "user", "content": "Write a biography of Mara Veldt."}]
         with openai.OpenAI(base_url=plain, api_key="none", max_retries=0, timeout=20) as client:

@@ -1,4 +1,4 @@
-"""The server's limits as its callers see them: bursts, halving, refusals, slots, /stats."""
+"""The server's limits through HTTP: bursts, halving, refusals, slots, /stats."""
 
 import concurrent.futures
 import json
@@ -56,7 +56,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_a_small_burst_refuses_what_a_minutes_bucket_would_take():
+def test_a_small_burst_refuses_requests_that_a_full_minute_would_admit():
     with running(AnnotatorOptions(requests_per_minute=60, burst_s=2.0)) as url:
         first, headers = ask(url)
         assert (first, headers["x-ratelimit-limit-requests"]) == (200, "60")
@@ -134,7 +134,7 @@ def test_bursts_of_refusals(clock):
     ]
 
 
-def test_refusals_say_when_to_come_again():
+def test_refusals_say_when_to_try_again():
     # refuses all but the first instant of each minute
     options = AnnotatorOptions(refuse_every_s=60, refuse_for_s=59.99, headers=False)
     with running(options) as url:
@@ -158,7 +158,7 @@ def test_no_headers():
             assert not [h for h in headers if h.lower().startswith("x-ratelimit")]
 
 
-def test_slots_queue_what_is_too_much():
+def test_requests_beyond_the_slots_queue():
     options = AnnotatorOptions(slots=2, latency_min_ms=250, latency_max_ms=250)
     with running(options) as url:
         started = time.monotonic()
@@ -170,7 +170,7 @@ def test_slots_queue_what_is_too_much():
         assert 2 < counted["max_running"] <= 8  # the queue is inside
 
 
-def test_who_gives_up_in_the_queue_is_not_answered():
+def test_a_client_that_gives_up_in_the_queue_is_not_answered():
     options = AnnotatorOptions(slots=1, latency_min_ms=1000, latency_max_ms=1000)
     with running(options) as url:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:

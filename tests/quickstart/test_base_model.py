@@ -42,7 +42,7 @@ def test_known_words_are_one_token_and_the_limit_holds():
     assert len(train_tokenizer(DOCUMENTS, 260, 64)) == 260
 
 
-def test_learns_saves_whole_and_opens_as_a_plain_folder(tmp_path):
+def test_a_trained_model_is_saved_and_opened_by_transformers(tmp_path):
     seen = []
     out = tmp_path / "deep" / "base"
     figures = pretrain(
@@ -75,7 +75,7 @@ def test_learns_saves_whole_and_opens_as_a_plain_folder(tmp_path):
     assert all(s[0].finished and s[0].tokens == 2 for s in said)
 
 
-def test_same_seed_same_weights_and_another_seed_others(tmp_path):
+def test_equal_seeds_give_equal_weights(tmp_path):
     from safetensors.torch import load_file
 
     weights = []

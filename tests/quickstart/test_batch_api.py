@@ -1,4 +1,4 @@
-"""Files and batches as the official client sees them."""
+"""Files and batches through the `openai` client."""
 
 import json
 import time
@@ -101,7 +101,7 @@ def test_files(plain):
         plain.post("/files", cast_to=object, body={"purpose": "batch"})
 
 
-def test_unknown_batches_and_bad_ones(plain):
+def test_unknown_and_bad_batches(plain):
     for gone in (plain.batches.retrieve, plain.batches.cancel):
         with pytest.raises(openai.NotFoundError, match="No batch found") as error:
             gone("batch_none")
@@ -252,7 +252,7 @@ def test_cancelling():
             api.batches.cancel(batch.id)
 
 
-def test_results_take_their_time():
+def test_results_come_after_the_delay():
     with running(AnnotatorOptions(batch_delay_s=0.5)) as url, client(url) as api:
         started = time.monotonic()
         batch = run(api, [line(i) for i in range(5)])

@@ -68,7 +68,7 @@ def test_facts_and_verdicts_by_label(tmp_path):
     assert answers.counts == {"missing": 0, "conflicts": 0}
 
 
-def test_what_the_file_lacks_is_answered_by_the_rules_and_counted(tmp_path):
+def test_rules_answer_what_the_file_lacks_and_count_it(tmp_path):
     answers = load(tmp_path, record("Ada wrote.", ("Ada wrote.", ("Ada wrote.", "S"))))
     unknown = facts_prompt.render("Ada", "Ada was born in Rome in 1815.")
     assert answers.answer(unknown) == rules.answer(unknown)
@@ -85,7 +85,7 @@ def test_what_the_file_lacks_is_answered_by_the_rules_and_counted(tmp_path):
     assert answers.counts["missing"] == 4
 
 
-def test_a_sentence_without_facts_and_who_abstains_state_none(tmp_path):
+def test_a_sentence_without_facts_and_an_abstention_have_no_facts(tmp_path):
     answers = load(
         tmp_path,
         record("Ada wrote. Well, well.", ("Ada wrote.", ("Ada wrote.", "S")), ("Well, well.",)),
@@ -97,7 +97,7 @@ def test_a_sentence_without_facts_and_who_abstains_state_none(tmp_path):
 
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
-def test_list_marks_and_other_cuts_lose_nothing(tmp_path, parts):
+def test_list_marks_and_other_sentence_cuts_lose_no_fact(tmp_path, parts):
     output = (
         "Some works:\n\n1. Notes. They are long.\n2. Letters, e.g. to J. R. Smith.\n- [x] Done."
     )
@@ -118,7 +118,7 @@ def test_list_marks_and_other_cuts_lose_nothing(tmp_path, parts):
     assert found == ["n", "o", "p", "q", "r"]
 
 
-def test_equal_and_contradicting_facts_stay_apart(tmp_path):
+def test_equal_and_contradicting_facts_stay_different(tmp_path):
     """S, S, NS, NS of one text: numbers 1 and 3 are the first label's, 2 and 4 the other's."""
     told = [("Ada wrote.", label) for label in ("S", "S", "NS", "NS", "IR")]
     again = [("Bob swam.", "NS"), ("Bob swam.", "NS"), ("Bob swam. (2)", "S")]
@@ -151,7 +151,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(UserError, match=":1: not JSON"):
         (tmp_path / "bad.jsonl").write_text("{")
         replay.load(tmp_path / "bad.jsonl")
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file: check --replay"):
         replay.load(tmp_path / "gone.jsonl")
 
 
@@ -203,6 +203,6 @@ def test_the_server_replays_and_counts(tmp_path):
 
 
 def test_a_bad_replay_file_stops_the_start(tmp_path):
-    with pytest.raises(UserError, match="gone.jsonl: No such file"):
+    with pytest.raises(UserError, match="gone.jsonl: no such file"):
         with running(AnnotatorOptions(replay=str(tmp_path / "gone.jsonl"))):
             pass

@@ -1,4 +1,4 @@
-"""Stored and background responses as the `openai` client sees them."""
+"""Stored and background responses through the `openai` client."""
 
 import json
 import time
@@ -51,7 +51,7 @@ def plain():
         yield url
 
 
-def test_a_background_response_is_made_after_its_id_is_told():
+def test_a_background_response_is_made_after_its_id_is_sent():
     with running(AnnotatorOptions(latency_min_ms=2000, latency_max_ms=2000)) as url:
         queued = create(url)
         assert (queued.status, queued.output, queued.usage) == ("queued", [], None)
@@ -72,7 +72,7 @@ def test_the_same_text_and_tokens_as_a_chat_completion(plain):
     assert response.usage.output_tokens == chat.usage.completion_tokens
 
 
-def test_one_that_is_not_in_the_background_is_there_at_once(plain):
+def test_a_response_outside_of_the_background_is_complete_at_once(plain):
     now = create(plain, background=False)
     assert (now.status, now.output_text) == ("completed", REPLY)
     assert get(plain, now.id).output_text == REPLY
@@ -81,11 +81,11 @@ def test_one_that_is_not_in_the_background_is_there_at_once(plain):
         get(plain, gone.id)
 
 
-def test_a_text_is_the_users_message(plain):
+def test_a_plain_text_input_is_a_user_message(plain):
     assert create(plain, input="Hello there.", background=False).status == "completed"
 
 
-def test_an_answer_that_is_cut_is_incomplete(plain):
+def test_a_cut_answer_is_incomplete(plain):
     response, _ = ended(plain, create(plain, max_output_tokens=3).id)
     assert response.status == "incomplete"
     assert response.incomplete_details.reason == "max_output_tokens"
@@ -99,7 +99,7 @@ def test_log_probabilities_are_included_when_asked_for(plain):
     assert not create(plain, background=False).output[0].content[0].logprobs
 
 
-def test_a_new_server_with_the_journal_knows_what_was_made(tmp_path):
+def test_a_new_server_with_the_journal_has_the_finished_responses(tmp_path):
     options = AnnotatorOptions(journal=str(tmp_path / "journal.jsonl"))
     with running(options) as url:
         id = create(url).id
@@ -108,7 +108,7 @@ def test_a_new_server_with_the_journal_knows_what_was_made(tmp_path):
         assert get(url, id) == first and stats(url)["journal"] == 1
 
 
-def test_one_that_was_not_made_is_lost_with_its_server(tmp_path):
+def test_an_unfinished_response_is_lost_with_its_server(tmp_path):
     journal = str(tmp_path / "journal.jsonl")
     slow = AnnotatorOptions(journal=journal, latency_min_ms=5000, latency_max_ms=5000)
     with running(slow) as url:
@@ -120,7 +120,7 @@ def test_one_that_was_not_made_is_lost_with_its_server(tmp_path):
         assert stats(url)["journal"] == 0
 
 
-def test_a_key_that_comes_again_gets_the_same_response():
+def test_a_repeated_key_gets_the_same_response():
     with running(AnnotatorOptions(latency_min_ms=300, latency_max_ms=300)) as url:
         id = create(url, key="k").id
         assert create(url, key="k").id == id
@@ -147,7 +147,7 @@ def test_a_server_that_ignores_keys_makes_each_answer_anew(background):
         assert (seen["answered"], seen["repeated"], seen["replayed"]) == (4, 2, 0)
 
 
-def test_one_that_fails_is_not_paid_for_and_made_again_for_its_key():
+def test_a_failed_response_is_not_paid_and_made_again_for_its_key():
     with running(AnnotatorOptions(failed_share=1.0)) as url:
         response, _ = ended(url, create(url, key="k").id)
         assert (response.status, response.error.code) == ("failed", "server_error")
@@ -155,7 +155,7 @@ def test_one_that_fails_is_not_paid_for_and_made_again_for_its_key():
         assert stats(url)["answered"] == 0
 
 
-def test_a_response_whose_id_was_lost_is_paid_for():
+def test_a_response_is_paid_even_if_its_id_was_lost():
     with running(AnnotatorOptions(reset_share=1.0)) as url:
         with pytest.raises(openai.APIConnectionError):
             create(url)
@@ -166,7 +166,7 @@ def test_a_response_whose_id_was_lost_is_paid_for():
         assert stats(url)["answered"] == 1
 
 
-def test_requests_count_for_the_limits_and_looks_do_not():
+def test_only_requests_that_make_a_response_count_for_the_limits():
     with running(AnnotatorOptions(requests_per_minute=2)) as url:
         ids = [create(url).id for _ in range(2)]
         for _ in range(20):
@@ -176,7 +176,7 @@ def test_requests_count_for_the_limits_and_looks_do_not():
         assert stats(url)["received"] == 3
 
 
-def test_slots_bound_how_many_are_made_at_once():
+def test_slots_limit_the_responses_made_at_once():
     slow = AnnotatorOptions(slots=1, latency_min_ms=10_000, latency_max_ms=10_000)
     with running(slow) as url:
         ids = [create(url).id for _ in range(3)]  # which wait for no slot
@@ -203,6 +203,6 @@ def test_a_key_of_another_account_is_refused(method):
         ({"temperature": 3}, "'temperature' must be a number"),
     ],
 )
-def test_a_request_that_is_wrong_is_refused(plain, params, says):
+def test_a_wrong_request_is_refused(plain, params, says):
     with pytest.raises(openai.BadRequestError, match=says):
         create(plain, **params)

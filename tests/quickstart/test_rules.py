@@ -213,12 +213,12 @@ def test_question_and_answer_in_every_domain(domain, fact, answer):
     assert asked.question.endswith("?") and answer not in asked.question
 
 
-def test_a_question_about_what_belongs_to_somebody():
+def test_a_question_about_a_possession():
     assert asked("Veldt's career declined.") == "What did Veldt's career do?"
     assert asked("Her son was Tom Hale.") == "Who was Mara Veldt's son?"
 
 
-def test_words_of_a_fact_are_no_other_slot():
+def test_words_of_a_fact_cannot_fill_another_slot():
     fact = f"{TOPIC} plays Fact: Fiction."
     for before in ([], ["She sang.", "Fact: She won."]):
         messages = questions.render(TOPIC, fact, before=before)

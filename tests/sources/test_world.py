@@ -22,7 +22,7 @@ def world():
     return make(3, **SMALL)
 
 
-def test_same_seed_same_world_in_another_process_and_another_hash_seed(world):
+def test_equal_seeds_give_equal_worlds_in_another_process(world):
     script = (
         "import hashlib; from facttune_ray.sources.world import make;"
         f"w = make(3, **{SMALL!r});"
@@ -40,7 +40,7 @@ def test_same_seed_same_world_in_another_process_and_another_hash_seed(world):
     assert make(4, **SMALL).documents != world.documents
 
 
-def test_splits_are_disjoint_and_of_the_sizes_asked_for(world):
+def test_splits_are_disjoint_and_have_the_requested_sizes(world):
     names = [name for split in world.splits.values() for name in split]
     assert [len(world.splits[s]) for s in ("train", "val", "test")] == [20, 10, 20]
     assert len(set(names)) == 50
@@ -58,7 +58,7 @@ def test_no_word_of_a_name_is_shared_with_another_name_or_a_value():
     assert set(bare.values()) == {1} and not set(bare) & set(words)
 
 
-def test_documents_have_the_two_agreed_forms(world):
+def test_documents_have_one_of_two_forms(world):
     people = {p.name: p for p in world.people}
     biographies = Counter()
     for text in world.documents:
@@ -101,7 +101,7 @@ def test_right_attributes_are_always_right_and_noisy_ones_as_noisy_as_stated():
     assert max(shares["lives"], shares["plays"], shares["keeps"]) < 0.7
 
 
-def test_popularity_is_skewed_and_every_person_is_seen():
+def test_popularity_is_skewed_and_every_person_has_documents():
     counts = sorted((p.biographies + p.questions for p in make(0).people), reverse=True)
     assert counts[-1] >= 12 and counts[0] > 5 * counts[len(counts) // 2]
     assert abs(sum(counts) / len(counts) - 40) < 0.1
