@@ -149,13 +149,8 @@ def _message(what: str, index: int, message: Any) -> dict[str, str]:
 
 
 def count_tokens(text: str) -> int:
-<<<<<<< HEAD
-    """About what a tokenizer gives: 4 tokens for 3 words."""
-    return math.ceil(estimated_tokens(text))
-=======
     """An estimate of the tokenizer's count: 4 tokens for 3 words."""
-    return math.ceil(len(text.split()) * 4 / 3)
->>>>>>> h-src
+    return math.ceil(estimated_tokens(text))
 
 
 def complete(asked: Request, answer: Answer = rules.answer) -> tuple[bytes, int]:
