@@ -165,7 +165,7 @@ def test_lists_of_responses_with_the_file_name_as_the_model(tmp_path):
         ),
         (
             [{"topic": "A", "prompt": "p", "response": "x", "split": s} for s in ("train", "test")],
-            'r.jsonl:2: topic "A" is in split train already',
+            'r.jsonl:2: topic "A" is in split train, too',
         ),
     ],
 )
