@@ -10,9 +10,9 @@ import urllib.request
 import pytest
 
 from facttune_ray import config
+from facttune_ray.commands import run as run_command
 from facttune_ray.errors import Stopped, UserError
 from facttune_ray.llm.ledger import Ledger
-from facttune_ray.loop import facttune
 from facttune_ray.quickstart.annotator import AnnotatorOptions, embedded, running
 from facttune_ray.runtime import cluster
 from facttune_ray.runtime.run import Run
@@ -204,7 +204,7 @@ def test_facts_are_asked_for_while_responses_are_sampled_elsewhere(
         words += ["rewards.columns=[factscore, max_conf]", "answers.samples=2"]
         words += ["sampling.llm.concurrency=2"]
         cfg = config.load(["quickstart", small_preset], words)
-        facttune.run(cfg)
+        run_command.run(cfg)
         return Folder.of(cfg.run.out)
 
     slow = AnnotatorOptions(latency_min_ms=300, latency_max_ms=300)
