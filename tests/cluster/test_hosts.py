@@ -109,7 +109,7 @@ def host_of(cluster: hosts.Cluster, process: str, job: subprocess.Popen[str]) ->
 
 def lose(cluster: hosts.Cluster, host: hosts.Host) -> None:
     """The host dies, and another one is started."""
-    host.gone()
+    host.remove()
     cluster.workers.remove(host)
     cluster.start_worker(1)
 
