@@ -69,7 +69,7 @@ def files_with_key(*folders: Path) -> list[str]:
     [
         ({"api_key": "another"}, KEY, SCORE, 2, "set MARKED_KEY"),
         ({"api_key": KEY, "error_share": 1.0}, KEY, SCORE, 2, "500"),
-        ({"api_key": KEY, "malformed_share": 1.0}, KEY, SCORE, 2, "not JSON"),
+        ({"api_key": KEY, "malformed_share": 1.0}, KEY, SCORE, 2, "no completion"),
         ({"api_key": KEY, "reset_share": 0.2, "error_share": 0.2}, KEY, QUICKSTART, 0, ""),
         ({"api_key": KEY}, KEY + "\nx", SCORE, 2, "MARKED_KEY: the key"),  # no header takes it
         ({"api_key": "another"}, KEY, BATCH, 2, "set MARKED_KEY"),
