@@ -281,11 +281,12 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from facttune_ray.runtime import run
+    from facttune_ray.commands.status import status
+    from facttune_ray.runtime.maker import describe
 
     cfg = _config(args)
-    for name, manifest in run.status(cfg):
-        print(run.describe(cfg, name, manifest) if manifest else f"{name:<36} unfinished")
+    for name, manifest in status(cfg):
+        print(describe(cfg, name, manifest) if manifest else f"{name:<36} unfinished")
     return 0
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
-from facttune_ray.loop.run import Snapshot, model_digest
+from facttune_ray.loop.models import Snapshot, model_digest
+from facttune_ray.loop.run import Run
 from facttune_ray.loop.tune import preferred, supervised
 from facttune_ray.quickstart.annotator import embedded
 from facttune_ray.runtime import preflight
-from facttune_ray.runtime.run import Run
+from facttune_ray.runtime.maker import Maker
 from facttune_ray.sources import given
 from facttune_ray.stages import stage
 from facttune_ray.telemetry import say
@@ -35,11 +36,12 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
         raise UserError(
             "train.loss=fact_masked: needs the tables facts and verdicts, which data.groups has not"
         )
-    with Run(cfg, embedded) as this:
+    with Maker(cfg, embedded) as maker:
+        run = Run(maker)
         recipe = (
             given.recipe(files, cfg.data.reward)
             | stage("groups").recipe(cfg)
-            | {"run.shards": this.cfg.run.shards}
+            | {"run.shards": run.cfg.run.shards}
         )
 
         def rows() -> list[dict]:
@@ -48,10 +50,10 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
                 say(f"data.groups: {found.left_out:,} rows make no pair of their own: left out")
             return found.groups
 
-        groups = this.driver_table(f"{SCOPE}/groups", "groups", recipe, rows)
+        groups = run.driver_table(f"{SCOPE}/groups", "groups", recipe, rows)
         models = [Snapshot("start", cfg.model.path, model_digest(cfg.model.path))]
         if cfg.train.sft.epochs:
-            models.append(supervised(this, cfg, f"{SCOPE}/sft", groups, models[-1]))
-        table = this.table(SCOPE, "reference", [groups], model=models[-1])
-        models.append(preferred(this, cfg, SCOPE, table, models[-1], cfg.train))
-        return [m.path for m in models[1:]], this.made
+            models.append(supervised(run, f"{SCOPE}/sft", groups, models[-1]))
+        table = run.table(SCOPE, "reference", [groups], model=models[-1])
+        models.append(preferred(run, SCOPE, table, models[-1], cfg.train))
+        return [m.path for m in models[1:]], maker.made

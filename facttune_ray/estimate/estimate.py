@@ -19,7 +19,7 @@ from typing import Any
 
 from facttune_ray.config import Config
 from facttune_ray.estimate import gpu_hours
-from facttune_ray.estimate.dry_run import DryRun, Planned, judged_scope
+from facttune_ray.estimate.dry_run import DryRun, judged_scope, splits_of
 from facttune_ray.estimate.topic_sample import TopicSample, topic_sample
 from facttune_ray.estimate.trial import CountingClient, RequestCounts, TrialContext
 from facttune_ray.evaluation.breakdowns import SECOND
@@ -27,17 +27,19 @@ from facttune_ray.llm.cost import price_of
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.ledger_tools import stats
 from facttune_ray.loop.facttune import facttune
-from facttune_ray.loop.run import SPLITS, full_name
+from facttune_ray.loop.nodes import StageTable
+from facttune_ray.loop.run import Run
 from facttune_ray.loop.start import knowledge, knowledge_file
 from facttune_ray.quickstart.annotator import embedded
 from facttune_ray.runtime import preflight
-from facttune_ray.runtime.run import Run
+from facttune_ray.runtime.maker import Maker
 from facttune_ray.sources import topics as topics_files
 from facttune_ray.stages import STAGES, connect, prompts, stage
 from facttune_ray.stages.responses import count
 from facttune_ray.stages.verdicts import estimators
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
+from facttune_ray.storage.schema import SPLITS
 from facttune_ray.storage.tables import Folder
 from facttune_ray.text.tokens import estimated_tokens
 
@@ -61,16 +63,16 @@ def estimate(
     """
     dry = DryRun(cfg)
     preflight.check(dry.cfg, knowledge_file(cfg), models=False)
-    first = facttune(dry, dry.cfg).scored
-    asking = [t for t in dry.tables if _asks(t.cfg, t.stage)]
-    if not any(t.stage in ON_TRIAL for t in asking):
+    first = facttune(Run(dry)).scored
+    asking = [t for t in dry.tables if _asks(t.cfg, t.step)]
+    if not any(t.step in ON_TRIAL for t in asking):
         return []
-    with Run(cfg, embedded, only="knowledge") as run:
-        knowledge(run, run.cfg)
+    with Maker(cfg, embedded, only="knowledge") as maker:
+        knowledge(Run(maker))
     drawn = dry.sampled.get(first)
-    sample = topic_sample(cfg, first, drawn.splits if drawn else SPLITS, topics)
-    splits: Splits = {t.stage: SPLITS for t in asking}
-    splits |= {t.stage: t.splits for t in asking if t.scope == first}
+    sample = topic_sample(cfg, first, splits_of(drawn) if drawn else SPLITS, topics)
+    splits: Splits = {t.step: SPLITS for t in asking}
+    splits |= {t.step: splits_of(t) for t in asking if t.scope == first}
     second = next((t.cfg for t in asking if t.scope != judged_scope(t.scope)), None)
     made, counts = _try(cfg, sample, splits, second)
     totals = _totals(dry, asking, first, sample, splits, counts | sample.counts)
@@ -78,8 +80,8 @@ def estimate(
         parameters = gpu_hours.parameters(cfg)
     work = gpu_hours.gpu_rows(
         cfg,
-        [t for t in dry.tables if not _finished(cfg, t.scope, t.stage)],
-        [scope for scope in dry.trained if not _finished(cfg, scope, "train")],
+        [t for t in dry.tables if not _finished(cfg, t.name)],
+        [scope for scope in dry.trained if not _finished(cfg, f"{scope}/train")],
         _means(cfg, made),
         rates or gpu_hours.Rates(),
         parameters,
@@ -89,7 +91,7 @@ def estimate(
 
 def _totals(
     dry: DryRun,
-    asking: list[Planned],
+    asking: list[StageTable],
     first: str,
     sample: TopicSample,
     splits: Splits,
@@ -99,13 +101,13 @@ def _totals(
     cfg = dry.cfg
     totals: dict[str, Counter[str]] = {}
     for t in asking:
-        total = totals.setdefault(t.stage, Counter())
+        total = totals.setdefault(t.step, Counter())
         total["tables"] += 1
-        if _finished(cfg, t.scope, t.stage):
+        if _finished(cfg, t.name):
             total["finished"] += 1
             continue
         scope = judged_scope(t.scope)
-        name = t.stage if scope == t.scope else SECOND
+        name = t.step if scope == t.scope else SECOND
         counted = counts.get(name, RequestCounts())
         tried = sum(r["split"] in splits.get(name, SPLITS) for r in sample.responses)
         if name == "prompts":
@@ -116,7 +118,7 @@ def _totals(
             scale, cached = sample.all_topics / sample.topics, counted.cached
         else:  # another model's responses: the ledger has no completion about them
             drawn = dry.sampled.get(scope)  # a contender samples by its own settings
-            scale, cached = _responses(drawn.cfg if drawn else cfg, t.splits) / tried, 0
+            scale, cached = _responses(drawn.cfg if drawn else cfg, splits_of(t)) / tried, 0
         paid = counted.requests - cached
         share = paid / max(1, counted.requests - counted.cached)
         total["requests"] += round(scale * paid)
@@ -152,8 +154,8 @@ def _asks(cfg: Config, name: str) -> bool:
     return name in (*ON_TRIAL, "prompts") and STAGES[name].endpoint(cfg) == "llm"
 
 
-def _finished(cfg: Config, scope: str, name: str) -> bool:
-    return tables.has_manifest(Folder.of(cfg.run.out) / full_name(scope, name))
+def _finished(cfg: Config, name: str) -> bool:
+    return tables.has_manifest(Folder.of(cfg.run.out) / name)
 
 
 def _responses(cfg: Config, splits: tuple[str, ...]) -> int:

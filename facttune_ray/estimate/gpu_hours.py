@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from facttune_ray.config import Config
-from facttune_ray.estimate.dry_run import Planned
+from facttune_ray.estimate.dry_run import splits_of
+from facttune_ray.loop.nodes import StageTable
 from facttune_ray.stages import responses
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
@@ -75,7 +76,7 @@ def parameters_of(path: str) -> float | None:
 
 def gpu_rows(
     cfg: Config,
-    planned: list[Planned],
+    planned: list[StageTable],
     trained: list[str],
     counts: Counts,
     rates: Rates,
@@ -86,14 +87,14 @@ def gpu_rows(
     unknown."""
     stages: dict[str, Counter[str]] = {}
     for table in planned:
-        name, table_cfg = table.stage, table.cfg
+        name, table_cfg = table.step, table.cfg
         if name not in ("responses", "answers", "reference"):
             continue
         if name == "responses" and table_cfg.sampling.engine == "api":
             continue
         total = stages.setdefault(name, Counter())
         total["tables"] += 1
-        for split in table.splits if name == "responses" else ("train",):
+        for split in splits_of(table) if name == "responses" else ("train",):
             prompts = counts.prompts.get(split, 0)
             if name == "responses":
                 samples = prompts * responses.count(table_cfg, split)

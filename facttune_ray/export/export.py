@@ -21,10 +21,9 @@ from facttune_ray.errors import UserError
 from facttune_ray.export import preferences, rewards
 from facttune_ray.sources import confidence, entities, factscore, tuning
 from facttune_ray.storage import tables
+from facttune_ray.storage.schema import SPLITS
 from facttune_ray.storage.scopes import preferred, scored
 from facttune_ray.storage.tables import Folder
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

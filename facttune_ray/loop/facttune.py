@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from facttune_ray.config import Config, contenders
+from facttune_ray.config import contenders
 from facttune_ray.config.wanted import asks_model, needed, wanted
 from facttune_ray.loop.contenders import contend
-from facttune_ray.loop.run import Run, Snapshot
-from facttune_ray.loop.score import judge, respond, rewards, test
+from facttune_ray.loop.models import Snapshot
+from facttune_ray.loop.run import Run
+from facttune_ray.loop.score import answer_test_topics, judge, respond, rewards
 from facttune_ray.loop.second_judge import second_judge
 from facttune_ray.loop.start import IMPORTED, base, imported, knowledge, prompts
 from facttune_ray.loop.tune import tune_all
@@ -31,39 +32,40 @@ class Outcome:
     scored: str  # scope of the first table of rewards
 
 
-def facttune(run: Run, cfg: Config) -> Outcome:
+def facttune(run: Run) -> Outcome:
     """The whole loop. Every table and model is asked of the run."""
-    knowledge(run, cfg)
-    prompts(run, cfg)
+    cfg = run.cfg
+    knowledge(run)
+    prompts(run)
 
     # Sample and score. Imported responses have no model: `first` is then the empty snapshot.
     if cfg.data.source in SOURCES_WITH_RESPONSES:
         first, source = Snapshot("imported", "", ""), IMPORTED
-        imported(run, cfg)
+        imported(run)
         judge(run, source, ("train", "val", "test"))
     else:
-        first, source = base(run, cfg), "base/tune"
+        first, source = base(run), "base/tune"
         with run.side_by_side():
             respond(run, first, source, ("train", "val"))
             judge(run, source, ("train", "val"))
     columns = needed(cfg, wanted(cfg))
     sampled_again = not first.path and asks_model(cfg, columns)
-    rewards(run, cfg, base(run, cfg) if sampled_again else first, source, wanted(cfg))
+    rewards(run, base(run) if sampled_again else first, source, wanted(cfg))
 
     # Prefer and train, round by round.
-    rounds = tune_all(run, cfg, first, source)
+    rounds = tune_all(run, first, source)
 
     # Choose each model's round by the val topics, and measure that round alone on the test topics.
     measured, selection = {}, {}
     chosen = {name: models[-1] for name, models in rounds.items()}
     compared = rounds if cfg.evaluation.tuned else {}
     if first.path or compared:  # the base model is what the tuned models are compared with
-        measured["base"] = test(run, first if first.path else base(run, cfg))
+        measured["base"] = answer_test_topics(run, first if first.path else base(run))
     for name, models in compared.items():
         selection[name] = run.choose(models, cfg.evaluation.select)
         chosen[name] = next(m for m in models if m.name == selection[name]["chosen"])
-        measured[name] = test(run, chosen[name])
+        measured[name] = answer_test_topics(run, chosen[name])
     for contender in contenders(cfg):
-        measured[contender.name] = contend(run, cfg, contender, chosen)
-    second_judge(run, cfg, measured or {"": source})
+        measured[contender.name] = contend(run, contender, chosen)
+    second_judge(run, measured or {"": source})
     return Outcome(measured, selection, source)

@@ -6,9 +6,9 @@ classes.
 
 from __future__ import annotations
 
-from facttune_ray.config import Config
 from facttune_ray.config.wanted import needed
-from facttune_ray.loop.run import Run, Snapshot
+from facttune_ray.loop.models import Snapshot
+from facttune_ray.loop.run import Run
 from facttune_ray.storage.schema import made_of
 
 TRAIN = ("train",)
@@ -27,7 +27,7 @@ def judge(run: Run, scope: str, splits: tuple[str, ...]) -> None:
         run.table(scope, "verdicts", [facts, "knowledge"], splits=splits)
 
 
-def test(run: Run, model: Snapshot) -> str:
+def answer_test_topics(run: Run, model: Snapshot) -> str:
     """The model's responses to the test topics, judged. -> their scope"""
     scope = f"{model.name}/test"
     with run.side_by_side():
@@ -36,12 +36,13 @@ def test(run: Run, model: Snapshot) -> str:
     return scope
 
 
-def rewards(run: Run, cfg: Config, model: Snapshot, scope: str, wanted: set[str]) -> None:
+def rewards(run: Run, model: Snapshot, scope: str, wanted: set[str]) -> None:
     """`scope/rewards` with the columns that the wanted rewards need, and `scope/mixes` for the
     wanted rewards that are weighted sums."""
     with run.side_by_side():
-        table = _rewards(run, model, scope, needed(cfg, wanted))
-    mix = {name: dict(weights) for name, weights in cfg.rewards.mix.items() if name in wanted}
+        table = _rewards(run, model, scope, needed(run.cfg, wanted))
+    mixes = run.cfg.rewards.mix
+    mix = {name: dict(weights) for name, weights in mixes.items() if name in wanted}
     if mix:
         run.table(scope, "mixes", [table], mix=mix)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from facttune_ray.config import Config
 from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.loop.run import Run
 from facttune_ray.stages import stage
 
 
-def second_judge(run: Run, cfg: Config, scopes: Mapping[str, str]) -> None:
+def second_judge(run: Run, scopes: Mapping[str, str]) -> None:
     """The tables, for measured responses: model -> scope."""
+    cfg = run.cfg
     other = stage("verdicts").second_opinion(cfg)
     for name, scope in scopes.items():
         if other:

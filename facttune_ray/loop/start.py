@@ -18,7 +18,8 @@ from facttune_ray.config import Config
 from facttune_ray.config.wanted import needed, wanted
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import source
-from facttune_ray.loop.run import Run, Snapshot, model_digest
+from facttune_ray.loop.models import Snapshot, model_digest
+from facttune_ray.loop.run import Run
 from facttune_ray.quickstart import base_model
 from facttune_ray.sources import ready
 from facttune_ray.sources import topics as topic_files
@@ -29,13 +30,14 @@ from facttune_ray.storage.schema import made_of
 IMPORTED = "imported/all"  # scope of responses that come from files
 
 
-def knowledge(run: Run, cfg: Config) -> None:
+def knowledge(run: Run) -> None:
     """{title, text} articles -> knowledge/knowledge.db. If data.knowledge is a database, it is used
     where it is."""
     from facttune_ray.knowledge import build
     from facttune_ray.knowledge.local import local_copy
     from facttune_ray.sources.records import file_digest
 
+    cfg = run.cfg
     given, from_world = cfg.data.knowledge, cfg.data.source == "world"
     database = source.is_database(given)
     columns = needed(cfg, wanted(cfg))
@@ -71,8 +73,9 @@ def knowledge_file(cfg: Config) -> str:
     return (Folder.of(cfg.run.out) / "knowledge" / "knowledge.db").uri
 
 
-def prompts(run: Run, cfg: Config) -> None:
+def prompts(run: Run) -> None:
     """The table `prompts`: made from a file of topics, or written by the driver."""
+    cfg = run.cfg
     if cfg.data.source == "topics":
         recipe = prompts_stage.topics_recipe(cfg)
         run.driver_table("topics", "topics", recipe, lambda: topic_files.topics(cfg))
@@ -83,9 +86,10 @@ def prompts(run: Run, cfg: Config) -> None:
         run.driver_table("prompts", "prompts", recipe, rows, prompts_stage.once)
 
 
-def base(run: Run, cfg: Config) -> Snapshot:
+def base(run: Run) -> Snapshot:
     """The base model: model.path, the model of an endpoint, or a tiny model trained from
     scratch."""
+    cfg = run.cfg
     if cfg.model.path:
         return Snapshot("base", cfg.model.path, model_digest(cfg.model.path))
     if cfg.sampling.engine == "api":
@@ -112,8 +116,9 @@ def _documents(cfg: Config) -> list[str]:
     return [f"{r['prompt']}\n{r['text']}" for r in prompts_stage.imported_responses(cfg)]
 
 
-def imported(run: Run, cfg: Config) -> None:
+def imported(run: Run) -> None:
     """The responses of data.files, and the tables of data.ready in the same folder."""
+    cfg = run.cfg
     recipe = prompts_stage.recipe(cfg)
     rows = functools.partial(prompts_stage.imported_responses, cfg)
     run.driver_table(

@@ -33,7 +33,7 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
         from facttune_ray.knowledge.articles import Articles
 
         Articles(knowledge).search("a", 1)
-    _warn_of_judges(cfg)
+    warn_of_judges(cfg)
     if made_of(needed(cfg, wanted(cfg)), "entities"):
         stage("entities").hints(cfg)  # UserError for a missing spaCy pipeline
     if not models:
@@ -64,7 +64,7 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
             check_model(key, name)
 
 
-def _warn_of_judges(cfg: Config) -> None:
+def warn_of_judges(cfg: Config) -> None:
     """Warn if tuned models are measured only by the estimator that rewards them, or if the second
     judge shares an estimator with the first."""
     verdicts = stage("verdicts")

@@ -5,18 +5,63 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import threading
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from facttune_ray.config import TrainConfig
+from facttune_ray.config import Config, TrainConfig
 from facttune_ray.errors import UserError
-from facttune_ray.runtime import ending, progress
+from facttune_ray.loop.nodes import Training
+from facttune_ray.runtime import cluster, ending, progress
+from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
+from facttune_ray.storage.tables import Recipe
 from facttune_ray.telemetry import say
+from facttune_ray.training import engine
 from facttune_ray.training.job import TrainJob
+
+
+def train_node(node: Training, recipe: Recipe, root: Folder, cfg: Config) -> int:
+    """Train the model of the node in its folder, which may hold a part of it. -> optimizer steps"""
+    settings = engine.deepspeed_config(node.train)
+    table, out = root / node.rows, root / node.name
+    if node.train.loss == "fact_masked" and node.sft is None:
+        _check_masks(table, cfg.run.shards)
+    tables.begin(out, recipe)
+    cluster.start_ray()
+    # the name holds the recipe, so checkpoints elsewhere cannot be those of another training
+    name = f"{cfg.run.name}-{node.scope}-{tables.fingerprint(recipe)[:8]}"
+    path = Path(node.start.path)  # workers run in another folder than the driver
+    job = TrainJob(
+        rows=tuple((table / tables.part(s)).uri for s in range(cfg.run.shards)),
+        model=str(path.resolve()) if path.is_dir() else node.start.path,
+        out=out.uri,
+        train=node.train,
+        groups=cfg.groups,
+        seed=cfg.run.seed,
+        deepspeed=settings,
+        sft=node.sft,
+        name=re.sub(r"[^\w.-]+", "-", name),
+    )
+    return train(job)
+
+
+def _check_masks(table: Folder, shards: int) -> None:
+    """UserError when no token is masked: no sentence of the responses has a verdict."""
+    import pyarrow.compute as pc
+
+    for shard in range(shards):
+        part = tables.read_part(table, shard, ["win_masks", "lose_masks"])
+        for column in part.columns:
+            if pc.min(pc.list_flatten(pc.list_flatten(column))).as_py() == 0:
+                return
+    raise UserError(
+        f"train.loss=fact_masked: no sentence of the responses in {table} has "
+        f"a verdict, so no token is masked: it needs data.knowledge, or take train.loss=dpo"
+    )
 
 
 def train(job: TrainJob) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +29,11 @@ def shards_of(cfg: Config) -> int:
     elif data.source == "tuning":
         rows = sum(1 for _ in Path(data.folder).glob("responses/*"))
     return max(MIN_SHARDS, math.ceil(rows / TOPICS_PER_SHARD))
+
+
+def with_shards(cfg: Config) -> Config:
+    """The config with the number of shards in `run.shards`."""
+    return replace(cfg, run=replace(cfg.run, shards=shards_of(cfg)))
 
 
 def _rows(path: str) -> int:

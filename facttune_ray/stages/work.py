@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from facttune_ray.config import Config
+from facttune_ray.storage.schema import SPLITS
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Work:
     output: str  # table to write: "base/tune/facts"
     inputs: Mapping[str, str]  # role -> table: {"responses": "base/tune/responses"}
     cfg: Config
-    splits: tuple[str, ...] = ("train", "val", "test")  # only rows of these splits
+    splits: tuple[str, ...] = SPLITS  # only rows of these splits
     snapshot: str = ""  # model that samples: "base", "facttune_fs/round_1"
     model_path: str = ""  # its Hugging Face folder
     reward: str = ""  # groups: the column, or the mix, that orders responses

@@ -154,6 +154,8 @@ P_TRUE = pa.schema(
     ]
 )
 
+SPLITS = ("train", "val", "test")
+
 # Every reward, and the table whose rows it averages. stages/rewards.py computes them.
 REWARD_COLUMNS = {
     "factscore": "verdicts",  # supported / judged facts; null if none could be judged

@@ -12,6 +12,7 @@ from facttune_ray.estimate.dry_run import DryRun
 from facttune_ray.estimate.estimate import estimate
 from facttune_ray.llm import ledger_tools
 from facttune_ray.loop.facttune import facttune
+from facttune_ray.loop.run import Run
 from facttune_ray.quickstart import annotator
 from facttune_ray.sources import world
 from facttune_ray.storage.tables import Folder
@@ -26,8 +27,8 @@ def paid(folder) -> dict[str, dict]:
 
 def test_a_dry_run_lists_the_tables_of_the_loop(small_preset):
     plan = DryRun(load(["quickstart", small_preset]))
-    facttune(plan, plan.cfg)
-    asked = [f"{t.scope}/{t.stage}" for t in plan.tables]
+    facttune(Run(plan))
+    asked = [f"{t.scope}/{t.step}" for t in plan.tables]
     assert asked[:3] == ["base/tune/responses", "base/tune/facts", "base/tune/verdicts"]
     assert "base/tune/questions" in asked and "facttune_fs/round_1/tune/facts" in asked
     chosen = [f"facttune_mc/round_1/test/{n}" for n in ("facts", "verdicts", "judgements")]
@@ -45,17 +46,17 @@ def test_base_answers_test_topics_beside_ready_made_responses_where_a_model_is_t
     words = [f"data.folder={tmp_path}", "data.files=[m.jsonl]", f"run.out={tmp_path / 'out'}"]
     words += ["tune.facttune_fs.rounds=1", f"evaluation.tuned={tuned}", "facts.method=rules"]
     plan = DryRun(load(["factscore"], words))
-    outcome = facttune(plan, plan.cfg)
+    outcome = facttune(Run(plan))
     measured = {"base": "base/test", "facttune_fs": "facttune_fs/round_1/test"}
     assert outcome.measured == (measured if tuned else {})
-    asked = {t.scope: t.splits for t in plan.tables if t.stage == "responses"}
+    asked = {t.scope: t.splits for t in plan.tables if t.step == "responses"}
     assert ("base/test" in asked) == tuned and asked.get("base/test", ("test",)) == ("test",)
 
 
 def test_a_second_opinion_that_asks_is_planned_by_its_own_settings(small_preset):
     words = ["verdicts.estimator=lexical", "evaluation.estimator=chat"]
     plan = DryRun(load(["quickstart", small_preset], words))
-    facttune(plan, plan.cfg)
+    facttune(Run(plan))
     second = [t for t in plan.tables if t.scope.endswith("second_opinion")]
     assert [t.scope.split("/")[0] for t in second] == ["base", "facttune_fs", "facttune_mc"]
     assert {t.splits for t in second} == {("test",)}

@@ -8,10 +8,10 @@ import pytest
 
 from facttune_ray import cli
 from facttune_ray.config import load
-from facttune_ray.estimate.dry_run import Planned
 from facttune_ray.estimate.gpu_hours import Counts, Rates, gpu_rows, parameters_of
 from facttune_ray.estimate.show import show_gpu_hours
 from facttune_ray.estimate.topic_sample import placeholder_responses
+from facttune_ray.loop.nodes import StageTable
 from facttune_ray.quickstart import base_model
 from facttune_ray.sources import world
 
@@ -32,12 +32,12 @@ CFG = load([], WORDS)
 GPT = load([], ["sampling={engine: api, llm: {model: g}}"])
 MANY = load([], [*WORDS, "evaluation.samples=7"])
 TABLES = [
-    Planned("base/tune", "responses", ("train", "val"), CFG),
-    Planned("base/tune", "facts", ("train", "val"), CFG),
-    Planned("base/tune", "answers", ("train", "val"), CFG),
-    Planned("fs/round_1", "reference", ("train",), CFG),
-    Planned("gpt/test", "responses", ("test",), GPT),
-    Planned("many/test", "responses", ("test",), MANY),
+    StageTable("base/tune", "responses", {}, CFG, ("train", "val")),
+    StageTable("base/tune", "facts", {}, CFG, ("train", "val")),
+    StageTable("base/tune", "answers", {}, CFG, ("train", "val")),
+    StageTable("fs/round_1", "reference", {}, CFG, ("train",)),
+    StageTable("gpt/test", "responses", {}, GPT, ("test",)),
+    StageTable("many/test", "responses", {}, MANY, ("test",)),
 ]
 
 

@@ -252,10 +252,10 @@ def test_auto_takes_a_free_second_estimator():
 
 def test_a_second_estimator_that_is_part_of_the_first_gives_a_warning(capsys):
     words = ["verdicts.estimator=chat", "evaluation.estimator=chat+lexical"]
-    preflight._warn_of_judges(config.load(["quickstart"], words))
+    preflight.warn_of_judges(config.load(["quickstart"], words))
     said = capsys.readouterr()
     assert "has chat in common with verdicts.estimator=chat" in said.out + said.err
-    preflight._warn_of_judges(config.load(["quickstart"]))
+    preflight.warn_of_judges(config.load(["quickstart"]))
     assert capsys.readouterr().err == ""
 
 

@@ -14,7 +14,7 @@ import pytest
 from facttune_ray.config import load
 from facttune_ray.estimate.dry_run import DryRun
 from facttune_ray.loop.facttune import facttune
-from facttune_ray.storage import tables
+from facttune_ray.loop.run import Run
 
 FILE = Path(__file__).with_name("golden") / "nodes.json"
 GOLDEN = json.loads(FILE.read_text())
@@ -32,9 +32,9 @@ def inputs(folder: Path) -> None:
 def nodes(words: list[str]) -> dict[str, str]:
     """Node -> fingerprint, in the order of the loop; nothing is made."""
     cfg = load([w for w in words if "=" not in w], [w for w in words if "=" in w])
-    dry = DryRun(cfg)
-    facttune(dry, dry.cfg)
-    return {name: tables.fingerprint(recipe) for name, recipe in dry.nodes.items()}
+    run = Run(DryRun(cfg))
+    facttune(run)
+    return {name: run.fingerprint(name) for name in run.recipes}
 
 
 @pytest.mark.parametrize("name", GOLDEN)

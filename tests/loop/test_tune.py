@@ -15,11 +15,13 @@ import pytest
 
 from facttune_ray import cli, config
 from facttune_ray.config import LoraConfig, SFTConfig, TrainConfig, TuneConfig
-from facttune_ray.errors import UserError
+from facttune_ray.errors import Missing, UserError
 from facttune_ray.loop import tune
+from facttune_ray.loop.models import Snapshot
+from facttune_ray.loop.run import Run
 from facttune_ray.quickstart import base_model
 from facttune_ray.quickstart.annotator import embedded
-from facttune_ray.runtime.run import Missing, Run, Snapshot
+from facttune_ray.runtime.maker import Maker
 from facttune_ray.storage.schema import digest
 from facttune_ray.text.sentences import split
 from facttune_ray.training.recipe import check_training, dpo_recipe, sft_recipe
@@ -87,11 +89,11 @@ def made_tables(
 def one_round(words, *more, only=None, **made):
     """Train a round on those tables, or make its table `only`. -> the names made"""
     cfg = config.load([], [*words, *more])
-    with Run(cfg, embedded, only, also={"groups", *TABLES}) as run:
-        made_tables(run, **made)
+    with Maker(cfg, embedded, only, also={"groups", *TABLES}) as maker:
+        made_tables(run := Run(maker), **made)
         start = Snapshot("base", cfg.model.path, "base")
-        tune.train_round(run, cfg, "fs", TuneConfig(reward="factscore"), 1, start, "src")
-        return [name for name in run.made if not name.startswith("src/")]
+        tune.train_round(run, "fs", TuneConfig(reward="factscore"), 1, start, "src")
+        return [name for name in maker.made if not name.startswith("src/")]
 
 
 def test_facts_and_verdicts_reach_the_reference_table(words, tmp_path, ray_cluster):

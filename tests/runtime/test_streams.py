@@ -13,9 +13,11 @@ from facttune_ray import config
 from facttune_ray.commands import run as run_command
 from facttune_ray.errors import Stopped, UserError
 from facttune_ray.llm.ledger import Ledger
+from facttune_ray.loop.nodes import StageTable
+from facttune_ray.loop.run import Run
 from facttune_ray.quickstart.annotator import AnnotatorOptions, embedded, running
 from facttune_ray.runtime import cluster
-from facttune_ray.runtime.run import Run
+from facttune_ray.runtime.maker import Maker
 from facttune_ray.runtime.streams import Streams
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
@@ -83,41 +85,41 @@ def test_an_error_is_told_when_it_happens_and_the_others_end(tmp_path, capsys):
 
 
 @pytest.fixture
-def streaming_run(tmp_path, monkeypatch) -> Run:
-    """A run whose tables are made side by side, on a cluster that is not there."""
+def streaming(tmp_path, monkeypatch) -> Maker:
+    """A maker that makes tables side by side, on a cluster that is not there."""
     monkeypatch.setattr(cluster, "start_ray", lambda: None)
     words = ["data.source=world", f"run.out={tmp_path}", "run.shards=1", "sampling.gpus=1"]
-    run = Run(config.load([], words), embedded)
-    monkeypatch.setattr(run, "_make", lambda name, make: make())
-    return run
+    return Maker(config.load([], words), embedded)
 
 
-def test_a_stream_finds_ray_started(streaming_run, monkeypatch):
-    """By the main thread: Ray's processes end with the thread that starts them."""
-    run, steps = streaming_run, []
+def test_the_main_thread_starts_ray_before_a_thread_makes_a_table(streaming, monkeypatch):
+    """Ray's processes end with the thread that starts them."""
+    steps = []
     monkeypatch.setattr(cluster, "start_ray", lambda: steps.append(threading.current_thread()))
 
-    def make() -> None:
+    def make(node, recipe) -> None:
         steps.append("table")
-        tables.write_manifest(run.root / "facts", "facts", {}, 0, 0.0)
+        tables.write_manifest(streaming.root / "facts", "facts", {}, 0, 0.0)
 
-    with run.side_by_side():
-        run.ensure("facts", "facts", {}, make)
+    monkeypatch.setattr(streaming, "_make", make)
+    with streaming.side_by_side():
+        streaming.make(StageTable("", "facts", {}, streaming.cfg), {})
     assert steps == [threading.main_thread(), "table"]
 
 
-def test_parts_of_another_recipe_are_gone_before_a_table_is_read(streaming_run):
-    run, go = streaming_run, threading.Event()
-    tables.begin(run.root / "responses", {"temperature": 1.0})
-    put(run.root, "responses", 0)  # of a run that was killed
+def test_parts_of_another_recipe_are_gone_before_a_table_is_read(streaming, monkeypatch):
+    root, go = streaming.root, threading.Event()
+    tables.begin(root / "responses", {"temperature": 1.0})
+    put(root, "responses", 0)  # of a run that was killed
 
-    def make() -> None:
+    def make(node, recipe) -> None:
         go.wait()
-        tables.write_manifest(run.root / "responses", "responses", {}, 0, 0.0)
+        tables.write_manifest(root / "responses", "responses", {}, 0, 0.0)
 
-    with run.side_by_side():
-        run.ensure("responses", "responses", {"temperature": 0.5}, make)
-        there = tables.present(run.root / "responses", 1)
+    monkeypatch.setattr(streaming, "_make", make)
+    with streaming.side_by_side():
+        streaming.make(StageTable("", "responses", {}, streaming.cfg), {"temperature": 0.5})
+        there = tables.present(root / "responses", 1)
         go.set()
     assert there == set()
 
@@ -143,24 +145,30 @@ def respond(run: Run, name: str, each: int) -> None:
         rows = [row | {"text": t, "response_id": t, "model": "base", "sample": 0} for t in texts]
         tables.write_part(run.root / name, "responses", shard, rows, {})
     shards = run.cfg.run.shards
-    run.manifests[name] = tables.write_manifest(run.root / name, "responses", {}, shards, 0.0)
+    tables.write_manifest(run.root / name, "responses", {}, shards, 0.0)
+    run.recipes[name] = {}
 
 
 def test_when_a_table_fails_paid_requests_of_another_are_kept_and_no_more_are_sent(
-    tmp_path, ray_cluster
+    tmp_path, ray_cluster, monkeypatch
 ):
     with running(AnnotatorOptions(latency_min_ms=400, latency_max_ms=500)) as url:
-        run = Run(two_endpoints(tmp_path, url, "run.shards=1", "llm.concurrency=8"), embedded)
+        words = ("run.shards=1", "llm.concurrency=8")
+        maker = Maker(two_endpoints(tmp_path, url, *words), embedded)
+        run, make = Run(maker), maker._make
         respond(run, "responses", 300)
 
-        def fails() -> None:
+        def make_or_fail(node, recipe) -> None:
+            if node.step == "facts":
+                return make(node, recipe)
             while not stats(url)["answered"]:
                 time.sleep(0.05)
             raise UserError("no such model")
 
+        monkeypatch.setattr(maker, "_make", make_or_fail)
         with pytest.raises(UserError, match="no such model"), run.side_by_side():
             run.table("", "facts", ["responses"])
-            run.ensure("verdicts", "verdicts", {}, fails)
+            run.table("", "verdicts", ["facts"])
         segments = Ledger(run.root / "ledger").segments
         assert sum(len(s.prefixes) for s in segments.values()) == stats(url)["answered"] < 300
 
@@ -173,7 +181,7 @@ def test_two_tables_that_are_asked_for_are_made_at_once_by_a_worker_a_cpu(tmp_pa
     shards = f"run.shards={ray.cluster_resources()['CPU']:.0f}"
     slow = AnnotatorOptions(latency_min_ms=20_000, latency_max_ms=20_000)
     with running(slow) as slow_url, running(AnnotatorOptions()) as url:
-        run = Run(two_endpoints(tmp_path, slow_url, shards), embedded)
+        run = Run(Maker(two_endpoints(tmp_path, slow_url, shards), embedded))
         respond(run, "a/responses", 1)
         respond(run, "b/responses", 1)
         with run.side_by_side():

@@ -1,0 +1,19 @@
+"""`facttune status`: the tables of a run on disk."""
+
+from __future__ import annotations
+
+from facttune_ray.config import Config
+from facttune_ray.errors import UserError
+from facttune_ray.storage import tables
+from facttune_ray.storage.folders import Folder
+
+
+def status(cfg: Config) -> list[tuple[str, dict | None]]:
+    """Every table on disk with its manifest; None for an unfinished one."""
+    root, marks = Folder.of(cfg.run.out), (tables.MANIFEST, tables.RECIPE)
+    if not root.exists():
+        raise UserError(f"{cfg.run.out} does not exist: nothing has been run there")
+    found = {f.rsplit("/", 1)[0] for f in root.files() if f.endswith(marks)}
+    if not found:
+        raise UserError(f"{cfg.run.out}: no table there: name a run's folder in run.out")
+    return [(name, (root / name / tables.MANIFEST).read_json()) for name in sorted(found)]

@@ -1,0 +1,223 @@
+"""The maker of a run on disk. A node that is missing is made, a node that matches its recipe is
+kept, and a node that differs is refused with the keys that differ.
+
+    with Maker(cfg, embedded) as maker:
+        Run(maker).table("base/tune", "verdicts", ["base/tune/facts", "knowledge"])
+
+A node is a folder with a manifest: a table or an artifact (a database, a model). Its recipe holds
+the settings that change it, the hashes of its prompts and the fingerprints of its inputs, so a
+change upstream changes every recipe downstream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Self
+
+from facttune_ray import telemetry
+from facttune_ray.config import Config
+from facttune_ray.errors import Missing, UserError, did_you_mean
+from facttune_ray.evaluation import measure
+from facttune_ray.evaluation.rewards import moments
+from facttune_ray.loop.models import Snapshot
+from facttune_ray.loop.nodes import Artifact, DriverTable, Node, StageTable, Training
+from facttune_ray.loop.start import knowledge_file
+from facttune_ray.runtime import cluster, stage_table, worker
+from facttune_ray.runtime.run_lock import locked
+from facttune_ray.runtime.services import Embedded, Services
+from facttune_ray.runtime.streams import Streams
+from facttune_ray.sampling import engines
+from facttune_ray.sources.shards import with_shards
+from facttune_ray.stages import STAGES, STEPS, connect
+from facttune_ray.stages.work import Work
+from facttune_ray.storage import folders, schema, tables
+from facttune_ray.storage.folders import Folder
+from facttune_ray.storage.sharding import sharded
+from facttune_ray.storage.tables import Recipe
+from facttune_ray.telemetry import say
+
+
+class Maker:
+    """Makes the nodes of one run."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        embedded: Embedded,
+        only: str | None = None,
+        also: Iterable[str] = (),
+    ) -> None:
+        """`embedded`: starts the endpoint of llm.base_url=embedded. `only`: the one step that may
+        make nodes, beside those of `also`; Missing is raised when another step would have to."""
+        if only is not None and only not in STEPS:
+            raise UserError(f'no stage "{only}".{did_you_mean(only, STEPS)}')
+        self.cfg = with_shards(cfg)
+        self.only, self._may_make = only, {only, *also}
+        self.root = Folder.of(cfg.run.out)
+        self.manifests: dict[str, dict] = {}  # in the order of the graph
+        self.made: list[str] = []
+        self._services = Services(self.cfg, self.root, embedded)
+        self._held = contextlib.ExitStack()  # the lock
+        self._locked = False
+        self._streams: Streams | None = None  # while tables are made side by side
+        telemetry.ids.update(run=cfg.run.name, run_id=schema.digest(self.root.path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._held:  # the lock ends after the services
+            self._services.close()
+
+    # -- what a run asks for -------------------------------------------------------------------
+
+    def make(self, node: Node, recipe: Recipe) -> None:
+        """Keep, make or refuse the node."""
+        folder = self.root / node.name
+        manifest = tables.matching_manifest(folder, recipe)
+        if manifest is None:
+            if self.only is not None and node.step not in self._may_make:
+                raise Missing(
+                    f"stage {self.only} needs {node.name}, which is missing: "
+                    f"run `facttune stage {node.step}` with the same config first"
+                )
+            if not self._locked:  # another driver may have made this very table while we wait
+                self._held.enter_context(locked(self.root))
+                self._locked = True
+                manifest = tables.matching_manifest(folder, recipe)
+        if manifest is None:
+            if self._streams is not None and isinstance(node, StageTable):
+                # remove parts of another recipe before a table beside this one can read them
+                tables.begin(folder, recipe)
+                cluster.start_ray()  # in this thread: Ray's processes end with it
+                self._streams.start(node.name, lambda: self._make(node, recipe))
+                manifest = {"fingerprint": tables.fingerprint(recipe), "table": node.step}
+            else:
+                say(f"{node.name:<36} ...", end="\r")
+                self._make(node, recipe)
+                manifest = tables.manifest(folder)
+        self.manifests[node.name] = manifest
+
+    @contextlib.contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Inside, tables are made side by side if that saves time: if responses are sampled by
+        other resources than they are judged by."""
+        sampling, llm = self.cfg.sampling, self.cfg.llm
+        other = sampling.gpus > 0 or (
+            sampling.engine == "api" and engines.endpoint(self.cfg).base_url != llm.base_url
+        )
+        if not other or self.only is not None or self._streams is not None:
+            yield
+            return
+        streams = self._streams = Streams(self._services.end_asking)
+        try:
+            yield
+        except BaseException:
+            streams.stop()
+            raise
+        finally:
+            try:
+                streams.finish()
+            finally:
+                self._streams = None
+        for name in streams.threads:
+            self.manifests[name] = tables.manifest(self.root / name)
+
+    def rows(self, name: str) -> int:
+        return self.manifests[name]["rows"]
+
+    def choose(self, rounds: list[Snapshot], by: str) -> dict:
+        return measure.select(self.root, rounds, by)
+
+    # -- making --------------------------------------------------------------------------------
+
+    def _make(self, node: Node, recipe: Recipe) -> None:
+        """Write the folder of the node, its manifest last, and print a line about it."""
+        folder = self.root / node.name
+        with tables.writing(folder):
+            if isinstance(node, StageTable):
+                stage_table.make(self._work(node), recipe, self._services, self._streams)
+            elif isinstance(node, DriverTable):
+                self._write_table(node, recipe)
+            else:
+                self._write_artifact(node, recipe)
+        manifest = tables.manifest(folder)
+        self.made.append(node.name)
+        keys = ("rows", "errors", "calls", "cached", "tokens", "cost_usd", "wall_s", *worker.UNSURE)
+        figures = {k: manifest[k] for k in keys if k in manifest}
+        line = describe(self.cfg, node.name, manifest)
+        say(line, event="table", table=node.name, stage=manifest["table"], **figures)
+
+    def _work(self, node: StageTable) -> Work:
+        cfg, declared = node.cfg, STAGES[node.step]
+        endpoint = declared.endpoint(cfg)
+        if declared.samples and endpoint:
+            cfg = replace(cfg, llm=engines.endpoint(cfg))
+        mix = node.mix or {}
+        used = sorted({column for weights in mix.values() for column in weights})
+        return Work(
+            stage=node.step,
+            output=node.name,
+            inputs=node.inputs,
+            cfg=cfg,
+            splits=node.splits or schema.SPLITS,
+            snapshot=node.model.name if node.model else "",
+            model_path=node.model.path if node.model else "",
+            reward=node.reward,
+            mix=mix,
+            moments=moments(self.root / node.inputs["rewards"], used) if mix else {},
+            base_url=self._services.base_url(cfg.llm) if endpoint else "",
+            knowledge=knowledge_file(self.cfg),
+        )
+
+    def _write_table(self, node: DriverTable, recipe: Recipe) -> None:
+        started, folder = time.monotonic(), self.root / node.name
+        with sharded(node.rows(), self.cfg.run.shards) as parts:
+            tables.begin(folder, recipe)
+            for shard, rows in parts:
+                tables.write_part(folder, node.step, shard, list(node.settle(rows)), {})
+        wall_s = time.monotonic() - started
+        tables.write_manifest(folder, node.step, recipe, self.cfg.run.shards, wall_s)
+
+    def _write_artifact(self, node: Artifact | Training, recipe: Recipe) -> None:
+        started, folder = time.monotonic(), self.root / node.name
+        entries: dict[str, Any]
+        if isinstance(node, Training):
+            from facttune_ray.runtime import training
+
+            entries = {"rows": training.train_node(node, recipe, self.root, self.cfg)}
+        else:
+            tables.begin(folder, recipe)
+            with folders.staged(folder) as here:
+                entries = node.make(here)
+        manifest = {
+            "table": node.name.rsplit("/", 1)[-1],
+            "recipe": recipe,
+            "fingerprint": tables.fingerprint(recipe),
+            "wall_s": round(time.monotonic() - started, 2),
+            "errors": 0,
+        }
+        (folder / tables.MANIFEST).write_json(manifest | entries)
+
+
+def describe(cfg: Config, name: str, manifest: dict) -> str:
+    """One line about a finished table."""
+    parts = [f"{name:<36} {manifest.get('rows', 0):>8,} rows {manifest['wall_s']:>7.1f} s"]
+    if manifest.get("calls") or manifest.get("cached"):
+        parts.append(f"{manifest['calls']:,} calls, {manifest['cached']:,} from the ledger")
+    if manifest.get("cost_usd"):
+        parts.append(f"${manifest['cost_usd']:.2f}")
+    if manifest.get("errors"):
+        parts.append(f"{manifest['errors']:,} errors")
+    if estimated := manifest.get("estimated"):
+        parts.append(f"{estimated:,} answers without usage: their tokens are estimates")
+    if unknown := manifest.get("unknown"):
+        parts.append(
+            f"{unknown:,} requests may have been paid twice or for nothing "
+            f"(${manifest['unknown_usd']:.2f}): `facttune ledger verify "
+            f"{connect.ledger_folder(cfg)}` lists them"
+        )
+    return "  ".join(parts)
