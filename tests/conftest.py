@@ -6,6 +6,7 @@ import os
 import runpy
 from pathlib import Path
 
+import bench  # noqa: F401  Ray's workers find it, too: it puts jobs/ on their path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
@@ -16,9 +17,6 @@ os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no role to ask for
 
 REPO = Path(__file__).resolve().parents[1]
-# Ray's workers and other processes import the benchmarks, too
-_paths = [str(REPO), str(REPO / "jobs"), os.environ.get("PYTHONPATH", "")]
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,3 +78,14 @@ def human_score():
         return labels.count("S") / judged if judged else None
 
     return score
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch with one thread: more threads slow down tiny models."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

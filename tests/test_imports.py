@@ -108,6 +108,13 @@ def test_the_parts_a_gpu_check_uses_need_neither_ray_nor_deepspeed():
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["text.cleanup", "text.entities"])
+def test_spacy_is_imported_where_a_pipeline_is_loaded(module):
+    code = f"import sys, facttune_ray.{module}; print('spacy' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
 PURE = [*PACKAGE.glob("scoring/*.py"), *PACKAGE.glob("text/*.py"), PACKAGE / "training/losses.py"]
 PURE += [
     PACKAGE / f"evaluation/{n}.py" for n in ("metrics", "resampling", "comparisons", "agreement")

@@ -1,6 +1,8 @@
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 from facttune_ray import telemetry
 
@@ -37,3 +39,16 @@ def test_without_ray_metrics_go_nowhere():
 def test_metrics_of_a_process_with_ray(ray_cluster):
     telemetry.count("rows", 3, stage="facts", run="x")
     telemetry.gauge("llm_in_flight_limit", 3)
+
+
+def test_the_dashboard_of_grafana_asks_for_metrics_that_exist():
+    board = json.loads((Path(__file__).parents[1] / "conf" / "grafana.json").read_text())
+    asked = " ".join(t["expr"] for p in board["panels"] for t in p["targets"])
+    for name, (kind, _, _) in telemetry.METRICS.items():
+        full = f"ray_facttune_{name}" + ("_total" if kind == "Counter" else "")
+        assert full in asked or name == "llm_refused", name
+    known = {
+        f"ray_facttune_{n}{'_total' if k == 'Counter' else ''}"
+        for n, (k, *_) in telemetry.METRICS.items()
+    }
+    assert set(re.findall(r"ray_facttune_\w+", asked)) <= known

@@ -21,7 +21,7 @@ from typing import Any
 
 from aiohttp import BodyPartReader, web
 
-from facttune_ray.quickstart.answering import Answering
+from facttune_ray.quickstart.answering import Annotator
 from facttune_ray.quickstart.chat_api import RequestError, check_request, error_body, parse_object
 from facttune_ray.quickstart.options import AnnotatorOptions
 
@@ -98,7 +98,7 @@ class Batch:
 class Batches:
     """Files and batches, both oldest first."""
 
-    def __init__(self, annotator: Answering) -> None:
+    def __init__(self, annotator: Annotator) -> None:
         self.annotator = annotator
         self.files: dict[str, File] = {}
         self.batches: dict[str, Batch] = {}

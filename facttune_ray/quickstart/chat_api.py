@@ -41,7 +41,6 @@ class Request:
     temperature: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    response: bool = False  # of the Responses API: responses_api.py
     background: bool = False
     store: bool = True  # of a response: it can be fetched later
 
@@ -129,7 +128,6 @@ def check_request(body: dict[str, Any], what: str = "messages") -> Request:
         temperature=temperature,
         seed=seed,
         stop=tuple(stop),
-        response=what == "input",
         background=bool(body.get("background")),
         store=body.get("store") is not False,
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from facttune_ray.quickstart.answering import Answering
+from facttune_ray.quickstart.answering import Annotator
 from facttune_ray.quickstart.chat_api import (
     Request,
     RequestError,
@@ -64,7 +64,7 @@ def parse_response_request(raw: bytes) -> Request:
 class Responses:
     """Responses by id: finished responses in the journal, unfinished and failed ones in memory."""
 
-    def __init__(self, annotator: Answering) -> None:
+    def __init__(self, annotator: Annotator) -> None:
         self.annotator = annotator
         self.unfinished: dict[str, tuple[str, dict[str, Any]]] = {}  # id -> request, response
         self.tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references

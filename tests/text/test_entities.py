@@ -1,8 +1,5 @@
 """Noun chunks of hand-made parses and of a small pipeline that the tests train."""
 
-import subprocess
-import sys
-
 import pytest
 
 from facttune_ray.errors import UserError
@@ -151,9 +148,3 @@ def test_the_error_names_the_parts_that_a_pipeline_lacks(spacy_pipeline, tmp_pat
     spacy.blank("zh").to_disk(tmp_path / "zh")
     with pytest.raises(UserError, match='rules for noun chunks of the language "zh"'):
         load(str(tmp_path / "zh"))
-
-
-def test_importing_the_module_does_not_import_spacy():
-    code = "import sys, facttune_ray.text.entities; print('spacy' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"

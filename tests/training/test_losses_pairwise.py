@@ -20,6 +20,7 @@ from facttune_ray.training.losses import (
     token_logps,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BETA, SMOOTHING, VOCABULARY = 0.3, 0.2, 23
 LENGTHS = (4, 7, 1, 6)
 PAIRS = list(itertools.combinations(range(4), 2))
@@ -42,14 +43,6 @@ class Tiny(nn.Module):
         """[T, C] of a response behind the prompt: one for each of its tokens."""
         ids = torch.tensor([[*PROMPT, *response]])
         return self.mixing(self.embedding(ids))[0][0, len(PROMPT) - 1 : -1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ import torch
 from facttune_ray.errors import UserError
 from facttune_ray.verifiers.entailment import Entailment, batches, entailment_label
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = [f"w{i}" for i in range(30)]
 LABELS = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
 
@@ -56,15 +58,6 @@ def save(folder, model, made=None) -> str:
     model.save_pretrained(folder)
     (made or tokenizer()).save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """More threads slow down such small models."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
