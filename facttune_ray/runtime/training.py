@@ -70,9 +70,10 @@ def train(job: TrainJob) -> int:
     UserError when it cannot be trained: no pair, no room for its workers, an unknown tracker.
     """
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from facttune_ray.training import rows, trackers
+    from facttune_ray.training.network import ProcessGroup
     from facttune_ray.training.worker import worker
 
     cfg = job.train
@@ -100,7 +101,7 @@ def train(job: TrainJob) -> int:
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]  # its return value comes back in the result
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if cfg.gpus else "gloo"),
+        torch_config=ProcessGroup(backend="nccl" if cfg.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]  # the first version's type has no tuple
             use_gpu=cfg.gpus > 0,

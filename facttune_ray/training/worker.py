@@ -9,6 +9,7 @@ from it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -72,7 +73,7 @@ class Training:
             self.job = replace(job, train=cfg)
         self.out = Folder.of(job.out)
         # Logs are appended to, which an object store cannot do: write here, and copy.
-        self.here = Path(self.out.path) if self.out.local else scratch(job.out)
+        self.here = Path(self.out.path) if self.out.local else host_folder(job.out) / "out"
         self.here.mkdir(parents=True, exist_ok=True)
         device = ray.train.torch.get_device() if cfg.gpus else torch.device("cpu")
         if not cfg.gpus:
@@ -137,13 +138,25 @@ class Training:
         if self.log:
             self.log.close()
         together(self._upload, f"{out}: cannot be written")
+        self._clean()
         return done
 
     def _upload(self) -> None:
         """Move the first worker's files to `out`, if `out` is not a local folder."""
         if self.rank == 0 and not self.out.local:
             self.out.upload(self.here)
-            shutil.rmtree(self.here)
+
+    def _clean(self) -> None:
+        """Remove this host's folder, once all checkpoints are where they belong."""
+        import ray.train
+        from ray.train import CheckpointConsistencyMode
+
+        ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+        if ray.train.get_context().get_local_rank() == 0:
+            here = host_folder(self.job.out)
+            shutil.rmtree(here, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another host's folder is still in it
+                here.parent.rmdir()
 
     def _copy_logs(self) -> None:
         from facttune_ray.training.trackers import FILES
@@ -318,7 +331,7 @@ class Training:
         from facttune_ray.training import checkpoint
 
         together(self._copy_logs, f"{self.job.out}: cannot be written")
-        here = _local(self.job)
+        here = host_folder(self.job.out)
         here.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix="checkpoint-", dir=here)
         checkpoint.save(self.engine, folder, vars(self.place))
@@ -343,28 +356,43 @@ class Training:
         self._load(next(r.checkpoint for r in reported if r.metrics["step"] == place.best_step))
 
 
-def _local(job: TrainJob) -> Path:
-    """This host's folder of a training, for its rows, and for checkpoints until their upload."""
-    return scratch(f"{job.out}/{job.name}")
+def host_folder(out: str) -> Path:
+    """This host's folder of the training that writes to `out`: its rows, checkpoints until they are
+    uploaded, and its logs if `out` is in an object store. Hosts may share one /tmp, so the folder
+    has Ray's id of the host."""
+    import ray
+
+    return scratch(out) / ray.get_runtime_context().get_node_id()
 
 
 def _rows(job: TrainJob, local_rank: int) -> Any:
-    """The table `reference`, from a file that the host's first worker writes. When all workers have
-    opened it, that worker removes the folder, also what a killed training left in it."""
+    """The table `reference`, from a file that the host's first worker writes."""
     from facttune_ray.training import rows
 
-    file = _local(job) / "rows.arrow"
+    file = host_folder(job.out) / "rows.arrow"
 
     def write() -> None:
         if local_rank == 0:
+            _remove_remains(file.parent)
             file.parent.mkdir(parents=True, exist_ok=True)
             rows.write(job.rows, file)
 
     together(write, f"{file}: cannot be written")
     table = together(lambda: rows.Rows(file), f"{file}: cannot be read")
     if local_rank == 0:
-        shutil.rmtree(file.parent)
+        file.unlink()  # the workers have it open
     return table
+
+
+def _remove_remains(here: Path) -> None:
+    """Remove what a killed training left: its checkpoints here, and the folders of hosts that Ray
+    no longer has."""
+    import ray
+
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    for folder in (*here.glob("checkpoint-*"), *here.parent.glob("*")):
+        if folder.parent == here or folder.name not in alive:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_first(cfg: TrainConfig, loss: float, differs: bool) -> None:

@@ -1,0 +1,88 @@
+"""Trainings whose workers are on several hosts. As on many real hosts, each host's name leads to
+127.0.0.1; and they share one /tmp."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from bench import hosts
+
+from facttune_ray.storage import folders
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ALONE = {"epochs": 2}
+MANY = {
+    f"{workers}-{zero}": {"workers": workers, "deepspeed": zero, **ALONE}
+    for workers in (2, 4)
+    for zero in ("zero0", "zero2", "zero3")
+}
+LONG = {"epochs": 75, "save_every": 20}  # 300 steps
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Of all trainings."""
+    made = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))
+    folder = tmp_path_factory.mktemp("hosts")
+    made["make_reference"](folder / "reference")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    if why := hosts.allowed():
+        pytest.skip(f"no network namespaces: {why}")
+    with hosts.cluster([1, 1, 1, 1]) as cluster:
+        yield cluster
+
+
+def start(cluster: hosts.Cluster, folder: Path, trainings: dict) -> subprocess.Popen[str]:
+    return cluster.submit("tests/cluster/trainings.py", str(folder), json.dumps(trainings))
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    said, _ = job.communicate(timeout=600)
+    assert job.returncode == 0, said[-6000:]
+    return said
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "train.jsonl").read_text().splitlines()]
+
+
+def test_several_hosts_have_the_losses_of_one(cluster, folder):
+    finish(start(cluster, folder, {"one": ALONE, **MANY}))
+    assert len(losses(folder / "one")) == 8
+    for name in MANY:
+        assert losses(folder / name) == pytest.approx(losses(folder / "one"), abs=1e-5), name
+        assert not folders.scratch(str(folder / name)).exists()
+
+
+def test_a_host_that_dies_is_replaced_and_the_curve_goes_on(cluster, folder):
+    out = folder / "killed"
+    job = start(cluster, folder, {"calm": LONG, "killed": {"workers": 2, **LONG}})
+    known = out / "checkpoints/checkpoint_manager_snapshot.json"  # of those that are whole
+    deadline = time.monotonic() + 300
+    while not (known.exists() and len(losses(out)) >= 100):
+        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0][-6000:]
+        time.sleep(0.01)
+    before = losses(out)[:100]
+    (lost, *_) = [h for h in cluster.workers if any("RayTrainWorker" in title(p) for p in h.pids())]
+    lost.remove()
+    cluster.workers.remove(lost)
+    finish(job)
+    assert len(losses(out)) == 300 and losses(out)[:20] == before[:20]
+    assert losses(out) == pytest.approx(losses(folder / "calm"), abs=1e-5)
+    assert not folders.scratch(str(out)).exists()
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
