@@ -32,6 +32,12 @@ def small_preset() -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_presets(small_preset) -> list[str]:
+    """Paths of the presets that make a quickstart tiny: one model, tuned once."""
+    return [small_preset, str(REPO / "tests" / "tiny.yaml")]
+
+
+@pytest.fixture(scope="session")
 def ray_cluster():
     from facttune_ray.runtime import cluster
 

@@ -17,7 +17,7 @@ from bench import hosts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.storage.schema import TABLES
 
-PRESETS = ("quickstart", "tests/small.yaml", "tests/cluster/cluster.yaml")
+PRESETS = ("quickstart", "tests/small.yaml", "tests/tiny.yaml")
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ALONE = {"epochs": 2}
 MANY = {
     f"{workers}-{zero}": {"workers": workers, "deepspeed": zero, **ALONE}
-    for workers in (2, 4)
-    for zero in ("zero0", "zero2", "zero3")
+    for workers, zero in ((2, "zero3"), (4, "zero2"))
 }
-LONG = {"epochs": 75, "save_every": 20}  # 300 steps
+LONG = {"epochs": 40, "save_every": 20, "workers": 2, "deepspeed": "zero0"}  # 160 steps
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +64,18 @@ def test_several_hosts_have_the_losses_of_one(cluster, folder):
 
 def test_a_host_that_dies_is_replaced_and_the_curve_goes_on(cluster, folder):
     out = folder / "killed"
-    job = start(cluster, folder, {"calm": LONG, "killed": {"workers": 2, **LONG}})
+    job = start(cluster, folder, {"calm": LONG | {"workers": 1}, "killed": LONG})
     known = out / "checkpoints/checkpoint_manager_snapshot.json"  # of those that are whole
     deadline = time.monotonic() + 300
-    while not (known.exists() and len(losses(out)) >= 100):
+    while not (known.exists() and len(losses(out)) >= 60):
         assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0][-6000:]
         time.sleep(0.01)
-    before = losses(out)[:100]
+    before = losses(out)[:60]
     (lost, *_) = [h for h in cluster.workers if any("RayTrainWorker" in title(p) for p in h.pids())]
     lost.remove()
     cluster.workers.remove(lost)
     finish(job)
-    assert len(losses(out)) == 300 and losses(out)[:20] == before[:20]
+    assert len(losses(out)) == 160 and losses(out)[:20] == before[:20]
     assert losses(out) == pytest.approx(losses(folder / "calm"), abs=1e-5)
     assert not folders.scratch(str(out)).exists()
 

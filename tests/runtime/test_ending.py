@@ -73,12 +73,12 @@ def others(lines: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_run_that_is_terminated_keeps_what_was_answered_and_goes_on(tmp_path, small_preset):
+def test_a_run_that_is_terminated_keeps_what_was_answered_and_goes_on(tmp_path, tiny_presets):
     out = tmp_path / "run"
     price = ["llm.usd_per_million_input=1", "llm.usd_per_million_output=1", "llm.budget_usd=5"]
     slow = AnnotatorOptions(latency_min_ms=800, latency_max_ms=1500)
     with running(slow) as url:
-        words = ["quickstart", "--out", str(out), small_preset, f"llm.base_url={url}", *price]
+        words = ["quickstart", "--out", str(out), f"llm.base_url={url}", *tiny_presets, *price]
 
         def stats() -> dict:
             with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
@@ -96,9 +96,9 @@ def test_a_run_that_is_terminated_keeps_what_was_answered_and_goes_on(tmp_path, 
         assert found["answered"] == found["received"]  # what was in flight has been waited for
 
     with running(AnnotatorOptions()) as url:
-        words[4] = f"llm.base_url={url}"
+        words[3] = f"llm.base_url={url}"
         with command(*words) as child:
-            wait(child, lambda: list((out / "facttune_fs").glob("*/train/*.jsonl")))
+            wait(child, lambda: list((out / "facttune_mc").glob("*/train/*.jsonl")))
             assert others(ended(child)) == [TERMINATED]
         with command(*words) as child:
             assert child.wait(600) == 0
@@ -107,11 +107,14 @@ def test_a_run_that_is_terminated_keeps_what_was_answered_and_goes_on(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_proxy_is_not_asked_for_what_is_on_this_machine(tmp_path, small_preset, monkeypatch):
+def test_a_proxy_is_not_asked_for_what_is_on_this_machine(tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with command("quickstart", "--out", str(tmp_path / "run"), small_preset) as child:
+    (tmp_path / "M.jsonl").write_text('{"topic": "Ada", "output": "Ada sings. Ada paints."}\n')
+    (tmp_path / "knowledge.jsonl").write_text('{"title": "Ada", "text": "Ada sings."}\n')
+    words = ["run", "score", f"data.folder={tmp_path}", "data.files=[M.jsonl]", "run.shards=1"]
+    with command(*words, f"run.out={tmp_path / 'run'}", "llm.base_url=embedded") as child:
         _, errors = child.communicate(timeout=800)
     assert child.returncode == 0, errors[-2000:]

@@ -23,9 +23,9 @@ from facttune_ray.runtime import training
 from facttune_ray.storage import folders
 from facttune_ray.storage.folders import Folder
 
-LONG = {"epochs": 75, "save_every": 20}  # 300 steps
-KILL_AT = 100  # or later, when the first checkpoint stands
-AFTER = range(20, 300, 20)  # steps that a checkpoint holds
+LONG = {"epochs": 40, "save_every": 20}  # 160 steps
+KILL_AT = 60  # or later, when the first checkpoint stands
+AFTER = range(20, 160, 20)  # steps that a checkpoint holds
 
 
 def train_workers() -> list[psutil.Process]:
@@ -69,7 +69,7 @@ def kill_a_worker(log: Path, seen: list[str]) -> threading.Thread:
 def calm(reference, run, tmp_path_factory, ray_cluster) -> list[float]:
     """Losses of the undisturbed run."""
     found = run(reference, tmp_path_factory.mktemp("calm") / "out", **LONG)
-    assert len(found) == 300
+    assert len(found) == 160
     return [x["loss"] for x in found]
 
 
@@ -89,7 +89,7 @@ def test_a_killed_worker_is_replaced(reference, run, calm, tmp_path, lora):
     killer = kill_a_worker(out / "train.jsonl", seen)
     found = run(reference, out, **settings)
     killer.join()
-    assert [x["step"] for x in found] == list(range(1, 301))
+    assert [x["step"] for x in found] == list(range(1, 161))
     assert [x["loss"] for x in found] == pytest.approx(calm, abs=1e-5)
     assert kept(seen, out / "train.jsonl") in AFTER
     assert (out / "adapter").exists() is lora
@@ -119,7 +119,7 @@ def test_a_killed_worker_goes_on_from_an_object_store(reference, calm, object_st
     training.train(replace(job, out=out.uri))
     killer.join()
     lines = [json.loads(x) for x in (out / "train.jsonl").read_bytes().decode().splitlines()]
-    assert [x["step"] for x in lines] == list(range(1, 301))
+    assert [x["step"] for x in lines] == list(range(1, 161))
     assert [x["loss"] for x in lines] == pytest.approx(calm, abs=1e-5)
     first = [json.loads(x)["seconds"] for x in seen]
     same = [a == b["seconds"] for a, b in zip(first, lines, strict=False)]
@@ -136,7 +136,7 @@ conftest = runpy.run_path(sys.argv[1])
 ray.init(num_cpus=1, include_dashboard=False)
 elastic = {"workers": 2, "min_workers": 1, "deepspeed": "zero1"}
 training.train(conftest["job_of"](
-    tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=75, save_every=20, **elastic
+    tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=40, save_every=20, **elastic
 ))
 """
 
@@ -165,7 +165,7 @@ from facttune_ray.runtime import cluster
 from facttune_ray.runtime import training
 conftest = runpy.run_path(sys.argv[1])
 cluster.start_ray()
-job = conftest["job_of"](tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=75, save_every=20)
+job = conftest["job_of"](tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=40, save_every=20)
 training.train(job)
 """
 
