@@ -155,6 +155,12 @@ class Evidence:
         return a.process in self.death_s and not over
 
     @cached_property
+    def budget_reached(self) -> bool:
+        """Whether the budget stopped a run, or a row just before the process was killed."""
+        said = [*self.h.stops, *(row.said for row in self.h.rows if row.outcome == "stop")]
+        return any("budget_usd" in line for line in said)
+
+    @cached_property
     def storage_failed(self) -> bool:
         return bool(self.s["disk_full"] or self.s["disk_broken"])
 
@@ -510,8 +516,8 @@ def _end(e: Evidence, a: Attempt) -> float:
 def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
     """7: Each row ends as its kind says (answer, row error, stop), with no more attempts."""
     s = e.s
-    reached = any("budget_usd" in said for said in e.h.stops)
-    may_stop = e.justified or reached
+    may_stop = e.justified or e.budget_reached
+    first_stop = {r.process: r for r in reversed(_by_end(e)) if r.outcome == "stop"}
     tried: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
     for a in e.attempts:
         tried[(a.process, a.row)].append(a)
@@ -526,7 +532,8 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
             expected = "stop"
         if row.outcome == "stop":
             refused = any(k in REFUSED or k == "huge" for k in s["kinds"])
-            early = refused and not _others_were_answered(e, row)
+            # what stopped the first row of a process stops the others
+            early = refused and not _others_were_answered(e, first_stop[row.process])
             if not may_stop and not early and not _refused_in_a_row(e, row.process):
                 yield f"row {row.row} ({row.kind}) was stopped: {row.said[:120]}"
                 return
@@ -556,17 +563,25 @@ def nothing_is_sent_too_often(e: Evidence) -> Iterator[str]:
 
 
 def the_budget_is_used(e: Evidence) -> Iterator[str]:
-    """3: A run that stops at its budget has spent it, except for one request."""
+    """3: A run that stops at its budget has spent it by its ledger, except for one request. An
+    answer that tells only a total of tokens, or none, may cost more in the ledger than in the bill;
+    an attempt that was answered just before a kill may also be listed as unknown."""
     budget = e.s["budget_usd"]
-    if budget is None or not any("budget_usd" in said for said in e.h.stops):
+    if budget is None or not e.budget_reached:
         return
     s = e.s
     bill = sum(a.usd for bills in e.billed.values() for a in bills)
+    kept = sum(r["cost_usd"] for answers in e.kept.values() for a in answers for r in a)
     tokens = max(1, s["most_choices"]) * (69 + s["answer_tokens"]) * s["usd_output"]
     one = (1.3 * (30 + max(s["chars"])) * s["usd_input"] + tokens) / 1e6  # its highest estimate
-    doubtful = one * sum(e.doubtful(a) or e.open_at_death(a) for a in e.attempts)
-    if bill + doubtful + 2 * one < budget:
+    doubtful = sum(e.doubtful(a) or e.open_at_death(a) for a in e.attempts)
+    doubtful = one * max(doubtful, e.unknown.total())
+    if max(bill, kept) + doubtful + 2 * one < budget:
         yield f"stopped at ${bill:.6f} of ${budget:.6f}, a request costs ${one:.6f} at most"
+
+
+def _by_end(e: Evidence) -> list[Row]:
+    return sorted((r for r in e.h.rows if r.ended_s is not None), key=lambda r: r.ended_s or 0.0)
 
 
 def _others_were_answered(e: Evidence, stopped: Row) -> bool:
