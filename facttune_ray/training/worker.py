@@ -155,6 +155,7 @@ class Training:
         if ray.train.get_context().get_local_rank() == 0:
             here = host_folder(self.job.out)
             shutil.rmtree(here, ignore_errors=True)
+            _remove_lost(here.parent)
             with contextlib.suppress(OSError):  # another host's folder is still in it
                 here.parent.rmdir()
 
@@ -373,7 +374,9 @@ def _rows(job: TrainJob, local_rank: int) -> Any:
 
     def write() -> None:
         if local_rank == 0:
-            _remove_remains(file.parent)
+            for left in file.parent.glob("checkpoint-*"):  # of a worker that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            _remove_lost(file.parent.parent)
             file.parent.mkdir(parents=True, exist_ok=True)
             rows.write(job.rows, file)
 
@@ -384,15 +387,14 @@ def _rows(job: TrainJob, local_rank: int) -> Any:
     return table
 
 
-def _remove_remains(here: Path) -> None:
-    """Remove what a killed training left: its checkpoints here, and the folders of hosts that Ray
-    no longer has."""
+def _remove_lost(folder: Path) -> None:
+    """Remove the folders of hosts that Ray no longer has."""
     import ray
 
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    for folder in (*here.glob("checkpoint-*"), *here.parent.glob("*")):
-        if folder.parent == here or folder.name not in alive:
-            shutil.rmtree(folder, ignore_errors=True)
+    for host in folder.glob("*"):
+        if host.name not in alive:
+            shutil.rmtree(host, ignore_errors=True)
 
 
 def check_first(cfg: TrainConfig, loss: float, differs: bool) -> None:

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
@@ -168,7 +169,7 @@ class Cluster:
         except (urllib.error.URLError, OSError):
             return False
 
-    def ask(self, path: str) -> dict:
+    def ask(self, path: str) -> Any:
         """JSON answer of Ray's dashboard."""
         token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
         request = urllib.request.Request(self.url + path, headers=token)
@@ -208,6 +209,29 @@ class Cluster:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def finish(self, job: subprocess.Popen[str], timeout_s: float = 600) -> str:
+        """Wait for a submitted job that has to succeed. -> what it printed
+
+        Its status is asked for, because after the loss of a host the client that submitted it may
+        wait for ever for the end of its log.
+        """
+        deadline = time.monotonic() + timeout_s
+        status = ""
+        while job.poll() is None:
+            newest = sorted(self.ask("/api/jobs/"), key=lambda j: j["start_time"])[-1:]
+            status = newest[0]["status"] if newest else ""
+            if status in ("SUCCEEDED", "FAILED", "STOPPED"):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    job.wait(20)  # it may still print
+                break
+            assert time.monotonic() < deadline, "the job has not ended"
+            time.sleep(1)
+        late = job.poll() is None
+        job.kill()
+        said, _ = job.communicate()
+        assert status == "SUCCEEDED" if late else not job.returncode, said[-6000:]
+        return said
 
     def drain(self, host: Host, seconds: float) -> None:
         """Give the notice of a spot host: it will be taken away in `seconds`."""

@@ -27,17 +27,12 @@ def four_hosts(tmp_path_factory):
         pytest.skip(f"no network namespaces: {why}")
     out = tmp_path_factory.mktemp("four") / "run"
     with hosts.cluster([1, 1, 1, 1]) as cluster:
-        finish(submit(cluster, out))
+        cluster.finish(submit(cluster, out))
         return out, cluster.tasks("MapBatches"), cluster.head.address
 
 
 def submit(cluster: hosts.Cluster, out: Path, *words: str) -> subprocess.Popen[str]:
     return cluster.submit("jobs/pipeline.py", *PRESETS, f"run.out={out}", *words)
-
-
-def finish(job: subprocess.Popen[str]) -> None:
-    said, _ = job.communicate(timeout=600)
-    assert job.returncode == 0, said[-6000:]
 
 
 def tables_of(out: Path) -> dict[str, list[dict]]:
@@ -165,7 +160,7 @@ def test_hosts_an_actor_the_driver_and_the_head_die(four_hosts, tmp_path):
         cluster.up([1, 1])
         job = submit(cluster, out, *words)
         lose_one_inside(f"{trained}/train", "ray::RayTrainWorker")
-        finish(job)
+        cluster.finish(job)
         assert tables_of(out) == tables_of(four_hosts[0])
         asked = requests(journal)
         assert len(asked) == len(set(asked)) > 100
@@ -191,7 +186,7 @@ def notice_while_training(cluster: hosts.Cluster, model: Path, folder: Path) -> 
     known = log.parent / "checkpoints/checkpoint_manager_snapshot.json"  # those that are whole
     until("a checkpoint", lambda: known.exists() and "checkpoint_2" in known.read_text(), job)
     lose(cluster, host)
-    finish(job)
+    cluster.finish(job)
     lines = log.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 3201))
     assert lines[:20] == before  # these steps were not taken again

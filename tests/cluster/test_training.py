@@ -44,18 +44,12 @@ def start(cluster: hosts.Cluster, folder: Path, trainings: dict) -> subprocess.P
     return cluster.submit("tests/cluster/trainings.py", str(folder), json.dumps(trainings))
 
 
-def finish(job: subprocess.Popen[str]) -> str:
-    said, _ = job.communicate(timeout=600)
-    assert job.returncode == 0, said[-6000:]
-    return said
-
-
 def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "train.jsonl").read_text().splitlines()]
 
 
 def test_several_hosts_have_the_losses_of_one(cluster, folder):
-    finish(start(cluster, folder, {"one": ALONE, **MANY}))
+    cluster.finish(start(cluster, folder, {"one": ALONE, **MANY}))
     assert len(losses(folder / "one")) == 8
     for name in MANY:
         assert losses(folder / name) == pytest.approx(losses(folder / "one"), abs=1e-5), name
@@ -74,7 +68,7 @@ def test_a_host_that_dies_is_replaced_and_the_curve_goes_on(cluster, folder):
     (lost, *_) = [h for h in cluster.workers if any("RayTrainWorker" in title(p) for p in h.pids())]
     lost.remove()
     cluster.workers.remove(lost)
-    finish(job)
+    cluster.finish(job)
     assert len(losses(out)) == 160 and losses(out)[:20] == before[:20]
     assert losses(out) == pytest.approx(losses(folder / "calm"), abs=1e-5)
     assert not folders.scratch(str(out)).exists()
