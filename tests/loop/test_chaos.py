@@ -117,7 +117,7 @@ def test_a_run_on_a_faulty_s3_store_has_the_tables_of_a_local_run(
     chance = random.Random(7)
 
     def faults(number: int, method: str, path: str) -> bool:
-        if chance.random() < 0.01:
+        if chance.random() < 0.004:
             time.sleep(4.0)  # longer than Arrow's default time-out of 3 s
         return chance.random() < 0.02
 
