@@ -1,6 +1,6 @@
 """Progress of a stage: a line with parts, requests, tokens, dollars, and what the stage waits for.
 
-base/tune/facts    3/8 parts   412 req/s    98,120 tok/s   0 429s   1,204 from the ledger   $0.31
+base/tune/facts    3/8 parts, about 4 min left   412 req/s  ...  1,204 from the ledger   $0.31
 base/tune/facts    3/8 parts   0 req/s   ...   $0.31   waits 42 s for permits (128 requests)
 base/tune/rewards  0/8 parts   61 s   waits 61 s for a host with 1 GPU H100
 
@@ -75,12 +75,15 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
     began_s = time.monotonic()
     # The meter counts all tables of one stage together: begin at its count.
     last = look(work, meter, Look(began_s, moved_s=began_s, heard_s=began_s))
+    before = last.parts
     while not done.wait(every_s):
         now = look(work, meter, last)
         stands_s = now.at_s - now.moved_s
         lacking = lacks(work) if stands_s > WAITS_S and not now.workers else ""
         notes = waits(now, meter is not None, lacking)
-        parts, elapsed_s = f"{now.parts}/{shards} parts", now.at_s - began_s
+        elapsed_s = now.at_s - began_s
+        left_s = time_left(now.parts - before, shards - now.parts, elapsed_s)
+        parts = f"{now.parts}/{shards} parts" + (f", about {_span(left_s)} left" if left_s else "")
         what = rates(now, last) if meter else f"{elapsed_s:,.0f} s"
         text = "  ".join([f"{work.output:<36} {parts}", what, *notes])
         fields: dict[str, Any] = now.used if meter else {}
@@ -96,12 +99,26 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
                 parts=now.parts,
                 shards=shards,
                 elapsed_s=round(elapsed_s, 1),
+                left_s=left_s and round(left_s, 1),
                 waits=notes,
                 **fields,
             )
         last = now
     if terminal:
         print(" " * (shutil.get_terminal_size().columns - 1), end="\r", file=sys.stderr, flush=True)
+
+
+def time_left(made: int, missing: int, elapsed_s: float) -> float | None:
+    """Seconds until the missing parts are made, at the rate of those that were made in `elapsed_s`;
+    None when none was made yet."""
+    return elapsed_s / made * missing if made > 0 else None
+
+
+def _span(seconds: float) -> str:
+    """A time as people say it: "40 s", "4 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def look(work: Work, meter: Any, last: Look) -> Look:

@@ -60,6 +60,13 @@ def test_a_stage_that_asks_no_endpoint_waits_for_a_host_alone():
     assert waits(Look(100.0, moved_s=0.0), False, host) == [f"waits 100 s for {host}"]
 
 
+def test_the_time_that_is_left_follows_the_parts_made_in_this_run():
+    assert progress.time_left(0, 8, 60.0) is None
+    assert progress.time_left(2, 6, 60.0) == 180.0
+    spans = [progress._span(s) for s in (40, 180, 9000)]
+    assert spans == ["40 s", "3 min", "2.5 h"]
+
+
 def lines(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
