@@ -41,7 +41,14 @@ SILENT = {
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
 # A host whose name leads to 127.0.0.1, as that of many a real one does
-LOOPBACK = ("unshare", "--uts", "sh", "-c", 'hostname localhost && exec "$@"', "sh")
+LOOPBACK = (
+    "unshare",
+    "--uts",
+    "sh",
+    "-c",
+    'echo localhost > /proc/sys/kernel/hostname && exec "$@"',
+    "sh",
+)
 START_S = 180  # longest start of a host, on a machine with other work
 STORE_BYTES = 96 * 2**20  # object store of a host: tables travel as files
 
