@@ -17,6 +17,8 @@ from facttune_ray.errors import UserError
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 
 KEY = "sk-marked-0d9f3b7a5e1c4826"
+UNTUNED = ["tune.facttune_fs.rounds=0", "tune.facttune_mc.rounds=0", "evaluation.tuned=false"]
+QUICKSTART = ["quickstart", "{preset}", *UNTUNED]
 SCORE = ["run", "score", "data.folder={data}", "data.files=[M.jsonl]", "run.shards=2"]
 BATCH = [*SCORE, "llm.mode=batch", "llm.batch_poll_s=0.2"]
 
@@ -68,15 +70,17 @@ def files_with_key(*folders: Path) -> list[str]:
         ({"api_key": "another"}, KEY, SCORE, 2, "set MARKED_KEY"),
         ({"api_key": KEY, "error_share": 1.0}, KEY, SCORE, 2, "500"),
         ({"api_key": KEY, "malformed_share": 1.0}, KEY, SCORE, 2, "no completion"),
-        ({"api_key": KEY, "reset_share": 0.2, "error_share": 0.2}, KEY, SCORE, 0, ""),
+        ({"api_key": KEY, "reset_share": 0.2, "error_share": 0.2}, KEY, QUICKSTART, 0, ""),
         ({"api_key": KEY}, KEY + "\nx", SCORE, 2, "MARKED_KEY: the key"),  # no header takes it
         ({"api_key": "another"}, KEY, BATCH, 2, "set MARKED_KEY"),
         ({"api_key": KEY, "batch_error_share": 0.2}, KEY, BATCH, 0, ""),
     ],
 )
-def test_a_key_is_nowhere(tmp_path, data, ray_folder, options, key, words, code, says):
+def test_a_key_is_nowhere(
+    tmp_path, small_preset, data, ray_folder, options, key, words, code, says
+):
     out = tmp_path / "out"
-    given = [w.format(data=data) for w in words] + [f"run.out={out}"]
+    given = [w.format(preset=small_preset, data=data) for w in words] + [f"run.out={out}"]
     given += ["llm.max_wait_s=0.2", f"llm.max_attempts={2 if code else 20}"]
     with running(AnnotatorOptions(**options)) as url:
         done = run(url, ray_folder, key, *given)

@@ -82,8 +82,8 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
         lacking = lacks(work) if stands_s > WAITS_S and not now.workers else ""
         notes = waits(now, meter is not None, lacking)
         elapsed_s = now.at_s - began_s
-        left_s = time_left(now.parts - before, shards - now.parts, elapsed_s)
-        parts = f"{now.parts}/{shards} parts" + (f", about {_span(left_s)} left" if left_s else "")
+        left = time_left(now.parts - before, shards - now.parts, elapsed_s)
+        parts = f"{now.parts}/{shards} parts{left}"
         what = rates(now, last) if meter else f"{elapsed_s:,.0f} s"
         text = "  ".join([f"{work.output:<36} {parts}", what, *notes])
         fields: dict[str, Any] = now.used if meter else {}
@@ -99,7 +99,6 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
                 parts=now.parts,
                 shards=shards,
                 elapsed_s=round(elapsed_s, 1),
-                left_s=left_s and round(left_s, 1),
                 waits=notes,
                 **fields,
             )
@@ -108,17 +107,19 @@ def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> Non
         print(" " * (shutil.get_terminal_size().columns - 1), end="\r", file=sys.stderr, flush=True)
 
 
-def time_left(made: int, missing: int, elapsed_s: float) -> float | None:
-    """Seconds until the missing parts are made, at the rate of those that were made in `elapsed_s`;
-    None when none was made yet."""
-    return elapsed_s / made * missing if made > 0 else None
-
-
-def _span(seconds: float) -> str:
-    """A time as people say it: "40 s", "4 min", "2.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def time_left(made: int, missing: int, elapsed_s: float) -> str:
+    """ ", about 4 min left", at the rate at which parts were `made`; "" if none was, or none is
+    missing."""
+    if made <= 0 or missing <= 0:
+        return ""
+    left_s = elapsed_s / made * missing
+    if left_s < 90:
+        return f", about {left_s:.0f} s left"
+    return (
+        f", about {left_s / 60:.0f} min left"
+        if left_s < 5400
+        else f", about {left_s / 3600:.1f} h left"
+    )
 
 
 def look(work: Work, meter: Any, last: Look) -> Look:

@@ -170,12 +170,15 @@ def _bar(out: str, done: threading.Event) -> None:
 
 def _lines(out: str, done: threading.Event) -> None:
     table, began_s = "/".join(out.split("/")[-3:]), time.monotonic()
+    before = len(_steps(out))  # of a training that goes on
     while not done.wait(progress.LOG_S):
         elapsed_s = time.monotonic() - began_s
         text = f"{table:<36} {elapsed_s:,.0f} s"
         if lines := _steps(out):
             last = json.loads(lines[-1])
-            text += f"  {len(lines):,}/{last['steps']:,} steps  loss {last['loss']:.3f}"
+            made, steps = len(lines), last["steps"]
+            left = progress.time_left(made - before, steps - made, elapsed_s)
+            text += f"  {made:,}/{steps:,} steps{left}  loss {last['loss']:.3f}"
         elif lacking := progress.lacks_group():
             text += f"  waits for {lacking}"
         say(text, event="progress", table=table, elapsed_s=round(elapsed_s, 1), step=len(lines))

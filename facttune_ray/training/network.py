@@ -1,8 +1,8 @@
 """The network between the workers of a training.
 
-gloo and NCCL take the address of the host's name, which on many hosts is 127.0.0.1, or the first
-interface that they find. Neither need lead to the other hosts. Ray's own address of a host does, so
-each worker uses the interface that has it.
+gloo takes the address that belongs to the host's name, which on many hosts is 127.0.0.1. NCCL
+takes the first interface that it finds. Both may be of no use to other hosts. But every host has an
+address in Ray by which the others reach it, so each worker uses the interface of that address.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import psutil
 import ray.util
 from ray.train.torch import TorchConfig
 
-# What names the interface to each library. In NCCL's, "=" asks for this very name.
+# The variable that names the interface to each library, and its form. Without "=" NCCL would also
+# take interfaces whose names only begin like this.
 VARIABLES = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}
 
 

@@ -147,17 +147,19 @@ class Training:
             self.out.upload(self.here)
 
     def _clean(self) -> None:
-        """Remove this host's folder, once all checkpoints are where they belong."""
+        """Remove this host's folder, and those of hosts that were lost on the way."""
         import ray.train
         from ray.train import CheckpointConsistencyMode
 
+        if ray.train.get_context().get_local_rank():
+            return
+        # returns when Ray has the checkpoint that was saved last
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-        if ray.train.get_context().get_local_rank() == 0:
-            here = host_folder(self.job.out)
-            shutil.rmtree(here, ignore_errors=True)
-            _remove_lost(here.parent)
-            with contextlib.suppress(OSError):  # another host's folder is still in it
-                here.parent.rmdir()
+        here = host_folder(self.job.out)
+        shutil.rmtree(here, ignore_errors=True)
+        _remove_lost(here.parent)
+        with contextlib.suppress(OSError):  # another host's folder is still in it
+            here.parent.rmdir()
 
     def _copy_logs(self) -> None:
         from facttune_ray.training.trackers import FILES
@@ -367,7 +369,8 @@ def host_folder(out: str) -> Path:
 
 
 def _rows(job: TrainJob, local_rank: int) -> Any:
-    """The table `reference`, from a file that the host's first worker writes."""
+    """The table `reference`, from a file that the host's first worker writes, and removes when all
+    workers have opened it."""
     from facttune_ray.training import rows
 
     file = host_folder(job.out) / "rows.arrow"

@@ -23,10 +23,10 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 REPO = Path(__file__).resolve().parents[2]
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
@@ -40,7 +40,7 @@ SILENT = {
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
-# A host whose name leads to 127.0.0.1, as that of many a real one does
+# Gives a host a name that leads to 127.0.0.1, as the names of many real hosts do.
 LOOPBACK = (
     "unshare",
     "--uts",
@@ -49,6 +49,7 @@ LOOPBACK = (
     'echo localhost > /proc/sys/kernel/hostname && exec "$@"',
     "sh",
 )
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")  # states of a job
 START_S = 180  # longest start of a host, on a machine with other work
 STORE_BYTES = 96 * 2**20  # object store of a host: tables travel as files
 
@@ -66,6 +67,13 @@ def allowed() -> str:
     _ip("link", "del", name)
     _ip("netns", "del", name)
     return ""
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:  # it has ended
+        return ""
 
 
 def _ip(*words: str, check: bool = True) -> str:
@@ -115,6 +123,10 @@ class Host:
 
     def pids(self) -> list[int]:
         return [int(pid) for pid in _ip("netns", "pids", self.name, check=False).split()]
+
+    def running(self, name: str) -> list[int]:
+        """Ids of this host's processes whose command line contains `name`."""
+        return [pid for pid in self.pids() if name in _title(pid)]
 
     def kill(self) -> None:
         """Cut the network first, so that no process can say goodbye, then kill every process."""
@@ -207,7 +219,8 @@ class Cluster:
     def submit(self, *words: str) -> subprocess.Popen[str]:
         """`ray job submit` of a file under this repository, from outside the cluster."""
         ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
-        ray += ["--address", self.url, "--working-dir", str(REPO), "--", "python", *words]
+        ray += ["--address", self.url, "--submission-id", f"job-{secrets.token_hex(6)}"]
+        ray += ["--working-dir", str(REPO), "--", "python", *words]
         return subprocess.Popen(
             ray,
             env=self.environment,
@@ -218,27 +231,31 @@ class Cluster:
         )
 
     def finish(self, job: subprocess.Popen[str], timeout_s: float = 600) -> str:
-        """Wait for a submitted job that has to succeed. -> what it printed
+        """Wait until a submitted job has succeeded. -> what it printed. RuntimeError if it has not.
 
-        Its status is asked for, because after the loss of a host the client that submitted it may
-        wait for ever for the end of its log.
+        Ray itself is asked whether the job has ended. After the loss of a host, the client that
+        submitted the job may wait for ever for the end of its log.
         """
         deadline = time.monotonic() + timeout_s
-        status = ""
-        while job.poll() is None:
-            newest = sorted(self.ask("/api/jobs/"), key=lambda j: j["start_time"])[-1:]
-            status = newest[0]["status"] if newest else ""
-            if status in ("SUCCEEDED", "FAILED", "STOPPED"):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    job.wait(20)  # it may still print
+        while (status := self._status(job)) not in ENDED and job.poll() is None:
+            if time.monotonic() > deadline:
                 break
-            assert time.monotonic() < deadline, "the job has not ended"
             time.sleep(1)
-        late = job.poll() is None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.wait(20)  # it may still print
         job.kill()
         said, _ = job.communicate()
-        assert status == "SUCCEEDED" if late else not job.returncode, said[-6000:]
+        if self._status(job) != "SUCCEEDED":
+            raise RuntimeError(f"the job has not succeeded ({status}):\n{said[-6000:]}")
         return said
+
+    def _status(self, job: subprocess.Popen[str]) -> str:
+        """Ray's word for the state of a submitted job; "" before Ray knows the job."""
+        words = cast(list[str], job.args)
+        try:
+            return self.ask(f"/api/jobs/{words[words.index('--submission-id') + 1]}")["status"]
+        except urllib.error.HTTPError:
+            return ""
 
     def drain(self, host: Host, seconds: float) -> None:
         """Give the notice of a spot host: it will be taken away in `seconds`."""
@@ -280,6 +297,19 @@ def _until(ready, timeout_s: float, what: str, host: Host) -> None:
         if over or time.monotonic() > deadline:
             raise RuntimeError(f"{what} did not come up within {timeout_s:g} s:\n{log[-3000:]}")
         time.sleep(0.3)
+
+
+def until(
+    what: str, there: Callable[[], object], job: subprocess.Popen[str], timeout_s: float = 300
+) -> None:
+    """Return as soon as `there()` is true. RuntimeError if the job ends before, or time is up."""
+    deadline = time.monotonic() + timeout_s
+    while not there():
+        if job.poll() is not None:
+            raise RuntimeError(f"the job ended before: {what}:\n{job.communicate()[0][-6000:]}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"never: {what}")
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -65,29 +64,9 @@ def test_four_hosts_share_the_work_and_the_head_is_left_alone(four_hosts):
 # -- kills ---------------------------------------------------------------------------------
 
 
-def title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def running_on(host: hosts.Host, name: str) -> list[int]:
-    return [pid for pid in host.pids() if name in title(pid)]
-
-
-def until(what: str, there, job: subprocess.Popen[str]) -> None:
-    """Return when it is so; the job must be running."""
-    deadline = time.monotonic() + 300
-    while not there():
-        assert job.poll() is None, job.communicate()[0][-6000:]
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.005)
-
-
 def inside(table: Path, job: subprocess.Popen[str]) -> None:
     """Return once the table has begun."""
-    until(f"{table} begun", (table / "_RECIPE.json").exists, job)
+    hosts.until(f"{table} begun", (table / "_RECIPE.json").exists, job)
 
 
 def host_of(cluster: hosts.Cluster, process: str, job: subprocess.Popen[str]) -> hosts.Host:
@@ -95,10 +74,10 @@ def host_of(cluster: hosts.Cluster, process: str, job: subprocess.Popen[str]) ->
     found: list[hosts.Host] = []
 
     def there() -> bool:
-        found[:] = [h for h in cluster.workers if running_on(h, process)]
+        found[:] = [h for h in cluster.workers if h.running(process)]
         return bool(found)
 
-    until(process, there, job)
+    hosts.until(process, there, job)
     return found[0]
 
 
@@ -110,8 +89,8 @@ def lose(cluster: hosts.Cluster, host: hosts.Host) -> None:
 
 
 def kill(host: hosts.Host, process: str, job: subprocess.Popen[str]) -> None:
-    until(process, lambda: running_on(host, process), job)
-    for pid in running_on(host, process):
+    hosts.until(process, lambda: host.running(process), job)
+    for pid in host.running(process):
         os.kill(pid, signal.SIGKILL)
 
 
@@ -179,12 +158,12 @@ def notice_while_training(cluster: hosts.Cluster, model: Path, folder: Path) -> 
     words += ["train.save_every=0"]  # no checkpoint but the notice's
     log = folder / "given/given/train/train.jsonl"
     job = cluster.submit("-m", "facttune_ray", "train", *words)
-    until("20 steps", lambda: log.exists() and len(log.read_text().splitlines()) >= 20, job)
+    hosts.until("20 steps", lambda: log.exists() and len(log.read_text().splitlines()) >= 20, job)
     before = log.read_text().splitlines()[:20]
     host = host_of(cluster, "ray::RayTrainWorker", job)
     cluster.drain(host, 12)
     known = log.parent / "checkpoints/checkpoint_manager_snapshot.json"  # those that are whole
-    until("a checkpoint", lambda: known.exists() and "checkpoint_2" in known.read_text(), job)
+    hosts.until("a checkpoint", lambda: known.exists() and "checkpoint_2" in known.read_text(), job)
     lose(cluster, host)
     cluster.finish(job)
     lines = log.read_text().splitlines()

@@ -152,7 +152,7 @@ def test_a_config_without_an_llm_costs_nothing(labelled_data, tmp_path, capsys):
 @pytest.mark.slow
 def test_estimate_is_within_a_tenth_on_real_text(labelled_data, tmp_path, ray_cluster):
     words = [f"data.folder={labelled_data}", f"run.out={tmp_path}", "facts.method=llm"]
-    words += ["data.files=[ChatGPT.jsonl]", "verdicts.estimator=chat", "llm.model=gpt-4o-mini"]
+    words += ["verdicts.estimator=chat", "llm.model=gpt-4o-mini"]
     guessed = {r["stage"]: r for r in estimate(load(["factscore"], words))}
     with annotator.running(annotator.AnnotatorOptions()) as url:
         assert cli.main(["run", "factscore", *words, f"llm.base_url={url}"]) == 0

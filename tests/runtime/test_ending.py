@@ -107,14 +107,11 @@ def test_a_run_that_is_terminated_keeps_what_was_answered_and_goes_on(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_proxy_is_not_asked_for_what_is_on_this_machine(tmp_path, monkeypatch):
+def test_a_proxy_is_not_asked_for_what_is_on_this_machine(tmp_path, tiny_presets, monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "M.jsonl").write_text('{"topic": "Ada", "output": "Ada sings. Ada paints."}\n')
-    (tmp_path / "knowledge.jsonl").write_text('{"title": "Ada", "text": "Ada sings."}\n')
-    words = ["run", "score", f"data.folder={tmp_path}", "data.files=[M.jsonl]", "run.shards=1"]
-    with command(*words, f"run.out={tmp_path / 'run'}", "llm.base_url=embedded") as child:
+    with command("quickstart", "--out", str(tmp_path / "run"), *tiny_presets) as child:
         _, errors = child.communicate(timeout=800)
     assert child.returncode == 0, errors[-2000:]

@@ -61,10 +61,9 @@ def test_a_stage_that_asks_no_endpoint_waits_for_a_host_alone():
 
 
 def test_the_time_that_is_left_follows_the_parts_made_in_this_run():
-    assert progress.time_left(0, 8, 60.0) is None
-    assert progress.time_left(2, 6, 60.0) == 180.0
-    spans = [progress._span(s) for s in (40, 180, 9000)]
-    assert spans == ["40 s", "3 min", "2.5 h"]
+    found = [progress.time_left(2, 6, s) for s in (20.0, 60.0, 3000.0)]
+    assert found == [", about 60 s left", ", about 3 min left", ", about 2.5 h left"]
+    assert progress.time_left(0, 8, 60.0) == progress.time_left(8, 0, 60.0) == ""
 
 
 def lines(capsys) -> list[dict]:

@@ -517,7 +517,10 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
     """7: Each row ends as its kind says (answer, row error, stop), with no more attempts."""
     s = e.s
     may_stop = e.justified or e.budget_reached
-    first_stop = {r.process: r for r in reversed(_by_end(e)) if r.outcome == "stop"}
+    first_stop: dict[str, Row] = {}  # process -> its row that was stopped first
+    for row in sorted(e.h.rows, key=lambda row: row.ended_s or 0.0):
+        if row.outcome == "stop":
+            first_stop.setdefault(row.process, row)
     tried: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
     for a in e.attempts:
         tried[(a.process, a.row)].append(a)
@@ -532,7 +535,7 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
             expected = "stop"
         if row.outcome == "stop":
             refused = any(k in REFUSED or k == "huge" for k in s["kinds"])
-            # what stopped the first row of a process stops the others
+            # the first stop of a process stops its other rows, whatever was answered between
             early = refused and not _others_were_answered(e, first_stop[row.process])
             if not may_stop and not early and not _refused_in_a_row(e, row.process):
                 yield f"row {row.row} ({row.kind}) was stopped: {row.said[:120]}"
@@ -578,10 +581,6 @@ def the_budget_is_used(e: Evidence) -> Iterator[str]:
     doubtful = one * max(doubtful, e.unknown.total())
     if max(bill, kept) + doubtful + 2 * one < budget:
         yield f"stopped at ${bill:.6f} of ${budget:.6f}, a request costs ${one:.6f} at most"
-
-
-def _by_end(e: Evidence) -> list[Row]:
-    return sorted((r for r in e.h.rows if r.ended_s is not None), key=lambda r: r.ended_s or 0.0)
 
 
 def _others_were_answered(e: Evidence, stopped: Row) -> bool:

@@ -35,6 +35,16 @@ def test_a_hundred_seeds_break_no_rule():
     assert not broken, shown(broken)
 
 
+# Seeds that broke a rule before the client or the rule was mended (jobs/results/README.md).
+MENDED = (4568, 11158, 51495, 62780, 66312, 67894, 74608, 87813, 94083, 96764, 99289)
+
+
+@pytest.mark.parametrize("seed", MENDED)
+def test_a_seed_that_broke_a_rule_breaks_none(seed):
+    broken = broken_in([examine(seed)])
+    assert not broken, shown(broken)
+
+
 @pytest.mark.slow
 def test_thousands_of_seeds_break_no_rule():
     with get_context("fork").Pool(2) as pool:

@@ -1,27 +1,22 @@
-import pytest
+import socket
 
-pytest.importorskip("ray.train.torch")
+import psutil
+
+from facttune_ray.training import network
 
 
 def test_the_interface_that_has_the_address():
-    import psutil
-
-    from facttune_ray.training.network import interface_of
-
-    assert interface_of("127.0.0.1") == "lo"
+    assert network.interface_of("127.0.0.1") == "lo"
     for name, found in psutil.net_if_addrs().items():
-        assert interface_of(found[0].address.partition("%")[0]) == name
-    assert interface_of("192.0.2.7") == ""
+        for address in found:
+            if address.family in (socket.AF_INET, socket.AF_INET6):
+                assert network.interface_of(address.address.partition("%")[0]) == name
+    assert network.interface_of("192.0.2.77") == ""
 
 
 def test_the_users_own_interface_stays(monkeypatch):
-    from facttune_ray.training import network
-
-    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
-    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    variables = {"NCCL_SOCKET_IFNAME": "ib0"}
+    monkeypatch.setattr(network.os, "environ", variables)
+    monkeypatch.setattr(network.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     network.use_interface_of_ray()
-    import os
-
-    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
+    assert variables == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "ib0"}

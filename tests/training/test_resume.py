@@ -127,7 +127,9 @@ def test_a_killed_worker_goes_on_from_an_object_store(reference, calm, object_st
     assert (out / "model" / "model.safetensors").exists() and not here.exists()
 
 
-SMALLER = """
+SMALLER = (
+    f"LONG = {LONG}"
+    + """
 import runpy, sys
 from pathlib import Path
 import ray
@@ -136,9 +138,10 @@ conftest = runpy.run_path(sys.argv[1])
 ray.init(num_cpus=1, include_dashboard=False)
 elastic = {"workers": 2, "min_workers": 1, "deepspeed": "zero1"}
 training.train(conftest["job_of"](
-    tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=40, save_every=20, **elastic
+    tuple(sys.argv[2:4]), Path(sys.argv[4]), **LONG, **elastic
 ))
 """
+)
 
 
 @pytest.mark.chaos
@@ -158,16 +161,19 @@ def test_two_workers_are_followed_by_one(reference, run, calm, lines, tmp_path):
     assert kept(seen, out / "train.jsonl") in AFTER
 
 
-DRIVER = """
+DRIVER = (
+    f"LONG = {LONG}"
+    + """
 import runpy, sys
 from pathlib import Path
 from facttune_ray.runtime import cluster
 from facttune_ray.runtime import training
 conftest = runpy.run_path(sys.argv[1])
 cluster.start_ray()
-job = conftest["job_of"](tuple(sys.argv[2:4]), Path(sys.argv[4]), epochs=40, save_every=20)
+job = conftest["job_of"](tuple(sys.argv[2:4]), Path(sys.argv[4]), **LONG)
 training.train(job)
 """
+)
 
 
 @pytest.mark.chaos
