@@ -327,7 +327,7 @@ class Gate:
         if lease.epoch != self._lease.epoch:
             self._clock_s = math.inf
         self._clock_s = min(max(self._clock_s, lease.now_s - now), lease.now_s - asked)
-        # A long round trip is forgotten by 2% a report, and by 1% a second, because reports are rare
+        # A long round trip is forgotten by 2% a report and by 1% a second, for reports are rare
         # where round trips are long. With 2% a second, permits came too late where trips vary.
         faded = 0.98 * 0.99 ** (now - asked)
         self._trip_s = max(now - asked, faded * (self._trip_s or 0.0))
