@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from importlib.util import find_spec
 
