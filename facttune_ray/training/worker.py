@@ -9,7 +9,6 @@ from it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -147,19 +146,16 @@ class Training:
             self.out.upload(self.here)
 
     def _clean(self) -> None:
-        """Remove this host's folder, and those of hosts that were lost on the way."""
+        """Remove the training's temporary files, also those of hosts that were lost, where hosts
+        share the folder for them. All checkpoints are uploaded then."""
         import ray.train
         from ray.train import CheckpointConsistencyMode
 
         if ray.train.get_context().get_local_rank():
             return
-        # returns when Ray has the checkpoint that was saved last
+        # returns when Ray has every worker's part of the checkpoint that was saved last
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-        here = host_folder(self.job.out)
-        shutil.rmtree(here, ignore_errors=True)
-        _remove_lost(here.parent)
-        with contextlib.suppress(OSError):  # another host's folder is still in it
-            here.parent.rmdir()
+        shutil.rmtree(scratch(self.job.out), ignore_errors=True)
 
     def _copy_logs(self) -> None:
         from facttune_ray.training.trackers import FILES
@@ -379,7 +375,6 @@ def _rows(job: TrainJob, local_rank: int) -> Any:
         if local_rank == 0:
             for left in file.parent.glob("checkpoint-*"):  # of a worker that was killed
                 shutil.rmtree(left, ignore_errors=True)
-            _remove_lost(file.parent.parent)
             file.parent.mkdir(parents=True, exist_ok=True)
             rows.write(job.rows, file)
 
@@ -388,16 +383,6 @@ def _rows(job: TrainJob, local_rank: int) -> Any:
     if local_rank == 0:
         file.unlink()  # the workers have it open
     return table
-
-
-def _remove_lost(folder: Path) -> None:
-    """Remove the folders of hosts that Ray no longer has."""
-    import ray
-
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    for host in folder.glob("*"):
-        if host.name not in alive:
-            shutil.rmtree(host, ignore_errors=True)
 
 
 def check_first(cfg: TrainConfig, loss: float, differs: bool) -> None:
