@@ -12,6 +12,7 @@ plain text, or with FACTTUNE_LOG=json as one JSON object:
 
 from __future__ import annotations
 
+import contextvars
 import datetime
 import functools
 import json
@@ -44,7 +45,9 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "train_tokens": ("Counter", "Tokens trained on", ("run",)),
     "train_loss": ("Gauge", "Loss of the last step", ("run",)),
 }
-ids: dict[str, str] = {}  # run, run_id and stage of this process; part of every JSON line
+ids: dict[str, str] = {}  # run and run_id of this process; part of every JSON line
+# the stage that this task works for; part of a JSON line, too
+stage: contextvars.ContextVar[str] = contextvars.ContextVar("stage", default="")
 
 
 @functools.cache
@@ -83,7 +86,9 @@ def say(text: str, end: str = "\n", **fields: Any) -> None:
         if end != "\n":
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = {"time": now.replace("+00:00", "Z"), **ids, "text": " ".join(text.split())}
+        line = {"time": now.replace("+00:00", "Z"), **ids}
+        line |= {"stage": stage.get()} if stage.get() else {}
+        line["text"] = " ".join(text.split())
         text = json.dumps(line | fields, ensure_ascii=False)
     elif end != "\n" and not sys.stderr.isatty():
         return

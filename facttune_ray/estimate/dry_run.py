@@ -10,8 +10,6 @@ The loop itself runs, so an estimate cannot differ from the run.
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from facttune_ray.config import Config
@@ -59,8 +57,8 @@ class DryRun:
             self.sampled[node.scope] = planned
         self.tables.append(planned)
 
-    def side_by_side(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    def finish(self) -> None:
+        pass
 
     def rows(self, name: str) -> int:
         return 1  # enough for the loop to go on

@@ -103,7 +103,7 @@ class Endpoint:
         self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]
     ) -> HTTPReply | Meaning:
         """Send a request, once. Return the reply, or the Meaning of no reply."""
-        tags = {"model": (body or {}).get("model", ""), "stage": telemetry.ids.get("stage", "")}
+        tags = {"model": (body or {}).get("model", ""), "stage": telemetry.stage.get()}
         try:
             reply = await self._transport(method, path, body, headers)
         except Transient as e:

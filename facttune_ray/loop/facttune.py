@@ -45,9 +45,8 @@ def facttune(run: Run) -> Outcome:
         judge(run, source, ("train", "val", "test"))
     else:
         first, source = base(run), "base/tune"
-        with run.side_by_side():
-            respond(run, first, source, ("train", "val"))
-            judge(run, source, ("train", "val"))
+        respond(run, first, source, ("train", "val"))
+        judge(run, source, ("train", "val"))
     columns = needed(cfg, wanted(cfg))
     sampled_again = not first.path and asks_model(cfg, columns)
     rewards(run, base(run) if sampled_again else first, source, wanted(cfg))
@@ -68,4 +67,5 @@ def facttune(run: Run) -> Outcome:
     for contender in contenders(cfg):
         measured[contender.name] = contend(run, contender, chosen)
     second_judge(run, measured or {"": source})
+    run.finish()
     return Outcome(measured, selection, source)

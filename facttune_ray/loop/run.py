@@ -10,7 +10,6 @@ The verbs compute every recipe, so an estimate cannot differ from the run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +28,11 @@ class Maker(Protocol):
     root: Folder
 
     def make(self, node: Node, recipe: Recipe) -> None:
-        """See that the node is there, made by this recipe."""
+        """See that the node will be there, made by this recipe. A table may be made later."""
         ...
 
-    def side_by_side(self) -> AbstractContextManager[None]:
-        """Inside, tables may be made side by side, part by part."""
+    def finish(self) -> None:
+        """Make what was asked for and is not there yet."""
         ...
 
     def rows(self, name: str) -> int:
@@ -50,7 +49,7 @@ class Run:
 
     def __init__(self, maker: Maker) -> None:
         self.cfg, self.root = maker.cfg, maker.root
-        self.side_by_side, self.rows, self.choose = maker.side_by_side, maker.rows, maker.choose
+        self.finish, self.rows, self.choose = maker.finish, maker.rows, maker.choose
         self._maker = maker
         self.recipes: dict[str, Recipe] = {}  # of every node, in the order of the loop
         self._driver_tables: set[str] = set()

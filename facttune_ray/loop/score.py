@@ -30,17 +30,15 @@ def judge(run: Run, scope: str, splits: tuple[str, ...]) -> None:
 def answer_test_topics(run: Run, model: Snapshot) -> str:
     """The model's responses to the test topics, judged. -> their scope"""
     scope = f"{model.name}/test"
-    with run.side_by_side():
-        respond(run, model, scope, ("test",))
-        judge(run, scope, ("test",))
+    respond(run, model, scope, ("test",))
+    judge(run, scope, ("test",))
     return scope
 
 
 def rewards(run: Run, model: Snapshot, scope: str, wanted: set[str]) -> None:
     """`scope/rewards` with the columns that the wanted rewards need, and `scope/mixes` for the
     wanted rewards that are weighted sums."""
-    with run.side_by_side():
-        table = _rewards(run, model, scope, needed(run.cfg, wanted))
+    table = _rewards(run, model, scope, needed(run.cfg, wanted))
     mixes = run.cfg.rewards.mix
     mix = {name: dict(weights) for name, weights in mixes.items() if name in wanted}
     if mix:

@@ -52,9 +52,8 @@ def tune_one(run: Run, name: str, tune: TuneConfig, first: Snapshot, source: str
         source = f"{model.name}/tune"
         train = ("train",) if more else ()
         judged = train if by_verdicts(cfg, tune.reward) else ()
-        with run.side_by_side():
-            respond(run, model, source, train + val)
-            judge(run, source, judged + val)
+        respond(run, model, source, train + val)
+        judge(run, source, judged + val)
         if more:
             rewards(run, model, source, {tune.reward})
     return rounds

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Self
 
@@ -25,10 +25,10 @@ from facttune_ray.evaluation.rewards import moments
 from facttune_ray.loop.models import Snapshot
 from facttune_ray.loop.nodes import Artifact, DriverTable, Node, StageTable, Training
 from facttune_ray.loop.start import knowledge_file
-from facttune_ray.runtime import cluster, stage_table, worker
+from facttune_ray.runtime import pipeline, worker
+from facttune_ray.runtime.pipeline import Planned
 from facttune_ray.runtime.run_lock import locked
 from facttune_ray.runtime.services import Embedded, Services
-from facttune_ray.runtime.streams import Streams
 from facttune_ray.sampling import engines
 from facttune_ray.sources.shards import with_shards
 from facttune_ray.stages import STAGES, STEPS, connect
@@ -62,7 +62,7 @@ class Maker:
         self._services = Services(self.cfg, self.root, embedded)
         self._held = contextlib.ExitStack()  # the lock
         self._locked = False
-        self._streams: Streams | None = None  # while tables are made side by side
+        self._asked: list[tuple[StageTable, Recipe]] = []  # tables of one scope, not made yet
         telemetry.ids.update(run=cfg.run.name, run_id=schema.digest(self.root.path))
 
     def __enter__(self) -> Self:
@@ -80,6 +80,7 @@ class Maker:
         manifest = tables.matching_manifest(folder, recipe)
         if manifest is None:
             if self.only is not None and node.step not in self._may_make:
+                self.finish()
                 raise Missing(
                     f"stage {self.only} needs {node.name}, which is missing: "
                     f"run `facttune stage {node.step}` with the same config first"
@@ -88,68 +89,51 @@ class Maker:
                 self._held.enter_context(locked(self.root))
                 self._locked = True
                 manifest = tables.matching_manifest(folder, recipe)
-        if manifest is None:
-            if self._streams is not None and isinstance(node, StageTable):
-                # remove parts of another recipe before a table beside this one can read them
-                tables.begin(folder, recipe)
-                cluster.start_ray()  # in this thread: Ray's processes end with it
-                self._streams.start(node.name, lambda: self._make(node, recipe))
-                manifest = {"fingerprint": tables.fingerprint(recipe), "table": node.step}
-            else:
-                say(f"{node.name:<36} ...", end="\r")
-                self._make(node, recipe)
-                manifest = tables.manifest(folder)
+        if manifest is not None:
+            pass
+        elif isinstance(node, StageTable):
+            if node.mix or (self._asked and self._asked[0][0].scope != node.scope):
+                self.finish()  # a mix needs the moments of finished rewards
+            self._asked.append((node, recipe))
+            manifest = {"fingerprint": tables.fingerprint(recipe), "table": node.step}
+        else:
+            self.finish()
+            say(f"{node.name:<36} ...", end="\r")
+            with tables.writing(folder):
+                if isinstance(node, DriverTable):
+                    self._write_table(node, recipe)
+                else:
+                    self._write_artifact(node, recipe)
+            manifest = self._tell(node.name)
         self.manifests[node.name] = manifest
 
-    @contextlib.contextmanager
-    def side_by_side(self) -> Iterator[None]:
-        """Inside, tables are made side by side if that saves time: if responses are sampled by
-        other resources than they are judged by."""
-        sampling, llm = self.cfg.sampling, self.cfg.llm
-        other = sampling.gpus > 0 or (
-            sampling.engine == "api" and engines.endpoint(self.cfg).base_url != llm.base_url
-        )
-        if not other or self.only is not None or self._streams is not None:
-            yield
-            return
-        streams = self._streams = Streams(self._services.end_asking)
-        try:
-            yield
-        except BaseException:
-            streams.stop()
-            raise
-        finally:
-            try:
-                streams.finish()
-            finally:
-                self._streams = None
-        for name in streams.threads:
-            self.manifests[name] = tables.manifest(self.root / name)
+    def finish(self) -> None:
+        """Make the tables that were asked for, which are of one scope, by one pipeline."""
+        asked, self._asked = self._asked, []
+        if asked:
+            plan = [Planned(self._work(node), recipe) for node, recipe in asked]
+            for name in pipeline.make(plan, self._services):
+                self.manifests[name] = self._tell(name)
 
     def rows(self, name: str) -> int:
+        self.finish()
         return self.manifests[name]["rows"]
 
     def choose(self, rounds: list[Snapshot], by: str) -> dict:
+        self.finish()
         return measure.select(self.root, rounds, by)
 
     # -- making --------------------------------------------------------------------------------
 
-    def _make(self, node: Node, recipe: Recipe) -> None:
-        """Write the folder of the node, its manifest last, and print a line about it."""
-        folder = self.root / node.name
-        with tables.writing(folder):
-            if isinstance(node, StageTable):
-                stage_table.make(self._work(node), recipe, self._services, self._streams)
-            elif isinstance(node, DriverTable):
-                self._write_table(node, recipe)
-            else:
-                self._write_artifact(node, recipe)
-        manifest = tables.manifest(folder)
-        self.made.append(node.name)
+    def _tell(self, name: str) -> dict:
+        """Print a line about a folder that was made. -> its manifest"""
+        manifest = tables.manifest(self.root / name)
+        self.made.append(name)
         keys = ("rows", "errors", "calls", "cached", "tokens", "cost_usd", "wall_s", *worker.UNSURE)
         figures = {k: manifest[k] for k in keys if k in manifest}
-        line = describe(self.cfg, node.name, manifest)
-        say(line, event="table", table=node.name, stage=manifest["table"], **figures)
+        line = describe(self.cfg, name, manifest)
+        say(line, event="table", table=name, stage=manifest["table"], **figures)
+        return manifest
 
     def _work(self, node: StageTable) -> Work:
         cfg, declared = node.cfg, STAGES[node.step]

@@ -1,42 +1,54 @@
-"""Progress of a stage: a line with parts, requests, tokens, dollars, and what the stage waits for.
+"""Progress of a pipeline: parts of each table, requests, tokens, dollars, and what it waits for.
 
-base/tune/facts    3/8 parts, about 4 min left   412 req/s  ...  1,204 from the ledger   $0.31
-base/tune/facts    3/8 parts   0 req/s   ...   $0.31   waits 42 s for permits (128 requests)
-base/tune/rewards  0/8 parts   61 s   waits 61 s for a host with 1 GPU H100
+base/tune/facts    3/8 parts, 1,204 rows, about 4 min left
+base/tune/verdicts 2/8 parts, 801 rows, about 6 min left
+  412 req/s  88,012 tok/s  0 429s  1,204 from the ledger  $0.31  waits 42 s for permits (8 requests)
 
-The line is printed also when nothing moves, and when the run's meter does not answer.
+On a terminal each table has a bar, and the rates are a line below them. Elsewhere a line is printed
+every 30 s, also when nothing moves and when the run's meter does not answer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import SILENT, Usage
-from facttune_ray.runtime.placement import gpus_of, options, worker_count
-from facttune_ray.stages.work import Work
-from facttune_ray.storage import tables
-from facttune_ray.storage.tables import Folder
+from facttune_ray.runtime.placement import Operator, room
 from facttune_ray.telemetry import say
 
-# seconds between two lines: overwritten on a terminal, appended to a log
+# seconds between two displays: overwritten on a terminal, appended to a log
 TERMINAL_S, LOG_S = 1.0, 30.0
 WAITS_S = 3.0  # shorter waits are not shown
 ANSWER_S = 5.0  # timeout of a question to the meter
 
 
 @dataclass
+class Table:
+    """What is written of a table."""
+
+    name: str
+    shards: int
+    before: int = 0  # parts that were there before
+    parts: int = 0
+    rows: int = 0
+    began_s: float | None = None  # when its first part could be begun
+    finished: bool = False
+
+    def line(self, now_s: float) -> str:
+        elapsed_s = now_s - (self.began_s or now_s)
+        left = time_left(self.parts - self.before, self.shards - self.parts, elapsed_s)
+        return f"{self.name:<36} {self.parts}/{self.shards} parts, {self.rows:,} rows{left}"
+
+
+@dataclass
 class Look:
-    """The state of a stage at one time."""
+    """The state of a pipeline at one time."""
 
     at_s: float
     parts: int = 0
@@ -44,8 +56,8 @@ class Look:
     heard_s: float = 0.0  # when the meter last answered
     used: dict[str, float] = field(default_factory=lambda: asdict(Usage()))
     spent_usd: float = 0.0
-    workers: int = 0  # workers that are at work
-    waits: dict[str, list] = field(default_factory=dict)  # as in Meter.snapshot
+    workers: int = 0  # workers that ask
+    waits: dict[str, list] = field(default_factory=dict)  # what -> [seconds, requests]
 
 
 @contextlib.contextmanager
@@ -61,50 +73,100 @@ def in_thread(follow: Callable[[threading.Event], None]) -> Iterator[None]:
         thread.join()
 
 
-def watch(
-    work: Work, meter: Any = None, every_s: float | None = None
-) -> AbstractContextManager[None]:
-    """Print a line every few seconds until the block ends. `meter`: the run's meter actor, if the
-    stage asks an endpoint."""
-    every_s = every_s or (TERMINAL_S if sys.stderr.isatty() else LOG_S)
-    return in_thread(functools.partial(_print, work, meter, every_s))
+class Progress:
+    """The display of one pipeline. `meter`: the run's meter actor, if a stage asks an endpoint."""
 
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        operators: Sequence[Operator],
+        meter: Any = None,
+        every_s: float | None = None,
+    ) -> None:
+        self.tables, self.operators, self.meter = tables, operators, meter
+        self.ends = ""  # why the pipeline ends before its tables are finished
+        self._terminal = sys.stderr.isatty()
+        self._every_s = every_s or (TERMINAL_S if self._terminal else LOG_S)
+        self._began_s = time.monotonic()
+        self._stages = {work.stage for operator in operators for work in operator.works}
+        self._last = self._look(Look(self._began_s, moved_s=self._began_s, heard_s=self._began_s))
+        self._bars: dict[str, Any] = {}
 
-def _print(work: Work, meter: Any, every_s: float, done: threading.Event) -> None:
-    shards, terminal = work.cfg.run.shards, sys.stderr.isatty()
-    began_s = time.monotonic()
-    # The meter counts all tables of one stage together: begin at its count.
-    last = look(work, meter, Look(began_s, moved_s=began_s, heard_s=began_s))
-    before = last.parts
-    while not done.wait(every_s):
-        now = look(work, meter, last)
+    def show(self) -> None:
+        """Print the state, if it is time to."""
+        if time.monotonic() - self._last.at_s < self._every_s:
+            return
+        now, last = self._look(self._last), self._last
+        self._last = now
         stands_s = now.at_s - now.moved_s
-        lacking = lacks(work) if stands_s > WAITS_S and not now.workers else ""
-        notes = waits(now, meter is not None, lacking)
-        elapsed_s = now.at_s - began_s
-        left = time_left(now.parts - before, shards - now.parts, elapsed_s)
-        parts = f"{now.parts}/{shards} parts{left}"
-        what = rates(now, last) if meter else f"{elapsed_s:,.0f} s"
-        text = "  ".join([f"{work.output:<36} {parts}", what, *notes])
-        fields: dict[str, Any] = now.used if meter else {}
-        if terminal:
-            width = shutil.get_terminal_size().columns - 1
-            say(text[:width].ljust(width), end="\r")
-        else:
-            say(
-                text,
-                event="progress",
-                table=work.output,
-                stage=work.stage,
-                parts=now.parts,
-                shards=shards,
-                elapsed_s=round(elapsed_s, 1),
-                waits=notes,
-                **fields,
+        lacking = lacks(self.operators) if stands_s > WAITS_S and not now.workers else ""
+        notes = [f"ends: {self.ends}"] if self.ends else []
+        notes += waits(now, self.meter is not None, lacking)
+        elapsed_s = now.at_s - self._began_s
+        what = rates(now, last) if self.meter else f"{elapsed_s:,.0f} s"
+        active = [t for t in self.tables if t.began_s is not None and not t.finished]
+        if self._terminal:
+            self._draw(active, "  ".join([what, *notes]))
+            return
+        fields: dict[str, Any] = now.used if self.meter else {}
+        say(
+            "; ".join(table.line(now.at_s) for table in active) + "  " + "  ".join([what, *notes]),
+            event="progress",
+            tables={table.name: table.parts for table in active},
+            shards=self.tables[0].shards,
+            elapsed_s=round(elapsed_s, 1),
+            waits=notes,
+            **fields,
+        )
+
+    def _draw(self, active: Sequence[Table], rates_line: str) -> None:
+        from tqdm import tqdm
+
+        for name in self._bars.keys() - {table.name for table in active} - {""}:
+            self._bars.pop(name).close()
+        for table in active:
+            if table.name not in self._bars:
+                form = "{desc:<36} |{bar:20}| {n}/{total} parts{postfix}"
+                made = {"initial": table.before, "total": table.shards, "bar_format": form}
+                self._bars[table.name] = tqdm(desc=table.name, leave=False, **made)
+            bar = self._bars[table.name]
+            bar.n = table.parts
+            left = time_left(
+                table.parts - table.before,
+                table.shards - table.parts,
+                time.monotonic() - (table.began_s or 0.0),
             )
-        last = now
-    if terminal:
-        print(" " * (shutil.get_terminal_size().columns - 1), end="\r", file=sys.stderr, flush=True)
+            bar.set_postfix_str(f"{table.rows:,} rows{left}", refresh=True)
+        if "" not in self._bars:
+            self._bars[""] = tqdm(bar_format="{desc}", leave=False)
+        self._bars[""].set_description_str(f"  {rates_line}", refresh=True)
+
+    def clear(self) -> None:
+        """Remove the bars, so that a line can be printed."""
+        while self._bars:
+            self._bars.popitem()[1].close()
+
+    def _look(self, last: Look) -> Look:
+        """The state now. What cannot be read stays as it was."""
+        now = Look(
+            time.monotonic(), last.parts, last.moved_s, last.heard_s, last.used, last.spent_usd
+        )
+        now.parts = sum(table.parts for table in self.tables)
+        if self.meter is not None and (found := _ask(self.meter)):
+            now.heard_s = time.monotonic()
+            # The meter counts all tables of a stage together: rates are differences.
+            used = [found["stages"][s] for s in self._stages if s in found["stages"]]
+            now.used = asdict(sum((Usage(**u) for u in used), Usage()))
+            now.spent_usd = found["spent_usd"]
+            now.workers = sum(found["workers"].get(s, 0) for s in self._stages)
+            for stage in self._stages:
+                for what, (since_s, number) in found["waits"].get(stage, {}).items():
+                    entry = now.waits.setdefault(what, [0.0, 0])
+                    entry[0], entry[1] = max(entry[0], since_s), entry[1] + number
+        done = ("calls", "cached")
+        if now.parts != last.parts or any(now.used[f] != last.used[f] for f in done):
+            now.moved_s = now.at_s
+        return now
 
 
 def time_left(made: int, missing: int, elapsed_s: float) -> str:
@@ -120,24 +182,6 @@ def time_left(made: int, missing: int, elapsed_s: float) -> str:
         if left_s < 5400
         else f", about {left_s / 3600:.1f} h left"
     )
-
-
-def look(work: Work, meter: Any, last: Look) -> Look:
-    """The state of the stage now. What cannot be read stays as it was."""
-    now = Look(time.monotonic(), last.parts, last.moved_s, last.heard_s, last.used, last.spent_usd)
-    with contextlib.suppress(OSError, UserError):  # a store that is away: the stage itself says so
-        folder = Folder.of(work.cfg.run.out) / work.output
-        now.parts = len(tables.present(folder, work.cfg.run.shards))
-    if meter is not None and (found := _ask(meter)):
-        now.heard_s = time.monotonic()
-        now.used = found["stages"].get(work.stage, asdict(Usage()))
-        now.spent_usd = found["spent_usd"]
-        now.workers = found["workers"].get(work.stage, 0)
-        now.waits = found["waits"].get(work.stage, {})
-    done = ("calls", "cached")
-    if now.parts != last.parts or any(now.used[f] != last.used[f] for f in done):
-        now.moved_s = now.at_s
-    return now
 
 
 def _ask(meter: Any) -> dict | None:
@@ -171,7 +215,7 @@ def rates(now: Look, last: Look) -> str:
 
 
 def waits(now: Look, metered: bool, lacking: str) -> list[str]:
-    """What the stage waits for, and for how long; the longest wait first."""
+    """What the pipeline waits for, and for how long; the longest wait first."""
     stands_s, silent_s = now.at_s - now.moved_s, now.at_s - now.heard_s
     notes = []
     for what, (since_s, number) in sorted(now.waits.items(), key=lambda w: -w[1][0]):
@@ -194,18 +238,19 @@ def _plural(word: str, number: int) -> str:
     return word if number == 1 else f"{word}s"
 
 
-def lacks(work: Work) -> str:
-    """The host or CPU that the stage's workers wait for; "" if they wait for neither."""
+def lacks(operators: Sequence[Operator]) -> str:
+    """The host or CPU that workers of these operators wait for; "" if they wait for neither."""
     import ray
 
-    gpus, kind = gpus_of(work)
-    size = options(gpus, kind, asks=bool(work.base_url))
-    mine = {"CPU": size.get("num_cpus", 0), "GPU": size.get("num_gpus", 0)}
-    tasks, _ = _demand()
-    if not any(all(b.bundle.get(k, 0) == v for k, v in mine.items()) for b in tasks):
-        return ""
-    unit = f"{gpus:g} GPU {kind}".strip() if gpus else "a CPU"
-    return f"{unit} to be free" if worker_count(ray.nodes(), gpus, kind) else f"a host with {unit}"
+    demands, _ = _demand()
+    for operator in operators:
+        place = operator.place
+        mine = {"CPU": place.options.get("num_cpus", 0), "GPU": place.gpus}
+        if any(all(d.bundle.get(k, 0) == v for k, v in mine.items()) for d in demands):
+            unit = f"{place.gpus:g} GPU {place.accelerator}".strip() if place.gpus else "a CPU"
+            found = room(ray.nodes(), place.gpus, place.accelerator)
+            return f"{unit} to be free" if found else f"a host with {unit}"
+    return ""
 
 
 def lacks_group() -> str:

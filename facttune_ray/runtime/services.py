@@ -1,17 +1,16 @@
 """Services that a run starts when a table needs them: the embedded endpoint, and the meter of
 costs.
 
-    with Services(cfg, root, embedded) as services:
+    with contextlib.closing(Services(cfg, root, embedded)) as services:
         services.base_url(cfg.llm)      the endpoint's address; starts the embedded one
         services.meter()                (name, handle) of the meter actor
 
-Each service is started once, also if several threads make tables side by side.
+Each service is started once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -34,7 +33,6 @@ class Services:
     def __init__(self, cfg: Config, root: Folder, embedded: Embedded) -> None:
         self.cfg, self.root, self._embedded = cfg, root, embedded
         self._open = contextlib.ExitStack()
-        self._lock = threading.RLock()
         self._base_url = ""
         self._meter: tuple[str, Any] | None = None
         self._ending = False
@@ -46,32 +44,30 @@ class Services:
         if llm.base_url != "embedded":
             return llm.base_url
         preflight.check_embedded(llm)
-        with self._lock:
-            if not self._base_url:
-                if self.cfg.data.source != "world":
-                    say("llm.base_url=embedded: the quickstart's annotator judges, by simple rules")
-                folder = self.root / "annotator"
-                here = Path(folder.path) if folder.local else folders.scratch(folder.uri)
-                journal = str(here / "journal.jsonl")
-                started = self._embedded(cluster.own_address(), journal)
-                self._base_url = self._open.enter_context(started)
-            return self._base_url
+        if not self._base_url:
+            if self.cfg.data.source != "world":
+                say("llm.base_url=embedded: the quickstart's annotator judges, by simple rules")
+            folder = self.root / "annotator"
+            here = Path(folder.path) if folder.local else folders.scratch(folder.uri)
+            journal = str(here / "journal.jsonl")
+            started = self._embedded(cluster.own_address(), journal)
+            self._base_url = self._open.enter_context(started)
+        return self._base_url
 
     def meter(self) -> tuple[str, Any]:
         """(name, handle) of this run's meter actor, which begins at what the run has paid
         before."""
-        with self._lock:
-            if self._meter is None:
-                from facttune_ray.llm import actors
-                from facttune_ray.stages import connect
+        if self._meter is None:
+            from facttune_ray.llm import actors
+            from facttune_ray.stages import connect
 
-                name = f"facttune-meter-{connect.run_id(self.cfg)}-{time.time_ns()}"
-                budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
-                handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))
-                self._meter = (name, handle)
-                if self._ending:
-                    handle.stop.remote()
-            return self._meter
+            name = f"facttune-meter-{connect.run_id(self.cfg)}-{time.time_ns()}"
+            budget, ledger = self.cfg.llm.budget_usd, connect.ledger_folder(self.cfg)
+            handle = actors.start_meter(name, budget, ledger, connect.run_id(self.cfg))
+            self._meter = (name, handle)
+            if self._ending:
+                handle.stop.remote()
+        return self._meter
 
     def end_asking(self) -> None:
         """Make the stages that ask an endpoint end: the meter tells their workers."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from facttune_ray.config import Config, EndpointConfig
 from facttune_ray.errors import UserError
 from facttune_ray.llm.client import Client
@@ -62,29 +65,29 @@ def endpoints_of(cfg: Config, base_url: str) -> list[EndpointConfig]:
     ]
 
 
-def connect(work: Work) -> Client:
-    """The client of this worker, with the cluster's limiters and the run's meter."""
-    import ray
+Shared = Callable[[tuple, Callable[[], Any]], Any]  # (key, make) -> what the key has, made once
 
+
+def connect(work: Work, shared: Shared = lambda key, make: make()) -> Client:
+    """The client of a stage in this worker, with the cluster's limiters and the run's meter. The
+    stages of a worker share their endpoints: connections, permits and llm.concurrency."""
     from facttune_ray.llm import actors
 
     cfg, ledger = work.cfg, open_ledger(work.cfg, work.stage)
-    endpoints, queue = [], Queue()
-    for e in endpoints_of(cfg, work.base_url):
-        limits = Limits(e.requests_per_minute, e.tokens_per_minute)
-        renew = actors.renew_at(e.base_url, cfg.llm.model, e.api_key_env, limits)
-        gate = Gate(renew, cfg.llm.concurrency, ledger.writer, queue)
-        endpoints.append(
-            Endpoint(
-                e.base_url,
-                e.api_key_env,
-                cfg.llm.timeout_s,
-                gate,
-                section=STAGES[work.stage].endpoint(cfg),
-                direct=cfg.llm.base_url == "embedded",
-            )
-        )
-    assert ray.is_initialized()
+    section, addresses = STAGES[work.stage].endpoint(cfg), endpoints_of(cfg, work.base_url)
+    direct = cfg.llm.base_url == "embedded"
+    key = ("endpoints", section, repr(addresses), cfg.llm.model, cfg.llm.concurrency, direct)
+
+    def endpoints() -> list[Endpoint]:
+        found, queue = [], Queue()
+        for e in addresses:
+            limits = Limits(e.requests_per_minute, e.tokens_per_minute)
+            renew = actors.renew_at(e.base_url, cfg.llm.model, e.api_key_env, limits)
+            gate = Gate(renew, cfg.llm.concurrency, ledger.writer, queue)
+            address = (e.base_url, e.api_key_env, cfg.llm.timeout_s, gate)
+            found.append(Endpoint(*address, section=section, direct=direct))
+        return found
+
     report = actors.report_to(work.meter, cfg.llm.model)
     # By this name the meter knows which part of the worker's total the ledger holds already.
-    return Client(cfg.llm, ledger, endpoints, report, ledger.writer)
+    return Client(cfg.llm, ledger, shared(key, endpoints), report, ledger.writer)

@@ -1,13 +1,15 @@
 """What a stage works with: input rows, LLM client, models, articles.
 
-A worker process keeps its context between shards, so it loads a model or connects once.
+A worker process keeps its contexts between shards, so it loads a model or connects once. The
+contexts of several stages in one process share what is equal: the sampled model, the endpoint, the
+articles.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from facttune_ray import telemetry
 from facttune_ray.stages.work import Work
@@ -26,13 +28,17 @@ if TYPE_CHECKING:
     from facttune_ray.verifiers.npm import NPM
 
 
-class Context:
-    """Resources of one worker, made when first used."""
+T = TypeVar("T")
 
-    def __init__(self, work: Work, **resources: Any) -> None:
-        """`resources`: objects that replace resources of the same names, such as `client` in an
-        estimate."""
+
+class Context:
+    """Resources of one stage in one worker, made when first used."""
+
+    def __init__(self, work: Work, opened: dict | None = None, **resources: Any) -> None:
+        """`opened`: what the contexts of a process share. `resources`: objects that replace
+        resources of the same names, such as `client` in an estimate."""
         self.work, self.cfg = work, work.cfg
+        self._opened = {} if opened is None else opened
         self.root = Folder.of(work.cfg.run.out)
         for name, resource in resources.items():
             assert hasattr(type(self), name), name
@@ -46,6 +52,11 @@ class Context:
         rows = tables.rows(self.root / self.work.inputs[role], shard)
         return [r for r in rows if r.get("split") in (None, *self.work.splits)]
 
+    def _shared(self, key: tuple, make: Callable[[], T]) -> T:
+        if key not in self._opened:
+            self._opened[key] = make()
+        return self._opened[key]
+
     async def close(self) -> None:
         """Close the client, if it was used."""
         if "client" in vars(self):  # where cached_property keeps it
@@ -55,14 +66,17 @@ class Context:
     def client(self) -> Client:
         from facttune_ray.stages.connect import connect
 
-        return connect(self.work)
+        return connect(self.work, self._shared)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
         from facttune_ray.sampling import engines
 
-        api = self.cfg.sampling.engine == "api"
-        return engines.make(self.cfg, self.work.model_path, self.client if api else None)
+        cfg, path = self.cfg, self.work.model_path
+        if cfg.sampling.engine == "api":
+            return engines.make(cfg, path, self.client)
+        key = ("sampler", path, repr(cfg.model), repr(cfg.sampling))
+        return self._shared(key, lambda: engines.make(cfg, path, None))
 
     async def sample(self, request: SampleRequest) -> list[list[Sample]]:
         """`Sampler.sample`, awaited where the engine waits for a network."""
@@ -77,7 +91,8 @@ class Context:
         from facttune_ray.knowledge.articles import Articles
         from facttune_ray.knowledge.local import local_copy
 
-        return Articles(local_copy(self.work.knowledge))
+        file = self.work.knowledge
+        return self._shared(("articles", file), lambda: Articles(local_copy(file)))
 
     @functools.cached_property
     def entities(self) -> Callable[[str], Entities]:

@@ -13,7 +13,7 @@ rows; never paths or hardware), its fingerprint, row and error counts, calls and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -135,17 +135,21 @@ def present(folder: Folder, shards: int) -> set[int]:
     return {s for s in range(shards) if part(s) in names}
 
 
-def write_manifest(folder: Folder, table: str, recipe: Recipe, shards: int, wall_s: float) -> dict:
-    """Sum the parts' stats, write them with the recipe as the manifest, and return it."""
+def write_manifest(
+    folder: Folder, table: str, recipe: Recipe, parts: int | Sequence[dict], wall_s: float
+) -> dict:
+    """Sum the parts' stats, write them with the recipe as the manifest, and return it. `parts`: the
+    stats of each part, or the number of parts, whose stats are then read."""
+    stats = [part_stats(folder, s) for s in range(parts)] if isinstance(parts, int) else parts
     totals: dict[str, float] = {}
-    for shard in range(shards):
-        for key, value in part_stats(folder, shard).items():
+    for part_of in stats:
+        for key, value in part_of.items():
             totals[key] = totals.get(key, 0) + value
     result = {
         "table": table,
         "recipe": recipe,
         "fingerprint": fingerprint(recipe),
-        "shards": shards,
+        "shards": len(stats),
         "wall_s": round(wall_s, 2),
         **{k: round(v, 6) if isinstance(v, float) else v for k, v in totals.items()},
     }

@@ -9,10 +9,10 @@ first few facts.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import openai
@@ -21,10 +21,11 @@ from facttune_ray.config import Config, LLMConfig, RunConfig
 from facttune_ray.knowledge import build
 from facttune_ray.knowledge.articles import Articles
 from facttune_ray.knowledge.retrieval import BM25
-from facttune_ray.llm import actors
 from facttune_ray.prompts import verdicts as prompt
-from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.runtime import worker
+from facttune_ray.quickstart.annotator import AnnotatorOptions, embedded, running
+from facttune_ray.runtime import pipeline
+from facttune_ray.runtime.pipeline import Planned
+from facttune_ray.runtime.services import Services
 from facttune_ray.sources import world
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
@@ -102,18 +103,17 @@ def _facts(fictional: world.World, count: int) -> Iterator[dict]:
 def _ours(out: Path, url: str, facts: list[dict], knowledge: Path) -> dict[str, bool | None]:
     """The verdicts stage on workers. Ray must be running."""
     llm = LLMConfig(base_url=url)
-    cfg = Config(run=RunConfig(out=str(out), shards=SHARDS), llm=llm)
+    cfg = Config(run=RunConfig(out=str(out), shards=SHARDS, workers=WORKERS), llm=llm)
     root = Folder.of(str(out))
     tables.begin(root / "facts", {})
     with sharded(facts, SHARDS) as parts:
         for shard, rows in parts:
             tables.write_part(root / "facts", "facts", shard, rows, {})
-    name = f"facttune-meter-{digest(str(out))}"
-    meter = actors.start_meter(name, None, root, "benchmark")
-    work = Work("verdicts", "verdicts", {"facts": "facts"}, cfg, knowledge=str(knowledge))
-    tables.begin(root / "verdicts", {})
-    worker.run(replace(work, base_url=url, meter=name), set(range(SHARDS)), WORKERS, 0.0)
-    del meter
+    inputs = {"facts": "facts"}
+    work = Work("verdicts", "verdicts", inputs, cfg, base_url=url, knowledge=str(knowledge))
+    with contextlib.closing(Services(cfg, root, embedded)) as services:
+        for _ in pipeline.make([Planned(work, {})], services):
+            pass
     verdicts = (row for s in range(SHARDS) for row in tables.rows(root / "verdicts", s))
     return {row["fact_id"]: row["supported"] for row in verdicts}
 

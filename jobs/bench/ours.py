@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from facttune_ray.config import Config, LLMConfig, RunConfig
-from facttune_ray.llm import actors
 from facttune_ray.prompts import facts
-from facttune_ray.runtime import cluster, worker
+from facttune_ray.quickstart.annotator import embedded
+from facttune_ray.runtime import cluster, pipeline
+from facttune_ray.runtime.pipeline import Planned
+from facttune_ray.runtime.services import Services
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
 from facttune_ray.storage.schema import digest
@@ -72,19 +75,18 @@ def run_in(
 ) -> dict[str, list[dict]]:
     """The same in a folder that is kept: a second call continues where the first was stopped."""
     cluster.start_ray()
-    cfg = Config(run=RunConfig(out=str(out), shards=shards), llm=replace(llm, base_url=base_url))
+    cfg = Config(
+        run=RunConfig(out=str(out), shards=shards, workers=workers),
+        llm=replace(llm, base_url=base_url),
+    )
     if not tables.has_manifest(Folder.of(str(out)) / "base/tune/responses"):
         write_responses(out, count, shards)
-    name = f"facttune-meter-{digest(str(out), base_url)}"
-    meter = actors.start_meter(name, None, Folder.of(str(out)), "benchmark")
-    work = Work("facts", "base/tune/facts", {"responses": "base/tune/responses"}, cfg)
+    inputs = {"responses": "base/tune/responses"}
+    work = Work("facts", "base/tune/facts", inputs, cfg, base_url=base_url)
     folder = Folder.of(str(out)) / work.output
-    tables.begin(folder, {})
-    left = set(range(shards)) - tables.present(folder, shards)
-    if left:
-        worker.run(replace(work, base_url=base_url, meter=name), left, workers, 0.0)
-    tables.write_manifest(folder, "facts", {}, shards, 0.0)
-    del meter
+    with contextlib.closing(Services(cfg, Folder.of(str(out)), embedded)) as services:
+        for _ in pipeline.make([Planned(work, {})], services):
+            pass
     found: dict[str, list[dict]] = {}
     for shard in range(shards):
         for row in tables.rows(folder, shard):
