@@ -60,6 +60,9 @@ def test_a_launched_cluster_is_what_it_says(path):
     head, *workers = cluster["head_start_ray_commands"][-1:] + cluster["worker_start_ray_commands"]
     assert "--dashboard-host=127.0.0.1" in head and "--num-cpus=0" in head
     assert all("RAY_AUTH_MODE=token" in c for c in (head, workers[-1]))
+    before, _, start = workers[-1].rpartition(" & ")
+    cloud = {"cluster.yaml": "aws", "gcp.yaml": "google"}[path.name]
+    assert f"jobs/notices.py --cloud={cloud} " in before and start.startswith("ray start ")
     assert "-e RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
     images = re.findall(r"rayproject/ray:\S+?(?=[\"}\n])", path.read_text())
     assert images and {i.split(":")[1].split("-")[0] for i in images} == {version("ray")}
@@ -104,6 +107,11 @@ def test_kubernetes_schema_takes_every_pod(name):
         keys = {e["name"]: e["value"] for e in container["env"]}
         assert keys["OPENAI_API_KEY_FILE"].startswith("/run/keys/")
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in cluster["workerGroupSpecs"]:  # Ray drains a pod within its grace period
+        spec = group["template"]["spec"]
+        env = {e["name"]: e["value"] for e in spec["containers"][0]["env"]}
+        left = float(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert 0 < left < spec["terminationGracePeriodSeconds"]
     names = {g["groupName"].replace("-", "_") for g in cluster["workerGroupSpecs"]}
     assert names == POOLS and all(g["minReplicas"] == 0 for g in cluster["workerGroupSpecs"])
     assert cluster["authOptions"] == {"mode": "token"} and cluster["rayVersion"] == version("ray")
