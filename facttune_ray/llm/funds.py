@@ -100,7 +100,7 @@ class Funds:
 
     async def pause(self) -> None:
         """Report the usage: the event loop may stand still now."""
-        if self._reporting is not None and not self._unfunded:
+        if self._reporting is not None and not self._unfunded and not self._running:
             self._reporting.cancel()
             self._reporting = None
         await self._send_report()

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from facttune_ray.llm.headers import count_in, limits_in
 from facttune_ray.llm.limiter import HOLD_S, RENEW_S, Lease, Limiter, LimiterReport, Limits
 
+PAUSE_S = 1.0  # a worker that has no work waits this long for the limiter to know it
 Renew = Callable[[LimiterReport], Awaitable[Lease]]
 
 
@@ -146,13 +147,16 @@ class Gate:
         self._queue.heap.clear()
 
     async def pause(self) -> None:
-        """Report that there is no work: the event loop may stand still now."""
-        if self._asking is not None and not self._asking.done():
-            self._asking.cancel()
-            await asyncio.wait([self._asking])
-            if not self._busy:
-                await self._ask()
-        self._asking = None
+        """Report that there is no work: the event loop may stand still now. Nothing changes if
+        there is work, also if it comes meanwhile."""
+        time_s = asyncio.get_running_loop().time
+        until_s = time_s() + PAUSE_S
+        while (asking := self._asking) is not None and not asking.done() and not self._busy:
+            if time_s() > until_s:  # the limiter does not answer; it forgets this worker by itself
+                self._asking = None
+                asking.cancel()
+            self._hurry.set()
+            await asyncio.wait([asking], timeout=0.02)
 
     def answered(
         self, reserved: float, used: int, latency_s: float, headers: Mapping[str, str]

@@ -77,9 +77,9 @@ def _reach(address: str) -> None:
 
 def own_address() -> str:
     """Address of this host for the cluster's other hosts; loopback on a local cluster."""
-    import ray
-
     if not os.environ.get("RAY_ADDRESS"):
         return "127.0.0.1"
     start_ray()
+    import ray
+
     return ray.util.get_node_ip_address()

@@ -251,7 +251,8 @@ def _dataset(found: Sequence[Operator], shards: Sequence[int], marker: str) -> A
         settings = {"operator": operator, "stop": marker}
         if isinstance(how["compute"], ray.data.ActorPoolStrategy):
             kind = worker.AskingActor if operator.place.asks else worker.Actor
-            data = data.map_batches(kind, fn_constructor_kwargs=settings, **how)
+            named: Any = type(operator.name, (kind,), {})  # Ray's dashboard shows the name
+            data = data.map_batches(named, fn_constructor_kwargs=settings, **how)
         else:
             data = data.map_batches(worker.run_task, fn_kwargs=settings, **how)
     data.set_name(found[0].works[0].output.rpartition("/")[0].replace("/", ".") or "run")

@@ -160,5 +160,6 @@ def compute(
         most = min(most, max(1, now))
     if place.asks:  # one event loop sends the requests of all shards of a task
         how["batch_size"] = math.ceil(shards / min(most, max(1, now)))
-    how["compute"] = TaskPoolStrategy(size=None if most == math.inf else int(most))
+    most = min(most, math.ceil(shards / how["batch_size"]))
+    how["compute"] = TaskPoolStrategy(size=int(most))
     return how

@@ -6,8 +6,9 @@ from facttune_ray import config
 from facttune_ray.errors import UserError
 from facttune_ray.loop.models import model_digest
 from facttune_ray.quickstart.annotator import embedded
-from facttune_ray.runtime import stage_table
+from facttune_ray.runtime import pipeline
 from facttune_ray.runtime.maker import Maker
+from facttune_ray.runtime.pipeline import Planned
 from facttune_ray.sampling import engines
 from facttune_ray.stages import STAGES, stage
 from facttune_ray.stages.work import Work
@@ -20,7 +21,7 @@ def test_a_machine_without_the_gpus_is_not_waited_for(tmp_path, ray_cluster, sta
     words = [f"{setting}.gpus=1", f"{setting}.accelerator=NONE-SUCH", f"run.out={tmp_path}"]
     maker = Maker(config.load([], [*words, "run.shards=1"]), embedded)
     with pytest.raises(UserError, match=f"x: {setting}.gpus: .* the 1 NONE-SUCH GPU"):
-        stage_table.make(Work(stage, "x", {}, maker.cfg), {}, maker._services)
+        list(pipeline.make([Planned(Work(stage, "x", {}, maker.cfg), {})], maker._services))
 
 
 @pytest.mark.parametrize(

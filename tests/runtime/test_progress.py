@@ -11,7 +11,8 @@ import pytest
 from facttune_ray.config import Config, RunConfig
 from facttune_ray.llm.cost import SILENT, MeterReport, Usage, Wait
 from facttune_ray.runtime import progress
-from facttune_ray.runtime.progress import Look, rates, waits, watch
+from facttune_ray.runtime.placement import Operator, place_of
+from facttune_ray.runtime.progress import Look, Progress, Table, rates, waits
 from facttune_ray.stages.work import Work
 from facttune_ray.storage.tables import Folder
 
@@ -70,7 +71,29 @@ def lines(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_a_stage_is_watched_while_it_moves_while_it_waits_and_without_its_meter(
+def shown(pipeline: Progress, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pipeline.show()
+        time.sleep(0.1)
+
+
+def of(work: Work, *tables: Table, meter=None, every_s: float) -> Progress:
+    return Progress(tables, [Operator((work,), place_of(work))], meter, every_s)
+
+
+def test_a_line_has_the_tables_that_have_begun_and_are_not_finished(tmp_path, capsys):
+    began_s = time.monotonic() - 60
+    half = Table("base/tune/facts", 8, 2, 4, 1204, began_s)
+    whole = Table("base/tune/responses", 8, 0, 8, 80, began_s, finished=True)
+    work = Work("rewards", "base/tune/rewards", {}, Config(run=RunConfig(out=str(tmp_path))))
+    shown(of(work, whole, half, Table("base/tune/verdicts", 8), every_s=0.1), 0.3)
+    text = capsys.readouterr().err.splitlines()[0]
+    assert text.startswith("base/tune/facts ") and "4/8 parts, 1,204 rows, about 2 min left" in text
+    assert "responses" not in text and "verdicts" not in text
+
+
+def test_a_pipeline_is_watched_while_it_moves_while_it_waits_and_without_its_meter(
     tmp_path, ray_cluster, capsys, monkeypatch
 ):
     import ray
@@ -82,26 +105,29 @@ def test_a_stage_is_watched_while_it_moves_while_it_waits_and_without_its_meter(
     before = Usage(calls=50_000, prompt_tokens=5_000_000)  # of the stage's table before this one
     ray.get(meter.report.remote(MeterReport("a", "facts", 1, before)))
     work = Work("facts", "round_1/tune/facts", {}, Config(run=RunConfig(out=str(tmp_path))))
-    with watch(work, meter, every_s=0.2):
-        time.sleep(1.0)
-    first = lines(capsys)[0]
+
+    def watched(seconds: float) -> list[dict]:
+        table = Table(work.output, 8, began_s=time.monotonic())
+        shown(of(work, table, meter=meter, every_s=0.2), seconds)
+        return lines(capsys)
+
+    first = watched(1.0)[0]
     assert first["text"].startswith("round_1/tune/facts 0/") and " 0 req/s 0 tok/s" in first["text"]
-    assert (first["event"], first["parts"], first["calls"]) == ("progress", 0, 50_000)
+    assert (first["event"], first["tables"]) == ("progress", {work.output: 0})
+    assert first["calls"] == 50_000
 
     stuck = MeterReport("a", "facts", 2, before, wait=Wait("permits", 42.0, 128))
     ray.get(meter.report.remote(stuck))
-    with watch(work, meter, every_s=0.2):
-        time.sleep(1.0)
-    assert lines(capsys)[-1]["waits"][0].startswith("waits 4")
+    assert watched(1.0)[-1]["waits"][0].startswith("waits 4")
 
     ray.kill(meter)
     monkeypatch.setattr(progress, "ANSWER_S", 0.3)
-    with watch(work, meter, every_s=0.2):
-        time.sleep(2.0)
-    assert "the run's meter has not answered for" in lines(capsys)[-1]["waits"][0]
+    assert "the run's meter has not answered for" in watched(2.0)[-1]["waits"][0]
 
 
-def test_a_stage_whose_workers_find_no_room_says_what_it_waits_for(tmp_path, ray_cluster, capsys):
+def test_a_pipeline_whose_workers_find_no_room_says_what_it_waits_for(
+    tmp_path, ray_cluster, capsys
+):
     import ray
 
     cpus = int(ray.cluster_resources()["CPU"])
@@ -111,15 +137,30 @@ def test_a_stage_whose_workers_find_no_room_says_what_it_waits_for(tmp_path, ray
         time.sleep(0.1)
     waiting = ray.remote(num_cpus=1)(lambda: None).remote()
     work = Work("rewards", "base/tune/rewards", {}, Config(run=RunConfig(out=str(tmp_path))))
+    table = Table(work.output, 8, began_s=time.monotonic())
+    pipeline = of(work, table, every_s=1.0)
     try:
-        while not (found := progress.lacks(work)) and time.monotonic() < until:
+        while not (found := progress.lacks(pipeline.operators)) and time.monotonic() < until:
             time.sleep(0.2)
         assert found == "a CPU to be free"
-        with watch(work, every_s=1.0):
-            time.sleep(5.5)
+        shown(pipeline, 5.5)
         text = " ".join(capsys.readouterr().err.splitlines()[-1].split())
         assert text.startswith("base/tune/rewards 0/")
         assert text.endswith(" s for a CPU to be free")
     finally:
         for ref in (held, waiting):
             ray.cancel(ref, force=True)
+
+
+def test_a_terminal_has_a_bar_a_table_and_a_line_of_rates(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    work = Work("rewards", "base/tune/rewards", {}, Config(run=RunConfig(out=str(tmp_path))))
+    began_s = time.monotonic()
+    two = [Table(f"base/tune/{n}", 4, 0, 1, 10, began_s) for n in ("facts", "verdicts")]
+    pipeline = of(work, *two, every_s=0.1)
+    shown(pipeline, 0.4)
+    pipeline.clear()
+    text = capsys.readouterr().err
+    for table in two:
+        assert f"{table.name:<36} |" in text and "1/4 parts" in text
+    assert " s" in text.split("parts")[-1]

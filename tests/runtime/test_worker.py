@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-import threading
 import types
 
 import numpy as np
 import pytest
 
 from facttune_ray import config
-from facttune_ray.errors import BudgetReached, RowError, Stopped, UserError
+from facttune_ray.config import Config
+from facttune_ray.errors import BudgetReached, RowError, UserError
 from facttune_ray.llm.client import Client
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
@@ -21,39 +18,101 @@ from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.permits import Gate, local_renew
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.runtime import cluster, worker
-from facttune_ray.runtime.worker import ShardWorker
+from facttune_ray.runtime.placement import Operator, place_of
+from facttune_ray.sampling import engines
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
 
-def test_a_repeated_task_makes_only_missing_shards(tmp_path):
-    root, words = Folder.of(str(tmp_path)), ["data.source=topics", "prompts.domain=bio"]
-    cfg = config.load([], [*words, "data.topics=t.txt", f"run.out={tmp_path}", "run.shards=2"])
-    for shard, topic in enumerate(("Ada", "Bo")):
+@pytest.fixture(autouse=True)
+def process(monkeypatch):
+    """What a process of tasks keeps is not this process's."""
+    monkeypatch.setattr(worker, "_process", None)
+
+
+@pytest.fixture(autouse=True)
+def fresh_process(monkeypatch):
+    monkeypatch.setattr(worker, "_process", None)
+
+
+def batch(*shards: int) -> dict[str, np.ndarray]:
+    none = np.array([""] * len(shards))
+    return {"shard": np.array(shards), "stopped": none, "kind": none}
+
+
+def operator(*works: Work) -> Operator:
+    return Operator(works, place_of(works[0]))
+
+
+def topics(tmp_path, *names: str) -> Config:
+    """A table of topics, one a shard."""
+    words = ["data.source=topics", "prompts.domain=bio", "data.topics=t.txt"]
+    cfg = config.load([], [*words, f"run.out={tmp_path}", f"run.shards={len(names)}"])
+    for shard, topic in enumerate(names):
         row = {"topic": topic, "split": "train"}
-        tables.write_part(root / "topics", "topics", shard, [row], {})
+        tables.write_part(Folder.of(str(tmp_path)) / "topics", "topics", shard, [row], {})
+    return cfg
+
+
+def test_a_repeated_task_makes_only_missing_shards(tmp_path):
+    root, cfg = Folder.of(str(tmp_path)), topics(tmp_path, "Ada", "Bo")
     tables.write_part(root / "prompts", "prompts", 0, [{"topic": "Ada", "prompt": "first"}], {})
-    made = ShardWorker(Work("prompts", "prompts", {"topics": "topics"}, cfg))(
-        {"shards": np.array(["0,1"])}
-    )
-    assert made["stopped"][0] == ""
+    work = Work("prompts", "prompts", {"topics": "topics"}, cfg)
+    made = worker.run_task(batch(0, 1), operator(work), "_STOP")
+    assert list(made["stopped"]) == ["", ""]
     assert [r["prompt"] for r in tables.rows(root / "prompts", 0)] == ["first"]
     (row,) = tables.rows(root / "prompts", 1)
     assert row["topic"] == "Bo" and "Bo" in row["prompt"]
 
 
-def asking(tmp_path, monkeypatch, url: str, run) -> tuple[Work, ShardWorker]:
+def test_a_shard_that_failed_before_is_passed_on_and_none_is_begun_after_the_end(tmp_path):
+    root, cfg = Folder.of(str(tmp_path)), topics(tmp_path, "Ada", "Bo")
+    one = operator(Work("prompts", "prompts", {"topics": "topics"}, cfg))
+    failed = batch(0, 1) | {"stopped": np.array(["no", ""]), "kind": np.array(["UserError", ""])}
+    made = worker.run_task(failed, one, "_STOP")
+    assert list(made["stopped"]) == ["no", ""] and list(made["kind"]) == ["UserError", ""]
+    assert tables.present(root / "prompts", 2) == {1}
+    (root / "_STOP").write_bytes(b"")
+    assert list(worker.run_task(batch(0), one, "_STOP")["kind"]) == ["Stopped"]
+    assert tables.present(root / "prompts", 2) == {1}
+
+
+def test_contexts_of_a_process_share_a_model_until_the_next_pipeline(tmp_path, monkeypatch):
+    made = []
+
+    def sampler(cfg, path: str, client) -> object:
+        made.append(path)
+        return object()
+
+    monkeypatch.setattr(engines, "make", sampler)
+    cfg = config.load([], [f"run.out={tmp_path}"])
+    process = worker._Process()
+
+    def used(stage: str, path: str, stop: str) -> object:
+        one = operator(Work(stage, stage, {}, cfg, model_path=path))
+        return process.worker(one, stop).contexts[0].sampler
+
+    first = used("responses", "a", "_STOP-1")
+    assert (
+        used("answers", "a", "_STOP-1") is first and used("entities", "b", "_STOP-1") is not first
+    )
+    assert used("responses", "a", "_STOP-2") is not first
+    assert made == ["a", "b", "a"]
+
+
+def asking(tmp_path, monkeypatch, url: str, run) -> Operator:
     """The kept worker of a stage that asks `url`, without a cluster; `run`: its row function."""
     words = [f"run.out={tmp_path}", "run.shards=2", f"llm.base_url={url}"]
     work = Work("facts", "facts", {}, config.load(["quickstart"], words), base_url=url)
-    made, gate = ShardWorker(work), Gate(local_renew(Limits()), 32, "w")
+    gate = Gate(local_renew(Limits()), 32, "w")
     ledger = Ledger(Folder.of(str(tmp_path / "ledger")), flush_s=0.01)
-    endpoint = Endpoint(url, "NO_KEY", 60, gate)
-    made.context.client = Client(work.cfg.llm, ledger, [endpoint])
+    client = Client(work.cfg.llm, ledger, [Endpoint(url, "NO_KEY", 60, gate)])
     monkeypatch.setattr(worker, "stage", lambda name: types.SimpleNamespace(run=run))
-    monkeypatch.setitem(worker._kept, "facts", made)
-    return work, made
+    process = worker._Process()
+    process.worker(operator(work), "_STOP").contexts[0].client = client
+    monkeypatch.setattr(worker, "_process", process)
+    return operator(work)
 
 
 def kept(tmp_path) -> int:
@@ -77,12 +136,12 @@ def test_requests_in_flight_are_kept_after_any_error(tmp_path, monkeypatch, erro
         return []
 
     with running(AnnotatorOptions(latency_min_ms=600, latency_max_ms=700)) as url:
-        work, _ = asking(tmp_path, monkeypatch, url, run)
+        one = asking(tmp_path, monkeypatch, url, run)
         try:
-            line = worker.run_shards({"shards": np.array(["0,1"])}, work)["stopped"][0]
+            line = worker.run_task(batch(0, 1), one, "_STOP")["stopped"][1]
         except Exception as e:
             line = str(e)
-    assert "x" in line and not worker._kept
+    assert "x" in line and not worker._process.workers
     assert kept(tmp_path) == 32  # all that were sent; the others wait for a permit
     assert sum(isinstance(e, UserError) for e in ended) == 8
 
@@ -100,12 +159,34 @@ def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, erro
         return [await context.client.complete([{"role": "user", "content": "hello"}])]
 
     with running(AnnotatorOptions()) as url:
-        work, one = asking(tmp_path, monkeypatch, url, run)
+        one = asking(tmp_path, monkeypatch, url, run)
+        client = worker._process.worker(one, "_STOP").contexts[0].client
         monkeypatch.setattr(Ledger, "write", full)
-        made = worker.run_shards({"shards": np.array(["0"])}, work)
-    assert one.context.client.endpoints[0].openai.is_closed()
+        made = worker.run_task(batch(0), one, "_STOP")
+    assert client.endpoints[0].openai.is_closed()
     assert made["kind"][0] == "UserError" and len(tried) > 1
-    assert "\n" not in made["stopped"][0] and not worker._kept
+    assert "\n" not in made["stopped"][0] and not worker._process.workers
+
+
+def test_a_shard_that_comes_while_the_worker_pauses_gets_its_answers(tmp_path, monkeypatch):
+    """An actor gets a shard at any time."""
+
+    async def run(context, shard: int) -> list[dict]:
+        await context.client.complete([{"role": "user", "content": f"hello {shard}"}])
+        return []
+
+    with running(AnnotatorOptions()) as url:
+        one = asking(tmp_path, monkeypatch, url, run)
+        made = worker._process.worker(one, "_STOP")
+
+        async def one_after_another() -> None:
+            for shard in range(0, 40, 2):
+                first = asyncio.create_task(made.make(shard))
+                await asyncio.sleep(0.003 * (shard % 7))
+                await asyncio.gather(first, made.make(shard + 1))
+
+        worker._process.loop.run_until_complete(asyncio.wait_for(one_after_another(), 60))
+    assert kept(tmp_path) == 40
 
 
 def test_an_error_of_a_worker_keeps_its_class():
@@ -113,22 +194,6 @@ def test_an_error_of_a_worker_keeps_its_class():
     assert isinstance(spent, BudgetReached)
     other = worker.returned_error({"kind": "OfAnotherModule", "stopped": "one line"})
     assert type(other) is UserError and str(other) == "one line"
-
-
-def test_the_driver_stops_between_shards_when_the_run_ends(tmp_path, ray_cluster):
-    words = ["data.source=topics", "prompts.domain=bio", "data.topics=t", f"run.out={tmp_path}"]
-    cfg, root = config.load([], [*words, "run.shards=128"]), Folder.of(str(tmp_path))
-    for shard in range(128):
-        row = {"topic": f"Ada {shard}", "split": "train"}
-        tables.write_part(root / "topics", "topics", shard, [row], {})
-    work, ended = Work("prompts", "prompts", {"topics": "topics"}, cfg), threading.Event()
-    ended.set()
-    with pytest.raises(Stopped):
-        worker.run(work, set(range(128)), 1, ended=ended)
-    assert 0 < len(tables.present(root / "prompts", 128)) < 128
-    left = set(range(128)) - tables.present(root / "prompts", 128)
-    worker.run(work, left, 1)
-    assert tables.present(root / "prompts", 128) == set(range(128))
 
 
 @pytest.mark.parametrize(
@@ -146,22 +211,3 @@ def test_a_cluster_that_is_gone_is_one_line(monkeypatch, address):
     with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no cluster answers") as error:
         cluster.start_ray()
     assert "\n" not in str(error.value)
-
-
-def test_concurrent_threads_start_one_ray():
-    """In a process that has not started Ray, such as that of a run with tables side by side."""
-    code = """
-from concurrent.futures import ThreadPoolExecutor
-from facttune_ray.runtime import cluster
-with ThreadPoolExecutor(3) as threads:
-    for started in [threads.submit(cluster.start_ray) for _ in range(3)]:
-        started.result()
-    import ray
-    print("hosts:", len(ray.nodes()))
-    ray.shutdown()
-"""
-    alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "hosts: 1" in done.stdout

@@ -2,8 +2,8 @@
 
     history = simulate(draw(seed=7))
 
-There are no sockets, threads or sleeps. Workers run the product's `ask_all` over their shards. The
-event loop, clocks, network, provider, Ray's actors and the disk are simulated.
+There are no sockets, threads or sleeps. Workers run the product's `Worker.make` for their shards.
+The event loop, clocks, network, provider, Ray's actors and the disk are simulated.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import json
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ import ray
 
 from facttune_ray import secrets, telemetry
 from facttune_ray.config import LLMConfig
-from facttune_ray.errors import RowError, UserError
+from facttune_ray.errors import RowError, Stopped, UserError
 from facttune_ray.llm import actors, journal, ledger
 from facttune_ray.llm.client import Client
 from facttune_ray.llm.cost import MeterLost
@@ -29,7 +30,8 @@ from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.parameters import parameters
 from facttune_ray.llm.permits import Gate, LimiterLost, Queue
 from facttune_ray.llm.replies import HTTPReply
-from facttune_ray.runtime.worker import ShardWorker
+from facttune_ray.runtime.placement import Place
+from facttune_ray.runtime.worker import Worker
 from facttune_ray.storage import folders
 from facttune_ray.storage.folders import Folder
 from simulation.actors import Actor
@@ -77,6 +79,16 @@ def _cluster_of_one() -> Any:
     _cluster_of_one.context = context  # type: ignore[attr-defined]
     with replaced(new):
         yield
+
+
+def _asking(client: Client, make: Callable[[int], Awaitable[None]]) -> Worker:
+    """The product's worker of one client, with another way to make a shard."""
+    worker: Any = Worker.__new__(Worker)
+    works = [SimpleNamespace(output="table")]
+    worker.operator = SimpleNamespace(place=Place(asks=True), works=works)
+    worker.contexts = [SimpleNamespace(client=client)]
+    worker._open, worker._turn, worker._make_tables = 0, asyncio.Lock(), make
+    return worker
 
 
 class Run:
@@ -260,13 +272,8 @@ class Run:
         client, said = None, ""
         try:
             client = self._client(process)
-            worker = SimpleNamespace(
-                context=SimpleNamespace(client=client),
-                work=SimpleNamespace(output="table"),
-                _done=lambda: self._done(process),
-                make=lambda shard: self._make(process, client, shard),
-            )
-            await ShardWorker.ask_all(worker, self._shards(i))  # type: ignore[arg-type]
+            worker = _asking(client, lambda shard: self._make(process, client, shard))
+            await self._make_shards(worker, set(self._shards(i)) - self._done(process))
         except UserError as e:
             said = str(e)
         except OSError as e:
@@ -281,6 +288,19 @@ class Run:
                     await client.close()
         if not process.dead:
             self._worker_ends(i, process, said)
+
+    async def _make_shards(self, worker: Worker, shards: set[int]) -> None:
+        """Give the shards to the worker when they come. Raise their first error."""
+
+        async def make(shard: int) -> None:
+            await asyncio.sleep(self.s.arrivals_s[shard])
+            await worker.make(shard)
+
+        ended = await asyncio.gather(*map(make, sorted(shards)), return_exceptions=True)
+        errors = [e for e in ended if e is not None]
+        errors.sort(key=lambda e: isinstance(e, Stopped))
+        if errors:
+            raise errors[0]
 
     def _client(self, process: Process) -> Client:
         call = actors._Caller(lambda: self.limiter.handle(process), LimiterLost)

@@ -29,6 +29,7 @@ class Scenario:
     gaps_s: list[float] = field(default_factory=list)  # before each row is asked
     chars: list[int] = field(default_factory=list)  # of each row's text, without the first 30
     shards: int = 1
+    arrivals_s: list[float] = field(default_factory=list)  # when each shard comes to its worker
     concurrency: int = 8
     most_choices: int = 1
     flush_rows: int = 256
@@ -320,6 +321,10 @@ def _draw(seed: int) -> Scenario:
     s.merge = d.choice([2, 4, 16, 16, 16, 16])
     s.rewrite_bytes = d.choice([0, 200, 2**18, 2**18])
     s.slow_threads_s = d.choice([0.0005, 0.002, 0.02, 0.2])
+    s.arrivals_s = [0.0] * s.shards
+    if chance(0.3):  # a worker may have no shard for a time
+        mean_s = d.choice([0.3, 1.0, 3.0])
+        s.arrivals_s = [d.expovariate(1 / mean_s) * i for i in range(s.shards)]
     return s
 
 
