@@ -11,16 +11,23 @@ hold settings that TrainConfig has, so that no setting has two values.
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import functools
 import json
 import math
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from facttune_ray.config import TrainConfig, conf_dir
 from facttune_ray.errors import UserError, did_you_mean
+from facttune_ray.storage.folders import scratch
 from facttune_ray.training.collectives import together
 
 if TYPE_CHECKING:
@@ -119,23 +126,34 @@ def build(job: TrainJob, steps: int, device: Any) -> tuple[Any, Any, Any]:
     # Building this operator would need a C++ compiler, and only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-    def prepare() -> tuple[Any, Any]:
+    def check() -> None:
         _check_precision(cfg.dtype, deepspeed.get_accelerator())
         _check_settings(job)
+
+    def prepare() -> tuple[Any, Any, Any]:
         torch.manual_seed(job.seed)
-        # With ZeRO 3 no device holds all weights: load them into the host's memory.
-        tokenizer, lm = _load(job, "cpu" if sharded else device)
-        if cfg.recompute:
-            recompute_layers(lm)
+        with ExitStack() as turn:
+            if zero:
+                turn.enter_context(_turn(job))
+            before = _own_memory()
+            # With ZeRO 3 no device holds all weights: load them into the host's memory.
+            tokenizer, lm = _load(job, "cpu" if zero else device)
+            if 2 * (_own_memory() - before) < sum(p.nbytes for p in lm.parameters()):
+                turn.close()  # the weights are pages of their file, which all workers share
+            if cfg.recompute:
+                recompute_layers(lm)
+            model, torch_optimizer = GroupModel(lm.eval(), cfg.max_length), optimizer(cfg, lm)
+            if zero:
+                _partition(model, zero)
         if cfg.compile:
             compile_layers(lm)
-        return tokenizer, lm
+        return tokenizer, model, torch_optimizer
 
-    tokenizer, lm = together(prepare, f"{job.model}: cannot be loaded")
-    torch_optimizer = optimizer(cfg, lm)
-    model = GroupModel(lm.eval(), cfg.max_length)
-    if sharded:
-        deepspeed.zero.Init(module=model, config_dict_or_path=job.deepspeed)
+    together(check, f"train.deepspeed={cfg.deepspeed}")
+    zero = None
+    if sharded:  # made before any weights: it makes process groups, for which workers meet
+        zero = deepspeed.zero.Init(module=torch.nn.Module(), config_dict_or_path=job.deepspeed)
+    tokenizer, model, torch_optimizer = together(prepare, f"{job.model}: cannot be loaded")
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch_optimizer,
@@ -221,6 +239,37 @@ def _undo_first_step(engine: Any) -> None:
     for group, copies in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
         for p, copy in zip(group, copies, strict=True):
             copy.data.copy_(p.data)
+
+
+@contextmanager
+def _turn(job: TrainJob) -> Iterator[None]:
+    """The block runs on one worker of a host at a time. A worker that has converted the weights to
+    another type or layout holds a copy of its own, and frees it before the next worker loads."""
+    lock = scratch(job.out) / f"{socket.gethostname()}.lock"  # hosts may share one /tmp
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when this process ends, even if killed
+        yield
+
+
+def _own_memory() -> int:
+    """Bytes of this process's memory that are not pages of a file (Linux; elsewhere all bytes)."""
+    held = psutil.Process().memory_info()
+    return held.rss - getattr(held, "shared", 0)
+
+
+def _partition(model: Any, zero: Any) -> None:
+    """Keep this worker's part of every parameter and free the rest. `zero`: DeepSpeed's zero.Init.
+
+    zero.Init(module=model) sends the first worker's weights to the others. It needs the whole model
+    on all workers at the same time, and writes to it, so no two workers could share its memory.
+    """
+    for p in model.parameters():
+        p.data = p.data.to(zero.local_device)
+        zero._convert_to_deepspeed_param(p)
+        p.partition()
+    # glibc keeps freed memory for this process; other C libraries have no such function
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
 
 
 def _load(job: TrainJob, device: Any) -> tuple[Any, Any]:

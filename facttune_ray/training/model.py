@@ -34,11 +34,14 @@ class GroupModel(nn.Module):
     """`lm` for passes. A model whose attention cannot be replaced runs whole, padded sequences.
 
     `longest`: the largest number of tokens of a sequence. A model with an attention window can
-    share prompts if no sequence is longer than the window.
+    share prompts if no sequence is longer than the window. RuntimeError for partitioned weights.
     """
 
     def __init__(self, lm: Any, longest: int = ANY_LENGTH) -> None:
         super().__init__()
+        if any(hasattr(p, "ds_id") for p in lm.parameters()):
+            # The tests below would take the errors of empty weights for the model's own.
+            raise RuntimeError("DeepSpeed has partitioned the weights: make the GroupModel before")
         self.lm, self.plain_head = lm, has_plain_head(lm)
         self.shares = self.plain_head and can_share(lm, longest)
         row = lm.config.get_text_config(decoder=True).vocab_size * lm.dtype.itemsize

@@ -33,6 +33,9 @@ HALF = {
     "bfloat16": {"dtype": "bfloat16"},
     "bfloat16 zero1": {"dtype": "bfloat16", "deepspeed": "zero1"},
 }
+# two workers, each with a part of the weights: what they are compared with
+LORA = {"lora": LoraConfig(rank=4), "lr": 1e-2}
+PARTED = {"plain": {}, "lora": LORA, "bfloat16 zero1": {"dtype": "bfloat16"}}
 
 # `rmsprop` would divide the decay by itself if it came before the first gradient
 DECAYED = {"optimizer": "rmsprop", "lr": 1e-4, "weight_decay": 0.1, "dtype": "bfloat16"}
@@ -212,6 +215,17 @@ def test_recompute_keeps_layers_inputs_alone():
         assert torch.equal(model(passed), plain_M)
 
 
+def test_a_model_whose_weights_are_partitioned_is_not_taken_for_one_that_cannot_share():
+    from facttune_ray.training.model import GroupModel
+
+    lm = llama().eval()
+    assert GroupModel(lm).shares
+    lm = llama().eval()
+    lm.lm_head.weight.ds_id = 0  # as DeepSpeed marks it
+    with pytest.raises(RuntimeError, match="has partitioned the weights"):
+        GroupModel(lm)
+
+
 def test_recompute_is_refused_for_a_model_without_such_layers():
     import torch
 
@@ -246,36 +260,60 @@ def settings(**more) -> TrainConfig:
     return TrainConfig(**(ADAMW | more))
 
 
-@pytest.fixture(scope="module")
-def seen(reference, tmp_path_factory):
-    """Name of a job -> the results of its two steps, or its error; all in one worker process."""
-    at = tmp_path_factory.mktemp("engine")
-    wrong = at / "wrong.json"
-    wrong.write_text('{"zero_optimization": {"reduce_bucket_size": -1}}')
-    jobs = {"plain": settings()}
-    jobs |= {name: settings(**more) for name, more in (ALIKE | HALF).items()}
-    jobs |= {name: settings(**(DECAYED | more)) for name, more in SAME_DECAY.items()}
-    jobs |= {"wrong": settings(deepspeed=str(wrong))}
-    jobs["nvme"] = settings(deepspeed="zero3_nvme", save_every=0)
-    (at / "jobs.pickle").write_bytes(pickle.dumps((reference[1], jobs)))
+def launch(folder: Path, model: str, jobs: dict[str, TrainConfig], workers: int) -> dict:
+    """Name of a job -> the results of its two steps, or its error; all in the same processes."""
+    folder.mkdir()
+    (folder / "jobs.pickle").write_bytes(pickle.dumps((model, jobs)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     env = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
-        "WORLD_SIZE": "1",
-        "RANK": "0",
-        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(workers),
         "PYTHONPATH": os.pathsep.join([str(Path(engine.__file__).parents[2]), *sys.path]),
     }
-    command = [sys.executable, __file__, str(at)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((at / "seen.json").read_text())
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(workers)
+    ]
+    try:
+        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(e[-3000:] for e in errors)
+    return json.loads((folder / "seen.json").read_text())
 
 
-def run(model: str, cfg: TrainConfig) -> dict:
+@pytest.fixture(scope="module")
+def seen(reference, tmp_path_factory):
+    """The results of one worker."""
+    at = tmp_path_factory.mktemp("engine")
+    wrong = at / "wrong.json"
+    wrong.write_text('{"zero_optimization": {"reduce_bucket_size": -1}}')
+    jobs = {"plain": settings(), "lora": settings(**LORA)}
+    jobs |= {name: settings(**more) for name, more in (ALIKE | HALF).items()}
+    jobs |= {name: settings(**(DECAYED | more)) for name, more in SAME_DECAY.items()}
+    jobs |= {"wrong": settings(deepspeed=str(wrong))}
+    jobs["nvme"] = settings(deepspeed="zero3_nvme", save_every=0)
+    return launch(at / "one", reference[1], jobs, 1)
+
+
+@pytest.fixture(scope="module")
+def parted(reference, tmp_path_factory):
+    """The results of two workers with ZeRO 3."""
+    jobs = {name: settings(deepspeed="zero3", **more) for name, more in PARTED.items()}
+    return launch(tmp_path_factory.mktemp("engine") / "two", reference[1], jobs, 2)
+
+
+def run(model: str, out: Path, cfg: TrainConfig) -> dict:
     """Two steps on two groups. -> losses, gradients of the first step, weights after both"""
     import torch
     from deepspeed import zero
@@ -292,7 +330,7 @@ def run(model: str, cfg: TrainConfig) -> dict:
     ]
     references = [[[-4.0 - i / 10 for i in range(len(r))] for r in g.responses] for g in groups]
     try:
-        job = TrainJob((), model, "", cfg, GroupsConfig(), 0, engine.deepspeed_config(cfg))
+        job = TrainJob((), model, str(out), cfg, GroupsConfig(), 0, engine.deepspeed_config(cfg))
         _, made, group_model = engine.build(job, 10, torch.device("cpu"))
     except UserError as e:
         return {"error": str(e)}
@@ -302,13 +340,15 @@ def run(model: str, cfg: TrainConfig) -> dict:
         made.set_gradient_accumulation_boundary(True)
         made.backward(step.loss(made, 0))
         if "grads" not in found:
-            grads = (safe_get_full_grad(p) for p in group_model.parameters())
+            trained = [p for p in group_model.parameters() if p.requires_grad]
+            grads = (safe_get_full_grad(p) for p in trained)
             found["grads"] = torch.cat([g.flatten() for g in grads]).tolist()
         made.step()
         found["losses"].append(step.figures()["loss"])
     with zero.GatheredParameters(list(group_model.parameters())):
         weights = torch.cat([p.flatten().float() for p in group_model.parameters()])
         found["weights"] = weights.tolist()
+    found["shares"] = group_model.shares
     found["training"] = any(m.training for m in made.module.modules())
     found["skipped"] = made.skipped_steps
     return found
@@ -321,6 +361,16 @@ def test_offload_and_recompute_give_the_same_steps(seen, name):
     # AdamW makes much of a gradient's rounding
     assert seen[name]["weights"] == pytest.approx(seen["plain"]["weights"], abs=1e-5)
     assert not seen[name]["training"]
+
+
+@pytest.mark.parametrize("name", PARTED)
+def test_workers_that_hold_parts_of_the_weights_take_the_same_steps(seen, parted, name):
+    if "cannot compute it" in parted[name].get("error", ""):
+        pytest.skip(f"a processor without {name}")
+    for key in ("losses", "grads"):
+        assert parted[name][key] == pytest.approx(seen[name][key], abs=1e-6), key
+    assert parted[name]["weights"] == pytest.approx(seen[name]["weights"], abs=1e-5)
+    assert parted[name]["shares"] is True
 
 
 def test_plain_steps_change_the_weights(seen):
@@ -360,8 +410,9 @@ def worker(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     model, jobs = pickle.loads((folder / "jobs.pickle").read_bytes())
-    found = {name: run(model, cfg) for name, cfg in jobs.items()}
-    (folder / "seen.json").write_text(json.dumps(found))
+    found = {name: run(model, folder, cfg) for name, cfg in jobs.items()}
+    if dist.get_rank() == 0:
+        (folder / "seen.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
