@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "facttune_ray"
 HEAVY = ("torch", "transformers", "deepspeed", "ray", "openai", "matplotlib", "pyarrow")
 # a room may import the rooms before it
 ROOMS = (
-    "errors secrets telemetry notices storage config text prompts knowledge llm scoring sampling "
+    "errors secrets telemetry storage config text prompts knowledge llm scoring sampling "
     "verifiers training sources quickstart stages evaluation loop runtime estimate export commands "
     "cli __main__"
 ).split()

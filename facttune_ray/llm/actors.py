@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -34,11 +35,18 @@ ON_HEAD = {"node:__internal_head__": 0.001}
 _OPTIONS = {"namespace": NAMESPACE, "max_restarts": -1, "num_cpus": 0, "resources": ON_HEAD}
 
 
+def _restarted() -> bool:
+    """Whether Ray has restarted this actor."""
+    with warnings.catch_warnings():  # Ray's own property asks a deprecated one
+        warnings.simplefilter("ignore")
+        return ray.get_runtime_context().was_current_actor_reconstructed
+
+
 class LimiterActor:
     """`Limiter` with a clock."""
 
     def __init__(self, limits: Limits) -> None:
-        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        restarted = _restarted()
         self.limiter = Limiter(limits, restarted)
         self.began_s = self.asked_s = time.monotonic()
         threading.Thread(target=self._exit_when_idle, daemon=True).start()
@@ -77,7 +85,7 @@ class MeterActor:
     def __init__(self, budget_usd: float | None, ledger: Folder, run: str) -> None:
         paid_usd = Ledger(ledger).paid_usd(run) if budget_usd is not None else {}
         self.meter = Meter(budget_usd, sum(paid_usd.values()), paid_usd)
-        if ray.get_runtime_context().was_current_actor_reconstructed:
+        if _restarted():
             self.meter.quiet_until_s = time.monotonic() + QUIET_S  # workers have requests in flight
 
     def report(self, report: MeterReport) -> Allowance:

@@ -64,6 +64,8 @@ def _start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # progress.py prints the progress
     context.print_on_execution_start = False
+    # An actor has no shard in reserve, so a pool whose actors are all busy must grow.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
 
 
 def _reach(address: str) -> None:

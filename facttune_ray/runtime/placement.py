@@ -26,6 +26,7 @@ ASKS = 0.5  # CPUs of a worker that asks an endpoint. Not fewer: each worker hol
 # The least number of CPUs for pools: a pipeline has up to two pools that ask, whose first actors
 # keep half a CPU each while they wait for shards, and a task needs a whole CPU of one host beside.
 POOL_CPUS = 3
+AT_FIRST = 64  # most actors that wait for the first hosts of a cluster
 OPEN_SHARDS = 16  # most shards that an actor has at a time: their rows are in memory
 SCORER_PER_S = 20.0  # requests per second that keep one actor busy; an actor can send more
 # an entry of ray.nodes(): {"Alive": True, "Resources": {"CPU": 8.0, "accelerator_type:L4": 1}}
@@ -147,7 +148,8 @@ def compute(
         most = min(most, math.ceil(shards / at_once))
         if place.asks:
             most = min(most, max(scorers(work.cfg.llm) for work in operator.works))
-        begins = max(1, min(now, most)) if first else 1
+        # Where no host is there yet, the actors that wait are what an autoscaler sees.
+        begins = min(now or AT_FIRST, most) if first else 1
         how["compute"] = ActorPoolStrategy(
             min_size=1,
             max_size=int(most),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from facttune_ray.llm.client import Client
 
 Batch = dict[str, np.ndarray]
+CLOSE_S = 5.0  # to close connections when an actor ends
 OPEN_SHARDS = 64  # shards that a worker makes at a time: their rows are in memory
 UNSURE = ("estimated", "unknown", "unknown_usd")  # fields of Usage; in a manifest if above 0
 
@@ -180,7 +181,14 @@ class AskingActor:
         self._worker = Worker(operator, stop)
 
     async def __call__(self, batch: Batch) -> Batch:
+        self._loop = asyncio.get_running_loop()
         return await self._worker.rows(batch)
+
+    def __del__(self) -> None:  # Ray Data deletes it when the actor ends
+        if loop := getattr(self, "_loop", None):
+            closing = asyncio.run_coroutine_threadsafe(self._worker.close(), loop)
+            with contextlib.suppress(TimeoutError):
+                closing.result(CLOSE_S)
 
 
 class _Process:

@@ -62,7 +62,7 @@ def test_a_launched_cluster_is_what_it_says(path):
     assert all("RAY_AUTH_MODE=token" in c for c in (head, workers[-1]))
     before, _, start = workers[-1].rpartition(" & ")
     cloud = {"cluster.yaml": "aws", "gcp.yaml": "google"}[path.name]
-    assert f"jobs/notices.py --cloud={cloud} " in before and start.startswith("ray start ")
+    assert f"jobs/nodes/notices.py --cloud={cloud} " in before and start.startswith("ray start ")
     assert "-e RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
     images = re.findall(r"rayproject/ray:\S+?(?=[\"}\n])", path.read_text())
     assert images and {i.split(":")[1].split("-")[0] for i in images} == {version("ray")}

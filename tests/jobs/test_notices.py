@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import metadata_server
-import notices
 import pytest
 from metadata_server import EVENTS, MAINTENANCE, PREEMPTED, SPOT
+from nodes import notices
 
 
 def after(seconds: float) -> datetime:

@@ -4,6 +4,7 @@ from facttune_ray import config
 from facttune_ray.config import EndpointConfig, LLMConfig
 from facttune_ray.runtime.placement import (
     ASKS,
+    AT_FIRST,
     OPEN_SHARDS,
     Operator,
     Place,
@@ -159,7 +160,7 @@ def test_a_pool_grows_to_the_shards_the_limit_and_the_users_cap():
     assert pool("facts", 400, "llm.requests_per_minute=2400").max_size == 2
     assert pool("facts", 400, "run.workers=3").max_size == 3
     assert pool("responses", 400, "sampling.gpus=1").initial_size == 10
-    assert pool("responses", 400, "sampling.gpus=1", nodes=[HEAD]).initial_size == 1
+    assert pool("responses", 400, "sampling.gpus=1", nodes=[HEAD]).initial_size == AT_FIRST
 
 
 def test_on_one_machine_a_task_that_asks_has_all_shards_of_a_worker():

@@ -323,8 +323,8 @@ def _draw(seed: int) -> Scenario:
     s.slow_threads_s = d.choice([0.0005, 0.002, 0.02, 0.2])
     s.arrivals_s = [0.0] * s.shards
     if chance(0.3):  # a worker may have no shard for a time
-        mean_s = d.choice([0.3, 1.0, 3.0])
-        s.arrivals_s = [d.expovariate(1 / mean_s) * i for i in range(s.shards)]
+        last_s = d.choice([1.0, 5.0, 20.0])
+        s.arrivals_s = [d.uniform(0.0, last_s) for _ in range(s.shards)]
     return s
 
 

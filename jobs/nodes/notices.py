@@ -1,6 +1,6 @@
 """Turn a cloud's notice that this host will be taken away into `ray drain-node`.
 
-    nohup python jobs/notices.py >> /tmp/notices.log 2>&1 &
+    nohup python jobs/nodes/notices.py >> /tmp/notices.log 2>&1 &
 
 Runs beside Ray on every worker host of cluster.yaml and conf/clusters/gcp.yaml. A host that drains
 gets no new task, and Ray Train and `facttune_ray.notices.draining` see it. The program never ends
