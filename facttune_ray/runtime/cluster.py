@@ -10,6 +10,7 @@ import threading
 
 from facttune_ray.errors import UserError, one_line
 from facttune_ray.runtime import ending
+from facttune_ray.telemetry import say
 
 REACH_S = 5.0  # timeout of the connection that tests whether a cluster is there
 
@@ -43,7 +44,9 @@ def _start_ray() -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _reach(address)
-            ray.init(logging_level=logging.WARNING)
+            # Ray's C++ code warns of every actor of a pool, which a user can do nothing about.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            _tell_pages(ray.init(logging_level=logging.WARNING).dashboard_url)
         except (OSError, ValueError, OverflowError) as e:
             raise UserError(
                 f"RAY_ADDRESS={address}: no cluster answers there ({one_line(e)}): start it, or "
@@ -66,6 +69,15 @@ def _start_ray() -> None:
     context.print_on_execution_start = False
     # An actor has no shard in reserve, so a pool whose actors are all busy must grow.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+
+
+def _tell_pages(dashboard: str | None) -> None:
+    """Print the addresses of Ray's dashboard, and of Grafana where Ray is told of one."""
+    if dashboard:
+        pages = f"Ray's dashboard: http://{dashboard}"
+        if grafana := os.environ.get("RAY_GRAFANA_IFRAME_HOST", os.environ.get("RAY_GRAFANA_HOST")):
+            pages += f"  Grafana: {grafana.rstrip('/')}/d/facttune-ray"
+        say(pages)
 
 
 def _reach(address: str) -> None:

@@ -34,6 +34,9 @@ def process(monkeypatch):
 @pytest.fixture(autouse=True)
 def fresh_process(monkeypatch):
     monkeypatch.setattr(worker, "_process", None)
+    yield
+    if worker._process is not None:
+        worker._process.close()
 
 
 def batch(*shards: int) -> dict[str, np.ndarray]:
@@ -194,6 +197,18 @@ def test_an_error_of_a_worker_keeps_its_class():
     assert isinstance(spent, BudgetReached)
     other = worker.returned_error({"kind": "OfAnotherModule", "stopped": "one line"})
     assert type(other) is UserError and str(other) == "one line"
+
+
+def test_the_driver_tells_the_addresses_of_ray_and_of_grafana(monkeypatch, capsys):
+    monkeypatch.delenv("RAY_GRAFANA_IFRAME_HOST", raising=False)
+    monkeypatch.delenv("RAY_GRAFANA_HOST", raising=False)
+    cluster._tell_pages(None)
+    cluster._tell_pages("10.0.0.1:8265")
+    monkeypatch.setenv("RAY_GRAFANA_HOST", "http://graf:3000/")
+    cluster._tell_pages("10.0.0.1:8265")
+    first = "Ray's dashboard: http://10.0.0.1:8265"
+    board = "  Grafana: http://graf:3000/d/facttune-ray"
+    assert capsys.readouterr().err.splitlines() == [first, first + board]
 
 
 @pytest.mark.parametrize(
