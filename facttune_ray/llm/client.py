@@ -51,7 +51,7 @@ class Client:
         self._funds = Funds(
             cfg, self.usage, report, worker, ledger.stage, self._running, gates, self.stop
         )
-        self._refusals = Refusals(self._running, self._funds)
+        self._refusals = Refusals(self._running, self._funds, bool(ledger.segments))
         self._sender = Sender(cfg, ledger, endpoints, self._funds, self._refusals)
         self._batches: Batches | None = None
         if cfg.mode == "batch":

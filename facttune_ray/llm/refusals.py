@@ -3,7 +3,8 @@
 Servers word refusals in many ways, so evidence decides. A request that is refused while its
 endpoint answers other requests fails its row. A refusal waits for the next answer of its endpoint.
 It stops the run when IN_A_ROW different requests were refused without an answer between them, or
-when nothing else runs and no request was ever answered.
+when nothing else runs and no request was ever answered. Answers in the ledger count, because a
+worker may begin anew in the middle of a run.
 
 A 429 usually concerns the whole cluster. A request that gets one 429 after another while other
 requests are answered is larger than the limit, and fails alone.
@@ -50,10 +51,10 @@ class Throttled:
 
 class Refusals:
     """Refusals of one client. `running`: completions that the client has started and that have not
-    ended."""
+    ended. `answered_before`: the ledger has answers."""
 
-    def __init__(self, running: Sized, funds: Funds) -> None:
-        self._running, self._funds = running, funds
+    def __init__(self, running: Sized, funds: Funds, answered_before: bool = False) -> None:
+        self._running, self._funds, self._answered_before = running, funds, answered_before
         self._refused: list[_Refused] = []
         self._answered: Counter[object] = Counter()  # endpoint -> answers
         self._stopped: EndpointError | None = None
@@ -80,7 +81,8 @@ class Refusals:
         by_endpoint = Counter(r.endpoint for r in self._refused)
         alone = sum(r.completions for r in self._refused) >= len(self._running)
         for refused in list(self._refused):
-            ever = self._answered[refused.endpoint] or self._funds.stage_was_answered
+            here = self._answered[refused.endpoint] or self._funds.stage_was_answered
+            ever = here or self._answered_before
             if by_endpoint[refused.endpoint] >= IN_A_ROW or (alone and not ever):
                 self._stopped = self._stopped or refused.stop
             if self._stopped is not None:

@@ -257,3 +257,6 @@ def test_a_last_row_that_is_refused_fails_alone(tmp_path):
     assert isinstance(found[0], EndpointError)  # nothing was ever answered
     found, _ = run(tmp_path, serve(refused, 1, []), rows=2)
     assert found[0] == "True" and type(found[1]) is RowError
+    # A worker that begins anew sees in the ledger that requests were answered.
+    found, _ = run(tmp_path, serve(refused, 0, []), rows=1, temperature=0.5)
+    assert type(found[0]) is RowError

@@ -585,15 +585,17 @@ def the_budget_is_used(e: Evidence) -> Iterator[str]:
 
 def _others_were_answered(e: Evidence, stopped: Row) -> bool:
     """Whether this run had an answer so much earlier that every worker had heard of it, or this
-    worker had one from the ledger."""
+    worker had one from the ledger, or found one there when it began."""
     began_s = max((at for at in e.h.starts if at <= stopped.asked_s), default=0.0)
     told_s = stopped.ended_s - 12.0 - 8 * e.s["trip_s"][1]
+    found_s = dict(e.h.openings)[stopped.process] - e.s["stale_s"]
     return any(
         e.delivered(a)
         and began_s <= a.ended_s < (told_s if a.process != stopped.process else stopped.ended_s)
         for a in e.attempts
     ) or any(
-        row.process == stopped.process and row.outcome == "answer" and row.ended_s < stopped.ended_s
+        row.outcome == "answer"
+        and row.ended_s < (stopped.ended_s if row.process == stopped.process else found_s)
         for row in e.h.rows
     )
 
