@@ -4,8 +4,8 @@
 
 Runs beside Ray on every worker host of cluster.yaml and conf/clusters/gcp.yaml. A host that drains
 gets no new task, and Ray Train sees it. The program never ends Ray. It ends when the host drains;
-until then it goes on, whether the metadata server, Ray or the head answers or not. Pods need no such
-program: Ray drains a pod that gets SIGTERM.
+until then it goes on, whether the metadata server, Ray or the head answers or not. Pods need no
+such program: Ray drains a pod that gets SIGTERM.
 """
 
 from __future__ import annotations
