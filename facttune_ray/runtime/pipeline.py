@@ -227,14 +227,12 @@ class _Pipeline:
 
         assert self._meter is not None
         spent = ray.get(self._meter.snapshot.remote())["spent_usd"]
-        done = [f"{t.parts} of {t.shards} parts of {t.name}" for t in self._unfinished()]
+        first = next(t for t in self._tables.values() if not t.finished)
         return BudgetReached(
-            f"{error}: ${spent:,.4f} paid by this run, {', '.join(done)} done; raise "
-            f"llm.budget_usd and run the same command again: what is paid is kept"
+            f"{error}: ${spent:,.4f} paid by this run, {first.parts} of {first.shards} parts of "
+            f"{first.name} done; raise llm.budget_usd and run the same command again: what is "
+            f"paid is kept"
         )
-
-    def _unfinished(self) -> list[Table]:
-        return [t for t in self._tables.values() if t.began_s is not None and not t.finished]
 
 
 def _dataset(found: Sequence[Operator], shards: Sequence[int], marker: str) -> Any:

@@ -16,6 +16,7 @@ from bench import hosts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.storage.schema import TABLES
 
+SCORERS = "MapBatches(facts"  # in the title of an actor that asks for facts, verdicts, questions
 PRESETS = ("quickstart", "tests/small.yaml", "tests/tiny.yaml")
 
 
@@ -65,8 +66,8 @@ def test_four_hosts_share_the_work_and_the_head_is_left_alone(four_hosts):
 
 
 def inside(table: Path, job: subprocess.Popen[str]) -> None:
-    """Return once the table has begun."""
-    hosts.until(f"{table} begun", (table / "_RECIPE.json").exists, job)
+    """Return once the table has a part."""
+    hosts.until(f"a part of {table}", lambda: any(table.glob("part-*")), job)
 
 
 def host_of(cluster: hosts.Cluster, process: str, job: subprocess.Popen[str]) -> hosts.Host:
@@ -100,7 +101,7 @@ def test_hosts_an_actor_the_driver_and_the_head_die(four_hosts, tmp_path):
     """Tables equal those of the undisturbed run, and nothing is answered twice."""
     journal, out, trained = tmp_path / "journal.jsonl", tmp_path / "run", "facttune_mc/round_1"
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(hosts.cluster([1, 1]))
+        cluster = stack.enter_context(hosts.cluster([1, 1, 1]))
         paid = AnnotatorOptions(
             host=cluster.gateway, latency_min_ms=100, latency_max_ms=300, journal=str(journal)
         )
@@ -110,18 +111,18 @@ def test_hosts_an_actor_the_driver_and_the_head_die(four_hosts, tmp_path):
         def unfinished(table: str) -> None:
             assert not (out / table / "_MANIFEST.json").exists(), f"{table} was finished before"
 
-        def lose_one_inside(table: str, process: str = "ray::MapBatches") -> None:
+        def lose_one_inside(table: str, process: str = "MapBatches(run_task)") -> None:
             inside(out / table, job)
             lose(cluster, host_of(cluster, process, job))
             unfinished(table)
 
         lose_one_inside("base/tune/responses")
         inside(out / "base/tune/facts", job)
-        leaving = host_of(cluster, "ray::MapBatches", job)
+        leaving = host_of(cluster, SCORERS, job)
         cluster.drain(leaving, 2)
         kill(cluster.head, "ray::LimiterActor", job)
         lose(cluster, leaving)
-        lose_one_inside("base/tune/verdicts")
+        lose_one_inside("base/tune/verdicts", SCORERS)
         inside(out / "base/tune/questions", job)
         kill(cluster.head, "jobs/pipeline.py", job)
         unfinished("base/tune/questions")
@@ -136,7 +137,7 @@ def test_hosts_an_actor_the_driver_and_the_head_die(four_hosts, tmp_path):
         cluster.down()
         job.kill()  # of a head that fell silent it would wait for ever
         job.wait()
-        cluster.up([1, 1])
+        cluster.up([1, 1, 1])
         job = submit(cluster, out, *words)
         lose_one_inside(f"{trained}/train", "ray::RayTrainWorker")
         cluster.finish(job)

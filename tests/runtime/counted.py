@@ -31,7 +31,8 @@ def count_samplers() -> None:
 
         def sample(self, request: SampleRequest) -> list[list[Sample]]:
             self.log("sample")
-            time.sleep(1.0)
+            if self.table == "base/tune/responses":
+                time.sleep(4.0)  # longer than a scorer takes to start
             sampled = [
                 Sample(f"Mara Veldt was born in {1900 + i}.", 9, True) for i in range(request.n)
             ]
