@@ -66,8 +66,9 @@ def test_four_hosts_share_the_work_and_the_head_is_left_alone(four_hosts):
 
 
 def inside(table: Path, job: subprocess.Popen[str]) -> None:
-    """Return once the table has a part."""
-    hosts.until(f"a part of {table}", lambda: any(table.glob("part-*")), job)
+    """Return once the table has a part, or the training has begun."""
+    begun = "_RECIPE.json" if table.name == "train" else "part-*"
+    hosts.until(f"{begun} of {table}", lambda: any(table.glob(begun)), job)
 
 
 def host_of(cluster: hosts.Cluster, process: str, job: subprocess.Popen[str]) -> hosts.Host:

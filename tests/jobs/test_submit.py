@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -121,15 +122,21 @@ def scored(cluster, tmp_path_factory):
         words = ["score", f"data.folder={data}", "data.files=[M.jsonl]", f"run.out={out}"]
         words += [f"llm.base_url={url}", "llm.api_key_env=MARKED_KEY", "run.shards=2"]
         words += ["run.name=marked", "llm.max_wait_s=0.2", "run.max_error_fraction=1"]
+        found, ended = {}, threading.Event()
+
+        def scrape() -> None:  # a gauge is there while its process runs
+            while not ended.wait(1):
+                lines = answer(f"http://127.0.0.1:{cluster[2]}/metrics")[1].splitlines()
+                found.update({line.rpartition(" ")[0]: line for line in lines})
+
+        follower = threading.Thread(target=scrape)
+        follower.start()
         done = submit(environment, "jobs/pipeline.py", *words)
+        time.sleep(15)  # counters are exported every few seconds
+        ended.set()
+        follower.join()
+        metrics = list(found.values())
         assert done.returncode == 0, done.stdout[-3000:]
-        metrics = []
-        for _ in range(30):  # exported every few seconds
-            metrics = answer(f"http://127.0.0.1:{cluster[2]}/metrics")[1].splitlines()
-            there = {m.split("{")[0] for m in metrics}
-            if EXPORTED <= there and any('stage="verdicts"' in m for m in metrics):
-                break
-            time.sleep(1)
         again = submit(environment, "jobs/evaluate.py", *words)
         assert again.returncode == 0, again.stdout[-3000:]
     return out, done.stdout + done.stderr, metrics
