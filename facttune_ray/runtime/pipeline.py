@@ -35,6 +35,7 @@ from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.tables import Recipe
 from facttune_ray.telemetry import say
 
+STOP = "_STOP-"  # a file of the run's folder: while it is there, the pipeline begins no shard
 LOOK_S = {True: 0.3, False: 2.0}  # between two looks for new parts, in a local folder or a store
 
 
@@ -50,8 +51,12 @@ def make(plan: Sequence[Planned], services: Services) -> Iterator[str]:
     `plan`: tables of one run with the same shards, each after its inputs."""
     cfg = plan[0].work.cfg
     root = Folder.of(cfg.run.out)
-    for work, recipe in plan:
-        tables.begin(root / work.output, recipe)
+    with tables.writing(root):
+        for name in root.names():
+            if name.startswith(STOP):  # of a driver that was killed while it ended
+                (root / name).delete_file()
+        for work, recipe in plan:
+            tables.begin(root / work.output, recipe)
     parts = {p.work.output: tables.present(root / p.work.output, cfg.run.shards) for p in plan}
     left = {s for s in range(cfg.run.shards) if any(s not in made for made in parts.values())}
     works = [work for work, _ in plan if len(parts[work.output]) < cfg.run.shards]
@@ -89,7 +94,7 @@ class _Pipeline:
         self._tables = {
             name: Table(name, shards, len(made), len(made)) for name, made in parts.items()
         }
-        self._marker = f"_STOP-{uuid.uuid4().hex[:8]}"  # a file: while it is there, no shard begins
+        self._marker = STOP + uuid.uuid4().hex[:8]
         self._thread: threading.Thread | None = None
         self._progress: Progress | None = None
         self._meter = None
@@ -149,11 +154,14 @@ class _Pipeline:
                 assert self._thread is not None and self._progress is not None
                 self._thread.join(look_s)
                 self._progress.show()
+        except BaseException:  # a full disk, or a second signal
+            self.stop()
+            raise
         finally:
             if self._progress is not None:
                 self._progress.clear()
-            if self._error is not None:
-                (self.root / self._marker).delete_file()
+        if self._error is not None:
+            (self.root / self._marker).delete_file()
         if self._error is not None:
             if self._failed:
                 self._withdraw(self._failed)
@@ -172,17 +180,14 @@ class _Pipeline:
                 continue
             folder = self.root / name
             if table.parts < table.shards:
-                made = tables.present(folder, table.shards)
-                for shard in made - self._there[name]:
-                    stats = self._stats[name][shard] = tables.part_stats(folder, shard)
-                    table.rows += stats["rows"]
+                with tables.writing(folder):  # a store that is away is one line
+                    made = tables.present(folder, table.shards)
+                    new = {s: tables.part_stats(folder, s) for s in made - self._there[name]}
+                self._stats[name] |= new
+                table.rows += sum(stats["rows"] for stats in new.values())
                 self._there[name], table.parts = made, len(made)
             if table.parts == table.shards and self._inputs_finished(name):
-                try:
-                    self._finish(name)
-                except UserError as e:
-                    self._failed = self._failed or name
-                    self._fail(e)
+                if not self._finish(name):
                     return
                 table.finished = True
                 yield name
@@ -198,18 +203,22 @@ class _Pipeline:
     def _inputs_finished(self, name: str) -> bool:
         return all(table.finished for table in self._inputs(name))
 
-    def _finish(self, name: str) -> None:
-        """Write the manifest. UserError if too many rows have failed. A table's time is the time
-        since the table before it was finished."""
+    def _finish(self, name: str) -> bool:
+        """Write the manifest, or let the pipeline end if too many rows have failed. A table's time
+        is the time since the table before it was finished."""
         work, recipe = self._plan[name]
         folder, shards = self.root / name, self.cfg.run.shards
         known = self._stats[name]
         with tables.writing(folder):
             stats = [known.get(s) or tables.part_stats(folder, s) for s in range(shards)]
-            _check_errors(folder, name, stats, work.cfg.run.max_error_fraction)
+            if error := _too_many_errors(folder, name, stats, work.cfg.run.max_error_fraction):
+                self._failed = name
+                self._fail(error)
+                return False
             now_s = time.monotonic()
             tables.write_manifest(folder, work.stage, recipe, stats, now_s - self._since_s)
             self._since_s = now_s
+        return True
 
     def _withdraw(self, name: str) -> None:
         """Remove the table and the tables that were made from it."""
@@ -273,13 +282,16 @@ def _check_gpus(operator: Operator) -> None:
     say(f"{table.output}: waits for a host with a GPU {place.accelerator}")
 
 
-def _check_errors(folder: Folder, name: str, stats: Sequence[dict], most: float) -> None:
+def _too_many_errors(
+    folder: Folder, name: str, stats: Sequence[dict], most: float
+) -> UserError | None:
     rows, errors = sum(s["rows"] for s in stats), sum(s["errors"] for s in stats)
-    if rows and errors / rows > most:
-        raise UserError(
-            f"{name}: {errors} of {rows} rows failed, more than "
-            f"run.max_error_fraction={most}; the first: {_first_error(folder, len(stats))}"
-        )
+    if not rows or errors / rows <= most:
+        return None
+    return UserError(
+        f"{name}: {errors} of {rows} rows failed, more than run.max_error_fraction={most}; "
+        f"the first: {_first_error(folder, len(stats))}"
+    )
 
 
 def _first_error(folder: Folder, shards: int) -> str:

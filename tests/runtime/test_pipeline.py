@@ -39,6 +39,9 @@ def stats(url: str) -> dict:
         return json.load(reply)
 
 
+write_manifest = tables.write_manifest
+
+
 def respond(run: Run, name: str, each: int, text: str = "Mara Veldt was born in {}.") -> None:
     """So many responses of one sentence in each shard."""
     row = {"topic": "Mara Veldt", "split": "train", "prompt": "Who is she?", "prompt_id": "p"}
@@ -48,7 +51,7 @@ def respond(run: Run, name: str, each: int, text: str = "Mara Veldt was born in 
         rows = [row | {"text": t, "response_id": t, "model": "base", "sample": 0} for t in texts]
         tables.write_part(run.root / name, "responses", shard, rows, {})
     shards = run.cfg.run.shards
-    tables.write_manifest(run.root / name, "responses", {}, shards, 0.0)
+    write_manifest(run.root / name, "responses", {}, shards, 0.0)
     run.recipes[name] = {}
 
 
@@ -80,6 +83,21 @@ def test_a_table_with_too_many_failed_rows_goes_with_what_was_made_from_it(tmp_p
     assert not (run.root / "a/facts").exists() and not (run.root / "a/questions").exists()
     assert tables.present(run.root / "a/responses", 2) == {0, 1}
     assert not [name for name in run.root.names() if name.startswith("_STOP")]
+
+
+def test_a_table_whose_manifest_cannot_be_written_keeps_its_parts(
+    tmp_path, ray_cluster, monkeypatch
+):
+    def full(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tables, "write_manifest", full)
+    (tmp_path / "_STOP-of-a-killed-driver").touch()
+    with asked(tmp_path, AnnotatorOptions(), "run.shards=2") as (run, _):
+        with pytest.raises(UserError, match="cannot write .*a/facts: no space left"):
+            run.finish()
+    assert tables.present(run.root / "a/facts", 2) == {0, 1}
+    assert not (tmp_path / "_STOP-of-a-killed-driver").exists()
 
 
 def test_a_killed_pipeline_goes_on_from_its_parts(tmp_path, ray_cluster):
