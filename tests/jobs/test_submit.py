@@ -3,6 +3,7 @@ head's CPUs but here, where the head is all there is."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -126,8 +127,9 @@ def scored(cluster, tmp_path_factory):
 
         def scrape() -> None:  # a gauge is there while its process runs
             while not ended.wait(1):
-                lines = answer(f"http://127.0.0.1:{cluster[2]}/metrics")[1].splitlines()
-                found.update({line.rpartition(" ")[0]: line for line in lines})
+                with contextlib.suppress(OSError):  # the agent has not begun
+                    lines = answer(f"http://127.0.0.1:{cluster[2]}/metrics")[1].splitlines()
+                    found.update({line.rpartition(" ")[0]: line for line in lines})
 
         follower = threading.Thread(target=scrape)
         follower.start()
