@@ -45,7 +45,7 @@ class RunConfig:
         ge=0,
     )
     workers: int = setting(
-        0, "Most workers of an operator; 0: what the shards, the hosts and the limits allow.", ge=0
+        0, "Most workers of a stage; 0: as many as shards, hosts and limits allow.", ge=0
     )
     max_error_fraction: float = setting(
         0.05, "A stage fails when a larger share of its rows has an error.", ge=0

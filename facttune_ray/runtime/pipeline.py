@@ -145,6 +145,7 @@ class _Pipeline:
         try:
             while True:
                 ended = self._thread is None or not self._thread.is_alive()
+                looked_s = time.monotonic()
                 for name in self._look():
                     if self._progress is not None:
                         self._progress.clear()
@@ -152,7 +153,8 @@ class _Pipeline:
                 if ended:
                     break
                 assert self._thread is not None and self._progress is not None
-                self._thread.join(look_s)
+                took_s = time.monotonic() - looked_s
+                self._thread.join(max(look_s, 10 * took_s))  # a run may have thousands of parts
                 self._progress.show()
         except BaseException:  # a full disk, or a second signal
             self.stop()
@@ -162,7 +164,6 @@ class _Pipeline:
                 self._progress.clear()
         if self._error is not None:
             (self.root / self._marker).delete_file()
-        if self._error is not None:
             if self._failed:
                 self._withdraw(self._failed)
             raise self._described(self._error)

@@ -27,7 +27,7 @@ ASKS = 0.5  # CPUs of a worker that asks an endpoint. Not fewer: each worker hol
 # keep half a CPU each while they wait for shards, and a task needs a whole CPU of one host beside.
 POOL_CPUS = 3
 AT_FIRST = 64  # most actors that wait for the first hosts of a cluster
-OPEN_SHARDS = 16  # most shards that an actor has at a time: their rows are in memory
+ACTOR_SHARDS = 16  # most shards that an actor has at a time: their rows are in memory
 SCORER_PER_S = 20.0  # requests per second that keep one actor busy; an actor can send more
 # an entry of ray.nodes(): {"Alive": True, "Resources": {"CPU": 8.0, "accelerator_type:L4": 1}}
 Node = Mapping[str, Any]
@@ -144,7 +144,7 @@ def compute(
     now = room(nodes, place.gpus, place.accelerator)
     how: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy", **place.options}
     if place.gpus or (place.asks and pooled):
-        at_once = max(1, min(OPEN_SHARDS, shards // 16)) if place.asks else 1
+        at_once = max(1, min(ACTOR_SHARDS, shards // 16)) if place.asks else 1
         most = min(most, math.ceil(shards / at_once))
         if place.asks:
             most = min(most, max(scorers(work.cfg.llm) for work in operator.works))

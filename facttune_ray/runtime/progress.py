@@ -30,7 +30,7 @@ ANSWER_S = 5.0  # timeout of a question to the meter
 
 @dataclass
 class Table:
-    """What is written of a table."""
+    """The state of a table that is being made."""
 
     name: str
     shards: int
@@ -40,10 +40,11 @@ class Table:
     began_s: float | None = None  # when its first part could be begun
     finished: bool = False
 
-    def line(self, now_s: float) -> str:
+    def counts(self, now_s: float) -> str:
+        """ "1,204 rows, about 4 min left": the rows that were written in this run"""
         elapsed_s = now_s - (self.began_s or now_s)
         left = time_left(self.parts - self.before, self.shards - self.parts, elapsed_s)
-        return f"{self.name:<36} {self.parts}/{self.shards} parts, {self.rows:,} rows{left}"
+        return f"{self.rows:,} rows{left}"
 
 
 @dataclass
@@ -110,7 +111,11 @@ class Progress:
             return
         fields: dict[str, Any] = now.used if self.meter else {}
         say(
-            "; ".join(table.line(now.at_s) for table in active) + "  " + "  ".join([what, *notes]),
+            "; ".join(
+                f"{t.name:<36} {t.parts}/{t.shards} parts, {t.counts(now.at_s)}" for t in active
+            )
+            + "  "
+            + "  ".join([what, *notes]),
             event="progress",
             tables={table.name: table.parts for table in active},
             shards=self.tables[0].shards,
@@ -131,12 +136,7 @@ class Progress:
                 self._bars[table.name] = tqdm(desc=table.name, leave=False, **made)
             bar = self._bars[table.name]
             bar.n = table.parts
-            left = time_left(
-                table.parts - table.before,
-                table.shards - table.parts,
-                time.monotonic() - (table.began_s or 0.0),
-            )
-            bar.set_postfix_str(f"{table.rows:,} rows{left}", refresh=True)
+            bar.set_postfix_str(table.counts(time.monotonic()), refresh=True)
         if "" not in self._bars:
             self._bars[""] = tqdm(bar_format="{desc}", leave=False)
         self._bars[""].set_description_str(f"  {rates_line}", refresh=True)

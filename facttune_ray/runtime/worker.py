@@ -192,7 +192,7 @@ class AskingActor:
 
 
 class _Process:
-    """What a process of tasks keeps between the tasks of one pipeline."""
+    """The workers and resources that a process keeps between the tasks of one pipeline."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()

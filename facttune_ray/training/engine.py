@@ -11,7 +11,6 @@ hold settings that TrainConfig has, so that no setting has two values.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import functools
 import json
@@ -28,6 +27,7 @@ import psutil
 from facttune_ray.config import TrainConfig, conf_dir
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.storage.folders import scratch
+from facttune_ray.storage.memory import release_memory
 from facttune_ray.training.collectives import together
 
 if TYPE_CHECKING:
@@ -268,8 +268,7 @@ def _partition(model: Any, zero: Any) -> None:
         p.data = p.data.to(zero.local_device)
         zero._convert_to_deepspeed_param(p)
         p.partition()
-    # glibc keeps freed memory for this process; other C libraries have no such function
-    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    release_memory()
 
 
 def _load(job: TrainJob, device: Any) -> tuple[Any, Any]:

@@ -10,16 +10,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from bench import hosts
 
 HERE = Path(__file__).resolve().parent
 SPACE = ["unshare", "-p", "-f", "--mount-proc", "-n"]  # `ray stop` stops what it can see
-
-
-def _namespaces() -> bool:
-    try:
-        return subprocess.run([*SPACE, "true"], capture_output=True).returncode == 0
-    except OSError:
-        return False
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -29,8 +23,9 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not _namespaces(), reason="needs Linux namespaces, as root has")
 def test_all_hosts_that_may_start_take_part_in_a_stage_and_leave_when_idle(tmp_path):
+    if why := hosts.allowed():
+        pytest.skip(f"no network namespaces: {why}")
     command = [*SPACE, sys.executable, str(HERE / "autoscaled.py"), str(tmp_path)]
     # a short path, for the names of sockets have at most 107 characters
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:

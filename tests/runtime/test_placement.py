@@ -3,9 +3,9 @@ import pytest
 from facttune_ray import config
 from facttune_ray.config import EndpointConfig, LLMConfig
 from facttune_ray.runtime.placement import (
+    ACTOR_SHARDS,
     ASKS,
     AT_FIRST,
-    OPEN_SHARDS,
     Operator,
     Place,
     compute,
@@ -155,7 +155,7 @@ def test_a_pool_grows_to_the_shards_the_limit_and_the_users_cap():
     assert (few.min_size, few.max_size, few.initial_size) == (1, 8, 8)
     assert few.max_tasks_in_flight_per_actor == 1  # so that each host gets shards
     many = pool("facts", 400, first=False)
-    assert many.max_tasks_in_flight_per_actor == OPEN_SHARDS
+    assert many.max_tasks_in_flight_per_actor == ACTOR_SHARDS
     assert (many.max_size, many.initial_size) == (25, 1)
     assert pool("facts", 400, "llm.requests_per_minute=2400").max_size == 2
     assert pool("facts", 400, "run.workers=3").max_size == 3

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import gloo
 import pytest
 import torch
 
@@ -23,32 +21,8 @@ def launch(jobs: list[dict], workers: int, folder: Path) -> list[dict]:
     """Run the jobs one after the other on gloo workers. -> what the first worker saw of each"""
     folder.mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(workers),
-        "PYTHONPATH": os.pathsep.join([str(Path(checkpoint.__file__).parents[2]), *sys.path]),
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(workers)
-    ]
-    try:
-        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(e[-3000:] for e in errors)
+    with gloo.workers(__file__, folder, workers, DS_ACCELERATOR="cpu") as ranks:
+        gloo.wait(ranks, timeout_s=240)
     return [json.loads((folder / f"{n}.json").read_text()) for n in range(len(jobs))]
 
 

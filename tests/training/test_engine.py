@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import gloo
 import pytest
 
 from facttune_ray.config import GroupsConfig, TrainConfig, conf_dir
@@ -264,31 +262,8 @@ def launch(folder: Path, model: str, jobs: dict[str, TrainConfig], workers: int)
     """Name of a job -> the results of its two steps, or its error; all in the same processes."""
     folder.mkdir()
     (folder / "jobs.pickle").write_bytes(pickle.dumps((model, jobs)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "WORLD_SIZE": str(workers),
-        "PYTHONPATH": os.pathsep.join([str(Path(engine.__file__).parents[2]), *sys.path]),
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(workers)
-    ]
-    try:
-        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(e[-3000:] for e in errors)
+    with gloo.workers(__file__, folder, workers) as ranks:
+        gloo.wait(ranks, timeout_s=300)
     return json.loads((folder / "seen.json").read_text())
 
 

@@ -3,13 +3,12 @@ script."""
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import gloo
 import psutil
 import pytest
 
@@ -51,46 +50,23 @@ def test_a_host_holds_one_copy_beside_the_workers_parts(tmp_path, stored):
     """The parts of all workers are one copy. The other is the file's pages if the weights are
     stored in `train.dtype`, and otherwise the memory of the worker that converts them."""
     write_model(tmp_path / "model", stored)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "WORLD_SIZE": str(WORKERS),
-        "PYTHONPATH": os.pathsep.join([str(Path(engine.__file__).parents[2]), *sys.path]),
-    }
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path)],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORKERS)
-    ]
+    with gloo.workers(__file__, tmp_path, WORKERS) as workers:
 
-    def wait_for(name: str, pause: float) -> int:
-        """The most bytes in memory until every worker has written its file `name`, looked at with a
-        pause in between."""
-        most = 0
-        while len(list(tmp_path.glob(f"{name}-*"))) < WORKERS:
-            if failed := [w for w in workers if w.poll()]:
-                pytest.fail(failed[0].communicate()[1][-3000:])
-            most = max(most, shared_out(workers))
-            time.sleep(pause)
-        return most
+        def wait_for(name: str, pause: float) -> int:
+            """The most bytes in memory until every worker has written its file `name`, looked at
+            with a pause in between."""
+            most = 0
+            while len(list(tmp_path.glob(f"{name}-*"))) < WORKERS:
+                if failed := [w for w in workers if w.poll()]:
+                    pytest.fail(failed[0].communicate()[1][-3000:])
+                most = max(most, shared_out(workers))
+                time.sleep(pause)
+            return most
 
-    try:
         wait_for("imported", 0.5)
         before = shared_out(workers)
         (tmp_path / "go").touch()
         grown = wait_for("loaded", 0.01) - before
-    finally:
-        for w in workers:
-            w.kill()
-            w.communicate()
     print(f"{grown / MB:.0f} MB for {WORKERS} workers, stored as {stored}")
     assert 200 * MB < grown < 600 * MB  # with a copy in every worker: over 750 MB
 
