@@ -35,13 +35,17 @@ _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]  # 70
 PRESET = """
 run: {name: scale, max_error_fraction: 0.0}
 data: {source: factscore, files: [people.jsonl], knowledge: knowledge.jsonl, val: 0.01, test: 0.01}
-sampling: {engine: api, choices: 2, llm: {model: annotator}}
+llm: {usd_per_million_input: 0.15, usd_per_million_output: 0.60, budget_usd: 1000}
+sampling:
+  engine: api
+  choices: 2
+  llm: {model: annotator, usd_per_million_input: 0.15, usd_per_million_output: 0.60}
 verdicts: {estimator: chat, passages: 1}
 answers: {samples: 2, max_tokens: 8, top_p: 1.0, examples: none}
 train: {max_steps: 20, groups_per_step: 4, max_length: 96, lr: 1.0e-5, warmup_steps: 2}
 tune:
   facttune_fs: {reward: factscore, rounds: 1}
-rewards: {gamma: 0}
+rewards: {gamma: 0, columns: [max_conf]}  # so there are questions and answers, too
 evaluation: {tuned: false, resamples: 100}
 """
 
@@ -71,6 +75,7 @@ def people(count: int) -> Iterator[tuple[str, list[str], list[str]]]:
 def write(folder: Path, count: int) -> None:
     """Write the world's files line by line; existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "preset.yaml").write_text(PRESET)
     if (folder / "knowledge.jsonl").exists():
         return
     growing = folder / "knowledge.tmp"
@@ -83,7 +88,6 @@ def write(folder: Path, count: int) -> None:
     growing.rename(folder / "knowledge.jsonl")
     texts = [f"{biography_prompt(n)}\n{' '.join(t)}" for n, t, _ in people(200)]
     base_model.pretrain(texts, folder / "model", seed=0, epochs=0, hidden=64, layers=2, heads=2)
-    (folder / "preset.yaml").write_text(PRESET)
 
 
 def measure(
@@ -103,8 +107,8 @@ def measure(
         with running(AnnotatorOptions(**vars(options) | {"host": cluster.gateway})) as url:
             given = [f"data.folder={folder}", f"run.out={out}", f"model.path={folder / 'model'}"]
             given += [f"llm.base_url={url}", f"sampling.llm.base_url={url}", *words]
-            if limit:  # the whole scoring part, with questions and answers
-                given += [f"llm.requests_per_minute={limit}", "rewards.columns=[max_conf]"]
+            if limit:
+                given.append(f"llm.requests_per_minute={limit}")
             began = time.monotonic()
             job = cluster.submit("jobs/pipeline.py", str(folder / "preset.yaml"), *given)
             with Watch(cluster) as seen:

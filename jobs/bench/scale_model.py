@@ -27,8 +27,9 @@ def model(run: dict[str, Any], topics: int = TOPICS) -> dict[str, Any]:
         "ledger_bytes_per_request": run["bytes"]["ledger"] / max(1, run["requests"]),
     }
     responses = topics * RESPONSES
-    # one request per sentence and one per fact
-    requests = responses * (FACTS / 2 + FACTS)
+    # one request per sentence for its facts; per fact one for its verdict, one for its question and
+    # one for all answers to the question
+    requests = responses * (FACTS / 2 + 3 * FACTS)
     cpu_hours = requests * constants["cpu_s_per_request"] / 3600
     tokens_in, tokens_out = requests * PROMPT_TOKENS, requests * ANSWER_TOKENS
     api_usd = (tokens_in * USD_PER_MILLION[0] + tokens_out * USD_PER_MILLION[1]) / 1e6
@@ -55,5 +56,5 @@ def model(run: dict[str, Any], topics: int = TOPICS) -> dict[str, Any]:
         "driver_hours": round(topics * constants["driver_s_per_prompt"] / 3600, 1),
         "ledger_gb": round(requests * constants["ledger_bytes_per_request"] / 1e9, 1),
         "ledger_index_gb_per_worker": round(requests * 8 / 1e9, 2),
-        "table_gb": round(responses * (2 + 2 * FACTS) * constants["table_bytes_per_row"] / 1e9, 1),
+        "table_gb": round(responses * (2 + 5 * FACTS) * constants["table_bytes_per_row"] / 1e9, 1),
     }

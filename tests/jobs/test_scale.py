@@ -67,7 +67,7 @@ def test_growth_between_two_sizes():
 
 def test_the_model_is_arithmetic_over_the_run():
     found = scale_model.model(run(1000, 100.0, 40.0, 420.0), topics=100)
-    assert found["requests"] == 100 * 10 * (2 + 4)
+    assert found["requests"] == 100 * 10 * (2 + 3 * 4)
     assert found["constants"]["cpu_s_per_request"] == 0.01  # 40 s / 4,000
     assert found["constants"]["table_bytes_per_row"] == 500  # 1,000,000 / 2,000
     assert found["api_usd"] == 1  # 3.6 million tokens at 0.15, 0.12 million at 0.60: $0.61
