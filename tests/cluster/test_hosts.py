@@ -21,14 +21,11 @@ PRESETS = ("quickstart", "tests/small.yaml", "tests/tiny.yaml")
 
 
 @pytest.fixture(scope="module")
-def four_hosts(tmp_path_factory):
-    """(folder of a run that four hosts made, host -> tasks of its stages, the head's address)"""
-    if why := hosts.allowed():
-        pytest.skip(f"no network namespaces: {why}")
-    out = tmp_path_factory.mktemp("four") / "run"
-    with hosts.cluster([1, 1, 1, 1]) as cluster:
-        cluster.finish(submit(cluster, out))
-        return out, cluster.tasks("MapBatches"), cluster.head.address
+def calm(shared_cluster, tmp_path_factory):
+    """(folder of an undisturbed run, host -> tasks of its stages, the head's address)"""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    shared_cluster.finish(submit(shared_cluster, out))
+    return out, shared_cluster.tasks("MapBatches"), shared_cluster.head.address
 
 
 def submit(cluster: hosts.Cluster, out: Path, *words: str) -> subprocess.Popen[str]:
@@ -53,8 +50,8 @@ def requests(journal: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_four_hosts_share_the_work_and_the_head_is_left_alone(four_hosts):
-    out, tasks, head = four_hosts
+def test_four_hosts_share_the_work_and_the_head_is_left_alone(calm):
+    out, tasks, head = calm
     assert head not in tasks and len(tasks) == 4
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["models"]) == {"base", "facttune_mc"}
@@ -98,16 +95,14 @@ def kill(host: hosts.Host, process: str, job: subprocess.Popen[str]) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_hosts_an_actor_the_driver_and_the_head_die(four_hosts, tmp_path):
+def test_hosts_an_actor_the_driver_and_the_head_die(calm, cluster, tmp_path):
     """Tables equal those of the undisturbed run, and nothing is answered twice."""
     journal, out, trained = tmp_path / "journal.jsonl", tmp_path / "run", "facttune_mc/round_1"
-    with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(hosts.cluster([1, 1, 1]))
-        paid = AnnotatorOptions(
-            host=cluster.gateway, latency_min_ms=100, latency_max_ms=300, journal=str(journal)
-        )
-        words = [f"llm.base_url={stack.enter_context(running(paid))}"]
-        job = submit(cluster, out, *words)
+    paid = AnnotatorOptions(
+        host=cluster.gateway, latency_min_ms=100, latency_max_ms=300, journal=str(journal)
+    )
+    with running(paid) as url:
+        job = submit(cluster, out, f"llm.base_url={url}")
 
         def unfinished(table: str) -> None:
             assert not (out / table / "_MANIFEST.json").exists(), f"{table} was finished before"
@@ -131,7 +126,7 @@ def test_hosts_an_actor_the_driver_and_the_head_die(four_hosts, tmp_path):
             assert job.wait(timeout=60) != 0
         job.kill()  # a client that waits for a dead driver's log, for minutes on a busy machine
         job.wait()
-        job = submit(cluster, out, *words)
+        job = submit(cluster, out, f"llm.base_url={url}")
         lose_one_inside("base/tune/answers")
         inside(out / trained / "reference", job)
         unfinished(f"{trained}/reference")
@@ -139,10 +134,10 @@ def test_hosts_an_actor_the_driver_and_the_head_die(four_hosts, tmp_path):
         job.kill()  # of a head that fell silent it would wait for ever
         job.wait()
         cluster.up([1, 1, 1])
-        job = submit(cluster, out, *words)
+        job = submit(cluster, out, f"llm.base_url={url}")
         lose_one_inside(f"{trained}/train", "ray::RayTrainWorker")
         cluster.finish(job)
-        assert tables_of(out) == tables_of(four_hosts[0])
+        assert tables_of(out) == tables_of(calm[0])
         asked = requests(journal)
         assert len(asked) == len(set(asked)) > 100
         notice_while_training(cluster, out / "base/pretrain/model", tmp_path)

@@ -32,14 +32,6 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    if why := hosts.allowed():
-        pytest.skip(f"no network namespaces: {why}")
-    with hosts.cluster([1, 1, 1, 1]) as cluster:
-        yield cluster
-
-
 def start(cluster: hosts.Cluster, folder: Path, trainings: dict) -> subprocess.Popen[str]:
     return cluster.submit("tests/cluster/trainings.py", str(folder), json.dumps(trainings))
 
