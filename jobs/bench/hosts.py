@@ -173,7 +173,7 @@ class Cluster:
         words = ["--head", "--num-cpus=0", f"--port={GCS_PORT}", "--include-dashboard=true"]
         words += [f"--dashboard-host={self.head.address}", f"--dashboard-port={DASHBOARD_PORT}"]
         self.head.start(*words)
-        _until(self._answers, START_S, "the head", self.head)
+        _until(self.answers, START_S, "the head", self.head)
 
     def start_worker(self, cpus: float, *words: str) -> Host:
         """Start another host; `wait_for` returns when it has joined."""
@@ -182,7 +182,8 @@ class Cluster:
         self.workers.append(host)
         return host
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether the head answers."""
         try:
             return bool(self.ask("/api/version"))
         except (urllib.error.URLError, OSError):

@@ -20,7 +20,10 @@ def shared_cluster() -> Iterator[hosts.Cluster]:
 
 @pytest.fixture
 def cluster(shared_cluster: hosts.Cluster) -> hosts.Cluster:
-    """A head without CPUs, and four worker hosts of one CPU. A test may lose hosts."""
+    """A head without CPUs, and four worker hosts of one CPU. A test may lose each of them."""
+    if not shared_cluster.answers():
+        shared_cluster.down()
+        shared_cluster.up([])
     missing = HOSTS - len(shared_cluster.workers)
     for _ in range(missing):
         shared_cluster.start_worker(1)
