@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +101,7 @@ class Sender:
         """Send the request until it has an answer. Return its completions, which are in the ledger.
         Raise EndpointError when every request would fail, RowError when only this one fails."""
         while True:
-            async with self._first or contextlib.nullcontext():
+            async with self._alone():
                 endpoint, meaning, paid, number = await self._attempt(request)
             if paid:
                 await self.ledger.put_all(dict(zip(request.keys, paid, strict=False)))
@@ -110,6 +110,16 @@ class Sender:
             if paid:
                 return paid
             await self._before_retry(request, endpoint, meaning)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """With a budget and before the first answer, let one request at a time go on."""
+        async with contextlib.AsyncExitStack() as held:
+            if (first := self._first) is not None:
+                await held.enter_async_context(first)
+                if self._first is None:  # the answer came while this request waited
+                    await held.aclose()
+            yield
 
     async def _admit(self, request: Request) -> tuple[float, Gate, float]:
         """Wait for funds and a permit. Return (dollars taken, gate of the permit, its tokens)."""

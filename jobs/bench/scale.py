@@ -30,6 +30,7 @@ from facttune_ray.sources.world import ATTRIBUTES, VALUES, biography_prompt, sta
 from facttune_ray.storage.tables import MANIFEST
 
 LIMIT = 12_000  # requests a minute of the limited run
+CPUS = 3  # of each host, so that Ray Data makes pools of actors, as on the hosts of a real cluster
 RESPONSES, SENTENCES = 2, 1  # per topic, per response: few, so that many topics can be run
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]  # 70
 PRESET = """
@@ -93,7 +94,7 @@ def write(folder: Path, count: int) -> None:
 def measure(
     folder: Path, count: int, workers: int, limit: int | None = None, words: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Figures of one run on a head and so many worker hosts of one CPU; `limit`: the annotator's
+    """Figures of one run on a head and so many worker hosts; `limit`: the annotator's
     requests a minute, by the second, with answers that take 150 to 400 ms."""
     write(folder, count)
     options = AnnotatorOptions()
@@ -103,7 +104,7 @@ def measure(
         )
     out = folder / f"run_{workers}{'_limited' if limit else ''}"
     shutil.rmtree(out, ignore_errors=True)  # finished tables would take no time
-    with hosts.cluster([1] * workers) as cluster:
+    with hosts.cluster([CPUS] * workers) as cluster:
         with running(AnnotatorOptions(**vars(options) | {"host": cluster.gateway})) as url:
             given = [f"data.folder={folder}", f"run.out={out}", f"model.path={folder / 'model'}"]
             given += [f"llm.base_url={url}", f"sampling.llm.base_url={url}", *words]

@@ -249,6 +249,17 @@ def test_a_run_stops_at_its_budget_and_continues_with_a_higher_one(tmp_path):
         assert stats(url)["answered"] == 400
 
 
+def test_with_a_budget_only_the_first_request_is_sent_alone(tmp_path):
+    """The others waited for its answer; then they leave together, not one after the other."""
+    price = {"usd_per_million_input": 10.0, "usd_per_million_output": 30.0}
+    with running(AnnotatorOptions(latency_min_ms=1000, latency_max_ms=1000)) as url:
+        with client(tmp_path, url, Meter(budget_usd=5.0), budget_usd=5.0, **price) as one:
+            began = time.monotonic()
+            found = ask(one, range(40))
+    assert not [f for f in found if isinstance(f, Exception)]
+    assert time.monotonic() - began < 20  # one after the other they take 40 s
+
+
 def test_requests_that_wait_for_a_dead_meter_end_with_one_line(monkeypatch):
     monkeypatch.setattr(funds, "LOST_S", 0.2)
 

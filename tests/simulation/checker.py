@@ -427,16 +427,19 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
     truth = [v for _, v, _ in e.h.limits]
     if rpm is None or s["configured"][1] is not None or any(v is None or v < rpm for v in truth):
         return
-    if s["budget_usd"] is not None or s["slow_threads_s"] > 0.05 or any(t for *_, t in e.h.limits):
+    if s["slow_threads_s"] > 0.05 or any(t for *_, t in e.h.limits):
+        return
+    if s["budget_share"] is not None and s["budget_share"] < 3.0:  # requests wait for funds
         return
     high = s["trip_s"][1]
     first: dict[tuple[str, int], float] = {}
     for a in e.attempts:
         first.setdefault((a.process, a.row), a.departed_s)
     times = sorted(a.departed_s for a in e.attempts)
-    # after a 429 the rate rises slowly
+    # after a 429 the rate rises slowly; the meter keeps the funds of a worker that was killed
     lasts = {"429": 90.0}
-    excused = [(at, at + lasts.get(what, 15.0) + 4 * high) for at, what in e.h.troubles]
+    others = 15.0 if s["budget_usd"] is None else 45.0
+    excused = [(at, at + lasts.get(what, others) + 4 * high) for at, what in e.h.troubles]
     # a failing server gets fewer requests than the limit allows
     failed = [a for a in e.attempts if a.failed or (a.status or 0) >= 500]
     excused += [(_end(e, a), _end(e, a) + 30.0 + s["timeout_s"]) for a in failed] + _full(e)
