@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from facttune_ray import secrets
 from facttune_ray.config.contenders import contenders
-from facttune_ray.config.layers import flatten, to_dict
-from facttune_ray.config.sections import Config, RewardsConfig
+from facttune_ray.config.layers import flatten
+from facttune_ray.config.sections import Config
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.storage.schema import REWARD_COLUMNS, made_of
 
@@ -28,7 +28,7 @@ OF_A_REQUEST = ("model", "messages", "temperature", "max_tokens", "n")
 
 def check(cfg: Config) -> None:
     """UserError names the key of the first setting that breaks a rule."""
-    settings = to_dict(cfg)
+    settings = dataclasses.asdict(cfg)
     flat = flatten(settings)
     _secrets(settings)
     for key, value in flat.items():
@@ -104,10 +104,9 @@ def _contenders(cfg: Config) -> None:
                 f'{key}: name it in letters, digits, "_", and not as a tuned model or a folder of '
                 f"the run: {', '.join(FOLDERS)}"
             )
+        alone = dataclasses.replace(contender.cfg, contenders={}, tune={}, rewards=Config().rewards)
         try:
-            check(
-                dataclasses.replace(contender.cfg, contenders={}, tune={}, rewards=RewardsConfig())
-            )
+            check(alone)
         except UserError as e:
             raise UserError(f"{key}: {e}") from None
 
