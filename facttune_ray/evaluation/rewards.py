@@ -147,8 +147,5 @@ def _of_verdicts(name: str, labels_F: np.ndarray, scores_F: np.ndarray) -> dict:
 
 def _shards(root: Folder, scope: Scope, names: tuple[str, ...]) -> Iterator[dict[str, list[dict]]]:
     """Rows of these tables, shard by shard; [] for a table that is not finished."""
-    finished = {n: tables.has_manifest(root / scope.name / n) for n in names}
     for shard in shards_of(root, scope):
-        yield {
-            n: list(tables.rows(root / scope.name / n, shard)) if finished[n] else [] for n in names
-        }
+        yield {n: tables.rows_if_finished(root / scope.name / n, shard) for n in names}

@@ -1,4 +1,4 @@
-"""Find the folders of a run that hold finished tables.
+"""Find the folder of a run, and the folders in it that hold finished tables.
 
 list(scored(root))      ["base/tune", "facttune_fs/round_1/test", "imported/all"]
 list(preferred(root))   ["facttune_fs/round_1"]
@@ -10,8 +10,20 @@ from collections.abc import Iterator
 
 import pyarrow.fs as pafs
 
+from facttune_ray.errors import UserError
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
+
+
+def run_folder(run: str) -> Folder:
+    """The folder of a run, given by its path or URI. UserError if there is no such folder."""
+    root = Folder.of(run)
+    if root.is_file():
+        raise UserError(f"{run} is a file: name the folder of a run")
+    if not root.exists():
+        raise UserError(f"{run} does not exist: nothing has been run there")
+    return root
+
 
 SCORED = ("verdicts", "questions", "entities", "rewards")  # any of these makes a scope
 
