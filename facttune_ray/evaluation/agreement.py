@@ -138,14 +138,12 @@ def of_facts(facts: pa.Table, verdicts: pa.Table, column: str) -> pa.ChunkedArra
     return verdicts[column].take(rows)
 
 
-def human_agreement(
-    facts: pa.Table, verdicts: pa.Table, threshold: float | None = None
-) -> dict[str, Any]:
+def human_agreement(facts: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
     """How well verdicts agree with the human labels S and NS. IR and unlabelled facts are ignored.
 
-    auroc: of `score`; accuracy: share of facts whose `supported` equals the label (with
-    `threshold`: whose score >= threshold equals it); pearson_score, pearson_supported: over
-    responses, the human share of S against the mean score and against the share supported;
+    auroc: of `score`; accuracy: share of facts whose `supported` equals the label;
+    pearson_score, pearson_supported: over responses, the human share of S against the mean score
+    and against the share supported;
     human_supported, estimated_supported: the two shares over all facts; facts, responses: the
     number of each; no_verdict: labelled facts left out for a null verdict; no_article: topics
     without an article; abstained: responses; ece, bins, aurc, prr, curve: `score` taken as the
@@ -160,8 +158,6 @@ def human_agreement(
     y = pc.equal(facts["human_label"], "S").filter(judged).to_numpy().astype(float)
     s = score.filter(judged).to_numpy()
     v = supported.filter(judged).to_numpy().astype(float)
-    if threshold is not None:
-        v = (s >= threshold).astype(float)
     ids = np.array(facts["response_id"].filter(judged).to_pylist(), dtype=str)
     names, response = np.unique(ids, return_inverse=True)
 

@@ -77,7 +77,7 @@ def export(
     FActScore of each "scope/model" or "scope"; None for a scope without verdicts. UserError when
     nothing is finished.
     """
-    scopes = list(scored(root))
+    scopes = scored(root)
     if not scopes:
         raise UserError(
             f"{root.path}: no finished facts and verdicts there: run `facttune run` or "

@@ -38,14 +38,7 @@ def answer_test_topics(run: Run, model: Snapshot) -> str:
 def rewards(run: Run, model: Snapshot, scope: str, wanted: set[str]) -> None:
     """`scope/rewards` with the columns that the wanted rewards need, and `scope/mixes` for the
     wanted rewards that are weighted sums."""
-    table = _rewards(run, model, scope, needed(run.cfg, wanted))
-    mixes = run.cfg.rewards.mix
-    mix = {name: dict(weights) for name, weights in mixes.items() if name in wanted}
-    if mix:
-        run.table(scope, "mixes", [table], mix=mix)
-
-
-def _rewards(run: Run, model: Snapshot, scope: str, columns: set[str]) -> str:
+    columns, mixes = needed(run.cfg, wanted), run.cfg.rewards.mix
     responses, facts = f"{scope}/responses", f"{scope}/facts"
     inputs, sampled = [responses, facts], []
     if not columns or made_of(columns, "verdicts"):
@@ -61,4 +54,6 @@ def _rewards(run: Run, model: Snapshot, scope: str, columns: set[str]) -> str:
         inputs.append(run.table(scope, "classes", sampled))
     if made_of(columns, "p_true"):
         inputs.append(run.table(scope, "p_true", [facts], model=model, splits=TRAIN))
-    return run.table(scope, "rewards", inputs)
+    table = run.table(scope, "rewards", inputs)
+    if mix := {name: dict(weights) for name, weights in mixes.items() if name in wanted}:
+        run.table(scope, "mixes", [table], mix=mix)
