@@ -1,5 +1,7 @@
-"""Rules across fields and sections. A range of one field stands beside the field. To add a rule, let
-a function of RULES yield a line for a config that breaks it."""
+"""Rules across fields and sections. A range of one field stands beside the field.
+
+To add a rule, let a function in RULES yield a line for a config that breaks it.
+"""
 
 from __future__ import annotations
 
