@@ -10,11 +10,9 @@ every 30 s, also when nothing moves and when the run's meter does not answer.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -59,19 +57,6 @@ class Look:
     spent_usd: float = 0.0
     workers: int = 0  # workers that ask
     waits: dict[str, list] = field(default_factory=dict)  # what -> [seconds, requests]
-
-
-@contextlib.contextmanager
-def in_thread(follow: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run `follow` in a thread while the block runs. It must return when its event is set."""
-    done = threading.Event()
-    thread = threading.Thread(target=follow, args=(done,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 class Progress:
