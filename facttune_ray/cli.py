@@ -10,7 +10,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -22,24 +22,6 @@ from facttune_ray.stages import STEPS
 if TYPE_CHECKING:
     from facttune_ray.config import Config
 
-COMMANDS = (
-    "quickstart",
-    "run",
-    "stage",
-    "train",
-    "evaluate",
-    "estimate",
-    "status",
-    "config",
-    "report",
-    "compare",
-    "inspect",
-    "export",
-    "knowledge",
-    "ledger",
-    "annotator",
-)
-
 
 def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
@@ -48,9 +30,10 @@ def _is_error(record: logging.LogRecord) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn a UserError into one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        return _fail(f'no command "{words[0]}".{did_you_mean(words[0], COMMANDS)}')
-    args = _parser().parse_args(words)
+    parser, commands = _parser()
+    if words and not words[0].startswith("-") and words[0] not in commands:
+        return _fail(f'no command "{words[0]}".{did_you_mean(words[0], commands)}')
+    args = parser.parse_args(words)
     secrets.install()
     if "OMP_WAIT_POLICY" not in os.environ:
         # threads that wait for their next loop spin: for as long as is default, two programs on the
@@ -92,7 +75,8 @@ def _fail(message: str, exit_code: int = 2) -> int:
     return exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """(the parser, the names of its commands)"""
     parser = argparse.ArgumentParser(
         prog="facttune",
         description="Tune language models for factuality: sample, score, prefer, train, measure.",
@@ -100,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"facttune_ray {version('facttune_ray')}"
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def add(name: str, run: object, help: str) -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=help, description=help)
@@ -121,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, help="seed of world, model and sampling (default: 0)")
     takes_config(p)
     takes_config(add("run", _run, "make every missing table, train, evaluate, report"))
-    p = add("stage", _stage, "make the missing tables of one stage")
+    p = add("stage", _run, "make the missing tables of one stage")
     p.add_argument("name", metavar="NAME", help="one of the steps below")
     takes_config(p)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -140,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--parameters", type=float, help="of the model (default: from its config)")
     p.add_argument("--json", action="store_true", help="print JSON")
     takes_config(p)
-    takes_config(add("evaluate", _evaluate, "measure trained models on held-out topics, report"))
+    takes_config(add("evaluate", _measure, "measure trained models on held-out topics, report"))
     takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
     p = add("config", _settings, "every setting: value, default, range, meaning")
     p.add_argument("--json", action="store_true", help="print JSON")
@@ -149,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "The first word may be a section, such as train or model.pretrain. Without presets it "
         "prints the defaults; with presets and overrides it marks the values that they change."
     )
-    takes_config(add("report", _report, "write summary.json and report.html from finished tables"))
+    takes_config(add("report", _measure, "write summary.json and report.html from finished tables"))
     p = add("compare", _compare, "several finished runs side by side")
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs, or URIs")
     p.add_argument("--json", action="store_true", help="print JSON")
@@ -200,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="key=value",
         help="latency, limits, faults: the fields of AnnotatorOptions in quickstart/annotator.py",
     )
-    return parser
+    return parser, commands.choices
 
 
 def _steps() -> str:
@@ -225,17 +209,6 @@ def _config(
     return config.load(presets, [*(w for w in args.config if "=" in w), *also])
 
 
-def _make(cfg: Config, only: str | None = None) -> int:
-    from facttune_ray.commands import run
-
-    summary, made = run.run(cfg, only)
-    if summary:
-        _close(cfg, summary)
-    elif not made:
-        print(f"stage {only}: nothing to do, every table matches its recipe")
-    return 0
-
-
 def _close(cfg: Config, summary: dict) -> None:
     from facttune_ray.evaluation.report import text
 
@@ -251,11 +224,19 @@ def _quickstart(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    return _make(_config(args))
+    """`run`, and `stage`, which names the one stage to make."""
+    return _make(_config(args), getattr(args, "name", None))
 
 
-def _stage(args: argparse.Namespace) -> int:
-    return _make(_config(args), args.name)
+def _make(cfg: Config, only: str | None = None) -> int:
+    from facttune_ray.commands import run
+
+    summary, made = run.run(cfg, only)
+    if summary:
+        _close(cfg, summary)
+    elif not made:
+        print(f"stage {only}: nothing to do, every table matches its recipe")
+    return 0
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -272,11 +253,11 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace) -> int:
     from facttune_ray.commands import run
 
     cfg = _config(args)
-    _close(cfg, run.evaluate(cfg))
+    _close(cfg, run.evaluate(cfg) if args.command == "evaluate" else run.report(cfg))
     return 0
 
 
@@ -358,14 +339,6 @@ def _knowledge_search(args: argparse.Namespace) -> int:
     from facttune_ray.knowledge import articles
 
     return articles.main_search(args.database, args.query, args.k)
-
-
-def _report(args: argparse.Namespace) -> int:
-    from facttune_ray.commands import run
-
-    cfg = _config(args)
-    _close(cfg, run.report(cfg))
-    return 0
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
 from facttune_ray.loop.models import Snapshot, model_digest
+from facttune_ray.loop.nodes import DriverTable
 from facttune_ray.loop.run import Run
 from facttune_ray.loop.tune import preferred, supervised
 from facttune_ray.quickstart.annotator import embedded
@@ -50,7 +51,7 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
                 say(f"data.groups: {found.left_out:,} rows make no pair of their own: left out")
             return found.groups
 
-        groups = run.driver_table(f"{SCOPE}/groups", "groups", recipe, rows)
+        groups = run.make(DriverTable(f"{SCOPE}/groups", "groups", rows), recipe)
         models = [Snapshot("start", cfg.model.path, model_digest(cfg.model.path))]
         if cfg.train.sft.epochs:
             models.append(supervised(run, f"{SCOPE}/sft", groups, models[-1]))

@@ -1,32 +1,16 @@
-"""The settings of a run: sections, layers, rules."""
+"""The settings of a run: sections, layers, rules. Here are the names that other rooms use."""
 
 from facttune_ray.config.contenders import Contender as Contender
 from facttune_ray.config.contenders import contenders as contenders
 from facttune_ray.config.data import DataConfig as DataConfig
-from facttune_ray.config.data import PromptsConfig as PromptsConfig
-from facttune_ray.config.data import SizesConfig as SizesConfig
-from facttune_ray.config.data import WorldConfig as WorldConfig
-from facttune_ray.config.evaluation import EvaluationConfig as EvaluationConfig
 from facttune_ray.config.llm import EndpointConfig as EndpointConfig
 from facttune_ray.config.llm import LLMConfig as LLMConfig
 from facttune_ray.config.load import conf_dir as conf_dir
 from facttune_ray.config.load import load as load
 from facttune_ray.config.load import override as override
-from facttune_ray.config.load import preset_path as preset_path
-from facttune_ray.config.model import ModelConfig as ModelConfig
-from facttune_ray.config.model import PretrainConfig as PretrainConfig
-from facttune_ray.config.sampling import SamplingConfig as SamplingConfig
 from facttune_ray.config.sections import Config as Config
 from facttune_ray.config.sections import RunConfig as RunConfig
-from facttune_ray.config.stages import AnswersConfig as AnswersConfig
-from facttune_ray.config.stages import ClassesConfig as ClassesConfig
-from facttune_ray.config.stages import EntitiesConfig as EntitiesConfig
-from facttune_ray.config.stages import FactsConfig as FactsConfig
 from facttune_ray.config.stages import GroupsConfig as GroupsConfig
-from facttune_ray.config.stages import PTrueConfig as PTrueConfig
-from facttune_ray.config.stages import QuestionsConfig as QuestionsConfig
-from facttune_ray.config.stages import ResponsesConfig as ResponsesConfig
-from facttune_ray.config.stages import RewardsConfig as RewardsConfig
 from facttune_ray.config.stages import VerdictsConfig as VerdictsConfig
 from facttune_ray.config.train import LoraConfig as LoraConfig
 from facttune_ray.config.train import SFTConfig as SFTConfig

@@ -92,7 +92,8 @@ def validated(kind: type[T], layers: Sequence[Layer], base: T | None = None) -> 
     from pydantic import ValidationError
 
     try:
-        merged = OmegaConf.merge(to_dict(base or kind()), *(layer.values for layer in layers))
+        start = dataclasses.asdict(base or kind())  # type: ignore[call-overload]
+        merged = OmegaConf.merge(start, *(layer.values for layer in layers))
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as e:
         key = getattr(e, "full_key", None) or ""
@@ -221,11 +222,6 @@ def _sets(values: Any, path: Sequence[Any]) -> bool:
 
 
 # --- plain dicts
-
-
-def to_dict(cfg: Any) -> dict[str, Any]:
-    """Nested plain dict of a config, for the report and the rules."""
-    return dataclasses.asdict(cfg)
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Rules across fields and sections. A range of one field stands beside the field."""
+"""Rules across fields and sections. A range of one field stands beside the field.
+
+To add a rule, let a function in RULES yield a line for a config that breaks it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from facttune_ray import secrets
 from facttune_ray.config.contenders import contenders
-from facttune_ray.config.layers import flatten, to_dict
-from facttune_ray.config.sections import Config, RewardsConfig
+from facttune_ray.config.layers import flatten
+from facttune_ray.config.sections import Config
+from facttune_ray.config.wanted import needed, wanted
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.storage.schema import REWARD_COLUMNS, made_of
 
@@ -28,88 +32,10 @@ OF_A_REQUEST = ("model", "messages", "temperature", "max_tokens", "n")
 
 def check(cfg: Config) -> None:
     """UserError names the key of the first setting that breaks a rule."""
-    settings = to_dict(cfg)
-    flat = flatten(settings)
-    _secrets(settings)
-    for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value}: must be a finite number")
-    for key in ("llm.base_url", "sampling.llm.base_url"):
-        url = flat[key]
-        if url and url != "embedded" and not url.startswith(("http://", "https://")):
-            raise UserError(f"{key}={url}: an address begins with http:// or https://")
-    if cfg.data.ready and cfg.data.source != "tuning":
-        raise UserError("data.ready: only the files of data.source=tuning bring such tables")
-    if "questions" in cfg.data.ready and "facts" not in cfg.data.ready:
-        raise UserError("data.ready: questions need their facts: set data.ready=[facts,questions]")
-    if cfg.data.val + cfg.data.test > 1:
-        raise UserError(
-            f"data.val={cfg.data.val}, data.test={cfg.data.test}: must be at most 1 together"
-        )
-    if min(cfg.evaluation.k, default=1) < 1:
-        raise UserError(f"evaluation.k={cfg.evaluation.k}: each must be at least 1")
-    world = cfg.data.world
-    if cfg.data.source == "world" and world.train + world.val + world.test > world.people:
-        raise UserError(
-            f"data.world: train + val + test = {world.train + world.val + world.test} topics, "
-            f"but people={world.people}"
-        )
-    if set_twice := set(cfg.llm.params) & {*OF_A_REQUEST, "stream"}:
-        raise UserError(f"llm.params.{min(set_twice)}: set llm.{min(set_twice)}, or leave it out")
-    for name in cfg.tune:
-        if not name.isidentifier() or name in FOLDERS:
-            raise UserError(
-                f'tune.{name}: name a tuned model in letters, digits, "_", and not as a folder of '
-                f"the run: {', '.join(FOLDERS)}"
-            )
-    _prompts(cfg)
-    _training(cfg)
-    columns = _rewards(cfg)
-    _sampling(cfg, columns)
-    _decoder(cfg)
-    _contenders(cfg)
-
-
-def _prompts(cfg: Config) -> None:
-    if "{topic}" not in (cfg.prompts.template or "{topic}"):
-        raise UserError("prompts.template: it needs {topic}, where the topic stands")
-    if cfg.data.source == "topics" and cfg.prompts.method == "llm" and cfg.prompts.template:
-        raise UserError("prompts.template: only with prompts.method=template: leave it out")
-
-
-def _decoder(cfg: Config) -> None:
-    s = cfg.sampling
-    if s.decoder != "plain" and s.engine != "transformers":
-        raise UserError(f"sampling.decoder={s.decoder}: only with sampling.engine=transformers")
-    if s.decoder == "custom" and not s.custom_generate:
-        raise UserError("sampling.decoder=custom: name the folder in sampling.custom_generate")
-    if s.decoder == "custom" and not s.trust_remote_code:
-        raise UserError(
-            "sampling.decoder=custom: it runs the Python code of sampling.custom_generate: read "
-            "that, then set sampling.trust_remote_code=true"
-        )
-    if s.dola_layers not in ("low", "high"):
-        numbers = s.dola_layers.replace(" ", "").split(",")
-        if not all(n.isdecimal() for n in numbers):
-            raise UserError(
-                f'sampling.dola_layers={s.dola_layers}: low, high, or layers such as "0,2,4"'
-            )
-
-
-def _contenders(cfg: Config) -> None:
-    for contender in contenders(cfg):
-        key = f"contenders.{contender.name}"
-        if not contender.name.isidentifier() or contender.name in (*FOLDERS, *cfg.tune):
-            raise UserError(
-                f'{key}: name it in letters, digits, "_", and not as a tuned model or a folder of '
-                f"the run: {', '.join(FOLDERS)}"
-            )
-        try:
-            check(
-                dataclasses.replace(contender.cfg, contenders={}, tune={}, rewards=RewardsConfig())
-            )
-        except UserError as e:
-            raise UserError(f"{key}: {e}") from None
+    _secrets(dataclasses.asdict(cfg))
+    broken = (line for rules in RULES for line in rules(cfg))
+    if line := next(broken, None):
+        raise UserError(line)
 
 
 def _secrets(settings: dict) -> None:
@@ -144,15 +70,87 @@ def _texts(name: str, value: object) -> Iterator[tuple[str, str]]:
             yield from _texts(f"{name}[{i}]", inner)
 
 
-def _training(cfg: Config) -> None:
-    if cfg.train.gpus % 1 and cfg.train.workers > 1:
-        raise UserError(
-            f"train.gpus={cfg.train.gpus}: {cfg.train.workers} workers cannot share a GPU: give "
+def _values(cfg: Config) -> Iterator[str]:
+    flat = flatten(dataclasses.asdict(cfg))
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{key}={value}: must be a finite number"
+    for key in ("llm.base_url", "sampling.llm.base_url"):
+        url = flat[key]
+        if url and url != "embedded" and not url.startswith(("http://", "https://")):
+            yield f"{key}={url}: an address begins with http:// or https://"
+    if cfg.data.ready and cfg.data.source != "tuning":
+        yield "data.ready: only the files of data.source=tuning bring such tables"
+    if "questions" in cfg.data.ready and "facts" not in cfg.data.ready:
+        yield "data.ready: questions need their facts: set data.ready=[facts,questions]"
+    if cfg.data.val + cfg.data.test > 1:
+        yield f"data.val={cfg.data.val}, data.test={cfg.data.test}: must be at most 1 together"
+    if min(cfg.evaluation.k, default=1) < 1:
+        yield f"evaluation.k={cfg.evaluation.k}: each must be at least 1"
+    world = cfg.data.world
+    if cfg.data.source == "world" and world.train + world.val + world.test > world.people:
+        yield (
+            f"data.world: train + val + test = {world.train + world.val + world.test} topics, "
+            f"but people={world.people}"
+        )
+    if set_twice := set(cfg.llm.params) & {*OF_A_REQUEST, "stream"}:
+        yield f"llm.params.{min(set_twice)}: set llm.{min(set_twice)}, or leave it out"
+    for name in cfg.tune:
+        if not name.isidentifier() or name in FOLDERS:
+            yield (
+                f'tune.{name}: name a tuned model in letters, digits, "_", and not as a folder of '
+                f"the run: {', '.join(FOLDERS)}"
+            )
+
+
+def _prompts(cfg: Config) -> Iterator[str]:
+    if "{topic}" not in (cfg.prompts.template or "{topic}"):
+        yield "prompts.template: it needs {topic}, where the topic stands"
+    if cfg.data.source == "topics" and cfg.prompts.method == "llm" and cfg.prompts.template:
+        yield "prompts.template: only with prompts.method=template: leave it out"
+
+
+def _decoder(cfg: Config) -> Iterator[str]:
+    s = cfg.sampling
+    if s.decoder != "plain" and s.engine != "transformers":
+        yield f"sampling.decoder={s.decoder}: only with sampling.engine=transformers"
+    if s.decoder == "custom" and not s.custom_generate:
+        yield "sampling.decoder=custom: name the folder in sampling.custom_generate"
+    if s.decoder == "custom" and not s.trust_remote_code:
+        yield (
+            "sampling.decoder=custom: it runs the Python code of sampling.custom_generate: read "
+            "that, then set sampling.trust_remote_code=true"
+        )
+    if s.dola_layers not in ("low", "high"):
+        numbers = s.dola_layers.replace(" ", "").split(",")
+        if not all(n.isdecimal() for n in numbers):
+            yield f'sampling.dola_layers={s.dola_layers}: low, high, or layers such as "0,2,4"'
+
+
+def _contenders(cfg: Config) -> Iterator[str]:
+    for contender in contenders(cfg):
+        key = f"contenders.{contender.name}"
+        if not contender.name.isidentifier() or contender.name in (*FOLDERS, *cfg.tune):
+            yield (
+                f'{key}: name it in letters, digits, "_", and not as a tuned model or a folder of '
+                f"the run: {', '.join(FOLDERS)}"
+            )
+        alone = dataclasses.replace(contender.cfg, contenders={}, tune={}, rewards=Config().rewards)
+        try:
+            check(alone)
+        except UserError as e:
+            yield f"{key}: {e}"
+
+
+def _training(cfg: Config) -> Iterator[str]:
+    train = cfg.train
+    if train.gpus % 1 and train.workers > 1:
+        yield (
+            f"train.gpus={train.gpus}: {train.workers} workers cannot share a GPU: give "
             f"each a whole one, or set train.workers=1"
         )
-    train = cfg.train
     if bool(train.eval_every) != bool(train.eval_topics):
-        raise UserError(
+        yield (
             f"train.eval_every={train.eval_every}, train.eval_topics={train.eval_topics}: set both "
             f"to measure on held-out topics, or neither"
         )
@@ -164,79 +162,74 @@ def _training(cfg: Config) -> None:
     }
     for key, (is_set, other, other_is_set) in needs.items():
         if is_set and not other_is_set:
-            raise UserError(f"{key}: needs {other}, which is not set")
+            yield f"{key}: needs {other}, which is not set"
     if train.label_smoothing and train.loss != "cdpo":
-        raise UserError(f"train.label_smoothing: train.loss={train.loss} has none: set cdpo")
+        yield f"train.label_smoothing: train.loss={train.loss} has none: set cdpo"
     if train.min_workers > train.workers:
-        raise UserError(
-            f"train.min_workers={train.min_workers}: must be at most train.workers={train.workers}"
-        )
+        least = f"train.min_workers={train.min_workers}"
+        yield f"{least}: must be at most train.workers={train.workers}"
 
 
-def _rewards(cfg: Config) -> set[str]:
-    """Columns of `rewards` that the run makes, after a check that they exist and can be made."""
+def _rewards(cfg: Config) -> Iterator[str]:
+    """Whether the rewards exist and can be made."""
+    asked = [(f"tune.{name}.reward", t.reward) for name, t in cfg.tune.items() if t.rounds]
+    asked += [(f"rewards.columns[{i}]", name) for i, name in enumerate(cfg.rewards.columns)]
     for name, weights in cfg.rewards.mix.items():
         if name in REWARD_COLUMNS:
-            raise UserError(f"rewards.mix.{name}: a reward has this name already: choose another")
+            yield f"rewards.mix.{name}: a reward has this name already: choose another"
         if not weights:
-            raise UserError(f"rewards.mix.{name}: give at least one reward and its weight")
+            yield f"rewards.mix.{name}: give at least one reward and its weight"
         for part in weights:
-            _known(f"rewards.mix.{name}", part, tuple(REWARD_COLUMNS))
-    rewards = {f"tune.{name}.reward": t.reward for name, t in cfg.tune.items() if t.rounds}
-    rewards |= {f"rewards.columns[{i}]": name for i, name in enumerate(cfg.rewards.columns)}
-    columns: set[str] = set()
-    for key, name in rewards.items():
-        _known(key, name, (*REWARD_COLUMNS, *cfg.rewards.mix))
-        columns |= set(cfg.rewards.mix.get(name, {name: 1.0}))
-    if "samp_conf" in columns and not cfg.questions.answer:
-        raise UserError(
-            "samp_conf compares with the answer of each fact: set questions.answer=true"
-        )
-    return columns
+            if part not in REWARD_COLUMNS:
+                yield f'rewards.mix.{name}: no reward "{part}".{did_you_mean(part, REWARD_COLUMNS)}'
+    known = (*REWARD_COLUMNS, *cfg.rewards.mix)
+    for key, name in asked:
+        if name not in known:
+            yield f'{key}: no reward "{name}".{did_you_mean(name, known)}'
+    if "samp_conf" in needed(cfg, wanted(cfg)) and not cfg.questions.answer:
+        yield "samp_conf compares with the answer of each fact: set questions.answer=true"
 
 
-def _known(key: str, name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        raise UserError(f'{key}: no reward "{name}".{did_you_mean(name, names)}')
-
-
-def _sampling(cfg: Config, columns: set[str]) -> None:
-    s = cfg.sampling
+def _sampling(cfg: Config) -> Iterator[str]:
+    s, columns = cfg.sampling, needed(cfg, wanted(cfg))
     if s.quantize != "none" and not s.gpus:
-        raise UserError(f"sampling.quantize={s.quantize}: needs a GPU: set sampling.gpus=1")
+        yield f"sampling.quantize={s.quantize}: needs a GPU: set sampling.gpus=1"
     if s.engine == "vllm" and not s.gpus:
-        raise UserError("sampling.engine=vllm: needs a GPU: set sampling.gpus=1")
+        yield "sampling.engine=vllm: needs a GPU: set sampling.gpus=1"
     if s.tensor_parallel > 1 and s.engine != "vllm":
-        raise UserError("sampling.tensor_parallel: only sampling.engine=vllm spreads a model")
+        yield "sampling.tensor_parallel: only sampling.engine=vllm spreads a model"
     for section, llm in (("llm", cfg.llm), ("sampling.llm", s.llm)):
         if llm.params.get("stream"):
-            raise UserError(f"{section}.params.stream: answers are read whole: leave it out")
+            yield f"{section}.params.stream: answers are read whole: leave it out"
     if s.llm.budget_usd is not None:
-        raise UserError("sampling.llm.budget_usd: a run has one budget: set llm.budget_usd")
+        yield "sampling.llm.budget_usd: a run has one budget: set llm.budget_usd"
     if s.engine != "api":
         return
     if cfg.llm.budget_usd is not None and s.llm.ledger not in ("", cfg.llm.ledger):
-        raise UserError(
+        yield (
             f"sampling.llm.ledger={s.llm.ledger}: llm.budget_usd counts what one ledger holds: "
             f"leave it out, or set llm.ledger to the same"
         )
     if not s.llm.model:
-        raise UserError("sampling.engine=api: name the model: sampling.llm.model")
+        yield "sampling.engine=api: name the model: sampling.llm.model"
     given = {name for name, value in s.llm.params.items() if value is not None}  # null: not sent
     if set_twice := given & {*OF_A_REQUEST, "prompt", "top_p", "seed", "stop"}:
         name = min(set_twice)
-        raise UserError(f"sampling.llm.params.{name}: each stage sends its own: leave it out")
+        yield f"sampling.llm.params.{name}: each stage sends its own: leave it out"
     if s.form == "completions" and s.llm.mode == "batch":
-        raise UserError("sampling.form=completions: not with sampling.llm.mode=batch")
+        yield "sampling.form=completions: not with sampling.llm.mode=batch"
     if s.form == "chat" and made_of(columns, "entities"):
-        raise UserError("ne_* rewards continue a response: set sampling.form=completions")
+        yield "ne_* rewards continue a response: set sampling.form=completions"
     if "p_true" in columns:
-        raise UserError("p_true needs the model's weights: leave sampling.engine at transformers")
+        yield "p_true needs the model's weights: leave sampling.engine at transformers"
     tuned = [name for name, t in cfg.tune.items() if t.rounds]
     if tuned and not cfg.model.path:
-        raise UserError(f"tune.{tuned[0]}: sampling.engine=api has no weights: name model.path")
+        yield f"tune.{tuned[0]}: sampling.engine=api has no weights: name model.path"
     if tuned and (cfg.evaluation.tuned or any(cfg.tune[n].rounds > 1 for n in tuned)):
-        raise UserError(
+        yield (
             f"tune.{tuned[0]}: sampling.engine=api cannot sample a tuned model: set its rounds to "
             f"1 and evaluation.tuned=false, or use sampling.engine=transformers"
         )
+
+
+RULES = (_values, _prompts, _training, _rewards, _sampling, _decoder, _contenders)

@@ -8,24 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from facttune_ray.config import stages
 from facttune_ray.config.data import DataConfig, PromptsConfig
 from facttune_ray.config.evaluation import EvaluationConfig
 from facttune_ray.config.llm import LLMConfig
 from facttune_ray.config.model import ModelConfig
 from facttune_ray.config.sampling import SamplingConfig
 from facttune_ray.config.setting import setting
-from facttune_ray.config.stages import (
-    AnswersConfig,
-    ClassesConfig,
-    EntitiesConfig,
-    FactsConfig,
-    GroupsConfig,
-    PTrueConfig,
-    QuestionsConfig,
-    ResponsesConfig,
-    RewardsConfig,
-    VerdictsConfig,
-)
 from facttune_ray.config.train import TrainConfig, TuneConfig
 
 
@@ -59,7 +48,7 @@ class ContenderSettings:
     of: str = setting("", "Name of the tuned model to sample from; empty: the base model.")
     model: ModelConfig = field(default_factory=ModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    responses: ResponsesConfig = field(default_factory=ResponsesConfig)
+    responses: stages.ResponsesConfig = field(default_factory=stages.ResponsesConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -81,16 +70,16 @@ class Config:
     llm: LLMConfig = field(default_factory=LLMConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    responses: ResponsesConfig = field(default_factory=ResponsesConfig)
-    facts: FactsConfig = field(default_factory=FactsConfig)
-    verdicts: VerdictsConfig = field(default_factory=VerdictsConfig)
-    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
-    answers: AnswersConfig = field(default_factory=AnswersConfig)
-    entities: EntitiesConfig = field(default_factory=EntitiesConfig)
-    classes: ClassesConfig = field(default_factory=ClassesConfig)
-    p_true: PTrueConfig = field(default_factory=PTrueConfig)
-    rewards: RewardsConfig = field(default_factory=RewardsConfig)
-    groups: GroupsConfig = field(default_factory=GroupsConfig)
+    responses: stages.ResponsesConfig = field(default_factory=stages.ResponsesConfig)
+    facts: stages.FactsConfig = field(default_factory=stages.FactsConfig)
+    verdicts: stages.VerdictsConfig = field(default_factory=stages.VerdictsConfig)
+    questions: stages.QuestionsConfig = field(default_factory=stages.QuestionsConfig)
+    answers: stages.AnswersConfig = field(default_factory=stages.AnswersConfig)
+    entities: stages.EntitiesConfig = field(default_factory=stages.EntitiesConfig)
+    classes: stages.ClassesConfig = field(default_factory=stages.ClassesConfig)
+    p_true: stages.PTrueConfig = field(default_factory=stages.PTrueConfig)
+    rewards: stages.RewardsConfig = field(default_factory=stages.RewardsConfig)
+    groups: stages.GroupsConfig = field(default_factory=stages.GroupsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: dict[str, TuneConfig] = setting({}, "Tuned models: name -> settings of its tuning.")
     contenders: dict[str, ContenderLayer] = setting(

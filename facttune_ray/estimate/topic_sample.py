@@ -50,7 +50,7 @@ def topic_sample(cfg: Config, scope: str, splits: tuple[str, ...], topics: int) 
     if cfg.data.source in prompts.IMPORTED:
         responses: Iterable[dict] = prompts.numbered(prompts.imported_responses(cfg))
     elif tables.has_manifest(folder):
-        responses = _all_rows(folder)
+        responses = tables.rows(folder)
     elif cfg.data.source == "topics":
         return _placeholder_sample(cfg, splits, topics)
     else:
@@ -63,7 +63,7 @@ def topic_sample(cfg: Config, scope: str, splits: tuple[str, ...], topics: int) 
         by_topic.setdefault(row["topic"], []).append(row)
     chosen = _chosen(by_topic, topics)
     if cfg.data.source == "topics":
-        every: Iterable[dict] = _all_rows(Folder.of(cfg.run.out) / "prompts")
+        every: Iterable[dict] = tables.rows(Folder.of(cfg.run.out) / "prompts")
     else:
         every = prompts.once(prompts.prompts(cfg))
     asked = [p for p in every if p["topic"] in set(chosen) and p["prompt"] is not None]
@@ -84,11 +84,6 @@ def _placeholder_sample(cfg: Config, splits: tuple[str, ...], topics: int) -> To
 
 def _chosen(topics: Iterable[str], most: int) -> list[str]:
     return sorted(topics, key=lambda topic: seed_from("estimate", topic))[:most]
-
-
-def _all_rows(folder: Folder) -> Iterable[dict]:
-    shards = range(tables.manifest(folder)["shards"])
-    return (row for shard in shards for row in tables.rows(folder, shard))
 
 
 def placeholder_responses(cfg: Config, asked: list[dict], knowledge: str) -> Iterator[dict]:

@@ -111,19 +111,19 @@ def reward_agreement(columns: dict[str, np.ndarray], prompts_N: np.ndarray) -> d
     ends = np.flatnonzero(np.diff(prompts_N[order])) + 1
     pairs_P2 = _pairs(np.split(order, ends))
     signs = {n: np.sign(v[pairs_P2[:, 0]] - v[pairs_P2[:, 1]]) for n, v in columns.items()}
-    out: dict[str, Any] = {"names": names, "spearman": [], "order": []}
-    for a in names:
-        known = [np.isfinite(columns[a]) & np.isfinite(columns[b]) for b in names]
-        out["spearman"].append(
-            [spearman(columns[a][k], columns[b][k]) for b, k in zip(names, known, strict=True)]
-        )
-        row: list[float | None] = []
-        for b in names:
-            product = signs[a] * signs[b]
-            ordered = np.isfinite(product) & (product != 0)
-            row.append(float((product[ordered] > 0).mean()) if ordered.any() else None)
-        out["order"].append(row)
-    return out
+
+    def ranked(a: str, b: str) -> float | None:
+        known_N = np.isfinite(columns[a]) & np.isfinite(columns[b])
+        return spearman(columns[a][known_N], columns[b][known_N])
+
+    def ordered(a: str, b: str) -> float | None:
+        product_P = signs[a] * signs[b]
+        untied_P = np.isfinite(product_P) & (product_P != 0)
+        return float((product_P[untied_P] > 0).mean()) if untied_P.any() else None
+
+    ranks = [[ranked(a, b) for b in names] for a in names]
+    order_alike = [[ordered(a, b) for b in names] for a in names]
+    return {"names": names, "spearman": ranks, "order": order_alike}
 
 
 def _pairs(groups: list[np.ndarray]) -> np.ndarray:
@@ -138,14 +138,12 @@ def of_facts(facts: pa.Table, verdicts: pa.Table, column: str) -> pa.ChunkedArra
     return verdicts[column].take(rows)
 
 
-def human_agreement(
-    facts: pa.Table, verdicts: pa.Table, threshold: float | None = None
-) -> dict[str, Any]:
+def human_agreement(facts: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
     """How well verdicts agree with the human labels S and NS. IR and unlabelled facts are ignored.
 
-    auroc: of `score`; accuracy: share of facts whose `supported` equals the label (with
-    `threshold`: whose score >= threshold equals it); pearson_score, pearson_supported: over
-    responses, the human share of S against the mean score and against the share supported;
+    auroc: of `score`; accuracy: share of facts whose `supported` equals the label;
+    pearson_score, pearson_supported: over responses, the human share of S against the mean score
+    and against the share supported;
     human_supported, estimated_supported: the two shares over all facts; facts, responses: the
     number of each; no_verdict: labelled facts left out for a null verdict; no_article: topics
     without an article; abstained: responses; ece, bins, aurc, prr, curve: `score` taken as the
@@ -160,8 +158,6 @@ def human_agreement(
     y = pc.equal(facts["human_label"], "S").filter(judged).to_numpy().astype(float)
     s = score.filter(judged).to_numpy()
     v = supported.filter(judged).to_numpy().astype(float)
-    if threshold is not None:
-        v = (s >= threshold).astype(float)
     ids = np.array(facts["response_id"].filter(judged).to_pylist(), dtype=str)
     names, response = np.unique(ids, return_inverse=True)
 

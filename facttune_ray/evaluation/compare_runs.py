@@ -20,7 +20,8 @@ from facttune_ray.errors import UserError, one_line
 from facttune_ray.evaluation import comparisons, metrics
 from facttune_ray.evaluation.report import text
 from facttune_ray.evaluation.resampling import holm
-from facttune_ray.storage.tables import Folder
+from facttune_ray.storage.folders import Folder
+from facttune_ray.storage.scopes import run_folder
 
 FIGURES = ("correct", "incorrect", "error_rate", "length", "no_facts")
 HARMLESS = ("run.name", "run.out", "run.workers", "run.shards")  # settings that change no figure
@@ -70,10 +71,7 @@ def compare(runs: Sequence[str]) -> dict[str, Any]:
 
 
 def _summary(run: str) -> dict[str, Any]:
-    folder = Folder.of(run)
-    if folder.is_file():
-        raise UserError(f"{run} is a file: name the folder of a run")
-    summary = (folder / "summary.json").read_json()
+    summary = (run_folder(run) / "summary.json").read_json()
     if summary is None:
         raise UserError(f"{run}: no summary.json: run `facttune run` or `facttune report` first")
     if key := _wrong_key(summary, _SUMMARY, "summary") or _wrong_model(summary):

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from facttune_ray.errors import UserError
 from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.storage import tables
-from facttune_ray.storage.scopes import scored
-from facttune_ray.storage.tables import Folder
+from facttune_ray.storage.scopes import run_folder, scored
 
 MARKS = {True: "✓", False: "✗", None: "?"}
 EVIDENCE = 200  # characters shown of a passage
@@ -113,23 +112,16 @@ def _label(scope: str, response: dict) -> str:
 
 def _by_scope(run: str, topic: str | None = None) -> Iterator[tuple[str, dict[str, list[dict]]]]:
     """(scope, rows of its tables) shard by shard; only rows of one topic if `topic` is given."""
-    root = Folder.of(run)
-    if not root.exists():
-        raise UserError(f"{run} does not exist: nothing has been run there")
-    if root.is_file():
-        raise UserError(f"{run} is a file: name the folder of a run")
+    root = run_folder(run)
     scopes = [s for s in scored(root) if tables.has_manifest(root / s / "facts")]
     if not scopes:
         raise UserError(f"{run}: no finished facts: run `facttune run` first")
     names = {n: n for n in ("responses", "facts", "verdicts")} | {"second": f"{SECOND}/verdicts"}
     for scope in scopes:
-        finished = {r: n for r, n in names.items() if tables.has_manifest(root / scope / n)}
         for shard in range(tables.manifest(root / scope / "responses")["shards"]):
-            out: dict[str, list[dict]] = {role: [] for role in names}
-            for role, name in finished.items():
-                rows = tables.rows(root / scope / name, shard)
-                out[role] = [r for r in rows if topic in (None, r["topic"])]
-            yield scope, out
+            read = {k: tables.rows_if_finished(root / scope / n, shard) for k, n in names.items()}
+            about = {k: [r for r in v if topic in (None, r["topic"])] for k, v in read.items()}
+            yield scope, about
 
 
 def _topic(run: str, wanted: str) -> str:

@@ -9,6 +9,7 @@ the report shows.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import platform
@@ -20,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facttune_ray.config import Config, GroupsConfig, layers
+from facttune_ray.config import Config, GroupsConfig
 from facttune_ray.config.wanted import by_verdicts
 from facttune_ray.evaluation import breakdowns, comparisons, metrics
 from facttune_ray.evaluation import rewards as rewards_of
@@ -94,7 +95,7 @@ def write(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "fingerprint": fingerprint,
         "fingerprints": {name: m["fingerprint"] for name, m in manifests.items()},
-        "config": layers.to_dict(cfg),
+        "config": dataclasses.asdict(cfg),
         "versions": versions(),
         "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
         "splits": {name: scope.split for name, scope in scopes.items()},

@@ -34,16 +34,14 @@ PROBABILITIES = ("max_conf", "samp_conf", "p_true")  # scores that are probabili
 
 def moments(folder: Folder, names: list[str]) -> dict[str, tuple[float, float]]:
     """(mean, standard deviation) of each column over the train responses that have a value."""
-    sums: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in names}
+    sums = {name: np.zeros(3) for name in names}  # of ones, of values, of squares
     for shard in range(tables.manifest(folder)["shards"]):
         table = tables.read_part(folder, shard, ["split", *names])
         table = table.filter(pc.equal(table["split"], "train"))
         for name in names:
             values = table[name].drop_null().to_numpy()
-            sums[name][0] += len(values)
-            sums[name][1] += values.sum()
-            sums[name][2] += np.square(values).sum()
-    return {name: _moments(*three) for name, three in sums.items()}
+            sums[name] += len(values), values.sum(), np.square(values).sum()
+    return {name: _moments(*three.tolist()) for name, three in sums.items()}
 
 
 def _moments(n: float, total: float, squares: float) -> tuple[float, float]:
@@ -147,8 +145,5 @@ def _of_verdicts(name: str, labels_F: np.ndarray, scores_F: np.ndarray) -> dict:
 
 def _shards(root: Folder, scope: Scope, names: tuple[str, ...]) -> Iterator[dict[str, list[dict]]]:
     """Rows of these tables, shard by shard; [] for a table that is not finished."""
-    finished = {n: tables.has_manifest(root / scope.name / n) for n in names}
     for shard in shards_of(root, scope):
-        yield {
-            n: list(tables.rows(root / scope.name / n, shard)) if finished[n] else [] for n in names
-        }
+        yield {n: tables.rows_if_finished(root / scope.name / n, shard) for n in names}

@@ -42,9 +42,7 @@ class ScopeTables:
 
     def rows(self, name: str, shard: int, splits: tuple[str, ...] = SPLITS) -> list[dict]:
         """Rows of a table that belong to the model's responses of the splits; [] if absent."""
-        if not self.has(name):
-            return []
-        rows = tables.rows(self.folder / name, shard)
+        rows = tables.rows_if_finished(self.folder / name, shard)
         if name == "responses":
             return [r for r in rows if r["model"] == self.model and r["split"] in splits]
         key = "question_id" if name == "answers" else "response_id"
@@ -64,15 +62,9 @@ class ScopeTables:
         recipe = tables.manifest(self.folder / name)["recipe"]
         number = recipe.get(f"{name}.samples")
         if number is None:  # an imported table: take the number of the first row with samples
-            answers = (r["answers"] for r in all_rows(self.folder / name))
+            answers = (r["answers"] for r in tables.rows(self.folder / name))
             number = next((len(samples) for samples in answers if samples), 0)
         return confidence.samples_folder(parent, recipe.get("snapshot", self.model), number)
-
-
-def all_rows(folder: Folder) -> Iterator[dict]:
-    """Rows of a finished table, shard by shard."""
-    shards = range(tables.manifest(folder)["shards"])
-    return (r for s in shards for r in tables.rows(folder, s))
 
 
 def export(
@@ -85,7 +77,7 @@ def export(
     FActScore of each "scope/model" or "scope"; None for a scope without verdicts. UserError when
     nothing is finished.
     """
-    scopes = list(scored(root))
+    scopes = scored(root)
     if not scopes:
         raise UserError(
             f"{root.path}: no finished facts and verdicts there: run `facttune run` or "
@@ -93,7 +85,7 @@ def export(
         )
     summaries = {}
     for scope in scopes:
-        models = sorted({r["model"] for r in all_rows(root / scope / "responses")})
+        models = sorted({r["model"] for r in tables.rows(root / scope / "responses")})
         for model in models:
             name = scope if len(models) == 1 else f"{scope}/{model}"
             place = Path(out, *name.split("/"))
@@ -165,13 +157,13 @@ def _write_rewards(scope: ScopeTables, out: str, threshold: float) -> None:
 def _write_preferences(groups: Folder, out: str, chat: bool) -> None:
     recipe = tables.manifest(groups)["recipe"]
     threshold, max_pairs = recipe.get("groups.threshold", 0.0), recipe.get("groups.max_pairs", 0)
-    preferences.write(out, all_rows(groups), threshold, max_pairs, chat)
+    preferences.write(out, tables.rows(groups), threshold, max_pairs, chat)
 
 
 def _write_topics(scope: ScopeTables, prompts: Folder, out: str) -> None:
     """Questions files of the splits that have responses. The table `prompts`, where there is one,
     gives a prompt's pronoun."""
-    rows = all_rows(prompts) if tables.has_manifest(prompts) else ()
+    rows = tables.rows(prompts) if tables.has_manifest(prompts) else ()
     prompt_of = {r["prompt_id"]: r for r in rows}
     for split in sorted({r["split"] for r in scope.all_rows("responses")}):
         responses = (r for r in scope.all_rows("responses") if r["split"] == split)

@@ -16,8 +16,7 @@ from facttune_ray.config.wanted import asks_model, needed, wanted
 from facttune_ray.loop.contenders import contend
 from facttune_ray.loop.models import Snapshot
 from facttune_ray.loop.run import Run
-from facttune_ray.loop.score import answer_test_topics, judge, respond, rewards
-from facttune_ray.loop.second_judge import second_judge
+from facttune_ray.loop.score import answer_test_topics, judge, respond, rewards, second_judge
 from facttune_ray.loop.start import IMPORTED, base, imported, knowledge, prompts
 from facttune_ray.loop.tune import tune_all
 from facttune_ray.stages.prompts import IMPORTED as SOURCES_WITH_RESPONSES

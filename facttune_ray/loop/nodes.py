@@ -58,7 +58,8 @@ class DriverTable:
     name: str
     step: str  # the table whose schema it has
     rows: Callable[[], Iterable[dict]]
-    settle: Callable[[list[dict]], Iterable[dict]] = list  # applied to the rows of each shard
+    # applied to the rows of each shard, which holds all rows of a topic
+    settle: Callable[[list[dict]], Iterable[dict]] = list
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ The verbs compute every recipe, so an estimate cannot differ from the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from facttune_ray.config import Config, SFTConfig, TrainConfig
 from facttune_ray.loop.models import Snapshot
-from facttune_ray.loop.nodes import Artifact, DriverTable, Node, StageTable, Training
+from facttune_ray.loop.nodes import DriverTable, Node, StageTable, Training
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.tables import Recipe
@@ -29,19 +28,15 @@ class Maker(Protocol):
 
     def make(self, node: Node, recipe: Recipe) -> None:
         """See that the node will be there, made by this recipe. A table may be made later."""
-        ...
 
     def finish(self) -> None:
         """Make what was asked for and is not there yet."""
-        ...
 
     def rows(self, name: str) -> int:
         """Number of rows of a table."""
-        ...
 
     def choose(self, rounds: list[Snapshot], by: str) -> dict:
         """{"chosen": name of the best round on val topics, "metric": ..., "candidates": [...]}"""
-        ...
 
 
 class Run:
@@ -81,27 +76,7 @@ class Run:
         if node.name in self._driver_tables:
             return node.name
         found = {role: self.fingerprint(name) for role, name in inputs.items()}
-        return self._make(node, node.recipe(found))
-
-    def driver_table(
-        self,
-        name: str,
-        table: str,
-        recipe: Recipe,
-        rows: Callable[[], Iterable[dict]],
-        settle: Callable[[list[dict]], Iterable[dict]] = list,
-    ) -> str:
-        """A table that the driver writes itself. `settle`: applied to the rows of a shard, which
-        holds all rows of a topic."""
-        self._driver_tables.add(name)
-        return self._make(DriverTable(name, table, rows, settle), recipe)
-
-    def artifact(
-        self, name: str, step: str, recipe: Recipe, make: Callable[[Path], dict[str, Any]]
-    ) -> str:
-        """A folder that is not a table. `make` writes into a local folder and returns entries of
-        the manifest."""
-        return self._make(Artifact(name, step, make), recipe)
+        return self.make(node, node.recipe(found))
 
     def train(
         self,
@@ -115,10 +90,14 @@ class Run:
         """The model `start` after training on the table `rows`. `settings`: the part of the recipe
         that `train` and `sft` decide."""
         node = Training(scope, rows, start, train, sft)
-        self._make(node, node.recipe(settings, self.fingerprint(rows), self.cfg.run.seed))
+        self.make(node, node.recipe(settings, self.fingerprint(rows), self.cfg.run.seed))
         return Snapshot(scope, (self.root / node.name / "model").uri, self.fingerprint(node.name))
 
-    def _make(self, node: Node, recipe: Recipe) -> str:
+    def make(self, node: Node, recipe: Recipe) -> str:
+        """A node by this recipe: a table that the driver writes itself, a folder of another kind.
+        Stages and trainings have verbs of their own, which compute the recipe."""
+        if isinstance(node, DriverTable):
+            self._driver_tables.add(node.name)
         self.recipes[node.name] = recipe
         self._maker.make(node, recipe)
         return node.name

@@ -6,9 +6,13 @@ classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from facttune_ray.config.wanted import needed
+from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.loop.models import Snapshot
 from facttune_ray.loop.run import Run
+from facttune_ray.stages import stage
 from facttune_ray.storage.schema import made_of
 
 TRAIN = ("train",)
@@ -38,14 +42,7 @@ def answer_test_topics(run: Run, model: Snapshot) -> str:
 def rewards(run: Run, model: Snapshot, scope: str, wanted: set[str]) -> None:
     """`scope/rewards` with the columns that the wanted rewards need, and `scope/mixes` for the
     wanted rewards that are weighted sums."""
-    table = _rewards(run, model, scope, needed(run.cfg, wanted))
-    mixes = run.cfg.rewards.mix
-    mix = {name: dict(weights) for name, weights in mixes.items() if name in wanted}
-    if mix:
-        run.table(scope, "mixes", [table], mix=mix)
-
-
-def _rewards(run: Run, model: Snapshot, scope: str, columns: set[str]) -> str:
+    columns, mixes = needed(run.cfg, wanted), run.cfg.rewards.mix
     responses, facts = f"{scope}/responses", f"{scope}/facts"
     inputs, sampled = [responses, facts], []
     if not columns or made_of(columns, "verdicts"):
@@ -61,4 +58,21 @@ def _rewards(run: Run, model: Snapshot, scope: str, columns: set[str]) -> str:
         inputs.append(run.table(scope, "classes", sampled))
     if made_of(columns, "p_true"):
         inputs.append(run.table(scope, "p_true", [facts], model=model, splits=TRAIN))
-    return run.table(scope, "rewards", inputs)
+    table = run.table(scope, "rewards", inputs)
+    if mix := {name: dict(weights) for name, weights in mixes.items() if name in wanted}:
+        run.table(scope, "mixes", [table], mix=mix)
+
+
+def second_judge(run: Run, scopes: Mapping[str, str]) -> None:
+    """Tables by a second judge of the measured responses: `scope/second_opinion/verdicts` by
+    `evaluation.estimator`, and `scope/judgements`, an LLM's comparison with base's responses.
+    `scopes`: model -> scope."""
+    cfg = run.cfg
+    other = stage("verdicts").second_opinion(cfg)
+    for name, scope in scopes.items():
+        if other:
+            inputs = [f"{scope}/facts", "knowledge"]
+            run.table(f"{scope}/{SECOND}", "verdicts", inputs, cfg=other)
+        if cfg.evaluation.judge_samples and name != "base" and "base" in scopes:
+            pair = {"responses": f"{scope}/responses", "base": f"{scopes['base']}/responses"}
+            run.table(scope, "judgements", pair)

@@ -19,6 +19,7 @@ from facttune_ray.config.wanted import needed, wanted
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import source
 from facttune_ray.loop.models import Snapshot, model_digest
+from facttune_ray.loop.nodes import Artifact, DriverTable
 from facttune_ray.loop.run import Run
 from facttune_ray.quickstart import base_model
 from facttune_ray.sources import ready
@@ -63,7 +64,7 @@ def knowledge(run: Run) -> None:
             rows = build.build([Path(local_copy(join(cfg.data.folder, given)))], out)
         return {"rows": rows}
 
-    run.artifact("knowledge", "knowledge", recipe, make)
+    run.make(Artifact("knowledge", "knowledge", make), recipe)
 
 
 def knowledge_file(cfg: Config) -> str:
@@ -77,13 +78,13 @@ def prompts(run: Run) -> None:
     """The table `prompts`: made from a file of topics, or written by the driver."""
     cfg = run.cfg
     if cfg.data.source == "topics":
-        recipe = prompts_stage.topics_recipe(cfg)
-        run.driver_table("topics", "topics", recipe, lambda: topic_files.topics(cfg))
+        topics = DriverTable("topics", "topics", lambda: topic_files.topics(cfg))
+        run.make(topics, prompts_stage.topics_recipe(cfg))
         run.table("", "prompts", ["topics"])
     else:
-        recipe = prompts_stage.recipe(cfg)
         rows = functools.partial(prompts_stage.prompts, cfg)
-        run.driver_table("prompts", "prompts", recipe, rows, prompts_stage.once)
+        table = DriverTable("prompts", "prompts", rows, prompts_stage.once)
+        run.make(table, prompts_stage.recipe(cfg))
 
 
 def base(run: Run) -> Snapshot:
@@ -105,7 +106,7 @@ def base(run: Run) -> Snapshot:
         )
         return {"rows": 1, "figures": figures}
 
-    name = run.artifact("base/pretrain", "pretrain", recipe, make)
+    name = run.make(Artifact("base/pretrain", "pretrain", make), recipe)
     return Snapshot("base", (run.root / "base/pretrain/model").uri, run.fingerprint(name))
 
 
@@ -121,19 +122,14 @@ def imported(run: Run) -> None:
     cfg = run.cfg
     recipe = prompts_stage.recipe(cfg)
     rows = functools.partial(prompts_stage.imported_responses, cfg)
-    run.driver_table(
-        f"{IMPORTED}/responses",
-        "responses",
-        recipe | {"responses": "imported"},
-        rows,
-        prompts_stage.numbered,
-    )
+    table = DriverTable(f"{IMPORTED}/responses", "responses", rows, prompts_stage.numbered)
+    run.make(table, recipe | {"responses": "imported"})
     for kind in cfg.data.ready:
         for name in ready.TABLES[kind]:
             topics = (responses[0]["topic"] for responses in _by_topic(cfg, kind))
             own = recipe | {"ready": name} | ready.recipe(cfg.data, name, topics)
             rows = functools.partial(_ready, cfg, kind, name)
-            run.driver_table(f"{IMPORTED}/{name}", name, own, rows)
+            run.make(DriverTable(f"{IMPORTED}/{name}", name, rows), own)
 
 
 def _ready(cfg: Config, kind: str, name: str) -> Iterator[dict]:

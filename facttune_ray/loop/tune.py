@@ -107,12 +107,10 @@ def preferred(run: Run, scope: str, rows: str, start: Snapshot, train: TrainConf
 def _why_no_pairs(rewards: Folder, reward: str, threshold: float) -> str:
     """The error for groups without a pair; `rewards`: the table that they were made from."""
     key = reward if reward in REWARD_COLUMNS else "value"
-    known = 0
-    for shard in range(tables.manifest(rewards)["shards"]):
-        known += sum(
-            r["split"] == "train" and r.get("name", reward) == reward and r[key] is not None
-            for r in tables.rows(rewards, shard)
-        )
+    known = any(
+        r["split"] == "train" and r.get("name", reward) == reward and r[key] is not None
+        for r in tables.rows(rewards)
+    )
     if not known:
         return (
             f"{rewards}: {reward} is null for every train response: nothing to train on. "

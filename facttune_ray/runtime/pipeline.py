@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from facttune_ray.config import Config
 from facttune_ray.errors import BudgetReached, Stopped, UserError
 from facttune_ray.llm import cost
 from facttune_ray.runtime import cluster, ending, worker
@@ -65,7 +64,7 @@ def make(plan: Sequence[Planned], services: Services) -> Iterator[str]:
             say(line)
         if work.base_url:  # raises UserError for a budget without a price
             cost.price_of(work.cfg.llm, STAGES[work.stage].endpoint(work.cfg))
-    running = _Pipeline(plan, parts, root, cfg, services)
+    running = _Pipeline(plan, parts, services)
     if left:
         cluster.start_ray()  # in this thread: Ray's processes end with it
         running.start(works, sorted(left))
@@ -78,19 +77,15 @@ class _Pipeline:
     the tables."""
 
     def __init__(
-        self,
-        plan: Sequence[Planned],
-        parts: dict[str, set[int]],
-        root: Folder,
-        cfg: Config,
-        services: Services,
+        self, plan: Sequence[Planned], parts: dict[str, set[int]], services: Services
     ) -> None:
-        self.root, self.cfg, self.services = root, cfg, services
+        self.cfg, self.services = plan[0].work.cfg, services
+        self.root = Folder.of(self.cfg.run.out)
         self._plan = {p.work.output: p for p in plan}
         self._there = parts
         # of the parts that this pipeline has written: their counts are read once
         self._stats: dict[str, dict[int, dict]] = {name: {} for name in parts}
-        shards = cfg.run.shards
+        shards = self.cfg.run.shards
         self._tables = {
             name: Table(name, shards, len(made), len(made)) for name, made in parts.items()
         }
@@ -175,7 +170,7 @@ class _Pipeline:
         for name, table in self._tables.items():
             if table.finished:
                 continue
-            if table.began_s is None and self._inputs_began(name):
+            if table.began_s is None and all(t.parts for t in self._inputs(name)):
                 table.began_s = time.monotonic()
             if table.began_s is None or name == self._failed:
                 continue
@@ -187,7 +182,7 @@ class _Pipeline:
                 self._stats[name] |= new
                 table.rows += sum(stats["rows"] for stats in new.values())
                 self._there[name], table.parts = made, len(made)
-            if table.parts == table.shards and self._inputs_finished(name):
+            if table.parts == table.shards and all(t.finished for t in self._inputs(name)):
                 if not self._finish(name):
                     return
                 table.finished = True
@@ -197,12 +192,6 @@ class _Pipeline:
         """The tables of this pipeline that the table reads."""
         read = self._plan[name].work.inputs.values()
         return [self._tables[other] for other in read if other in self._tables]
-
-    def _inputs_began(self, name: str) -> bool:
-        return all(table.parts for table in self._inputs(name))
-
-    def _inputs_finished(self, name: str) -> bool:
-        return all(table.finished for table in self._inputs(name))
 
     def _finish(self, name: str) -> bool:
         """Write the manifest, or let the pipeline end if too many rows have failed. A table's time

@@ -64,25 +64,16 @@ class Operator:
         return "+".join(work.stage for work in self.works)
 
 
-def gpus_of(work: Work) -> tuple[float, str]:
-    """(GPUs of each worker of the stage, their kind)"""
-    section = STAGES[work.stage].gpus
-    if not section or (section == "sampling" and work.base_url):  # the endpoint has the GPUs
-        return 0.0, ""
-    own = getattr(work.cfg, section)
-    several = 0
-    if STAGES[work.stage].samples and own.engine == "vllm":
-        several = own.tensor_parallel
-    return max(own.gpus, several), own.accelerator
-
-
 def place_of(work: Work) -> Place:
     declared, asks = STAGES[work.stage], bool(work.base_url)
-    gpus, accelerator = gpus_of(work)
-    model = ""
-    if declared.gpus and not asks:
-        model = "sampler" if declared.samples else work.stage
-    return Place(asks, gpus, accelerator if gpus else "", model)
+    if not declared.gpus or (declared.gpus == "sampling" and asks):  # the endpoint has the GPUs
+        return Place(asks)
+    own = getattr(work.cfg, declared.gpus)
+    gpus = own.gpus
+    if declared.samples and own.engine == "vllm":
+        gpus = max(gpus, own.tensor_parallel)
+    model = "" if asks else "sampler" if declared.samples else work.stage
+    return Place(asks, gpus, own.accelerator if gpus else "", model)
 
 
 def operators(works: Sequence[Work]) -> list[Operator]:

@@ -10,12 +10,10 @@ every 30 s, also when nothing moves and when the run's meter does not answer.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from facttune_ray.llm.cost import SILENT, Usage
@@ -59,19 +57,6 @@ class Look:
     spent_usd: float = 0.0
     workers: int = 0  # workers that ask
     waits: dict[str, list] = field(default_factory=dict)  # what -> [seconds, requests]
-
-
-@contextlib.contextmanager
-def in_thread(follow: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run `follow` in a thread while the block runs. It must return when its event is set."""
-    done = threading.Event()
-    thread = threading.Thread(target=follow, args=(done,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 class Progress:
@@ -148,10 +133,8 @@ class Progress:
 
     def _look(self, last: Look) -> Look:
         """The state now. What cannot be read stays as it was."""
-        now = Look(
-            time.monotonic(), last.parts, last.moved_s, last.heard_s, last.used, last.spent_usd
-        )
-        now.parts = sum(table.parts for table in self.tables)
+        parts = sum(table.parts for table in self.tables)
+        now = replace(last, at_s=time.monotonic(), parts=parts, workers=0, waits={})
         if self.meter is not None and (found := _ask(self.meter)):
             now.heard_s = time.monotonic()
             # The meter counts all tables of a stage together: rates are differences.
@@ -177,11 +160,9 @@ def time_left(made: int, missing: int, elapsed_s: float) -> str:
     left_s = elapsed_s / made * missing
     if left_s < 90:
         return f", about {left_s:.0f} s left"
-    return (
-        f", about {left_s / 60:.0f} min left"
-        if left_s < 5400
-        else f", about {left_s / 3600:.1f} h left"
-    )
+    if left_s < 5400:
+        return f", about {left_s / 60:.0f} min left"
+    return f", about {left_s / 3600:.1f} h left"
 
 
 def _ask(meter: Any) -> dict | None:

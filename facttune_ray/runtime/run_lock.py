@@ -84,7 +84,5 @@ def _release(owner: Any) -> None:
     import ray
 
     if ray.is_initialized():  # without this check `kill` would start a Ray of its own
-        with contextlib.suppress(
-            ray.exceptions.RayError
-        ):  # the cluster is gone, and the name with it
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster is gone, with the name
             ray.kill(owner)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from facttune_ray.config import Config, TrainConfig
@@ -143,11 +143,18 @@ def _check_room(cfg: TrainConfig, least: int) -> None:
             say(f"{lack}: waiting for hosts")
 
 
-def _progress(out: str) -> AbstractContextManager[None]:
+@contextmanager
+def _progress(out: str) -> Iterator[None]:
     """Show the steps in the workers' log while the trainer runs: a bar on a terminal, else a line
     every 30 s, also before the workers have begun."""
-    follow = _bar if sys.stderr.isatty() and "://" not in out else _lines
-    return progress.in_thread(functools.partial(follow, out))
+    done, follow = threading.Event(), _bar if sys.stderr.isatty() and "://" not in out else _lines
+    thread = threading.Thread(target=follow, args=(out, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _steps(out: str) -> list[str]:

@@ -142,17 +142,11 @@ async def _make_part(context: Context, shard: int) -> None:
     shard_usage.set(used)
     telemetry.stage.set(work.stage)
     rows = await stage(work.stage).run(context, shard)
-    stats = {
-        "calls": used.calls,
-        "cached": used.cached,
-        "tokens": used.tokens,
-        "cost_usd": used.cost_usd,
-    }
+    stats = {k: getattr(used, k) for k in ("calls", "cached", "tokens", "cost_usd")}
     stats |= {k: v for k in UNSURE if (v := getattr(used, k))}
     folder = context.root / work.output
-    await asyncio.to_thread(
-        tables.write_part, folder, work.stage, shard, rows, stats
-    )  # in a thread: requests of other shards go on
+    # in a thread: requests of other shards go on
+    await asyncio.to_thread(tables.write_part, folder, work.stage, shard, rows, stats)
     failed = sum(row.get("error") is not None for row in rows)
     tags = {"stage": work.stage, "run": work.cfg.run.name}
     telemetry.count("rows", len(rows), **tags)

@@ -27,18 +27,6 @@ if TYPE_CHECKING:  # `facttune --help` reads STEPS and must not wait for the con
     from facttune_ray.config import Config
 
 
-def _never(cfg: Config) -> bool:
-    return False
-
-
-def _always(cfg: Config) -> bool:
-    return True
-
-
-def _prompts_ask(cfg: Config) -> bool:
-    return cfg.data.source == "topics" and cfg.prompts.method == "llm"
-
-
 def _facts_ask(cfg: Config) -> bool:
     facts = cfg.facts
     return facts.method == "llm" or (facts.method == "rules" and facts.abstention == "llm")
@@ -48,17 +36,13 @@ def _verdicts_ask(cfg: Config) -> bool:
     return "chat" in stage("verdicts").estimators(cfg.verdicts)
 
 
-def _classes_ask(cfg: Config) -> bool:
-    return cfg.classes.method == "llm"
-
-
 @dataclass(frozen=True)
 class Stage:
     """The declaration of a stage. It answers every question about what a stage needs."""
 
     name: str  # of its module and of its table
     reads: tuple[str, ...]  # roles of its input tables; a run gives the tables that it has
-    asks: Callable[[Config], bool] = _never  # whether it sends requests to the endpoint of `llm`
+    asks: bool | Callable[[Config], bool] = False  # whether it sends requests to the LLM of `llm`
     samples: bool = False  # whether it samples from `sampling.engine`
     gpus: str = ""  # config section whose `gpus` its workers get; "": no GPU
 
@@ -66,17 +50,18 @@ class Stage:
         """The config section of the endpoint that the stage asks; "" when it asks none."""
         if self.samples:
             return "sampling.llm" if cfg.sampling.engine == "api" else ""
-        return "llm" if self.asks(cfg) else ""
+        asks = self.asks(cfg) if callable(self.asks) else self.asks
+        return "llm" if asks else ""
 
     @property
     def runs_on(self) -> str:
         """Where the stage can run, with config sections: "CPU, GPU (verdicts), API (llm)"."""
-        places = [] if self.asks is _always else ["CPU"]
+        places = [] if self.asks is True else ["CPU"]
         if self.gpus:
             places.append(f"GPU ({self.gpus})")
         if self.samples:
             places.append("API (sampling.llm)")
-        elif self.asks is not _never:
+        elif self.asks:
             places.append("API (llm)")
         return ", ".join(places)
 
@@ -84,14 +69,19 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("prompts", ("topics",), _prompts_ask),
+        Stage("prompts", ("topics",), asks=lambda cfg: cfg.prompts.method == "llm"),
         Stage("responses", ("prompts",), samples=True, gpus="sampling"),
-        Stage("facts", ("responses",), _facts_ask),
-        Stage("verdicts", ("facts", "knowledge"), _verdicts_ask, gpus="verdicts"),
-        Stage("questions", ("facts", "prompts"), _always),
+        Stage("facts", ("responses",), asks=_facts_ask),
+        Stage("verdicts", ("facts", "knowledge"), asks=_verdicts_ask, gpus="verdicts"),
+        Stage("questions", ("facts", "prompts"), asks=True),
         Stage("answers", ("questions",), samples=True, gpus="sampling"),
         Stage("entities", ("responses",), samples=True, gpus="sampling"),
-        Stage("classes", ("questions", "answers", "entities"), _classes_ask, gpus="classes"),
+        Stage(
+            "classes",
+            ("questions", "answers", "entities"),
+            asks=lambda cfg: cfg.classes.method == "llm",
+            gpus="classes",
+        ),
         Stage("p_true", ("facts",), gpus="sampling"),
         Stage(
             "rewards",
@@ -100,7 +90,7 @@ STAGES = {
         Stage("mixes", ("rewards",)),
         Stage("groups", ("rewards", "mixes", "responses")),
         Stage("reference", ("groups", "facts", "verdicts"), gpus="train"),
-        Stage("judgements", ("responses", "base"), _always),
+        Stage("judgements", ("responses", "base"), asks=True),
     )
 }
 # Every step of a run, in order: what it reads, where it runs. The steps that are no stage make

@@ -46,21 +46,17 @@ def endpoints_of(cfg: Config, base_url: str) -> list[EndpointConfig]:
     """llm.endpoints with every field filled in, or the one endpoint that `llm` describes. UserError
     for several endpoints in a mode that needs one."""
     llm = cfg.llm
+    limits = (llm.requests_per_minute, llm.tokens_per_minute)
+    usual = EndpointConfig(base_url, llm.api_key_env, *limits)
     if not llm.endpoints:
-        limits = (llm.requests_per_minute, llm.tokens_per_minute)
-        return [EndpointConfig(base_url, llm.api_key_env, *limits)]
+        return [usual]
     if llm.mode != "online" and len(llm.endpoints) > 1:
         raise UserError(
             f"llm.mode={llm.mode}: give one endpoint in llm.endpoints: the answer to a request is "
             f"fetched from the endpoint that took it"
         )
     return [
-        EndpointConfig(
-            e.base_url or base_url,
-            e.api_key_env or llm.api_key_env,
-            e.requests_per_minute or llm.requests_per_minute,
-            e.tokens_per_minute or llm.tokens_per_minute,
-        )
+        EndpointConfig(**{k: v or getattr(usual, k) for k, v in vars(e).items()})
         for e in llm.endpoints
     ]
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from facttune_ray import telemetry
+from facttune_ray.config.stages import ClassesConfig, VerdictsConfig
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
@@ -105,14 +106,15 @@ class Context:
     def dense(self) -> Dense:
         from facttune_ray.knowledge.dense import Dense
 
+        cfg = self.cfg.verdicts
         kept = (self.root / "knowledge/vectors").path if self.root.local else None
-        return Dense(self.cfg.verdicts.dense, device=self._device, cache_dir=kept)
+        return Dense(cfg.dense, device=_device(cfg.gpus), cache_dir=kept)
 
     @functools.cached_property
     def local_lm(self) -> LocalLM:
         from facttune_ray.verifiers.local_lm import LocalLM
 
-        return LocalLM(self.cfg.verdicts.local_lm, **self._model_settings)
+        return LocalLM(self.cfg.verdicts.local_lm, **_settings(self.cfg.verdicts))
 
     @functools.cached_property
     def self_judge(self) -> LocalLM:
@@ -123,7 +125,7 @@ class Context:
         return LocalLM(
             self.work.model_path,
             dtype=cfg.model.dtype,
-            device="cuda" if cfg.sampling.gpus else "cpu",
+            device=_device(cfg.sampling.gpus),
             batch_tokens=cfg.p_true.batch_tokens,
             quantize=cfg.sampling.quantize,
         )
@@ -134,14 +136,10 @@ class Context:
         from facttune_ray.sampling.weights import load
         from facttune_ray.training.model import GroupModel
 
-        cfg = self.cfg.train
-        device = "cuda" if cfg.gpus else "cpu"
+        cfg, path = self.cfg.train, self.work.model_path
+        device, quantize = _device(cfg.gpus), cfg.lora.quantize
         tokenizer, model = load(
-            self.work.model_path,
-            cfg.dtype,
-            device=device,
-            quantize=cfg.lora.quantize,
-            key="train.lora.quantize",
+            path, cfg.dtype, device=device, quantize=quantize, key="train.lora.quantize"
         )
         return tokenizer, GroupModel(model, cfg.max_length)
 
@@ -149,25 +147,20 @@ class Context:
     def entailment(self) -> Entailment:
         from facttune_ray.verifiers.entailment import Entailment
 
-        cfg = self.cfg.classes
-        return Entailment(
-            cfg.nli_model,
-            dtype=cfg.dtype,
-            device="cuda" if cfg.gpus else "cpu",
-            batch_tokens=cfg.batch_tokens,
-        )
+        return Entailment(self.cfg.classes.nli_model, **_settings(self.cfg.classes))
 
     @functools.cached_property
     def npm(self) -> NPM:
         from facttune_ray.verifiers.npm import NPM
 
-        return NPM(self.cfg.verdicts.npm, **self._model_settings)
+        return NPM(self.cfg.verdicts.npm, **_settings(self.cfg.verdicts))
 
-    @property
-    def _device(self) -> str:
-        return "cuda" if self.cfg.verdicts.gpus else "cpu"
 
-    @property
-    def _model_settings(self) -> dict[str, Any]:
-        cfg = self.cfg.verdicts
-        return {"dtype": cfg.dtype, "device": self._device, "batch_tokens": cfg.batch_tokens}
+def _device(gpus: float) -> str:
+    return "cuda" if gpus else "cpu"
+
+
+def _settings(section: VerdictsConfig | ClassesConfig) -> dict[str, Any]:
+    """How the models of a section are loaded and run."""
+    device = _device(section.gpus)
+    return {"dtype": section.dtype, "device": device, "batch_tokens": section.batch_tokens}

@@ -89,9 +89,7 @@ def _rows(response: dict, units: Iterable[Unit]) -> Iterator[dict]:
             normal = normal_fact(fact) if fact else None
             yield {
                 "fact_id": digest(response["response_id"], position),
-                "response_id": response["response_id"],
-                "topic": response["topic"],
-                "split": response["split"],
+                **{k: response[k] for k in ("response_id", "topic", "split")},
                 "position": position,
                 "sentence": index if unit.sentence else None,
                 "sentence_text": unit.sentence.text if unit.sentence else None,

@@ -85,7 +85,7 @@ async def _judge(context: Context, tuned: dict, base: dict) -> Judgement:
 
 def _preferred(quality: str, judgement: Judgement) -> dict:
     """The columns of one quality. A model is preferred only if it is in both orders."""
-    unknown = {"shown_first": None, "shown_second": None, "preferred": None, "error": None}
+    unknown = dict.fromkeys(("shown_first", "shown_second", "preferred", "error"))
     if judgement is None or isinstance(judgement, str):
         return unknown | {"error": judgement}
     if quality not in judgement[0]:

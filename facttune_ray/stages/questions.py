@@ -91,9 +91,7 @@ def _row(
         question_id = digest(fact["topic"], normal)
         question = wording.setdefault(question_id, asked.question)
     return {
-        "fact_id": fact["fact_id"],
-        "response_id": fact["response_id"],
-        "topic": fact["topic"],
+        **{k: fact[k] for k in ("fact_id", "response_id", "topic")},
         "question_id": question_id,
         "question": question,
         "answer": asked.answer if asked else None,

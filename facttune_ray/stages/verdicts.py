@@ -15,6 +15,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from facttune_ray.config import Config, VerdictsConfig
 from facttune_ray.errors import RowError, UserError, did_you_mean
@@ -27,14 +28,9 @@ from facttune_ray.text.decompose import normal_fact
 from facttune_ray.verifiers import lexical
 
 VERSION = 3
-_UNKNOWN = {
-    "supported": None,
-    "score": None,
-    "evidence": None,
-    "title": None,
-    "reason": None,
-    "error": None,
-}
+_UNKNOWN: dict[str, Any] = dict.fromkeys(
+    ("supported", "score", "evidence", "title", "reason", "error")
+)
 IRRELEVANT = "IR"  # FActScore's label
 PRESETS = {  # combinations by their names in FActScore, factscorer.py
     "retrieval+ChatGPT": ("chat",),
@@ -151,13 +147,8 @@ def _row(fact: dict, cfg: Config, verdict: dict[tuple[str, str], dict]) -> dict:
         value = verdict[fact["topic"], normal_fact(fact["fact"])]
     else:
         value = _UNKNOWN | {"reason": "no fact"}
-    return {
-        "fact_id": fact["fact_id"],
-        "response_id": fact["response_id"],
-        "topic": fact["topic"],
-        "estimator": cfg.verdicts.estimator,
-        **value,
-    }
+    ids = {k: fact[k] for k in ("fact_id", "response_id", "topic")}
+    return ids | {"estimator": cfg.verdicts.estimator} | value
 
 
 async def _judge(context: Context, topic: str, facts: list[str]) -> list[dict]:

@@ -51,16 +51,16 @@ def read_part(folder: Folder, shard: int, columns: list[str] | None = None) -> p
     )
 
 
-def read(folder: Folder, columns: list[str] | None = None) -> pa.Table:
-    """A whole finished table, shards in order. Only for small tables, as in reports."""
-    shards = range(manifest(folder)["shards"])
-    return pa.concat_tables([read_part(folder, s, columns) for s in shards])
+def rows(folder: Folder, shard: int | None = None) -> Iterator[dict]:
+    """The rows of one shard, or of every shard of a finished table in order, as dicts."""
+    for s in (shard,) if shard is not None else range(manifest(folder)["shards"]):
+        for batch in read_part(folder, s).to_batches():
+            yield from batch.to_pylist()
 
 
-def rows(folder: Folder, shard: int) -> Iterator[dict]:
-    """The rows of one shard as dicts."""
-    for batch in read_part(folder, shard).to_batches():
-        yield from batch.to_pylist()
+def rows_if_finished(folder: Folder, shard: int) -> list[dict]:
+    """The rows of one shard; [] if the table is not finished."""
+    return list(rows(folder, shard)) if has_manifest(folder) else []
 
 
 def part_stats(folder: Folder, shard: int) -> dict:

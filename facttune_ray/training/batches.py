@@ -1,6 +1,6 @@
 """Groups of token ids from rows of tables, and the groups of each optimizer step.
 
-One row in (schema.GROUPS):
+One row in (`groups` of storage/schema.py):
     {"prompt": "Write a biography of Mara Veldt.", "responses": ["Mara Veldt studied physics. ...",
      "Mara Veldt keeps a parrot. ..."], "rewards": [1.0, 0.33], ...}
 One group out:

@@ -1,6 +1,6 @@
 """A training job: grouped DPO on Ray Train workers with DeepSpeed.
 
-in   reference  one row a prompt (schema.REFERENCE): token ids, log-probabilities, rewards
+in   reference  one row a prompt (storage/schema.py): token ids, log-probabilities, rewards
 out  model/     Hugging Face folder; with LoRA also adapter/
      train.jsonl    one line a step: {"step": 12, "steps": 60, "epoch": 0, "loss": 0.61,
                     "reward_accuracy": 0.71, "margin": 0.4, "pairs": 180, "tokens": 5210, ...}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import pytest
 
 from facttune_ray import config
-from facttune_ray.config.layers import flatten, to_dict
+from facttune_ray.config.layers import flatten
 from facttune_ray.errors import UserError
 
 
 def value(cfg, key):
-    return flatten(to_dict(cfg))[key]
+    return flatten(dataclasses.asdict(cfg))[key]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from facttune_ray.evaluation import metrics
 from facttune_ray.scoring.factscore import summarise
-from facttune_ray.storage.schema import FACTS, RESPONSES, VERDICTS
+from facttune_ray.storage.schema import TABLES
 
 
 def table(schema, rows):
@@ -14,7 +14,7 @@ def table(schema, rows):
 
 
 RESPONSES_3 = table(
-    RESPONSES,
+    TABLES["responses"],
     [
         {"response_id": "r1", "topic": "A", "text": "one two three"},
         {"response_id": "r2", "topic": "B", "text": ""},
@@ -23,7 +23,7 @@ RESPONSES_3 = table(
     ],
 )
 FACTS_7 = table(
-    FACTS,
+    TABLES["facts"],
     [
         {"fact_id": "a", "response_id": "r1", "topic": "A", "fact": "x", "human_label": "S"},
         {"fact_id": "b", "response_id": "r1", "topic": "A", "fact": "y", "human_label": "NS"},
@@ -35,7 +35,7 @@ FACTS_7 = table(
     ],
 )
 VERDICTS_6 = table(
-    VERDICTS,
+    TABLES["verdicts"],
     [
         {"fact_id": "a", "supported": True, "score": 0.9},
         {"fact_id": "b", "supported": False, "score": 0.2},

@@ -164,7 +164,7 @@ def test_compare_two_runs(folder, measured_run, capsys):
     ("words", "line"),
     [
         (["compare", "{run}"], "at least two runs"),
-        (["compare", "{run}", "nowhere"], "nowhere: no summary.json"),
+        (["compare", "{run}", "nowhere"], "nowhere does not exist"),
         (["compare", "{run}", "{run}/summary.json"], "summary.json is a file: name the folder"),
         (["inspect", "{run}/summary.json"], "summary.json is a file: name the folder"),
         (["inspect", "nowhere"], "nowhere does not exist"),

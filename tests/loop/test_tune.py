@@ -18,6 +18,7 @@ from facttune_ray.config import LoraConfig, SFTConfig, TrainConfig, TuneConfig
 from facttune_ray.errors import Missing, UserError
 from facttune_ray.loop import tune
 from facttune_ray.loop.models import Snapshot
+from facttune_ray.loop.nodes import DriverTable
 from facttune_ray.loop.run import Run
 from facttune_ray.quickstart import base_model
 from facttune_ray.quickstart.annotator import embedded
@@ -83,7 +84,7 @@ def made_tables(
                 tables["verdicts"][-1]["supported"] = true
                 tables["facts"].append(fact | {"start": sentence.start, "end": sentence.end})
     for name, some in tables.items():
-        run.driver_table(f"src/{name}", name, {"made": name}, lambda some=some: some)
+        run.make(DriverTable(f"src/{name}", name, lambda some=some: some), {"made": name})
 
 
 def one_round(words, *more, only=None, **made):

@@ -104,7 +104,7 @@ def test_a_killed_pipeline_goes_on_from_its_parts(tmp_path, ray_cluster):
     def scored() -> tuple[dict, int]:
         with asked(tmp_path, AnnotatorOptions(), "run.shards=3") as (run, url):
             run.finish()
-            return {n: tables.read(run.root / n) for n in names}, stats(url)["answered"]
+            return {n: list(tables.rows(run.root / n)) for n in names}, stats(url)["answered"]
 
     names = ("a/facts", "a/questions")
     made, _ = scored()
@@ -168,7 +168,7 @@ def test_pools_make_the_tables_that_tasks_make(tmp_path, tiny_presets, ray_clust
     assert first < max(written(f"responses/{tables.part(shard)}") for shard in range(SHARDS))
     for name in ("responses", "facts", "verdicts", "questions", "answers", "rewards"):
         folder = f"base/tune/{name}"
-        assert tables.read(tasks / folder) == tables.read(pools / folder), name
+        assert [*tables.rows(tasks / folder)] == [*tables.rows(pools / folder)], name
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ from facttune_ray.runtime.placement import (
     Operator,
     Place,
     compute,
-    gpus_of,
     operators,
+    place_of,
     pools,
     room,
     scorers,
@@ -49,7 +49,7 @@ def test_options_name_the_kind():
 
 def gpus(stage, *overrides, base_url=""):
     cfg = config.load([], list(overrides))
-    return gpus_of(Work(stage, stage, {}, cfg, base_url=base_url))[0]
+    return place_of(Work(stage, stage, {}, cfg, base_url=base_url)).gpus
 
 
 @pytest.mark.parametrize("stage", ["responses", "answers", "entities", "p_true"])
@@ -68,10 +68,11 @@ def test_vllm_takes_as_many_gpus_as_hold_the_model():
 
 
 def test_kinds_of_gpus_are_named_where_gpus_are():
-    cfg = config.load([], ["train.gpus=1", "train.accelerator=H100", "sampling.accelerator=L4"])
-    assert gpus_of(Work("reference", "reference", {}, cfg)) == (1.0, "H100")
-    assert gpus_of(Work("answers", "answers", {}, cfg)) == (0.0, "L4")
-    assert gpus_of(Work("facts", "facts", {}, cfg)) == (0.0, "")
+    kinds = ["train.accelerator=H100", "sampling.accelerator=L4", "classes.accelerator=T4"]
+    cfg = config.load([], ["train.gpus=1", "sampling.gpus=2", *kinds])
+    found = [place_of(Work(s, s, {}, cfg)) for s in ("reference", "answers", "classes", "facts")]
+    named = [(p.gpus, p.accelerator) for p in found]
+    assert named == [(1.0, "H100"), (2.0, "L4"), (0.0, ""), (0.0, "")]
 
 
 def scope(*overrides: str, url: str = "http://judge/v1") -> list[Work]:

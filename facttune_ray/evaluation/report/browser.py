@@ -103,13 +103,17 @@ def _by_prompt(
 
 def _facts(folder: Folder, shard: int) -> dict[str, list[dict]]:
     """response_id -> its facts, with verdicts, questions and answers from the scope's tables."""
-    verdicts = {v["fact_id"]: v for v in _rows(folder, "verdicts", shard)}
-    second = {v["fact_id"]: v["supported"] for v in _rows(folder, f"{SECOND}/verdicts", shard)}
-    asked = {q["fact_id"]: q for q in _rows(folder, "questions", shard)}
-    answers = {a["question_id"]: a["answers"] for a in _rows(folder, "answers", shard)}
-    units = by_id(_rows(folder, "classes", shard)) if asked else {}
+
+    def read(name: str) -> list[dict]:
+        return tables.rows_if_finished(folder / name, shard)
+
+    verdicts = {v["fact_id"]: v for v in read("verdicts")}
+    second = {v["fact_id"]: v["supported"] for v in read(f"{SECOND}/verdicts")}
+    asked = {q["fact_id"]: q for q in read("questions")}
+    answers = {a["question_id"]: a["answers"] for a in read("answers")}
+    units = by_id(read("classes")) if asked else {}
     out: dict[str, list[dict]] = {}
-    for f in _rows(folder, "facts", shard):
+    for f in read("facts"):
         v, q = verdicts.get(f["fact_id"], {}), asked.get(f["fact_id"], {})
         fact = {
             "fact": f["fact"],
@@ -132,11 +136,6 @@ def _facts(folder: Folder, shard: int) -> dict[str, list[dict]]:
         known = {k: value for k, value in fact.items() if value is not None}
         out.setdefault(f["response_id"], []).append(known)
     return out
-
-
-def _rows(folder: Folder, name: str, shard: int) -> list[dict]:
-    """Rows of a table's shard; [] if the table is not finished."""
-    return list(tables.rows(folder / name, shard)) if tables.has_manifest(folder / name) else []
 
 
 def _short(value: float | None) -> float | None:

@@ -9,19 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from facttune_ray.evaluation.report.drawing import (
-    GRID,
-    INK,
-    error,
-    high,
-    looks,
-    new,
-    style,
-    svg,
-)
-from facttune_ray.evaluation.report.text import display_name
-
-Summary = dict[str, Any]
+from facttune_ray.evaluation.report.drawing import GRID, INK, chart, error, high, looks, svg
+from facttune_ray.evaluation.report.text import Summary, display_name
 
 # Tian et al. (arXiv 2311.08401v1), biographies, Llama-2 7B after FactTune-FS: facts a response
 PAPER: dict[str, Any] = {"name": "paper: FactTune-FS 7B", "correct": 17.06, "incorrect": 2.00}
@@ -40,8 +29,7 @@ def scatter(summary: Summary) -> str:
     }
     if not shown:
         return ""
-    with style():
-        figure, axes = new(4.4, 3.5)
+    with chart(4.4, 3.5) as (figure, axes):
         right = 1.12 * max(high(x) for x, _ in shown.values()) or 1.0
         top = 1.3 * max(high(y) for _, y in shown.values()) or 1.0
         near = PAPER["correct"] < 2.5 * right
@@ -53,19 +41,9 @@ def scatter(summary: Summary) -> str:
         for name, (x, y) in shown.items():
             at, (paint, mark) = (x["value"], y["value"]), look[name]
             if start and name in summary["comparisons"]:
-                axes.annotate(
-                    "",
-                    xy=at,
-                    xytext=(start[0]["value"], start[1]["value"]),
-                    arrowprops={
-                        "arrowstyle": "-|>",
-                        "color": paint,
-                        "alpha": 0.55,
-                        "lw": 1.1,
-                        "shrinkA": 6,
-                        "shrinkB": 6,
-                    },
-                )
+                arrow = {"arrowstyle": "-|>", "color": paint, "alpha": 0.55, "lw": 1.1}
+                ends = {"xy": at, "xytext": (start[0]["value"], start[1]["value"])}
+                axes.annotate("", **ends, arrowprops=arrow | {"shrinkA": 6, "shrinkB": 6})
             axes.errorbar(
                 *at, xerr=error(x), yerr=error(y), fmt="none", ecolor=paint, elinewidth=1.2
             )
@@ -113,8 +91,7 @@ def error_rates(summary: Summary) -> str:
     }
     if not shown:
         return ""
-    with style():
-        figure, axes = new(4.4, 1.15 + 0.55 * len(shown))
+    with chart(4.4, 1.15 + 0.55 * len(shown)) as (figure, axes):
         look = looks(summary)
         for i, (name, rate) in enumerate(shown.items()):
             paint, mark = look[name]
@@ -146,9 +123,8 @@ def by_group(summary: Summary) -> str:
     ][:12]
     if len(rows) < 2:
         return ""
-    with style():
-        names = list(summary["models"])
-        figure, axes = new(4.4, 0.95 + len(rows) * (0.22 + 0.16 * len(names)))
+    names = list(summary["models"])
+    with chart(4.4, 0.95 + len(rows) * (0.22 + 0.16 * len(names))) as (figure, axes):
         look, highest = looks(summary), 0.0
         for row, group in enumerate(rows):
             for i, name in enumerate(names):
@@ -185,8 +161,7 @@ def lengths(summary: Summary) -> str:
     shown = {n: r for n, r in summary["lengths"].items() if len(r["bins"]) > 1}
     if not shown:
         return ""
-    with style():
-        figure, axes = new(4.4, 2.9)
+    with chart(4.4, 2.9) as (figure, axes):
         look, correlations = looks(summary), []
         for name, r in shown.items():
             paint, mark = look[name]

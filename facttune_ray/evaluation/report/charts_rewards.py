@@ -5,64 +5,51 @@ reliability(summary)  ->  '<svg ...>'; "" if no confidence has a verdict
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from facttune_ray.evaluation.report.drawing import (
-    GRID,
-    MARKERS,
-    MODELS,
-    OTHERS,
-    new,
-    style,
-    svg,
-)
+from facttune_ray.evaluation.report.drawing import GRID, MARKERS, MODELS, OTHERS, chart, svg
+from facttune_ray.evaluation.report.text import Summary
 
-Summary = dict[str, Any]
 _PAINT = (MODELS["facttune_mc"], MODELS["facttune_fs"], *OTHERS)
 
 
-def reliability(summary: Summary) -> str:
+def scored(summary: Summary, key: str) -> dict[str, dict]:
+    """The rewards and the labelled models that have scores of facts, with `key`, by name."""
+    human = {f"{n}, human labels": h for n, h in summary["human"].items()}
+    return {n: r for n, r in (summary["rewards"] | human).items() if r.get(key)}
+
+
+def reliability(summary: Summary, save: Callable[[Any, str], Any] = svg) -> Any:
     """Share of facts that are supported against their score, in bins. A point on the diagonal is
-    calibrated; a larger point has more facts."""
-    with style():
-        figure, scores = reliability_figure(summary)
+    calibrated; a larger point has more facts. `save`: makes the result of the figure and its label.
+    """
+    scores = scored(summary, "bins")
+    if not scores:
+        return ""
+    with chart(4.4, 3.5) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=GRID, lw=0.9, ls=(0, (4, 3)))
+        for (name, r), paint, mark in zip(scores.items(), _PAINT, MARKERS, strict=False):
+            xs, ys = [b["confidence"] for b in r["bins"]], [b["supported"] for b in r["bins"]]
+            sizes = [12 + 110 * b["facts"] / r["facts"] for b in r["bins"]]
+            axes.plot(xs, ys, color=paint, lw=1.3)
+            axes.scatter(xs, ys, s=sizes, color=paint, marker=mark, label=name)
+        axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="score of the fact, as a probability")
+        axes.set_title("share of such facts that are supported", loc="left", pad=14)
+        figure.legend(loc="outside upper left", ncols=2, handletextpad=0.2, columnspacing=1.2)
         label = ", ".join(
             f"{n} AUROC {r['auroc']:.3f}" for n, r in scores.items() if r["auroc"] is not None
         )
-        return svg(figure, f"Reliability of confidence: {label}") if scores else ""
-
-
-def scored(summary: Summary) -> dict[str, dict]:
-    """The rewards and the labelled models, by name. Some have scores of facts."""
-    human = {f"{n}, human labels": h for n, h in summary["human"].items()}
-    return summary["rewards"] | human
-
-
-def reliability_figure(summary: Summary) -> tuple[Any, dict[str, dict]]:
-    """(figure, the scores in it by name)"""
-    scores = {n: r for n, r in scored(summary).items() if r.get("bins")}
-    figure, axes = new(4.4, 3.5)
-    axes.plot([0, 1], [0, 1], color=GRID, lw=0.9, ls=(0, (4, 3)))
-    for (name, r), paint, mark in zip(scores.items(), _PAINT, MARKERS, strict=False):
-        xs, ys = [b["confidence"] for b in r["bins"]], [b["supported"] for b in r["bins"]]
-        sizes = [12 + 110 * b["facts"] / r["facts"] for b in r["bins"]]
-        axes.plot(xs, ys, color=paint, lw=1.3)
-        axes.scatter(xs, ys, s=sizes, color=paint, marker=mark, label=name)
-    axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="score of the fact, as a probability")
-    axes.set_title("share of such facts that are supported", loc="left", pad=14)
-    if scores:
-        figure.legend(loc="outside upper left", ncols=2, handletextpad=0.2, columnspacing=1.2)
-    return figure, scores
+        return save(figure, f"Reliability of confidence: {label}")
 
 
 def risk_coverage(summary: Summary) -> str:
     """Share of wrong facts among the most confident facts. The faster it falls to the left, the
     better the score ranks; a flat line is chance."""
-    scores = {n: r for n, r in scored(summary).items() if r.get("curve")}
+    scores = scored(summary, "curve")
     if not scores:
         return ""
-    with style():
-        figure, axes = new(4.4, 3.5)
+    with chart(4.4, 3.5) as (figure, axes):
         for i, (name, r) in enumerate(scores.items()):
             paint, mark = _PAINT[i % len(_PAINT)], list(MARKERS)[i % len(MARKERS)]
             xs, ys = zip(*r["curve"], strict=True)
@@ -83,17 +70,15 @@ def agreement(summary: Summary) -> str:
     if len(names) < 2:
         return ""
     correlations = summary["reward_agreement"]["spearman"]
-    with style():
-        side = max(2.6, 1.5 + 0.42 * len(names))
-        figure, axes = new(max(4.4, side), side)
+    side = max(2.6, 1.5 + 0.42 * len(names))
+    with chart(max(4.4, side), side) as (figure, axes):
         for i, row in enumerate(correlations):
             for j, value in enumerate(row):
                 if value is None:
                     continue
                 paint = MODELS["facttune_fs"] if value >= 0 else MODELS["facttune_mc"]
-                axes.plot(
-                    j, i, "s" if value >= 0 else "D", ms=24, color=paint, alpha=0.5 * abs(value)
-                )
+                mark = "s" if value >= 0 else "D"
+                axes.plot(j, i, mark, ms=24, color=paint, alpha=0.5 * abs(value))
                 small = {"ha": "center", "va": "center", "fontsize": 8.5}
                 axes.text(j, i, f"{value:.2f}", **small)
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right")

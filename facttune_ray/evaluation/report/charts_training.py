@@ -7,12 +7,10 @@ rounds(summary)    ->  '<svg ...>', or "" with one round a model
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
-from facttune_ray.evaluation.report.drawing import looks, new, style, svg
-from facttune_ray.evaluation.report.text import display_name
+from facttune_ray.evaluation.report.drawing import chart, looks, svg
+from facttune_ray.evaluation.report.text import Summary, display_name
 
-Summary = dict[str, Any]
 CURVES = {  # column of the training log -> title
     "loss": "loss",
     "reward_accuracy": "share of pairs in the right order",
@@ -56,8 +54,7 @@ def held_out(log: list[dict], measured: list[dict], key: str) -> list[tuple[int,
 
 
 def _curve(summary: Summary, logs: dict[str, list[dict]], key: str) -> str:
-    with style():
-        figure, axes = new(4.4, 2.7)
+    with chart(4.4, 2.7) as (figure, axes):
         look, ends = looks(summary), []
         for name, lines in logs.items():
             paint, marker = look[name]
@@ -94,8 +91,7 @@ def rounds(summary: Summary) -> str:
     }
     if not selections:
         return ""
-    with style():
-        figure, axes = new(4.4, 2.7)
+    with chart(4.4, 2.7) as (figure, axes):
         look = looks(summary)
         for name, selection in selections.items():
             paint, mark = look[name]

@@ -1,7 +1,6 @@
 """Style, colours and SVG output of the report's charts.
 
-    with style():
-        figure, axes = new(4.4, 3.5)
+    with chart(4.4, 3.5) as (figure, axes):
         ...
         return svg(figure, "Error rate: base 43.4%")
 
@@ -15,10 +14,11 @@ from __future__ import annotations
 import html
 import io
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-Summary = dict[str, Any]
+from facttune_ray.evaluation.report.text import Summary
 
 INK, GRID = "#1d2126", "#9aa0a8"
 CORRECT, INCORRECT = "#12806a", "#c4453a"
@@ -70,17 +70,15 @@ def error(interval: dict[str, Any]) -> list[list[float]] | None:
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
-def style() -> AbstractContextManager[Any]:
+@contextmanager
+def chart(width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """(figure, axes) of so many inches. Draw and save it in the block, where STYLE holds."""
     from matplotlib import rc_context
-
-    return rc_context(STYLE)  # type: ignore[arg-type]
-
-
-def new(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # not pyplot, which needs a display and has global state
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
 
 
 def svg(figure: Any, label: str) -> str:

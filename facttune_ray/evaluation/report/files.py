@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from facttune_ray.config.layers import flatten
 from facttune_ray.evaluation.report import page, pictures, text
 from facttune_ray.evaluation.report.browser import Cards
-
-Summary = dict[str, Any]
+from facttune_ray.evaluation.report.text import Summary
 
 
 def contents(summary: Summary, counts: Mapping[str, pa.Table], cards: Cards) -> dict[str, bytes]:
@@ -95,13 +95,9 @@ def _tables(summary: Summary) -> dict[str, list[dict]]:
     return out
 
 
-def _flat(value: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
     """{"correct": {"value": 1.6, "low": ...}} -> {"correct": 1.6, "correct.low": ...}"""
-    out: dict[str, Any] = {}
-    for key, inner in value.items():
-        name = f"{head}.{key}" if head and key != "value" else head or key
-        out |= _flat(inner, name) if isinstance(inner, dict) else {name: inner}
-    return out
+    return {key.removesuffix(".value"): inner for key, inner in flatten(value).items()}
 
 
 def _rows(rows: Iterable[Mapping[str, Any]]) -> bytes:

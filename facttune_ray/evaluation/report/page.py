@@ -26,8 +26,8 @@ from facttune_ray.evaluation.report import (
     text,
 )
 from facttune_ray.evaluation.report.browser import Cards
+from facttune_ray.evaluation.report.text import Summary
 
-Summary = dict[str, Any]
 FILTERS = (
     text.percent,
     text.number,

@@ -9,18 +9,15 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from facttune_ray.evaluation.report.charts_rewards import reliability_figure
-from facttune_ray.evaluation.report.drawing import CORRECT, INCORRECT, new, style
-from facttune_ray.evaluation.report.text import display_name, topics_of
-
-Summary = dict[str, Any]
+from facttune_ray.evaluation.report import charts_rewards
+from facttune_ray.evaluation.report.drawing import CORRECT, INCORRECT, chart
+from facttune_ray.evaluation.report.text import Summary, display_name, topics_of
 
 
 def headline(summary: Summary) -> bytes:
     """PNG with bars of correct and incorrect facts a response for each model, and error rates."""
-    with style():
-        models = summary["models"]
-        figure, axes = new(6.4, 0.9 + 0.5 * len(models))
+    models = summary["models"]
+    with chart(6.4, 0.9 + 0.5 * len(models)) as (figure, axes):
         shown = [
             (m["correct"]["value"] or 0.0, m["incorrect"]["value"] or 0.0) for m in models.values()
         ]
@@ -45,19 +42,15 @@ def headline(summary: Summary) -> bytes:
         where = {("all",): ", all topics", ("test",): ", held-out topics"}
         splits = tuple(set(summary["run"]["splits"].values()))
         axes.set_xlabel(f"distinct facts a response{where.get(splits, '')}")
-        bars = [axes.barh(0, 0, color=c, label=n) for c, n in _KEY]
+        key = ((CORRECT, "correct"), (INCORRECT, "incorrect"))
+        bars = [axes.barh(0, 0, color=c, label=n) for c, n in key]
         figure.legend(handles=bars, loc="outside upper left", ncols=2)
         return _png(figure, 200)
 
 
-_KEY = ((CORRECT, "correct"), (INCORRECT, "incorrect"))
-
-
 def reliability(summary: Summary) -> bytes:
     """The report's chart of reliability as PNG; b"" if no confidence has a verdict."""
-    with style():
-        figure, scores = reliability_figure(summary)
-        return _png(figure, 160) if scores else b""
+    return charts_rewards.reliability(summary, lambda figure, _: _png(figure, 160)) or b""
 
 
 def _png(figure: Any, dpi: int) -> bytes:
