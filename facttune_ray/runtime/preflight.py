@@ -50,13 +50,8 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
         dense = v.retrieval == "dense" and names != ("lexical",)
         if dense and find_spec("sentence_transformers") is None:
             raise UserError("verdicts.retrieval=dense needs: pip install sentence-transformers")
-        for key, loaded in (
-            ("local_lm", "local_lm" in names),
-            ("npm", "npm" in names),
-            ("dense", dense),
-        ):
-            if loaded:
-                used.setdefault(getattr(v, key), f"verdicts.{key}")
+        for key in [n for n in names if n in verdicts.MODELS] + ["dense"] * dense:
+            used.setdefault(getattr(v, key), f"verdicts.{key}")
     if cfg.classes.method == "nli":
         used.setdefault(cfg.classes.nli_model, "classes.nli_model")
     for name, key in used.items():
