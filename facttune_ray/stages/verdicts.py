@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from facttune_ray.config import Config, VerdictsConfig
@@ -81,20 +81,27 @@ def estimators(cfg: VerdictsConfig) -> tuple[str, ...]:
 
 def second_opinion(cfg: Config) -> Config | None:
     """The config whose `verdicts.estimator` is `evaluation.estimator`. None if that is none, or is
-    the first estimator; or if it is auto, and a part of the first or without articles."""
+    the first estimator; or if it is auto, and no estimator is independent of the first."""
     asked, first = cfg.evaluation.estimator, estimators(cfg.verdicts)
-    if asked == "none" or (asked == "auto" and not knows(cfg)):
+    name = _independent(cfg, first) if asked == "auto" else asked
+    if name is None or name == "none":
         return None
-    name = "lexical" if asked == "auto" else asked
     shown = "bm25" if cfg.verdicts.retrieval == "none" else cfg.verdicts.retrieval
     other = replace(cfg.verdicts, estimator=name, retrieval=shown, threshold=None)
     try:
         names = set(estimators(other))
     except UserError as e:
         raise UserError(str(e).replace("verdicts.estimator", "evaluation.estimator")) from None
-    if names == set(first) or (asked == "auto" and names & set(first)):
+    return None if names == set(first) else replace(cfg, verdicts=other)
+
+
+def _independent(cfg: Config, first: Sequence[str]) -> str | None:
+    """The first of INDEPENDENT that costs no request, is no part of the first estimator and can
+    run: a model of pairs or a causal LM runs if its setting names one."""
+    if not knows(cfg):
         return None
-    return replace(cfg, verdicts=other)
+    free = (n for n in INDEPENDENT if n == "lexical" or getattr(cfg.verdicts, n))
+    return next((n for n in free if n not in first), None)
 
 
 def knows(cfg: Config) -> bool:
@@ -313,6 +320,7 @@ ESTIMATORS = {
     "local_lm": _local_lm,
     "npm": _npm,
 }
+INDEPENDENT = ("minicheck", "nli", "lexical", "local_lm")  # for evaluation.estimator=auto, in order
 NEED_PASSAGES = {"lexical", "nli", "minicheck", "npm"}
 MODELS = {  # estimators with weights, which the setting `verdicts.NAME` names
     "nli": "a sequence classifier with an entailment label",

@@ -1,7 +1,7 @@
 """Pairs of passage and claim as rows of tokens, for models that read both at once.
 
     windows = Windows(tokenizer, limit=512, path="FacebookAI/roberta-large-mnli")
-    best_windows(windows, ["She plays the cello."], [["Mara Veldt plays the cello in Lyon."]], score)
+    best_windows(windows, ["She plays the cello."], [["Mara Veldt is a cellist."]], score)
     ->  [(0.97, 0)]        the score, and which of the fact's passages gave it
 
 A passage and a claim are each tokenised once, however many pairs they are in; a row is put together

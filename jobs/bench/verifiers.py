@@ -31,6 +31,7 @@ from facttune_ray.stages.work import Work
 from facttune_ray.storage.schema import FACTS, VERDICTS
 
 FILES = ("ChatGPT", "InstructGPT")
+WARM = 20  # facts
 PUBLISHED = {  # what others have reported on these files, ChatGPT and InstructGPT
     "ChatGPT as judge, FActScore's retrieval+ChatGPT": {
         "source": "Min et al. 2023, F1 of Not-supported",
@@ -64,7 +65,6 @@ def quality(data: Path, settings: Mapping[str, str], facts: int = 0) -> dict[str
         knowledge = Path(folder, "knowledge.db")
         build.build([data / "knowledge.jsonl"], knowledge)
         articles = Articles(knowledge)
-        articles.rarity("word")  # counted once, before the clock starts
         rows = {name: _facts(data / f"{name}.jsonl", articles, facts) for name in FILES}
         for estimator in estimators(settings):
             cfg = load([], [f"run.out={folder}", f"verdicts.estimator={estimator}", *words])
@@ -92,30 +92,25 @@ def _facts(file: Path, articles: Articles, most: int) -> list[dict]:
 
 def _figures(cfg: Config, rows: list[dict], knowledge: str, opened: dict) -> dict[str, Any]:
     work = Work("verdicts", "verdicts", {}, cfg, knowledge=knowledge)
-    context = Context(work, opened, rows=lambda role, shard: rows)
-    _load(context)
+    shown: list[dict] = rows[:WARM]
+    context = Context(work, opened, rows=lambda role, shard: shown)
+    asyncio.run(verdicts.run(context, 0))  # load models, articles and rarities before the clock
+    shown = rows
     started, cpu = time.perf_counter(), time.process_time()
     made = asyncio.run(verdicts.run(context, 0))
     wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
     facts = pa.Table.from_pylist(rows, FACTS)
     judged = pa.Table.from_pylist(made, VERDICTS)
     figures = human_agreement(facts, judged)
-    kept = ("auroc", "accuracy", "kappa", "human_supported", "pearson_score", "ece", "facts")
+    kept = ("auroc", "accuracy", "kappa", "pearson_score", "ece", "human_supported")
     return {
+        **{k: figures[k] for k in ("facts", "responses")},
         **{k: _rounded(figures[k]) for k in kept},
         **_by_label(facts, judged),
-        "responses": figures["responses"],
         "no_verdict": figures["no_verdict"],
         "facts_per_core_s": round(len(rows) / cpu_s, 1),
         "facts_per_s": round(len(rows) / wall_s, 1),
     }
-
-
-def _load(context: Context) -> None:
-    """Load what the estimators need, so that the clock times verdicts alone."""
-    for name in verdicts.estimators(context.cfg.verdicts):
-        if name in verdicts.MODELS:
-            getattr(context, name)
 
 
 def _by_label(facts: pa.Table, judged: pa.Table) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from facttune_ray.errors import UserError
 from facttune_ray.verifiers.entailment import Entailment
 from facttune_ray.verifiers.minicheck import MiniCheck
-from facttune_ray.verifiers.windows import Windows
+from facttune_ray.verifiers.windows import Windows, join
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -196,6 +197,41 @@ def test_a_classifier_of_one_text_has_a_template(nli):
     assert score == pytest.approx(float(expected), abs=1e-5)
     ((score, _),) = model.judge("w0", ["w1 w2"], [[LONG]])  # windows, with the template's words
     assert 0 < score < 1 and model.pairs_run == 5
+
+
+def roberta():
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer
+
+    made = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    made.train_from_iterator([LONG] * 9, vocab_size=300, special_tokens=special)
+    model = json.loads(made.to_str())["model"]
+    return RobertaTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
+
+
+def deberta():
+    from tokenizers import SentencePieceUnigramTokenizer
+    from transformers import DebertaV2Tokenizer
+
+    made = SentencePieceUnigramTokenizer()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    made.train_from_iterator([LONG], vocab_size=30, special_tokens=special, unk_token="[UNK]")
+    vocab = json.loads(made.to_str())["model"]["vocab"]
+    return DebertaV2Tokenizer(vocab=[tuple(piece) for piece in vocab])
+
+
+@pytest.mark.parametrize("tokenizer", [roberta, deberta])
+@pytest.mark.parametrize("form", ["", "{passage} [SEP]{claim}", '{passage}\n\nSo "{claim}"?\n- w1'])
+def test_parts_give_the_tokens_of_the_whole(tokenizer, form):
+    tok = tokenizer()
+    windows = Windows(tok, 512, "m", form)
+    passage, claim = "w3 w4. W5, w6", "w9 w8!"
+    ((head, body),), (tail,) = windows.passages([passage]), windows.claims([claim])
+    text = form.replace("{passage}", passage).replace("{claim}", claim)
+    whole = tok(text) if form else tok(passage, claim)
+    assert join(head, body, tail).ids == whole["input_ids"]
+    assert body.ids == tok(passage, add_special_tokens=False)["input_ids"]
 
 
 def test_a_template_in_which_words_run_together_is_refused(tmp_path):
