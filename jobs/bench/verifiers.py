@@ -5,7 +5,7 @@
 
 A verifier judges the human facts through the stage `verdicts`, as a run does, with all passages of
 the topic's article or the best by BM25. Nothing is fitted. Facts a second and core are facts over
-the CPU seconds of this process.
+the CPU seconds of this process, which other work on the machine lengthens.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from facttune_ray.storage.schema import FACTS, VERDICTS
 
 FILES = ("ChatGPT", "InstructGPT")
 WARM = 20  # facts
+RUNS, ENOUGH_S = 5, 10.0  # the fastest of up to 5 runs counts, as long as they take 10 s together
 PUBLISHED = {  # what others have reported on these files, ChatGPT and InstructGPT
     "ChatGPT as judge, FActScore's retrieval+ChatGPT": {
         "source": "Min et al. 2023, F1 of Not-supported",
@@ -96,9 +97,12 @@ def _figures(cfg: Config, rows: list[dict], knowledge: str, opened: dict) -> dic
     context = Context(work, opened, rows=lambda role, shard: shown)
     asyncio.run(verdicts.run(context, 0))  # load models, articles and rarities before the clock
     shown = rows
-    started, cpu = time.perf_counter(), time.process_time()
-    made = asyncio.run(verdicts.run(context, 0))
-    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+    times = []
+    while len(times) < RUNS and sum(wall for _, wall in times) < ENOUGH_S:
+        started, cpu = time.perf_counter(), time.process_time()
+        made = asyncio.run(verdicts.run(context, 0))
+        times.append((time.process_time() - cpu, time.perf_counter() - started))
+    cpu_s, wall_s = (min(column) for column in zip(*times, strict=True))
     facts = pa.Table.from_pylist(rows, FACTS)
     judged = pa.Table.from_pylist(made, VERDICTS)
     figures = human_agreement(facts, judged)

@@ -67,6 +67,7 @@ def test_sections_without_data_are_left_out(summary):
     page = page_of(bare, Cards())
     for section in (
         "trust",
+        "hacking",
         "where",
         "selection",
         "training",
