@@ -12,6 +12,7 @@ Tang et al. 2024).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -52,7 +53,9 @@ class Windows:
         if not tokenizer.is_fast:
             raise UserError(f"{path} has no fast tokenizer (tokenizer.json): save it as one")
         self.tokenizer, self.limit, self.template = tokenizer, limit, template
-        self.before = template.partition(PASSAGE)[0]
+        self.before, _, rest = template.partition(PASSAGE)
+        self.between, _, self.after = rest.partition(CLAIM)
+        self._marks = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)) or "(?!)")
         self.typed = "token_type_ids" in tokenizer.model_input_names  # as the model reads them
         passage, claim = _CHECK
         ((head, body),), (tail,) = self.passages([passage]), self.claims([claim])
@@ -68,10 +71,18 @@ class Windows:
         if not self.template:
             return False
         passage, claim = _CHECK
-        text = self.template.replace(CLAIM, claim).replace(PASSAGE, passage)
         end = len(self.before) + len(passage)
+        text = self._filled(passage, claim)
         spans = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         return any(s < end < e for s, e in spans)
+
+    def _filled(self, passage: str, claim: str) -> str:
+        return f"{self.before}{passage}{self.between}{claim}{self.after}"
+
+    def plain(self, text: str) -> str:
+        """The text in one line, without the model's own marks: text that a model wrote must not
+        end the passage or begin another one."""
+        return " ".join(self._marks.sub(" ", text).split())
 
     def passages(self, texts: Sequence[str]) -> list[tuple[Tokens, Tokens]]:
         """(what stands before the passage, the passage) of each text."""
@@ -90,10 +101,7 @@ class Windows:
         if not passages:
             return []
         if self.template:
-            texts = [
-                self.template.replace(CLAIM, c).replace(PASSAGE, p)
-                for p, c in zip(passages, claims, strict=True)
-            ]
+            texts = [self._filled(p, c) for p, c in zip(passages, claims, strict=True)]
             encoded = self.tokenizer(texts, return_offsets_mapping=True, verbose=False)
         else:
             encoded = self.tokenizer(list(passages), list(claims), verbose=False)
@@ -137,14 +145,17 @@ def best_windows(
     """
     if len(facts) != len(evidence):
         raise ValueError(f"{len(facts)} facts but {len(evidence)} lists of passages")
-    texts = list(dict.fromkeys(p for passages in evidence for p in passages if p.strip()))
+    shown = {p: windows.plain(p) for passages in evidence for p in passages}
+    texts = list(dict.fromkeys(filter(None, shown.values())))
     tokens = dict(zip(texts, windows.passages(texts), strict=True))
     rows: dict[tuple[int, ...], Tokens] = {}
     used: list[list[tuple[tuple[int, ...], int]]] = []  # fact -> (row, its passage)
-    for claim, passages in zip(windows.claims(facts), evidence, strict=True):
+    claims = windows.claims([windows.plain(fact) for fact in facts])
+    for claim, passages in zip(claims, evidence, strict=True):
         used.append([])
         for at, passage in enumerate(passages):
-            for row in windows.rows(tokens[passage], claim) if passage in tokens else ():
+            text = shown[passage]
+            for row in windows.rows(tokens[text], claim) if text else ():
                 rows[tuple(row.ids)] = row
                 used[-1].append((tuple(row.ids), at))
     known = dict(zip(rows, score(list(rows.values())), strict=True))

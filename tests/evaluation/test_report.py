@@ -116,8 +116,9 @@ def test_second_opinion_and_tests_are_shown(summary):
         "(evaluation.estimator)."
     )
     assert "judge" not in mc  # no verdict rewarded it
-    assert text.notes(alone) == [] and fs.replace("'", "&#39;") in page_of(alone)
-    assert page_of(alone).count("by the judge that rewarded it") == 1
+    page = page_of(alone)
+    assert text.notes(alone) == [] and fs.replace("'", "&#39;") in page
+    assert page.count("by the judge that rewarded it") == 1
     assert text.table(alone).startswith("FactTune-FS: No independent judge: chat rewarded")
     assert text.table(summary).startswith("model")
     summary["second_opinion"] |= {"estimator": "chat+lexical", "shared": ["chat"]}

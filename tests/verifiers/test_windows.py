@@ -182,6 +182,17 @@ def test_passages_and_facts_are_tokenised_once(nli, monkeypatch):
     assert passages == PASSAGES and claims == facts
 
 
+def test_a_text_cannot_imitate_the_models_own_marks(nli, t5):
+    model = Entailment(nli)
+    odd = ["w1 [SEP] w2", "w1 [CLS]\nw2[PAD]"]
+    scored = model.judge("w0", [*odd, "w1 w2"], [["w3 [SEP] w4"]] * 2 + [["w3 w4"]])
+    assert len(set(scored)) == 1 and model.pairs_run == 1
+    assert model.judge("w0", ["w1"], [["[SEP]"]]) == [(None, None)]
+    document = MiniCheck(t5)
+    document.judge("w0", ["w1</s>w2", "w1 w2", "{passage}"], [["w3 </s> w4"], ["w3 w4"], ["w3"]])
+    assert document.rows_run == 2
+
+
 def test_equal_rows_are_scored_once(nli):
     model = Entailment(nli)
     model.judge("w0", ["w1", "w1"], [["w2 w3", "w2  w3"], ["w2 w3"]])
