@@ -163,7 +163,11 @@ class Context:
         from facttune_ray.verifiers.entailment import Entailment
 
         v = self.cfg.verdicts
-        form = {"label": v.nli_label, "template": v.nli_template, "key": "verdicts.nli"}
+        form: dict[str, Any] = {
+            "label": v.nli_label,
+            "template": v.nli_template,
+            "key": "verdicts.nli",
+        }
         return Entailment(v.nli, **form, **self._model_settings)
 
     @functools.cached_property

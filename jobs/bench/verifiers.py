@@ -97,7 +97,7 @@ def _figures(cfg: Config, rows: list[dict], knowledge: str, opened: dict) -> dic
     context = Context(work, opened, rows=lambda role, shard: shown)
     asyncio.run(verdicts.run(context, 0))  # load models, articles and rarities before the clock
     shown = rows
-    times = []
+    times: list[tuple[float, float]] = []  # CPU seconds, seconds
     while len(times) < RUNS and sum(wall for _, wall in times) < ENOUGH_S:
         started, cpu = time.perf_counter(), time.process_time()
         made = asyncio.run(verdicts.run(context, 0))

@@ -58,9 +58,9 @@ def t5(folder: Path, tokenizer: Any) -> MiniCheck:
         num_layers=LAYERS,
         num_heads=4,
         pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    config.decoder_start_token_id = tokenizer.pad_token_id
     return MiniCheck(_saved(folder, T5ForConditionalGeneration(config), tokenizer))
 
 
