@@ -20,8 +20,9 @@ class EvaluationConfig:
     resamples: int = setting(2000, "Bootstrap resamples over topics.", ge=0)
     estimator: str = setting(
         "auto",
-        "Estimator of a second judge on the test facts. auto: lexical, which asks no LLM, where "
-        "verdicts.estimator is another; none: only verdicts.estimator.",
+        "Estimator of a second judge on the test facts. auto: the first of minicheck, nli, lexical "
+        "and local_lm that is no part of verdicts.estimator and, of a model, is named in verdicts; "
+        "none: only verdicts.estimator.",
     )
     judge_samples: int = setting(
         1, "Responses to a test prompt that an LLM compares with the base model's; 0: none.", ge=0

@@ -23,8 +23,8 @@ from facttune_ray.storage.schema import REWARD_COLUMNS, made_of
 FOLDERS = ("base", "imported", "world", "topics", "prompts", "knowledge", "ledger", "annotator")
 # Settings that name files and models; a name such as "hf_models" or "sk-wiki.db" is not a key
 PATHS = frozenset(
-    "out folder topics files knowledge samples entity_samples groups path local_lm npm dense "
-    "nli_model spacy_model ledger checkpoints deepspeed custom_generate".split()
+    "out folder topics files knowledge samples entity_samples groups path local_lm npm nli "
+    "minicheck dense nli_model spacy_model ledger checkpoints deepspeed custom_generate".split()
 )
 # Parameters that every request has from other settings
 OF_A_REQUEST = ("model", "messages", "temperature", "max_tokens", "n")

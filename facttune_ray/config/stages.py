@@ -55,8 +55,9 @@ class VerdictsConfig:
 
     estimator: str = setting(
         "chat",
-        'lexical, chat, local_lm, npm, joined by "+": all must support; or a name of FActScore: '
-        "retrieval+ChatGPT, retrieval+llama, retrieval+llama+npm, retrieval+ChatGPT+npm, npm.",
+        'lexical, chat, nli, minicheck, local_lm, npm, joined by "+": all must support; or a name '
+        "of FActScore: retrieval+ChatGPT, retrieval+llama, retrieval+llama+npm, "
+        "retrieval+ChatGPT+npm, npm.",
     )
     retrieval: Literal["bm25", "dense", "fts", "none"] = setting(
         "bm25", "How passages are found; fts: in all articles, whatever their title."
@@ -73,16 +74,30 @@ class VerdictsConfig:
         False, "chat: the score is the probability of True, where the endpoint returns it."
     )
     local_lm: str = setting("", "local_lm: causal LM, as a Hugging Face folder, URI or hub id.")
+    nli: str = setting(
+        "", "nli: sequence classifier with an entailment label, as a folder, URI or hub id."
+    )
+    nli_label: str = setting("", "nli: label of a supported fact; empty: the entailment label.")
+    nli_template: str = setting(
+        "",
+        "nli: text with {passage} and {claim} for a classifier of one text (FactCG); empty: a "
+        "pair of texts.",
+    )
+    minicheck: str = setting(
+        "", "minicheck: MiniCheck's Flan-T5 (lytang/MiniCheck-Flan-T5-Large), or one like it."
+    )
     npm: str = setting("facebook/npm-single", "npm: masked LM, as a folder, URI or hub id.")
     npm_passages: int = setting(3, "npm: passages shown for a fact (FActScore: 3).", ge=1)
     dense: str = setting(
         "sentence-transformers/gtr-t5-large", "retrieval=dense: sentence-transformers model."
     )
-    dtype: Dtype = setting("float32", "local_lm, npm: type of the weights.")
+    dtype: Dtype = setting("float32", "nli, minicheck, local_lm, npm: type of the weights.")
     batch_tokens: int = setting(
-        8192, "local_lm, npm: most tokens of a forward pass.", unit="tokens", ge=1
+        8192, "nli, minicheck, local_lm, npm: most tokens of a pass.", unit="tokens", ge=1
     )
-    gpus: float = setting(0.0, "local_lm, npm, dense: GPUs of a worker; 0: CPU.", unit="GPUs", ge=0)
+    gpus: float = setting(
+        0.0, "nli, minicheck, local_lm, npm, dense: GPUs of a worker; 0: CPU.", unit="GPUs", ge=0
+    )
     accelerator: str = setting("", "GPU type, as in sampling.accelerator; empty: any.")
 
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from facttune_ray.config import Config, GroupsConfig
 from facttune_ray.config.wanted import by_verdicts
-from facttune_ray.evaluation import breakdowns, comparisons, metrics
+from facttune_ray.evaluation import breakdowns, comparisons, hacking, metrics
 from facttune_ray.evaluation import rewards as rewards_of
 from facttune_ray.evaluation.agreement import human_agreement, of_facts
 from facttune_ray.evaluation.breakdowns import Scope, counts, shards_of
@@ -31,7 +31,7 @@ from facttune_ray.evaluation.report import browser, files
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
-VERSION = 2  # of the summary's figures and the report's data
+VERSION = 3  # of the summary's figures and the report's data
 SELECT = {  # the val figure that chooses the round, from `metrics.summarise`; higher is better
     "net": ("correct - incorrect", lambda m: m["correct"]["value"] - m["incorrect"]["value"]),
     "error_rate": ("-error rate", lambda m: -m["error_rate"]["value"]),
@@ -153,6 +153,7 @@ def _summary(
         "length_matched": against_base(comparisons.length_matched),
         "second_opinion": breakdowns.second_opinion(root, scopes, **settings),
         "judged": breakdowns.judged(root, {n: scopes[n] for n in tuned}),
+        "hacking": hacking.signs(root, scopes),
         "groups": breakdowns.groups(by_model, group_of, **settings),
         "kinds": breakdowns.kinds(root, scopes, by_model),
         "lengths": {name: breakdowns.lengths(c) for name, c in by_model.items()},

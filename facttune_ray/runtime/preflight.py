@@ -11,12 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from facttune_ray.config import Config, LLMConfig, contenders
-from facttune_ray.config.wanted import by_verdicts, needed, wanted
+from facttune_ray.config.wanted import needed, wanted
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import source
 from facttune_ray.stages import stage
 from facttune_ray.storage.schema import made_of
-from facttune_ray.telemetry import say
 from facttune_ray.training.recipe import check_training
 
 
@@ -33,7 +32,6 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
         from facttune_ray.knowledge.articles import Articles
 
         Articles(knowledge).search("a", 1)
-    warn_of_judges(cfg)
     if made_of(needed(cfg, wanted(cfg)), "entities"):
         stage("entities").hints(cfg)  # UserError for a missing spaCy pipeline
     if not models:
@@ -50,33 +48,13 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
         dense = v.retrieval == "dense" and names != ("lexical",)
         if dense and find_spec("sentence_transformers") is None:
             raise UserError("verdicts.retrieval=dense needs: pip install sentence-transformers")
-        for key in [k for k in ("local_lm", "npm") if k in names] + ["dense"] * dense:
+        for key in [n for n in names if n in verdicts.MODELS] + ["dense"] * dense:
             used.setdefault(getattr(v, key), f"verdicts.{key}")
     if cfg.classes.method == "nli":
         used.setdefault(cfg.classes.nli_model, "classes.nli_model")
     for name, key in used.items():
         if name:
             check_model(key, name)
-
-
-def warn_of_judges(cfg: Config) -> None:
-    """Warn if tuned models are measured only by the estimator that rewards them, or if the second
-    judge shares an estimator with the first."""
-    verdicts = stage("verdicts")
-    other = verdicts.second_opinion(cfg)
-    first = set(verdicts.estimators(cfg.verdicts))
-    if other and (shared := first & set(verdicts.estimators(other.verdicts))):
-        say(
-            f"warning: evaluation.estimator={cfg.evaluation.estimator} has "
-            f"{', '.join(sorted(shared))} in common with verdicts.estimator="
-            f"{cfg.verdicts.estimator}: it is not an independent judge"
-        )
-    rewarded = [n for n, t in cfg.tune.items() if t.rounds and by_verdicts(cfg, t.reward)]
-    if rewarded and cfg.evaluation.tuned and not other:
-        say(
-            f"warning: {', '.join(rewarded)}: measured by the estimator that rewards it "
-            f"({cfg.verdicts.estimator}), which flatters it: set evaluation.estimator to another"
-        )
 
 
 def check_embedded(llm: LLMConfig) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from facttune_ray.training.model import GroupModel
     from facttune_ray.verifiers.entailment import Entailment
     from facttune_ray.verifiers.local_lm import LocalLM
+    from facttune_ray.verifiers.minicheck import MiniCheck
     from facttune_ray.verifiers.npm import NPM
 
 
@@ -148,6 +149,24 @@ class Context:
         from facttune_ray.verifiers.entailment import Entailment
 
         return Entailment(self.cfg.classes.nli_model, **_settings(self.cfg.classes))
+
+    @functools.cached_property
+    def nli(self) -> Entailment:
+        from facttune_ray.verifiers.entailment import Entailment
+
+        v = self.cfg.verdicts
+        form: dict[str, Any] = {
+            "label": v.nli_label,
+            "template": v.nli_template,
+            "key": "verdicts.nli",
+        }
+        return Entailment(v.nli, **form, **self._model_settings)
+
+    @functools.cached_property
+    def minicheck(self) -> MiniCheck:
+        from facttune_ray.verifiers.minicheck import MiniCheck
+
+        return MiniCheck(self.cfg.verdicts.minicheck, **self._model_settings)
 
     @functools.cached_property
     def npm(self) -> NPM:

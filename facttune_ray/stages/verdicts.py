@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,33 +59,45 @@ def estimators(cfg: VerdictsConfig) -> tuple[str, ...]:
             f"verdicts.threshold={cfg.threshold:g} applies to one estimator, but "
             f"verdicts.estimator={cfg.estimator} has several: leave it null"
         )
-    blind = cfg.retrieval == "none" and {"lexical", "npm"}.intersection(names)
+    blind = cfg.retrieval == "none" and NEED_PASSAGES.intersection(names)
     if blind:
         raise UserError(
             f"verdicts.retrieval=none shows no passages, but {min(blind)} compares with them: "
             f"set bm25, dense or fts"
         )
-    if "local_lm" in names and not cfg.local_lm:
-        raise UserError("verdicts.local_lm is empty: name a causal LM, by folder or hub id")
+    for name in names:
+        if name in MODELS and not getattr(cfg, name):
+            raise UserError(f"verdicts.{name} is empty: name {MODELS[name]}, by folder or hub id")
+    if "nli" in names and cfg.nli_template:
+        before, passage, after = cfg.nli_template.partition("{passage}")
+        if not passage or "{claim}" in before or after.count("{claim}") != 1:
+            raise UserError("verdicts.nli_template: it needs {passage}, and after it {claim} once")
     return names
 
 
 def second_opinion(cfg: Config) -> Config | None:
     """The config whose `verdicts.estimator` is `evaluation.estimator`. None if that is none, or is
-    the first estimator; or if it is auto, and a part of the first or without articles."""
+    the first estimator; or if it is auto, and no estimator is independent of the first."""
     asked, first = cfg.evaluation.estimator, estimators(cfg.verdicts)
-    if asked == "none" or (asked == "auto" and not knows(cfg)):
+    name = _independent(cfg, first) if asked == "auto" else asked
+    if name is None or name == "none":
         return None
-    name = "lexical" if asked == "auto" else asked
     shown = "bm25" if cfg.verdicts.retrieval == "none" else cfg.verdicts.retrieval
     other = replace(cfg.verdicts, estimator=name, retrieval=shown, threshold=None)
     try:
         names = set(estimators(other))
     except UserError as e:
         raise UserError(str(e).replace("verdicts.estimator", "evaluation.estimator")) from None
-    if names == set(first) or (asked == "auto" and names & set(first)):
+    return None if names == set(first) else replace(cfg, verdicts=other)
+
+
+def _independent(cfg: Config, first: Sequence[str]) -> str | None:
+    """The first of INDEPENDENT that costs no request, is no part of the first estimator and can
+    run: a model of pairs or a causal LM runs if its setting names one."""
+    if not knows(cfg):
         return None
-    return replace(cfg, verdicts=other)
+    free = (n for n in INDEPENDENT if n == "lexical" or getattr(cfg.verdicts, n))
+    return next((n for n in free if n not in first), None)
 
 
 def knows(cfg: Config) -> bool:
@@ -104,8 +116,12 @@ def recipe(cfg: Config) -> dict:
     keys: list[str] = []
     if names != ("lexical",):
         keys += ["retrieval", "dense"] if v.retrieval == "dense" else ["retrieval"]
-    if {"chat", "local_lm"} & set(names):
+    if {"chat", "local_lm", "nli", "minicheck"} & set(names):
         keys.append("passages")
+    if "nli" in names:
+        keys += ["nli", "nli_label", "nli_template"]
+    if "minicheck" in names:
+        keys.append("minicheck")
     if "npm" in names:
         keys += ["npm", "npm_passages"]
     if "local_lm" in names:
@@ -116,7 +132,7 @@ def recipe(cfg: Config) -> dict:
         templates = [prompt.CLOSED if v.retrieval == "none" else prompt.TEMPLATE]
         templates += [prompt.MANY] * (v.facts_per_request > 1)
         settings |= {f"prompts/{t}.txt": template.fingerprint(t) for t in templates}
-    if {"npm", "local_lm"} & set(names):
+    if set(MODELS) & set(names):
         keys.append("dtype")
     if "chat" not in names or v.threshold is not None:
         settings |= {f"threshold.{name}": threshold(v, name) for name in names}
@@ -255,6 +271,28 @@ async def _npm(context: Context, evidence: Evidence) -> list[dict]:
     return await _by_model(context, evidence, "npm", context.npm.judge, most)
 
 
+async def _nli(context: Context, evidence: Evidence) -> list[dict]:
+    return await _by_windows(context, evidence, "nli", context.nli.judge)
+
+
+async def _minicheck(context: Context, evidence: Evidence) -> list[dict]:
+    return await _by_windows(context, evidence, "minicheck", context.minicheck.judge)
+
+
+async def _by_windows(
+    context: Context, evidence: Evidence, name: str, judge: Callable
+) -> list[dict]:
+    """Verdicts of a model that judges each passage of a fact by itself and takes the best."""
+    cfg = context.cfg.verdicts
+    shown = [evidence.shown(i)[: cfg.passages] for i in range(len(evidence.facts))]
+    scored = await asyncio.to_thread(judge, evidence.topic, evidence.facts, shown)
+    least = threshold(cfg, name)
+    return [
+        _verdict(evidence, i, score, least, None if at is None else evidence.by_fact[i][at])
+        for i, (score, at) in enumerate(scored)
+    ]
+
+
 async def _by_model(
     context: Context, evidence: Evidence, name: str, judge: Callable, most: int
 ) -> list[dict]:
@@ -265,6 +303,25 @@ async def _by_model(
     return [_verdict(evidence, i, score, least) for i, score in enumerate(scores)]
 
 
-ESTIMATORS = {"lexical": _lexical, "chat": _chat, "local_lm": _local_lm, "npm": _npm}
+ESTIMATORS = {
+    "lexical": _lexical,
+    "chat": _chat,
+    "nli": _nli,
+    "minicheck": _minicheck,
+    "local_lm": _local_lm,
+    "npm": _npm,
+}
+INDEPENDENT = ("minicheck", "nli", "lexical", "local_lm")  # for evaluation.estimator=auto, in order
+NEED_PASSAGES = {"lexical", "nli", "minicheck", "npm"}
+MODELS = {  # estimators with weights, which the setting `verdicts.NAME` names
+    "nli": "a sequence classifier with an entailment label",
+    "minicheck": "MiniCheck's Flan-T5",
+    "local_lm": "a causal LM",
+    "npm": "a masked LM",
+}
 # A fact is supported from this score. FActScore: logit True > logit False, and npm above 0.3.
-THRESHOLDS = {"lexical": lexical.THRESHOLD, "chat": 0.5, "local_lm": 0.5, "npm": 0.3}
+THRESHOLDS = {
+    "lexical": lexical.THRESHOLD,
+    **dict.fromkeys(("chat", "nli", "minicheck", "local_lm"), 0.5),
+    "npm": 0.3,
+}

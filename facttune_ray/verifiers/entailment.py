@@ -1,26 +1,37 @@
-"""Decide by an NLI model whether two texts mean the same: each must entail the other (Kuhn et al.
-2023, section 3.1).
+"""An NLI model: does a passage entail a fact, and do two texts mean the same?
 
-    model = Entailment("microsoft/deberta-large-mnli", device="cuda")
+    model = Entailment("FacebookAI/roberta-large-mnli", device="cuda")
+    model.judge("Mara Veldt", ["She plays the cello."], [["Mara Veldt is a cellist in Lyon."]])
+    ->  [(0.97, 0)]
     model.same([("Where was Mara born? In Lyon", "Where was Mara born? Lyon, France"),
                 ("Where was Mara born? In Lyon", "Where was Mara born? In Paris")])
     ->  [True, False]
 
-The model is any sequence classifier of premise and hypothesis with a label for entailment. The
-second direction is run only when the first text entails the second.
+The model is any sequence classifier with a label for entailment. `judge` gives its probability
+(softmax over the labels) for the best passage, or the best window of a long passage. Two texts mean
+the same if each entails the other (Kuhn et al. 2023, section 3.1); the second direction is run only
+when the first text entails the second.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.sampling import weights
+from facttune_ray.verifiers.windows import (
+    Scored,
+    Tokens,
+    Windows,
+    batches,
+    best_windows,
+    padded,
+)
 
 Pair = tuple[str, str]  # premise, hypothesis
 
@@ -36,22 +47,42 @@ class Entailment:
         device: str = "cpu",
         batch_tokens: int = 8192,
         cached: int = 200_000,
+        label: str = "",
+        template: str = "",
+        key: str = "classes.nli_model",
     ) -> None:
         """`path`: HF folder or hub name with safetensors weights. `batch_tokens`: most tokens in
-        one forward pass, padding included. `cached`: judgements kept between calls, the oldest go
-        first. UserError for a model that cannot serve."""
+        one forward pass, padding included. `cached`: judgements of `same` kept between calls, the
+        oldest go first. `label`: the label of a supported claim; "": the label that says
+        entailment. `template`: see `Windows`. `key`: the setting that errors name. UserError for a
+        model that cannot serve."""
         self.tokenizer, self.model = weights.load(
             path, dtype, device=device, auto_class="AutoModelForSequenceClassification"
         )
         self.device = torch.device(device)
         self.batch_tokens, self.cached = batch_tokens, cached
-        self.label = entailment_label(self.model.config.id2label, path)
-        self.positions = positions(self.tokenizer, self.model.config)
-        self.tokenizer.truncation_side = "left"  # keep the answer, which is at the end
-        self.pads = None not in (self.tokenizer.pad_token_id, self.model.config.pad_token_id)
-        self.pairs_run = 0  # number of judged pairs, each direction counted
+        self.label = entailment_label(self.model.config.id2label, path, label, key)
+        self.windows = Windows(
+            self.tokenizer, positions(self.tokenizer, self.model.config), path, template
+        )
+        self.tokenizer.truncation_side = "left"  # `same` keeps the answer, which is at the end
+        self.pad: int | None = self.tokenizer.pad_token_id
+        if self.model.config.pad_token_id is None:  # then the model reads the last token of a batch
+            self.pad = None
+        self.pairs_run = 0  # number of judged pairs and windows, each direction counted
         self._known: dict[Pair, bool] = {}
         self._lock = threading.Lock()
+
+    def judge(
+        self, topic: str, facts: Sequence[str], evidence: Sequence[Sequence[str]]
+    ) -> list[Scored]:
+        """(probability of entailment, index of the deciding passage) of each fact by its passages;
+        (None, None) without a passage, or for a fact that is too long by itself."""
+        with self._lock, torch.inference_mode():
+            return best_windows(self.windows, facts, evidence, self._probabilities)
+
+    def _probabilities(self, rows: list[Tokens]) -> list[float]:
+        return torch.softmax(self._logits(rows), dim=-1)[:, self.label].tolist()
 
     def same(self, pairs: Sequence[Pair]) -> list[bool]:
         """Whether the two texts of each pair entail each other. Equal texts mean the same.
@@ -81,47 +112,52 @@ class Entailment:
             return []
         premises, hypotheses = (list(side) for side in zip(*pairs, strict=True))
         encoded = self.tokenizer(
-            premises, hypotheses, truncation="longest_first", max_length=self.positions
+            premises, hypotheses, truncation="longest_first", max_length=self.windows.limit
         )
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        out = [False] * len(pairs)
-        for batch in batches(lengths, self.batch_tokens if self.pads else 0):
-            columns = {name: [rows[i] for i in batch] for name, rows in encoded.items()}
-            if self.pads:
-                columns = self.tokenizer.pad(columns)
-            inputs = {name: torch.tensor(rows).to(self.device) for name, rows in columns.items()}
-            labels_B = self.model(**inputs).logits.argmax(-1)
-            for i, label in zip(batch, labels_B.tolist(), strict=True):
-                out[i] = label == self.label
+        ids = encoded["input_ids"]
+        types = encoded["token_type_ids"] if self.windows.typed else [[0] * len(i) for i in ids]
+        logits_NL = self._logits([Tokens(*row) for row in zip(ids, types, strict=True)])
+        return (logits_NL.argmax(-1) == self.label).tolist()
+
+    def _logits(self, rows: list[Tokens]) -> torch.Tensor:
+        """Logits [N, labels] of rows, in float32 on the CPU. A single logit x, whose sigmoid is the
+        probability, becomes the two logits 0 and x."""
+        labels = max(2, self.model.config.num_labels)
+        out_NL = torch.zeros(len(rows), labels)
+        lengths = [len(row.ids) for row in rows]
+        for batch in batches(lengths, 0 if self.pad is None else self.batch_tokens):
+            some = [rows[i] for i in batch]
+            inputs = padded(some, self.pad or 0, self.windows.typed, self.device)
+            logits_BL = self.model(**inputs).logits.float().cpu()
+            out_NL[batch, labels - logits_BL.shape[1] :] = logits_BL
             self.pairs_run += len(batch)
-        return out
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Batches of indices, longest first. A padded batch has at most `batch_tokens` tokens, or one
-    row."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    at = 0
-    while at < len(order):
-        n = max(1, batch_tokens // max(1, lengths[order[at]]))
-        yield order[at : at + n]
-        at += n
+        return out_NL
 
 
 _NOT = re.compile(r"(not|non|no|un)[^a-z]*entail", re.I)
 
 
-def entailment_label(id2label: dict[int, str], path: str) -> int:
-    """Index of the label for entailment ("entailment", "ENTAILMENT", "entail"; never
-    "not_entailment"). Raise UserError unless exactly one label says so."""
-    named = [i for i, n in id2label.items() if "entail" in n.lower() and not _NOT.search(n)]
+def entailment_label(
+    id2label: dict[int, str], path: str, label: str = "", key: str = "classes.nli_model"
+) -> int:
+    """Index of the label `label`, or of the label for entailment ("entailment", "ENTAILMENT",
+    "entail"; never "not_entailment"); 1 for the only label of a model with one logit. Raise
+    UserError unless exactly one label fits."""
+
+    def entails(name: str) -> bool:
+        return "entail" in name.lower() and not _NOT.search(name)
+
+    named = [i for i, name in id2label.items() if (name == label if label else entails(name))]
     if len(named) != 1:
+        names = ", ".join(map(str, id2label.values()))
+        if label:
+            raise UserError(f"{key}_label={label}: {path} has the labels {names}")
+        asked = "" if key == "classes.nli_model" else f", or name the label in {key}_label"
         raise UserError(
-            f"classes.nli_model: {path} has the labels {', '.join(map(str, id2label.values()))}: "
-            f"no label or several labels say entailment; use a model trained on NLI, "
-            f"such as microsoft/deberta-large-mnli"
+            f"{key}: {path} has the labels {names}: no label or several labels say entailment; use "
+            f"a model trained on NLI, such as FacebookAI/roberta-large-mnli{asked}"
         )
-    return named[0]
+    return named[0] if len(id2label) > 1 else 1
 
 
 def positions(tokenizer: Any, config: Any) -> int:

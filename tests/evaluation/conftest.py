@@ -177,6 +177,13 @@ def model(correct, incorrect, words=18.0):
     }
 
 
+def hacking(name_only, frames, fragments):
+    """Signs of reward hacking, as a summary has them."""
+    shares = {"name_only": name_only, "frames": frames, "fragments": fragments}
+    signs = {k: {"value": v, "count": round(100 * v), "of": 100} for k, v in shares.items()}
+    return signs | {"common": [{"frame": "… is a <b>", "topics": 7, "sentences": 9}]}
+
+
 def comparison(reduction, spread, correct_change):
     return {
         "error_rate_reduction": interval(reduction, spread),
@@ -214,6 +221,7 @@ def made():
         interval=interval,
         model=model,
         comparison=comparison,
+        hacking=hacking,
         training_log=training_log,
         candidate=candidate,
     )
@@ -251,6 +259,14 @@ def summary():
             "comparisons": {"facttune_fs": comparison(0.51, 0.04, 0.5)},
         },
         "judged": {},
+        "hacking": {
+            n: hacking(own, frames, 0.01)
+            for n, own, frames in (
+                ("base", 0.01, 0.2),
+                ("facttune_fs", 0.02, 0.22),
+                ("facttune_mc", 0.0, 0.1),
+            )
+        },
         "length_matched": {},
         "groups": [],
         "kinds": [],

@@ -67,6 +67,7 @@ def test_sections_without_data_are_left_out(summary):
     page = page_of(bare, Cards())
     for section in (
         "trust",
+        "hacking",
         "where",
         "selection",
         "training",
@@ -109,13 +110,21 @@ def test_second_opinion_and_tests_are_shown(summary):
     assert "0.031" in page and "took no part in training" in page  # not the p without Holm's
     assert "&lt; 0.001" in page and "Holm" in page
     alone = summary | {"second_opinion": {}}
-    said = "\n".join(text.notes(alone))
-    assert "FactTune-FS is measured by the estimator that rewarded it (chat)" in said
-    assert "FactTune-MC" not in said  # no verdict rewarded it
+    fs, mc = text.headline(alone)
+    assert fs.endswith(
+        "No independent judge: chat rewarded this model and measured it, which flatters it "
+        "(evaluation.estimator)."
+    )
+    assert "judge" not in mc  # no verdict rewarded it
+    page = page_of(alone)
+    assert text.notes(alone) == [] and fs.replace("'", "&#39;") in page
+    assert page.count("by the judge that rewarded it") == 1
+    assert text.table(alone).startswith("FactTune-FS: No independent judge: chat rewarded")
+    assert text.table(summary).startswith("model")
     summary["second_opinion"] |= {"estimator": "chat+lexical", "shared": ["chat"]}
     page = page_of(summary)
     assert "chat+lexical shares chat with it" in page and "took no part" not in page
-    assert "the second estimator, chat+lexical, shares chat: it may flatter" in page
+    assert "chat rewarded this model, and the second estimator shares chat with it" in page
 
 
 def test_a_judge_that_prefers_base_is_noted(summary, made):

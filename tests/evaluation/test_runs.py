@@ -8,7 +8,6 @@ from facttune_ray import cli, config
 from facttune_ray.evaluation import breakdowns
 from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.evaluation.report import text
-from facttune_ray.runtime import preflight
 from facttune_ray.stages import verdicts
 from facttune_ray.storage.tables import Folder
 
@@ -241,22 +240,21 @@ def test_auto_takes_a_free_second_estimator():
     assert name() == "lexical"
     assert name("verdicts.retrieval=none") == "lexical"
     assert name("evaluation.estimator=none") is None
-    assert name("verdicts.estimator=lexical") is None  # the same: a note in the report says so
+    assert name("verdicts.estimator=lexical") is None  # the same: the report's headline says so
     assert name("verdicts.estimator=chat+lexical") is None  # a part of it
+    model = "verdicts.nli=a/model"
+    assert name(model) == name("verdicts.estimator=lexical", model) == "nli"
+    assert name("verdicts.estimator=chat+lexical", "verdicts.local_lm=m") == "local_lm"
+    assert name("verdicts.estimator=nli", model, "verdicts.minicheck=m") == "minicheck"
+    assert name("verdicts.estimator=nli", model) == "lexical"
+    mine = ("data.source=factscore", "data.folder=d", "data.files=[m.jsonl]")
+    assert name(*mine, model) is None  # no article
+    assert name(*mine, model, "data.knowledge=k.jsonl") == "nli"
     turned = ("verdicts.estimator=lexical+chat", "evaluation.estimator=chat+lexical")
     assert name(*turned) is None
     assert name("verdicts.estimator=lexical", "evaluation.estimator=chat") == "chat"
     with pytest.raises(Exception, match='evaluation.estimator: no "lexcal"'):
         name("evaluation.estimator=lexcal")
-
-
-def test_a_second_estimator_that_is_part_of_the_first_gives_a_warning(capsys):
-    words = ["verdicts.estimator=chat", "evaluation.estimator=chat+lexical"]
-    preflight.warn_of_judges(config.load(["quickstart"], words))
-    said = capsys.readouterr()
-    assert "has chat in common with verdicts.estimator=chat" in said.out + said.err
-    preflight.warn_of_judges(config.load(["quickstart"]))
-    assert capsys.readouterr().err == ""
 
 
 def test_only_the_models_of_a_scope_are_counted(folder):

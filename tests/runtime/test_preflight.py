@@ -30,6 +30,8 @@ def given(tmp_path) -> list[str]:
         ("verdicts.no_article=search", "k.db has no full-text index: make one beside it"),
         ("verdicts.estimator=retrieval+llama verdicts.local_lm=no/such/model", "no such folder"),
         ("verdicts.estimator=npm verdicts.npm={}/empty", "/empty: no model there"),
+        ("verdicts.estimator=nli verdicts.nli={}/empty", "verdicts.nli="),
+        ("verdicts.estimator=minicheck verdicts.minicheck=no/such/model", "no such folder"),
         ("model.path=file://{}/none", "/none: no model there"),
         ("llm.base_url=embedded llm.model=gpt-4o-mini", "name its endpoint in llm.base_url"),
         ("classes.method=nli classes.nli_model={}/empty", "classes.nli_model="),

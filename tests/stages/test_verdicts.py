@@ -56,6 +56,14 @@ class Judges:
         return [next(s for word, s in self.scores.items() if word in fact) for fact in facts]
 
 
+class Windowed(Judges):
+    """A model that judges passages one by one: the last passage of each fact decides."""
+
+    def judge(self, topic, facts, evidence):
+        scores = super().judge(topic, facts, evidence)
+        return [(s, len(e) - 1 if e else None) for s, e in zip(scores, evidence, strict=True)]
+
+
 @pytest.fixture(scope="module")
 def knowledge(tmp_path_factory):
     path = tmp_path_factory.mktemp("knowledge") / "k.db"
@@ -156,6 +164,20 @@ def test_all_estimators_must_support(knowledge):
     assert {v["estimator"] for v in found.values()} == {"retrieval+llama+npm"}
 
 
+@pytest.mark.parametrize("name", ["nli", "minicheck"])
+def test_a_model_of_pairs_judges_by_the_best_of_its_passages(knowledge, name):
+    model = Windowed({"cello": 0.5, "Rome": 0.49, "sings": None})
+    facts = [CELLO, ROME, "Mara Veldt sings."]
+    found = judged(
+        knowledge, facts, f"verdicts.estimator={name}", f"verdicts.{name}=x",
+        "verdicts.passages=2", **{name: model},
+    )  # fmt: skip
+    assert [v["supported"] for v in found.values()] == [True, False, None]
+    assert {len(e) for e in model.seen} == {2}
+    assert found[CELLO]["evidence"] == model.seen[0][1]  # the passage that decided, not the first
+    assert found["Mara Veldt sings."]["reason"] == "nothing to check"
+
+
 def test_not_supported_overrides_an_unknown_verdict(knowledge):
     client = Asked({"a": "?", "b": "?"})
     npm = Judges({"a": 0.9, "b": 0.1})
@@ -224,6 +246,16 @@ def test_retrieval_none_shows_no_passages(knowledge):
         (["verdicts.estimator=chat+npm", "verdicts.threshold=0.4"], "has several"),
         (["verdicts.estimator=local_lm"], "verdicts.local_lm is empty"),
         (["verdicts.estimator=lexical", "verdicts.retrieval=none"], "shows no passages"),
+        (["verdicts.estimator=nli"], "verdicts.nli is empty: name a sequence classifier"),
+        (["verdicts.estimator=minicheck"], "verdicts.minicheck is empty: name MiniCheck's"),
+        (
+            ["verdicts.estimator=nli", "verdicts.nli=x", "verdicts.retrieval=none"],
+            "shows no passages, but nli compares",
+        ),
+        (
+            ["verdicts.estimator=nli", "verdicts.nli=x", 'verdicts.nli_template="{claim}"'],
+            "nli_template: it needs .passage., and after it .claim. once",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(overrides, says):
@@ -240,6 +272,10 @@ def test_the_recipe_has_only_settings_that_change_verdicts():
     base = verdicts.recipe(config.load([]))
     assert verdicts.recipe(config.load([], ["verdicts.batch_tokens=9", "verdicts.gpus=1"])) == base
     assert verdicts.recipe(config.load([], ["verdicts.npm=other"])) == base
+    nli = ["verdicts.estimator=nli", "verdicts.nli=x"]
+    for change in ("nli=y", "nli_label=yes", "nli_template={passage} {claim}", "passages=3"):
+        changed = verdicts.recipe(config.load([], [*nli, f"verdicts.{change}"]))
+        assert changed != verdicts.recipe(config.load([], nli)), change
     changes = ["passages=3", "logprobs=true", "facts_per_request=4", "retrieval=fts"]
     for change in [*changes, "no_article=search", "threshold=0.5", "estimator=lexical"]:
         assert verdicts.recipe(config.load([], [f"verdicts.{change}"])) != base, change

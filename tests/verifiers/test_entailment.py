@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.verifiers.entailment import Entailment, batches, entailment_label
+from facttune_ray.verifiers.entailment import Entailment, entailment_label
+from facttune_ray.verifiers.windows import batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,7 +118,7 @@ def test_the_cache_is_bounded(random_model):
 
 def test_a_long_pair_loses_its_beginning(random_model):
     model = Entailment(random_model)
-    assert model.positions == 64
+    assert model.windows.limit == 64
     long = " ".join(WORDS * 5)
     model.same([(f"{long} w1", f"{long} w2"), (f"{long} w1", "w3")])  # fits the positions
     assert model.pairs_run >= 2
@@ -130,7 +131,7 @@ def test_a_model_without_padding_runs_pairs_one_at_a_time(random_model, tmp_path
 
     model = AutoModelForSequenceClassification.from_pretrained(random_model)
     bare = Entailment(save(tmp_path / "bare", model, tokenizer(pad=None)))
-    assert not bare.pads
+    assert bare.pad is None
     pairs = list(itertools.combinations(texts(), 2))
     assert bare.same(pairs) == Entailment(random_model).same(pairs)
 

@@ -25,11 +25,19 @@ def models(tmp_path_factory) -> dict[str, str]:
     """Folders of a tiny Llama, a tiny masked LM and a tiny sentence-transformers model."""
     st = pytest.importorskip("sentence_transformers", reason="pip install -e '.[dense]'")
     from sentence_transformers import models as parts
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertTokenizerFast,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     folder = tmp_path_factory.mktemp("models")
     texts = [p for passages in ARTICLES.values() for p in passages] + list(OUTPUTS.values())
-    tokenizer = train_tokenizer([*texts, "True or False? Answer: True False"], 400, 512)
+    more = ["True or False? Answer: True False", "predict: 0 1"]
+    tokenizer = train_tokenizer([*texts, *more], 400, 512)
     random_model(tokenizer, 0, 32, 2, 2, 512).save_pretrained(folder / "llama")
     tokenizer.save_pretrained(folder / "llama")
     words = sorted({w for t in texts for w in t.lower().replace(".", " . ").split()})
@@ -39,15 +47,25 @@ def models(tmp_path_factory) -> dict[str, str]:
         vocab_size=len(special) + len(words), hidden_size=16, num_hidden_layers=1,
         num_attention_heads=2, intermediate_size=16, max_position_embeddings=64,
     )  # fmt: skip
+    t5 = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    t5.decoder_start_token_id = tokenizer.pad_token_id
+    T5ForConditionalGeneration(t5).save_pretrained(folder / "minicheck")
+    tokenizer.save_pretrained(folder / "minicheck")
+    config.id2label = {0: "neutral", 1: "entailment"}
+    BertForSequenceClassification(config).save_pretrained(folder / "nli")
     masked = BertForMaskedLM(config)
     masked.save_pretrained(folder / "masked")
     masked.bert.save_pretrained(folder / "bert")
-    for name in ("masked", "bert"):
+    for name in ("masked", "bert", "nli"):
         BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / name)
     body = parts.Transformer(str(folder / "bert"), max_seq_length=32)
     pooling = parts.Pooling(16, pooling_mode="mean")
     st.SentenceTransformer(modules=[body, pooling]).save(str(folder / "dense"))
-    return {name: str(folder / name) for name in ("llama", "masked", "dense")}
+    names = ("llama", "masked", "dense", "nli", "minicheck")
+    return {name: str(folder / name) for name in names}
 
 
 def verdicts(tmp_path, *words) -> list[dict]:
@@ -62,11 +80,15 @@ def verdicts(tmp_path, *words) -> list[dict]:
     return [row for shard in range(2) for row in tables.rows(folder, shard)]
 
 
-@pytest.mark.parametrize("estimator", ["local_lm", "npm", "retrieval+llama+npm"])
+@pytest.mark.parametrize(
+    "estimator", ["local_lm", "npm", "retrieval+llama+npm", "nli", "minicheck+lexical"]
+)
 def test_local_estimators_in_a_complete_run(ray_cluster, tmp_path, capsys, models, estimator):
     words = [f"verdicts.estimator={estimator}", f"verdicts.local_lm=file://{models['llama']}"]
-    words += [f"verdicts.npm=file://{models['masked']}"]
-    if estimator != "npm":
+    words += [f"verdicts.npm=file://{models['masked']}", f"verdicts.nli={models['nli']}"]
+    words += [f"verdicts.minicheck=file://{models['minicheck']}"]
+    dense = "llama" in estimator or estimator == "local_lm"
+    if dense:
         words += ["verdicts.retrieval=dense", f"verdicts.dense={models['dense']}"]
     rows = verdicts(tmp_path, *words)
     judged = [r for r in rows if r["topic"] != "Nobody Known"]
@@ -80,7 +102,7 @@ def test_local_estimators_in_a_complete_run(ray_cluster, tmp_path, capsys, model
     assert summary["models"]["m"]["no_article"] == 1
     assert not (tmp_path / "out" / "ledger").exists()
     vectors = [*(tmp_path / "out").glob("knowledge/vectors/*.npy")]
-    assert len(vectors) == (0 if estimator == "npm" else 2)  # one file per article
+    assert len(vectors) == (2 if dense else 0)  # one file per article
 
 
 def test_a_missing_model_gives_one_line(ray_cluster, tmp_path, capsys):

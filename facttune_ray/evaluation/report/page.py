@@ -60,6 +60,7 @@ def page(summary: Summary, cards: Cards) -> str:
         s=summary,
         headline=text.headline(summary),
         notes=text.notes(summary),
+        alone=[n for n in summary["comparisons"] if text.not_independent(summary, n)],
         looks={n: (c, drawing.MARKERS[m]) for n, (c, m) in looks.items()},
         style=_style(),
         script=script,

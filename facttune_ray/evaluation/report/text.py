@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from facttune_ray.evaluation.hacking import CLEARER, SIGNS
+
 Summary = dict[str, Any]
 
 
@@ -56,7 +58,7 @@ def headline(summary: Summary) -> list[str]:
         if more is not None:
             line += f" Correct facts a response: {number(models[name]['correct']['value'])}"
             line += f" against {number(models['base']['correct']['value'])} ({more:+.2f})."
-        lines.append(line + _second_judge(summary, name))
+        lines.append(line + _second_judge(summary, name) + not_independent(summary, name))
     for name, h in summary["human"].items():
         if h["auroc"] is not None and h["pearson_score"] is not None:
             lines.append(
@@ -96,10 +98,28 @@ def _second_judge(summary: Summary, name: str) -> str:
     return f"{start}: {_no_interval(summary)}."
 
 
+def not_independent(summary: Summary, name: str) -> str:
+    """The sentence that says that no independent judge has measured the model; "" if one has, or
+    if no verdict rewarded the model."""
+    run, second = summary["run"], summary["second_opinion"]
+    if name not in run.get("rewarded", ()):
+        return ""
+    if not second:
+        return (
+            f" No independent judge: {run['estimator']} rewarded this model and measured it, which "
+            f"flatters it (evaluation.estimator)."
+        )
+    if second.get("shared"):
+        return (
+            f" No independent judge: {run['estimator']} rewarded this model, and the second "
+            f"estimator shares {', '.join(second['shared'])} with it (evaluation.estimator)."
+        )
+    return ""
+
+
 def notes(summary: Summary) -> list[str]:
     """Caveats of the headline, one line each; usually none."""
-    lines, base = [], summary["models"].get("base")
-    second, run = summary["second_opinion"], summary["run"]
+    lines, base, run = [], summary["models"].get("base"), summary["run"]
     measured, total = run.get("parts", (0, 0))
     if measured < total:
         lines.append(
@@ -143,16 +163,7 @@ def notes(summary: Summary) -> list[str]:
             )
         if not base or name == "base":
             continue
-        if name in run.get("rewarded", ()) and not second:
-            lines.append(
-                f"{label} is measured by the estimator that rewarded it ({run['estimator']}), "
-                f"which flatters it: name another estimator in evaluation.estimator."
-            )
-        if name in run.get("rewarded", ()) and second.get("shared"):
-            lines.append(
-                f"{label} was rewarded by {run['estimator']}, with which the second estimator, "
-                f"{second['estimator']}, shares {', '.join(second['shared'])}: it may flatter, too."
-            )
+        lines += _hacking_notes(summary["hacking"], name)
         if share["no_facts"] > (base["no_facts"]["value"] or 0.0) + 0.05:
             lines.append(f"{label} states no fact in {percent(share['no_facts'])} of responses.")
         length = base["length"]["value"]
@@ -174,6 +185,19 @@ def notes(summary: Summary) -> list[str]:
                     f"{label} loses in {quality}: the judge prefers it to base in "
                     f"{percent(rate)} of topics (ties count half; p {p_value(p)})."
                 )
+    return lines
+
+
+def _hacking_notes(signs: dict[str, Any], name: str) -> list[str]:
+    """A line for each sign of reward hacking that is clearly more frequent than in base."""
+    lines = []
+    for sign, share_of in SIGNS.items():
+        before, after = (signs.get(n, {}).get(sign, {}).get("value") for n in ("base", name))
+        if before is not None and after is not None and after > before + CLEARER:
+            lines.append(
+                f"{display_name(name)} may please its verifier rather than a reader: "
+                f"{percent(after)} of its {share_of}, against {percent(before)} of base's."
+            )
     return lines
 
 
@@ -228,7 +252,8 @@ Rows = list[list[str]]
 
 
 def tables(summary: Summary) -> list[Rows]:
-    """Tables of strings, head first: models, FActScore, the second opinion, human labels."""
+    """Tables of strings, head first: models, FActScore, the second opinion, signs of reward
+    hacking if models are compared with base, human labels."""
     second = summary["second_opinion"]
     head = ["model", "correct", "incorrect", "error rate (95% interval)", "change"]
     head += ["no facts", "repeated", "words"]
@@ -257,6 +282,13 @@ def tables(summary: Summary) -> list[Rows]:
         head = [f"by {second['estimator']}", "correct", "incorrect", "error rate", "change"]
         models, compared = second["models"], second["comparisons"]
         out.append([head, *(_facts_row(summary, n, m, compared) for n, m in models.items())])
+    if summary["comparisons"]:
+        head = ["signs of hacking", *SIGNS]
+        rows = [
+            [_label(summary, n), *(percent(found[sign]["value"]) for sign in SIGNS)]
+            for n, found in summary["hacking"].items()
+        ]
+        out.append([[h.replace("_", " ") for h in head], *rows])
     if summary["human"]:
         head = ["against human labels", "AUROC", "accuracy", "Pearson", "facts", "no article"]
         rows = [
@@ -289,13 +321,15 @@ def _facts_row(
 
 
 def table(summary: Summary) -> str:
-    """The closing tables for a terminal.
+    """The closing tables for a terminal, under a line for each model without independent judge.
 
     model        correct  incorrect  error rate (95% interval)  change  no facts  repeated  words
     base            1.63       1.37     45.6% (43.1% to 47.9%)              0.0%      0.5%     14
     FactTune-FS     2.51       0.46     15.5% (13.6% to 17.4%)    -66%      0.0%      0.3%     14
     """
-    return "\n\n".join(map(aligned, tables(summary)))
+    judged = ((n, not_independent(summary, n)) for n in summary["comparisons"])
+    alone = [f"{display_name(name)}:{sentence}" for name, sentence in judged if sentence]
+    return "\n\n".join([*alone, *map(aligned, tables(summary))])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
