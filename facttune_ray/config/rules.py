@@ -62,6 +62,8 @@ def check(cfg: Config) -> None:
                 f'tune.{name}: name a tuned model in letters, digits, "_", and not as a folder of '
                 f"the run: {', '.join(FOLDERS)}"
             )
+    if "" in cfg.responses.stop:
+        raise UserError("responses.stop: an empty text would end every response: leave it out")
     _prompts(cfg)
     _training(cfg)
     columns = _rewards(cfg)

@@ -70,7 +70,7 @@ def test_a_shared_prefix_equals_the_text_in_front_of_every_prompt(sampler):
 
 def test_a_model_that_cannot_share_gives_the_same_samples(sampler):
     prefix = "Who is Tiko?\nTiko plays the harp.\n"
-    settings = SETTINGS | {"n": 4, "seeds": [1, 2, 3, 4, 5], "top_p": 0.9, "stop": "\n"}
+    settings = SETTINGS | {"n": 4, "seeds": [1, 2, 3, 4, 5], "top_p": 0.9, "stop": ("\n",)}
     assert sampler.shares
     calls = [
         {"prefix": prefix},
@@ -131,9 +131,9 @@ def test_stop_cuts_the_text_and_ends_the_sample(sampler):
     settings = {"n": 1, "seeds": [0], "max_tokens": 12, "temperature": 0, "top_p": 1}
     full = sampler.sample(SampleRequest(["Who is Mara?"], **settings))[0][0]
     assert full.text.split("\n")[1] == "End."
-    line = sampler.sample(SampleRequest(["Who is Mara?"], stop="\n", **settings))[0][0]
+    line = sampler.sample(SampleRequest(["Who is Mara?"], stop=("\n",), **settings))[0][0]
     assert line.text == full.text.split("\n")[0] and line.finished and line.tokens < full.tokens
-    inside = sampler.sample(SampleRequest(["Who is Mara?"], stop="s the", **settings))[0][
+    inside = sampler.sample(SampleRequest(["Who is Mara?"], stop=("s the",), **settings))[0][
         0
     ]  # two tokens' edge
     assert inside.text == full.text[: full.text.index("s the")] and inside.finished
