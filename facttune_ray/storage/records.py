@@ -179,7 +179,7 @@ def files(inputs: Sequence[Any]) -> list[str]:
 
 def named(path: str) -> str:
     """The format by the name's ending: ".jsonl" for "prefs.jsonl.gz"."""
-    name = PurePosixPath(path.lower())
+    name = PurePosixPath((path.partition("?")[0] if "://" in path else path).lower())
     return (name.with_suffix("") if name.suffix in COMPRESSED else name).suffix
 
 
@@ -187,11 +187,13 @@ def _matches(pattern: str) -> list[str]:
     """Sorted paths that fit a glob."""
     if "://" not in pattern:
         return sorted(glob.glob(pattern, recursive=True))
-    head = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
-    if head == pattern or head.endswith(":/"):
+    pattern, mark, query = pattern.partition("?")  # of the URI, so "?" is no wildcard here
+    start = re.split(r"[*\[]", pattern, maxsplit=1)[0]
+    if start == pattern or start.count("/") < 3:
         return []
-    names = [n for n in Folder.of(head).files() if fnmatch.fnmatch(f"{head}/{n}", pattern)]
-    return [join(head, n) for n in names]
+    head = start.rpartition("/")[0]
+    folder = Folder.of(head + mark + query)
+    return [(folder / n).uri for n in folder.files() if fnmatch.fnmatch(f"{head}/{n}", pattern)]
 
 
 # ---------------------------------------------------------------- bytes and formats

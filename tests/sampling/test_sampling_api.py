@@ -134,6 +134,9 @@ def test_each_sample_is_one_request_with_its_own_seed(tmp_path):
     assert all((a["temperature"], a["top_p"], a["stop"]) == (1.0, 0.9, "\n") for a in script.asked)
     seeds = {a["seed"] for a in script.asked}
     assert len(seeds) == 6 and all(0 <= s < 2**31 for s in seeds)
+    several = Scripted(text_reply)
+    draw(tmp_path / "c", several, ["one"], n=1, max_tokens=4, stop=("\n", "|"), raw=True)
+    assert several.asked[0]["stop"] == ["\n", "|"]
     again = Scripted(text_reply)
     draw(tmp_path / "b", again, ["one"], n=1, max_tokens=4, stop=("\n",), raw=True, prefix="P ")
     assert again.asked[0] in script.asked  # same key, seed and body in another process or order
