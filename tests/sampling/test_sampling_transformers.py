@@ -86,7 +86,7 @@ def test_the_lines_before_all_prompts_run_once(sampler, monkeypatch):
     monkeypatch.setattr(shared.SharedRun, "start", counted)
     together = sampler.sample(SampleRequest(asked, **settings))
     whole = len(encode_prompt(sampler.tokenizer, examples))
-    assert sum(ran) < 2 * whole, "each prompt ran the examples again"
+    assert sum(size >= whole for size in ran) == 1, "each prompt ran the examples again"
     sampler.sample(SampleRequest(asked[1:], **settings | {"seeds": [2, 3, 4, 5]}))
     assert sum(size >= whole for size in ran) == 1, "another request ran the examples again"
     monkeypatch.setattr(sampler, "_common", lambda prompts: ([], prompts))
