@@ -150,10 +150,17 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     takes_config(p)
     p = add("knowledge", _knowledge_build, "build a knowledge source, or search one")
     what = p.add_subparsers(required=True, metavar="ACTION")
-    b = what.add_parser("build", help="{title, text} JSONL files -> one SQLite database")
-    b.add_argument("inputs", nargs="+", metavar="IN", help="JSONL, plain or .gz .bz2 .xz .zst")
+    b = what.add_parser("build", help="files of {title, text} rows -> one SQLite database")
+    b.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="IN",
+        help="Parquet, JSONL, JSON or CSV files, folders, globs, URIs; also compressed",
+    )
     b.add_argument("out", metavar="OUT.db", help="appears whole or not at all; run again to go on")
     b.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
+    b.add_argument("--title-column", default="title", help="column of titles (default: title)")
+    b.add_argument("--text-column", default="text", help="column of texts (default: text)")
     b.set_defaults(run=_knowledge_build)
     b = what.add_parser("index", help="full-text index beside a database that has none")
     b.add_argument("database", metavar="DB", help="such as FActScore's; it stays as it is")
@@ -326,7 +333,8 @@ def _export(args: argparse.Namespace) -> int:
 def _knowledge_build(args: argparse.Namespace) -> int:
     from facttune_ray.knowledge import build
 
-    return build.main_build(args.inputs, args.out, args.workers)
+    columns = (args.title_column, args.text_column)
+    return build.main_build(args.inputs, args.out, args.workers, columns)
 
 
 def _knowledge_index(args: argparse.Namespace) -> int:

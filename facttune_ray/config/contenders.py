@@ -18,6 +18,7 @@ from typing import Any
 
 from facttune_ray.config.layers import Layer, validated
 from facttune_ray.config.sections import Config
+from facttune_ray.config.texts import with_texts
 from facttune_ray.errors import UserError, did_you_mean
 
 
@@ -46,7 +47,7 @@ def _contender(cfg: Config, name: str, given: dict[str, Any]) -> Contender:
         raise UserError(f"{key}.prompts: only with data.source=topics, whose prompts are made")
     if of and (layer.get("model") or {}).get("path"):
         raise UserError(f"{key}: set `of` or `model.path`, not both")
-    changed = validated(Config, [Layer(key, layer)], cfg)
+    changed = with_texts(validated(Config, [Layer(key, layer)], cfg))
     if of and changed.sampling.engine == "api":
         raise UserError(f"{key}.of: sampling.engine=api cannot sample a tuned model")
     return Contender(name, of, changed, changed.prompts != cfg.prompts)

@@ -74,7 +74,9 @@ class DataConfig:
     entity_samples: str = setting(
         "ne_samples/llama7b_20samples", "ready=entities: folder of the sampled entities."
     )
-    knowledge: str = setting("", "Articles: {title, text} JSONL, or a FActScore SQLite database.")
+    knowledge: str = setting(
+        "", "Articles: rows {title, text} (JSONL, JSON, CSV, Parquet), or a FActScore database."
+    )
     groups: str | list[str] = setting(
         "", "`facttune train`: a file, or a list of files, of your own preferences."
     )
@@ -100,7 +102,9 @@ class PromptsConfig:
         "plain", "method=template: a text that the model continues (plain), or a request (chat)."
     )
     template: str = setting(
-        "", "Your own template, with {topic} in it; empty: the template of domain and form."
+        "",
+        "Your own template, with {topic} in it, or a file with the template; empty: the template "
+        "of domain and form.",
     )
     questions: int = setting(
         6, "method=llm: distinct questions a topic (the paper, medical questions: 6).", ge=1

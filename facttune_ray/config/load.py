@@ -46,9 +46,11 @@ def load(presets: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     checked and frozen. UserError names the file or override and the key."""
     from facttune_ray.config.layers import override_layer, validated, yaml_layer
     from facttune_ray.config.rules import check
+    from facttune_ray.config.texts import with_texts
 
     layers = [yaml_layer(*_preset(name), Config) for name in presets]
     cfg = validated(Config, [*layers, *(override_layer(item, Config) for item in overrides)])
+    cfg = with_texts(cfg)
     check(cfg)
     return cfg
 

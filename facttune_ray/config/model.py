@@ -29,7 +29,9 @@ class PretrainConfig:
 class ModelConfig:
     """The base model."""
 
-    path: str = setting("", "Hugging Face folder or hub id; empty: a tiny model is pre-trained.")
+    path: str = setting(
+        "", "Hugging Face folder or hub id, or a GGUF file; empty: a tiny model is pre-trained."
+    )
     chat: Literal["auto", "never"] = setting(
         "auto", "auto: use the chat template of the tokenizer, if it has one."
     )

@@ -104,6 +104,8 @@ def _values(cfg: Config) -> Iterator[str]:
 
 
 def _prompts(cfg: Config) -> Iterator[str]:
+    if "" in cfg.responses.stop:
+        yield "responses.stop: an empty text would end every response: leave it out"
     if "{topic}" not in (cfg.prompts.template or "{topic}"):
         yield "prompts.template: it needs {topic}, where the topic stands"
     if cfg.data.source == "topics" and cfg.prompts.method == "llm" and cfg.prompts.template:

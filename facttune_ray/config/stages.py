@@ -9,6 +9,7 @@ from facttune_ray.config.model import Dtype
 from facttune_ray.config.setting import setting
 
 Domain = Literal["general", "bio", "medicine"]
+EXAMPLES = ("none", "bio", "medicine", "general")  # worked questions by name
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class ResponsesConfig:
     max_tokens: int = setting(256, "Most generated tokens of a response.", unit="tokens", ge=1)
     temperature: float = setting(1.0, "Sampling temperature; 0: greedy.", ge=0)
     top_p: float = setting(1.0, "Nucleus sampling: probability mass to sample from.", gt=0, le=1)
+    stop: list[str] = setting(
+        [], r'Texts that end a response, such as ["\n"]; the first of them cuts it.'
+    )
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,10 @@ class AnswersConfig:
     max_tokens: int = setting(15, "Most tokens of an answer.", unit="tokens", ge=1)
     temperature: float = setting(1.0, "Sampling temperature; 0: greedy.", ge=0)
     top_p: float = setting(0.9, "Nucleus sampling: probability mass to sample from.", gt=0, le=1)
-    examples: Literal["none", "bio", "medicine"] = setting(
-        "bio", "Worked questions that stand before each question."
+    examples: str = setting(
+        "bio",
+        "Worked questions that stand before each question: none, bio, medicine, general, or a file "
+        "of your own.",
     )
 
 

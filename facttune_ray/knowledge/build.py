@@ -2,6 +2,7 @@
 
 in   {"title": "Mara Veldt", "text": ["Mara Veldt was born in ...", "..."]}   (or one string)
      {"title": "M. Veldt", "redirect": "Mara Veldt"}                          another name
+     rows of Parquet, JSONL, JSON or CSV files, here or on an object store (storage/records.py)
 out  table documents(title PRIMARY KEY, text), passages joined by SEPARATOR; see knowledge/store.py
 
 Several processes parse the files and cut passages; this process writes them in the files' order.
@@ -28,28 +29,30 @@ from pathlib import Path
 from typing import Any
 
 from facttune_ray.errors import UserError
-from facttune_ray.knowledge import lines, titles
+from facttune_ray.knowledge import titles
 from facttune_ray.knowledge.passages import PASSAGE_TOKENS, SEPARATOR, passages, sound
 from facttune_ray.knowledge.store import REDIRECT, Entry, Key, Store, add_index, keys
+from facttune_ray.storage import records
+from facttune_ray.storage.folders import Folder
 
 __all__ = ["SEPARATOR", "build", "main_build", "main_index", "passages", "write"]
 
 COMMIT_S = 5.0  # seconds between commits: the work that a killed build loses
-_POOL_BYTES = 8 * 2**20  # below this size one process is faster than starting a pool
+_POOL_BYTES = 4 * 2**20  # below this size one process is faster than starting a pool
 _SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite database
-_PACKED = 4  # assumed ratio of a text's size to its compressed size
+COLUMNS = ("title", "text")
 
 
 @dataclass
 class Parsed:
-    """The articles and redirects of one block of lines."""
+    """The articles and redirects of one block of rows."""
 
     file: str
-    last: int  # number of its last line
+    last: int  # number of its last row
     entries: list[Entry] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     skipped: int = 0  # rows with an empty title or text
-    error: str | None = None  # of the first bad line, at which parsing stopped
+    error: str | None = None  # of the first bad row, at which parsing stopped
 
 
 def build(
@@ -59,21 +62,25 @@ def build(
     workers: int = 0,
     passage_tokens: int = PASSAGE_TOKENS,
     commit_s: float = COMMIT_S,
+    columns: tuple[str, str] = COLUMNS,
 ) -> int:
-    """Build the database `out` from JSONL files, folders or globs (also .gz, .bz2, .xz, .zst).
-    Return the number of titles.
+    """Build the database `out` from row files, folders or globs. Return the number of titles.
 
     `workers`: processes that parse (0: one per CPU). `passage_tokens`: largest length of a passage,
-    see knowledge/passages.py. `commit_s`: seconds between commits. Raise UserError with file and
-    line of a bad row, or with the reason why `out` cannot be written.
+    see knowledge/passages.py. `commit_s`: seconds between commits. `columns`: the columns of titles
+    and texts. Raise UserError with file and row of a bad row, or with the reason why `out` cannot
+    be written.
     """
     if workers < 0:
         raise UserError(f"--workers {workers}: must be at least 0")
     _check_free(Path(out))
-    files = lines.files(inputs)
-    store = Store(out, _recipe(files, passage_tokens))
+    files = records.files(inputs)
+    store = Store(out, _recipe(files, passage_tokens, columns))
+    workers = workers or os.cpu_count() or 1
     try:
-        _fill(store, files, workers or os.cpu_count() or 1, passage_tokens, commit_s)
+        _fill(
+            store, files, workers, partial(parse, limit=passage_tokens, columns=columns), commit_s
+        )
         return _finish(store)
     except sqlite3.OperationalError as e:
         raise UserError(f"cannot write {out}: {e}") from None
@@ -105,7 +112,7 @@ def write(articles: Iterable[Mapping[str, Any]], out: str | Path, least: int = 1
     try:
         for number, article in enumerate(articles, 1):
             parsed = Parsed("articles", number)
-            _add_row(parsed, article, f"article {number}", PASSAGE_TOKENS)
+            _add_row(parsed, article, f"article {number}", PASSAGE_TOKENS, COLUMNS)
             store.add(parsed.entries, parsed.keys)
             store.skipped += parsed.skipped
         return _finish(store, least)
@@ -118,10 +125,15 @@ def write(articles: Iterable[Mapping[str, Any]], out: str | Path, least: int = 1
         store.close()
 
 
-def main_build(inputs: Sequence[str | Path], out: str | Path, workers: int = 0) -> int:
+def main_build(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    workers: int = 0,
+    columns: tuple[str, str] = COLUMNS,
+) -> int:
     """The command `knowledge build`: print one line of figures. Return the exit code."""
     started = time.monotonic()
-    count = build(inputs, out, workers=workers)
+    count = build(inputs, out, workers=workers, columns=columns)
     wall_s = time.monotonic() - started
     with sqlite3.connect(Path(out).resolve().as_uri() + "?mode=ro", uri=True) as database:
         meta = dict(database.execute("SELECT key, value FROM meta"))
@@ -150,16 +162,20 @@ def _finish(store: Store, least: int = 1) -> int:
     return count
 
 
-def _recipe(files: Sequence[Path], passage_tokens: int) -> str:
+def _recipe(files: Sequence[str], passage_tokens: int, columns: tuple[str, str]) -> str:
     """Settings and versions of the files. A build resumes an unfinished build of equal recipe."""
-    versions = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return json.dumps({"passage_tokens": passage_tokens, "files": versions})
+    infos = [(f, f.fs.get_file_info(f.path)) for f in map(Folder.of, files)]
+    versions = [(file.uri, info.size, info.mtime_ns) for file, info in infos]
+    settings = {"passage_tokens": passage_tokens, "columns": columns}
+    return json.dumps(settings | {"files": versions})
 
 
-def _fill(store: Store, files: list[Path], workers: int, limit: int, commit_s: float) -> None:
+def _fill(
+    store: Store, files: list[str], workers: int, parser: partial[Parsed], commit_s: float
+) -> None:
     done: dict[str, int] = {}
     committed = time.monotonic()
-    for parsed in _parsed(files, store.progress(), workers, limit):
+    for parsed in _parsed(files, store.progress(), workers, parser):
         if parsed.error:
             raise UserError(parsed.error)
         store.add(parsed.entries, parsed.keys)
@@ -171,15 +187,19 @@ def _fill(store: Store, files: list[Path], workers: int, limit: int, commit_s: f
     store.commit(done.items())
 
 
-def _parsed(files: list[Path], done: dict[str, int], workers: int, limit: int) -> Iterator[Parsed]:
+def _parsed(
+    files: list[str], done: dict[str, int], workers: int, parser: partial[Parsed]
+) -> Iterator[Parsed]:
     """The parsed blocks that are not done yet, in order."""
-    size = sum(f.stat().st_size * (_PACKED if lines.is_compressed(f) else 1) for f in files)
+    places = list(map(Folder.of, files))
+    size = sum(place.fs.get_file_info(place.path).size for place in places)
     # A file given twice is read twice, so its position is part of its name.
-    names = [f"{i} {f.resolve()}" for i, f in enumerate(files)]
+    names = [f"{i} {place.uri}" for i, place in enumerate(places)]
+    columns = (*parser.keywords["columns"], "redirect")
     todo = (
-        partial(parse, block, str(f), name, limit)
-        for f, name in zip(files, names, strict=True)
-        for block in lines.blocks(f, skip=done.get(name, 0))
+        partial(parser, block, name)
+        for file, name in zip(files, names, strict=True)
+        for block in records.blocks(file, "IN", done.get(name, 0), columns)
     )
     if workers == 1 or size < _POOL_BYTES:
         yield from (work() for work in todo)
@@ -213,33 +233,25 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def parse(block: lines.Block, path: str, name: str, limit: int) -> Parsed:
-    """The articles of a block of lines. `path`: for messages; `name`: for progress."""
-    parsed = Parsed(name, block.first + block.lines - 1)
-    for number, line in enumerate(block.data.split(b"\n"), block.first):
-        if not line or line.isspace():
-            continue
-        try:
-            try:
-                row = json.loads(line.decode())
-            except UnicodeDecodeError as e:
-                raise UserError(f"{path}:{number}: not UTF-8: {e.reason}") from None
-            except (ValueError, RecursionError) as e:
-                raise UserError(f"{path}:{number}: not JSON: {e}") from None
-            _add_row(parsed, row, f"{path}:{number}", limit)
-        except UserError as e:
-            parsed.error = str(e)
-            break
+def parse(block: records.Block, name: str, *, limit: int, columns: tuple[str, str]) -> Parsed:
+    """The articles of a block. `name`: of its file, for progress."""
+    parsed = Parsed(name, block.first + block.count - 1)
+    try:
+        for where, row in block.rows():
+            _add_row(parsed, row, where, limit, columns)
+    except UserError as e:
+        parsed.error = str(e)
     return parsed
 
 
-def _add_row(parsed: Parsed, row: Any, where: str, limit: int) -> None:
+def _add_row(parsed: Parsed, row: Any, where: str, limit: int, columns: tuple[str, str]) -> None:
     """Add an article or a redirect to `parsed`. Raise UserError for a row of another kind."""
-    if not isinstance(row, Mapping) or not isinstance(row.get("title"), str):
-        raise UserError(f'{where}: needs "title": a string')
-    title = sound(row["title"]).strip()
+    title_column, text_column = columns
+    if not isinstance(row, Mapping) or not isinstance(row.get(title_column), str):
+        raise UserError(f'{where}: needs "{title_column}": a string{_others(row)}')
+    title = sound(row[title_column]).strip()
     redirect: Any = row.get("redirect")
-    text: Any = row.get("text")
+    text: Any = row.get(text_column)
     if isinstance(redirect, str):
         target = sound(redirect).strip()
         if title and target:
@@ -249,10 +261,18 @@ def _add_row(parsed: Parsed, row: Any, where: str, limit: int) -> None:
         return
     listed = isinstance(text, list | tuple) and all(isinstance(p, str) for p in text)
     if not isinstance(text, str) and not listed:
-        raise UserError(f'{where}: needs "text": a string or a list of strings')
+        raise UserError(
+            f'{where}: needs "{text_column}": a string or a list of strings{_others(row)}'
+        )
     parts = passages(text, limit)
     if title and parts:
         parsed.entries.append((title, parts))
         parsed.keys += keys(title)
     else:
         parsed.skipped += 1
+
+
+def _others(row: Any) -> str:
+    """The columns of a row, for the error of a missing column."""
+    names = ", ".join(map(str, row)) if isinstance(row, Mapping) else ""
+    return f": the row has {names} (--title-column, --text-column)" if names else ""

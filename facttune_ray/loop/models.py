@@ -27,14 +27,16 @@ def model_digest(path: str) -> str:
 
     if "://" in path:
         source = Folder.of(path)
-        files = source.fs.get_file_info(FileSelector(source.path, allow_not_found=True))
+        files = [source.fs.get_file_info(source.path)]
+        if not files[0].is_file:
+            files = source.fs.get_file_info(FileSelector(source.path, allow_not_found=True))
         return schema.digest(*sorted((f.base_name, f.size, f.mtime_ns) for f in files if f.is_file))
     folder = Path(path)
-    if not folder.is_dir():
+    if not folder.exists():
         return schema.digest("hub", path)
     parts: list[object] = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix in {".safetensors", ".json", ".bin", ".model"}:
+    for file in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+        if file.suffix in {".safetensors", ".json", ".bin", ".model", ".gguf"}:
             with file.open("rb") as f:
                 head = f.read(2**20)
                 f.seek(max(0, file.stat().st_size - 2**20))

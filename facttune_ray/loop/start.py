@@ -35,8 +35,7 @@ def knowledge(run: Run) -> None:
     """{title, text} articles -> knowledge/knowledge.db. If data.knowledge is a database, it is used
     where it is."""
     from facttune_ray.knowledge import build
-    from facttune_ray.knowledge.local import local_copy
-    from facttune_ray.sources.records import file_digest
+    from facttune_ray.storage.records import file_digest
 
     cfg = run.cfg
     given, from_world = cfg.data.knowledge, cfg.data.source == "world"
@@ -52,7 +51,7 @@ def knowledge(run: Run) -> None:
     elif unread:
         recipe = {"data.knowledge": ""}
     else:
-        raise UserError("data.knowledge is empty: name a {title, text} JSONL or a database")
+        raise UserError("data.knowledge is empty: name a file of {title, text} rows or a database")
 
     def make(here: Path) -> dict[str, Any]:
         rows, out = 0, here / "knowledge.db"
@@ -61,7 +60,7 @@ def knowledge(run: Run) -> None:
         elif unread and not given:
             build.write([], out, least=0)  # no topic has an article: verdicts are null
         elif not database:
-            rows = build.build([Path(local_copy(join(cfg.data.folder, given)))], out)
+            rows = build.build([join(cfg.data.folder, given)], out)
         return {"rows": rows}
 
     run.make(Artifact("knowledge", "knowledge", make), recipe)

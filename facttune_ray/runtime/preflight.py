@@ -14,6 +14,7 @@ from facttune_ray.config import Config, LLMConfig, contenders
 from facttune_ray.config.wanted import needed, wanted
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import source
+from facttune_ray.sampling import gguf_file
 from facttune_ray.stages import stage
 from facttune_ray.storage.schema import made_of
 from facttune_ray.training.recipe import check_training
@@ -70,6 +71,11 @@ def check_model(key: str, name: str) -> None:
     """UserError if the model does not exist. Only its config is looked for: one small file of a
     hub."""
     why = "no config.json in this folder"
+    if gguf_file.is_gguf(name):
+        try:
+            return gguf_file.check(name)
+        except UserError as e:
+            raise UserError(f"{key}={e}") from None
     if "://" in name:
         from facttune_ray.storage.tables import Folder
 

@@ -3,7 +3,7 @@
     sampler = ApiSampler(client, form="completions", choices=4)
     await sampler.sample(SampleRequest(
         ["Question: Where was Mara Veldt born?\\nAnswer:"], n=20, seeds=[7], max_tokens=15,
-        temperature=1.0, top_p=0.9, stop="\\n", raw=True))
+        temperature=1.0, top_p=0.9, stop=("\\n",), raw=True))
     -> [[Sample(text=" Ostrava", tokens=3, finished=True), ...]]
 
     chat          POST chat/completions: the prompt is the user's message
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.llm.replies import split_thoughts
-from facttune_ray.sampling.protocol import Sample, SampleRequest
+from facttune_ray.sampling.protocol import Sample, SampleRequest, cut
 from facttune_ray.storage.schema import seed_from
 from facttune_ray.text.tokens import estimated_tokens
 
@@ -60,7 +60,7 @@ class ApiSampler:
             request.prompts, beginnings, request.limits, request.seeds, strict=True
         ):
             fixed: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p}
-            fixed |= {"max_tokens": limit} | ({"stop": request.stop} if request.stop else {})
+            fixed |= {"max_tokens": limit} | _stops(request)
             draws = range(1 if greedy else request.n)
             params = [fixed | {"seed": seed_from(seed, i) >> 32} for i in draws]
             text = FORMS[self.form](request, prompt, beginning)
@@ -68,13 +68,21 @@ class ApiSampler:
         samples = await asyncio.gather(*calls)
         return [s * request.n for s in samples] if greedy else samples
 
-    async def _samples(self, prompt: Prompt, params: list[dict], stop: str | None) -> list[Sample]:
+    async def _samples(
+        self, prompt: Prompt, params: list[dict], stops: tuple[str, ...]
+    ) -> list[Sample]:
         completions = await self.client.complete_all(prompt, params, self.choices)
-        return [_sample(c, stop) for c in completions]
+        return [_sample(c, stops) for c in completions]
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """An estimate, because there is no tokenizer: 4 tokens for 3 words, at least 1."""
         return [_estimate(text) for text in texts]
+
+
+def _stops(request: SampleRequest) -> dict[str, Any]:
+    """The parameter `stop`. A single string is sent bare: the ledger's keys depend on this form."""
+    stops = list(request.stop)
+    return {"stop": stops if len(stops) > 1 else stops[0]} if stops else {}
 
 
 def _chat(request: SampleRequest, prompt: str, beginning: str) -> Prompt:
@@ -90,7 +98,7 @@ def _completions(request: SampleRequest, prompt: str, beginning: str) -> Prompt:
 FORMS = {"chat": _chat, "completions": _completions}
 
 
-def _sample(completion: Completion | RowError, stop: str | None) -> Sample:
+def _sample(completion: Completion | RowError, stops: tuple[str, ...]) -> Sample:
     """A refusal is a text of the model. `tokens` is the server's count, else an estimate. A server
     counts all choices of a request together; each sample gets its share of that, by length."""
     try:
@@ -108,8 +116,8 @@ def _sample(completion: Completion | RowError, stop: str | None) -> Sample:
     if thoughts:
         text = text.lstrip()
     finished = completion.finish_reason is not None and not completion.cut
-    if stop and stop in text:
-        text, finished = text[: text.index(stop)], True
+    text, stopped = cut(text, stops)
+    finished = finished or stopped
     return Sample(text, completion.completion_tokens or _estimate(text), finished, thoughts)
 
 

@@ -19,6 +19,7 @@ from facttune_ray.sampling.protocol import (
     Chat,
     Sample,
     SampleRequest,
+    cut,
     encode_request,
     token_counts,
 )
@@ -87,7 +88,7 @@ class CustomSampler:
             line = " ".join(str(error).split())[:300]
             raise UserError(f"sampling.custom_generate={self.generate}: {line}") from error
 
-    def _sample(self, tokens: list[int], stop: str | None) -> Sample:
+    def _sample(self, tokens: list[int], stops: tuple[str, ...]) -> Sample:
         eos, length = self.tokenizer.eos_token_id, len(tokens)
         ended = eos in tokens
         if ended:
@@ -96,6 +97,5 @@ class CustomSampler:
         text = self.tokenizer.decode(
             kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        if stop and stop in text:
-            text, ended = text[: text.index(stop)], True
-        return Sample(text, length, ended)
+        text, stopped = cut(text, stops)
+        return Sample(text, length, ended or stopped)

@@ -16,7 +16,7 @@ The two sides are tokenised separately, so a response's tokens never depend on i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -26,9 +26,9 @@ Chat = Literal["auto", "never"]
 
 
 class Sample(NamedTuple):
-    text: str  # as generated: not stripped, without end mark, cut before `stop`
+    text: str  # as generated: not stripped, without end mark, cut before the first `stop`
     tokens: int  # generated tokens, end mark or stop token included
-    finished: bool  # True: ended by an end mark or `stop`; False: reached `max_tokens`
+    finished: bool  # True: ended by an end mark or a `stop`; False: reached `max_tokens`
     thoughts: str = ""  # of a reasoning model, which an endpoint returns separately
     error: str | None = None  # why this sample has no text
 
@@ -45,7 +45,7 @@ class SampleRequest:
     temperature: float  # 0: greedy
     top_p: float  # in (0, 1]
     prefix: str = ""  # text before every prompt, such as worked questions; implies `raw`
-    stop: str | None = None  # a string that ends a sample
+    stop: tuple[str, ...] = ()  # strings that end a sample
     raw: bool = False  # continue the prompts exactly: no newline, no chat template
     # The start of each prompt's response. The samples continue it and do not repeat it. Spaces at
     # its end are dropped; a sample begins with its own: " Ostrava", or "trava" after "Os".
@@ -65,6 +65,8 @@ class SampleRequest:
                 f"temperature is {self.temperature} and top_p is {self.top_p}: "
                 "temperature must be 0 or more, top_p above 0 and at most 1."
             )
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise ValueError(f"stop is {self.stop!r}: it must be a tuple of texts, none empty")
         if self.beginnings is not None:
             if self.prefix:
                 raise ValueError("with `prefix`, put the beginnings into the prompts")
@@ -100,6 +102,12 @@ def failure(samples: list[Sample]) -> str | None:
 def texts(samples: list[Sample]) -> list[str] | None:
     """The texts of the samples that did not fail; None if all failed."""
     return [s.text for s in samples if s.error is None] or None
+
+
+def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
+    """(the text before the first of `stops`, whether one of them is in the text)."""
+    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
 
 
 def uses_chat(tokenizer: Any, chat: Chat) -> bool:
@@ -181,13 +189,15 @@ def adds_bos(tokenizer: Any) -> bool:
     return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
-def end_mark(tokenizer: Any, chat: Chat = "auto") -> int:
+def end_mark(tokenizer: Any, chat: Chat = "auto", stops: Sequence[str] = ()) -> int:
     """The token that ends a response: eos, or the special token that the chat template puts behind
-    an answer, such as Gemma's <end_of_turn>."""
+    an answer, such as Gemma's <end_of_turn>. The samples of a plain model with `stops` end at such
+    a text, so their end mark is the first of `stops` that is one token."""
     if tokenizer.eos_token_id is None:
         raise UserError("The tokenizer has no eos_token, which ends a response. Set one.")
     if not uses_chat(tokenizer, chat):
-        return tokenizer.eos_token_id
+        encoded = (_encode(tokenizer, stop) for stop in stops)
+        return next((ids[0] for ids in encoded if len(ids) == 1), tokenizer.eos_token_id)
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
     _, answer, behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("Ada.")
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

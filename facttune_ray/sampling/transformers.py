@@ -1,8 +1,9 @@
 """Sampling with transformers on one device: the engine that needs no other package.
 
 transformers' `generate(num_return_sequences=n)` runs the prompt n times and draws from one global
-generator. Here a prompt runs once, and so does a prefix that all prompts share; the samples attend
-to that one copy (`sampling/shared.py`). Every prompt draws from its own seed.
+generator. Here a prompt runs once, and so do the lines with which all prompts begin, such as worked
+examples; the samples attend to that one copy (`sampling/shared.py`). Every prompt draws from its
+own seed.
 
 Input and output: see `sampling/protocol.py`.
 """
@@ -26,6 +27,7 @@ from facttune_ray.sampling.protocol import (
     Chat,
     Sample,
     SampleRequest,
+    cut,
     encode_request,
     end_ids,
     token_counts,
@@ -33,6 +35,7 @@ from facttune_ray.sampling.protocol import (
 from facttune_ray.sampling.weights import Quantize, load
 
 KEEP_ALL = 0.85  # if at least this share of rows is unfinished, finished rows are not dropped
+SHARED = 16  # tokens: a shorter beginning of all prompts is run with each prompt
 NEAR = 64  # prompts of one pass may differ by this many tokens, or by half of the shortest
 
 
@@ -86,7 +89,7 @@ class TransformersSampler:
         self.dola = Dola(self.model, dola_layers) if dola_layers else None
         self._rows_that_fitted: int | None = None  # set when a pass ran out of memory
         self._eos = end_ids(self.tokenizer, self.model)
-        self._endings: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._endings: dict[tuple[str, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._prefixes: dict[tuple[int, ...], Any] = {}  # the last prefix alone
 
     @torch.inference_mode()
@@ -97,6 +100,8 @@ class TransformersSampler:
         else:
             continued = [bool(b.strip(" ")) for b in request.beginnings or [""] * len(prompts)]
         leads = [ids[-1:] if c else [] for ids, c in zip(prompts, continued, strict=True)]
+        if not prefix:
+            prefix, prompts = self._common(prompts)
         out: dict[Row, Sample] = {}
         with shared.attending(self.model) if self.shares else nullcontext():
             states = self._run_prefix(prefix)
@@ -107,6 +112,17 @@ class TransformersSampler:
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return token_counts(self.tokenizer, texts)
+
+    def _common(self, prompts: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+        """(the tokens with which all prompts begin, the rest of each prompt). The common tokens end
+        with a line, so that they are the same for every shard whose prompts have one template."""
+        shortest = min(map(len, prompts), default=1) - 1  # every prompt keeps a token
+        size = next((t for t in range(shortest) if len({p[t] for p in prompts}) > 1), shortest)
+        while size >= SHARED and "\n" not in self.tokenizer.decode(prompts[0][size - 1 : size]):
+            size -= 1
+        if size < SHARED:
+            return [], prompts
+        return prompts[0][:size], [p[size:] for p in prompts]
 
     def _run_prefix(self, ids: list[int]) -> Any:
         """Keys and values of a prefix, kept because the stages send the same prefix every time."""
@@ -240,9 +256,9 @@ class TransformersSampler:
         rows: list[Row],
         encoded: Encoded,
     ) -> list[int]:
-        """Rows whose newest token is an end mark or completes `stop`."""
-        stop = encoded.request.stop
-        sure_V, maybe_V = self._ends(stop)
+        """Rows whose newest token is an end mark or completes a `stop`."""
+        stops = encoded.request.stop
+        sure_V, maybe_V = self._ends(stops)
         candidates = (sure_V[next_R] | maybe_V[next_R]).nonzero()[:, 0].cpu()
         if not len(candidates):
             return []
@@ -251,7 +267,7 @@ class TransformersSampler:
         for r, certain in zip(alive[candidates.numpy()].tolist(), sure, strict=True):
             if not certain:
                 ids = tokens_RT[r, : t + 1].tolist()
-                certain = str(stop) in self._text(ids, encoded.leads[rows[r].prompt])
+                certain = cut(self._text(ids, encoded.leads[rows[r].prompt]), stops)[1]
             if certain:
                 ending.append(r)
         return ending
@@ -264,35 +280,35 @@ class TransformersSampler:
         ended_R: np.ndarray,
         encoded: Encoded,
     ) -> list[Sample]:
-        out, stop = [], encoded.request.stop
+        out, stops = [], encoded.request.stop
         cells = zip(rows, tokens_RT.tolist(), lengths_R.tolist(), ended_R.tolist(), strict=True)
         for row, tokens, length, ended in cells:
             ids = tokens[:length]
             if ended and ids[-1] in self._eos:
                 ids = ids[:-1]
             text = self._text(ids, encoded.leads[row.prompt])
-            if ended and stop:
-                text = text.split(stop, 1)[0]
+            if ended:
+                text = cut(text, stops)[0]
             out.append(Sample(text, length, ended))
         return out
 
-    def _ends(self, stop: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ends(self, stops: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens that end a sample, tokens that may end it), bool [V] each. Only rows with a
         token that may end them are decoded to text at every step."""
-        key = stop or ""
-        if key not in self._endings:
+        if stops not in self._endings:
             vocab = self.model.get_output_embeddings().weight.shape[0]
             sure, maybe = torch.zeros(2, vocab, dtype=torch.bool)
-            if stop:
+            if stops:
                 known = min(vocab, len(self.tokenizer))
                 pieces = self.tokenizer.batch_decode([[i] for i in range(known)])
-                # "\ufffd": a part of a character, which may be the last character of `stop`.
+                # "\ufffd": a part of a character, which may be the last character of a stop.
                 for i, piece in enumerate(pieces):
-                    sure[i] = stop in piece
-                    maybe[i] = not sure[i] and (stop[-1] in piece or "\ufffd" in piece)
+                    sure[i] = any(stop in piece for stop in stops)
+                    last = "\ufffd" in piece or any(stop[-1] in piece for stop in stops)
+                    maybe[i] = last and not sure[i]
             sure[[i for i in self._eos if i < vocab]] = True
-            self._endings[key] = (sure.to(self.device), maybe.to(self.device))
-        return self._endings[key]
+            self._endings[stops] = (sure.to(self.device), maybe.to(self.device))
+        return self._endings[stops]
 
     def _text(self, ids: list[int], lead: list[int]) -> str:
         """Text of generated tokens. They are decoded behind `lead`, because some tokenizers drop

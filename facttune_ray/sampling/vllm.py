@@ -97,7 +97,7 @@ class VLLMSampler:
                     temperature=request.temperature,
                     top_p=request.top_p,
                     max_tokens=min(request.limits[i], self.max_tokens - len(encoded[i])),
-                    stop=[request.stop] if request.stop else None,
+                    stop=list(request.stop) or None,
                     seed=request.seeds[i] % 2**62,  # vLLM adds the index; the sum needs 63 bits
                     include_stop_str_in_output=False,
                     skip_special_tokens=True,

@@ -3,8 +3,11 @@
     load("s3://bucket/llama-2-7b", "bfloat16", device="cuda")  ->  (tokenizer, model)
     local_weights("s3://bucket/llama-2-7b")
     -> "/tmp/facttune-models/4f1c.../llama-2-7b"    one process a node copies, the others wait
+    local_weights("SmolLM2-135M-Instruct.Q4_1.gguf")
+    -> "/tmp/facttune-models/90aa.../SmolLM2-135M-Instruct.Q4_1"    with float32 weights
 
-Weights must be safetensors. No code from the folder runs unless `trust_remote_code` allows it.
+Weights must be safetensors, or one GGUF file. No code from the folder runs unless
+`trust_remote_code` allows it.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ def load(
         reason = "no such folder" if not Path(path).exists() and "/" in path else line
         raise UserError(
             f"Cannot load a model from {path} (a folder with config.json, tokenizer and "
-            f"safetensors weights, its URI, or a hub name): {reason}"
+            f"safetensors weights, its URI, a GGUF file, or a hub name): {reason}"
         ) from error
     if not quantized:  # from_pretrained has put quantised weights onto the device
         model.to(device)
@@ -92,12 +95,15 @@ def quantization(
 
 
 def local_weights(path: str, cache: str | None = None) -> str:
-    """A name that transformers and vLLM can open: the path itself, or a local copy if it is a URI.
+    """A name that transformers and vLLM can open: the path itself, a local copy if it is a URI, or
+    a local folder with the weights of a GGUF file.
 
     `cache`: folder of the copies (default: facttune-models in the system's folder for temporary
     files). UserError when the folder is missing, has no config.json, or the disk is full.
     """
-    if "://" not in path:
+    from facttune_ray.sampling import gguf_file
+
+    if "://" not in path and not gguf_file.is_gguf(path):
         return path
     import pyarrow.fs as pafs
 
@@ -106,6 +112,8 @@ def local_weights(path: str, cache: str | None = None) -> str:
     root = Path(cache or Path(tempfile.gettempdir(), "facttune-models"))
     source = Folder.of(path)
     try:
+        if gguf_file.is_gguf(path):
+            return str(gguf_file.dequantized(source, root))
         selector = pafs.FileSelector(source.path, allow_not_found=True, recursive=True)
         files = {
             info.path[len(source.path) :].lstrip("/"): info

@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.scoring.factscore import Summary, summarise
-from facttune_ray.sources import records
 from facttune_ray.sources.topic_files import Rows, by_response, facts_by_response
+from facttune_ray.storage import records
 from facttune_ray.storage.folders import join
 
 LABELS = {"S", "NS", "IR"}
@@ -56,7 +56,7 @@ def read(path: str | Path, key: str = "data.folder and data.files") -> Iterator[
 
     `key`: the setting that the error for a missing file names.
     """
-    for where, row in records.read(str(path), key, ".jsonl"):
+    for where, row in records.read(str(path), key):
         try:
             yield _record(row)
         except RowError as e:

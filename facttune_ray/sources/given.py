@@ -7,7 +7,7 @@ out  {"prompt_id": "8f2c", "topic": "Who is Ada?", "prompt": "Who is Ada?", "pai
       "responses": ["Ada was ...", "She ..."], "rewards": [1.0, -1.0], "given_pairs": [[0, 1]], ...}
 
 Each row of a file has one of the three forms (JSONL, JSON, Parquet or CSV, read by
-`sources.records`). The rewards may stand under another key than "rewards" (`data.reward`), as in
+`storage.records`). The rewards may stand under another key than "rewards" (`data.reward`), as in
 FactTune's own files. A `topic` column is kept; without it the prompt is the topic. Texts may be
 chat messages in TRL's conversational form, if the prompt is one user message. Rows of chosen and
 rejected with the same prompt become one group, so each response is run once. Repeated pairs and
@@ -24,7 +24,7 @@ from typing import Any
 from facttune_ray.config import GroupsConfig
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.scoring.pairs import count_pairs
-from facttune_ray.sources import records
+from facttune_ray.storage import records
 from facttune_ray.storage.schema import digest
 
 FORMS = 'give "prompt" with "responses" and "rewards" (or "pairs"), or with "chosen", "rejected"'

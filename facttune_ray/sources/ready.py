@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import DataConfig
 from facttune_ray.sources import confidence, entities, tuning
-from facttune_ray.sources.records import file_digest
 from facttune_ray.sources.topic_files import file_name
+from facttune_ray.storage.records import file_digest
 
 TABLES = {
     "facts": ("facts", "verdicts"),

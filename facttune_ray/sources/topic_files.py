@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from facttune_ray.errors import UserError
-from facttune_ray.sources.records import loads
 from facttune_ray.storage.folders import Folder
+from facttune_ray.storage.records import loads
 from facttune_ray.storage.schema import digest
 
 EXTRA = "facttune"

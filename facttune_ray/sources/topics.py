@@ -25,8 +25,8 @@ import numpy as np
 
 from facttune_ray.config import Config, DataConfig
 from facttune_ray.errors import UserError
-from facttune_ray.sources import records
 from facttune_ray.sources.tuning import SPLITS
+from facttune_ray.storage import records
 from facttune_ray.storage.folders import join
 from facttune_ray.storage.schema import digest, seed_from
 
@@ -176,8 +176,9 @@ def _first(where: str, row: Row, names: tuple[str, ...]) -> Any:
 def _rows(path: str, data: DataConfig) -> Iterator[tuple[str, Row]]:
     """(place, row) with "topic" in its normal form: one space between words, composed accents."""
     key = "data.topics" if data.source == "topics" else "data.files"
-    read = _text(path, key) if records.kind_of(path) == TEXT else records.read(path, key)
-    column = "topic" if records.kind_of(path) == TEXT else data.topic_column
+    plain = records.named(path) == TEXT
+    read = _text(path, key) if plain else records.read(path, key)
+    column = "topic" if plain else data.topic_column
     for where, row in read:
         if column not in row:
             raise UserError(

@@ -10,6 +10,7 @@ One row per distinct question of a topic.
 from __future__ import annotations
 
 from facttune_ray.config import Config
+from facttune_ray.config.stages import EXAMPLES
 from facttune_ray.prompts import template
 from facttune_ray.sampling import engines
 from facttune_ray.sampling.protocol import SampleRequest, failure, texts
@@ -22,7 +23,7 @@ VERSION = 2
 def recipe(cfg: Config) -> dict:
     keys = ("samples", "max_tokens", "temperature", "top_p", "examples")
     out = {f"answers.{k}": getattr(cfg.answers, k) for k in keys}
-    if cfg.answers.examples != "none":
+    if cfg.answers.examples != "none" and cfg.answers.examples in EXAMPLES:
         name = f"answers_{cfg.answers.examples}"
         out[f"prompts/{name}.txt"] = template.fingerprint(name)
     return out | {"run.seed": cfg.run.seed} | engines.recipe(cfg)
@@ -34,9 +35,6 @@ async def run(context: Context, shard: int) -> list[dict]:
     for q in context.rows("questions", shard):
         if q["question"]:
             asked.setdefault(q["question_id"], q)
-    prefix = ""
-    if cfg.examples != "none":
-        prefix = template.text(f"answers_{cfg.examples}") + "\n"
     sampled = await context.sample(
         SampleRequest(
             [f"Question: {q['question']}\nAnswer:" for q in asked.values()],
@@ -45,8 +43,8 @@ async def run(context: Context, shard: int) -> list[dict]:
             max_tokens=cfg.max_tokens,
             temperature=cfg.temperature,
             top_p=cfg.top_p,
-            prefix=prefix,
-            stop="\n",
+            prefix=_prefix(cfg.examples),
+            stop=("\n",),
             raw=True,
         )
     )
@@ -60,3 +58,10 @@ async def run(context: Context, shard: int) -> list[dict]:
         }
         for (qid, q), samples in zip(asked.items(), sampled, strict=True)
     ]
+
+
+def _prefix(examples: str) -> str:
+    """The worked questions of a name, or of the text that a file had."""
+    if examples == "none":
+        return ""
+    return (template.text(f"answers_{examples}") if examples in EXAMPLES else examples) + "\n"

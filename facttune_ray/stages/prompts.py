@@ -24,10 +24,11 @@ from facttune_ray.config import Config, DataConfig
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.prompts import prompts as prompt
 from facttune_ray.prompts import template
-from facttune_ray.sources import factscore, records, topic_files, tuning, world
+from facttune_ray.sources import factscore, topic_files, tuning, world
 from facttune_ray.sources import topics as files
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
+from facttune_ray.storage import records
 from facttune_ray.storage.schema import digest, seed_from
 from facttune_ray.storage.tables import Folder
 

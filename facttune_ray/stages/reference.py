@@ -33,6 +33,8 @@ def recipe(cfg: Config) -> dict:
     keys = ("max_length", "max_prompt_length", "keep_prompt", "dtype")
     settings = {f"train.{k}": getattr(cfg.train, k) for k in keys}
     settings["model.chat"] = cfg.model.chat
+    if cfg.responses.stop:
+        settings["responses.stop"] = cfg.responses.stop
     if cfg.train.lora.quantize != "none":  # rounded weights give other log-probabilities
         settings["train.lora.quantize"] = cfg.train.lora.quantize
     return settings
@@ -49,7 +51,15 @@ async def run(context: Context, shard: int) -> list[dict]:
         return []
     tokenizer, model = context.trained
     groups = [
-        tokenize(r["prompt_id"], r["prompt"], r["responses"], tokenizer, cfg.train, cfg.model.chat)
+        tokenize(
+            r["prompt_id"],
+            r["prompt"],
+            r["responses"],
+            tokenizer,
+            cfg.train,
+            cfg.model.chat,
+            cfg.responses.stop,
+        )
         for r in rows
     ]
     highest = max(i for g in groups for ids in (g.prompt, *g.responses) for i in ids)

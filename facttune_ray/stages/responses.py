@@ -20,12 +20,17 @@ VERSION = 2
 
 def recipe(cfg: Config) -> dict:
     keys = ("samples", "max_tokens", "temperature", "top_p")
-    return {f"responses.{k}": getattr(cfg.responses, k) for k in keys} | {
-        "evaluation.samples": cfg.evaluation.samples,
-        "model.chat": cfg.model.chat,
-        "run.seed": cfg.run.seed,
-        **engines.recipe(cfg),
-    }
+    stop = {"responses.stop": cfg.responses.stop} if cfg.responses.stop else {}
+    return (
+        {f"responses.{k}": getattr(cfg.responses, k) for k in keys}
+        | stop
+        | {
+            "evaluation.samples": cfg.evaluation.samples,
+            "model.chat": cfg.model.chat,
+            "run.seed": cfg.run.seed,
+            **engines.recipe(cfg),
+        }
+    )
 
 
 async def run(context: Context, shard: int) -> list[dict]:
@@ -41,6 +46,7 @@ async def run(context: Context, shard: int) -> list[dict]:
                 max_tokens=cfg.responses.max_tokens,
                 temperature=cfg.responses.temperature,
                 top_p=cfg.responses.top_p,
+                stop=tuple(cfg.responses.stop),
             )
         )
         for prompt, samples in zip(chosen, sampled, strict=True):

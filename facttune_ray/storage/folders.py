@@ -286,29 +286,38 @@ def staged(folder: Folder) -> Iterator[Path]:
 
 def fetched(source: Folder, files: Mapping[str, pafs.FileInfo], cache: Path) -> Path:
     """A local copy of these files of `source`, made once per host; made again when a file's size
-    or modification time has changed. The copy is atomic: one process copies, the others wait.
-    Raise OSError when the copy cannot be written."""
-    import fcntl  # absent on Windows, where local paths need no copy
+    or modification time has changed. Raise OSError when the copy cannot be written."""
+
+    def download(folder: Path) -> None:
+        for name in files:
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            (source / name).download(file)
 
     versions = sorted((name, info.size, info.mtime_ns) for name, info in files.items())
-    place = cache / digest(source.uri, versions)
-    copy, unfinished = place / Path(source.path).name, place / f"{Path(source.path).name}.tmp"
-    place.mkdir(parents=True, exist_ok=True)
-    with open(place / "lock", "w") as lock:
+    return made_once(cache / digest(source.uri, versions) / Path(source.path).name, download)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, with the files that `make` writes, made once per host. The folder is atomic: one
+    process makes it, the others wait."""
+    import fcntl  # absent on Windows, where local paths need no copy
+
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when this process ends, even if killed
-        if copy.exists():
-            return copy
+        if folder.exists():
+            return folder
         shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
         try:
-            for name in files:
-                file = unfinished / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                (source / name).download(file)
-            os.replace(unfinished, copy)
+            unfinished.mkdir()
+            make(unfinished)
+            os.replace(unfinished, folder)
         except BaseException:  # free its space: the disk may be full
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-    return copy
+    return folder
 
 
 # -- errors in plain words ---------------------------------------------------------------------

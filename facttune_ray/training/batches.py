@@ -55,10 +55,11 @@ def tokenize(
     tokenizer: Any,
     train: TrainConfig,
     chat: Chat = "auto",
+    stops: Sequence[str] = (),
 ) -> Tokens:
     """A prompt longer than `train.max_prompt_length` keeps its end or start (`train.keep_prompt`).
-    A response is truncated to `train.max_length` and then has no end mark. UserError when a prompt
-    leaves no room for a response."""
+    A response is truncated to `train.max_length` and then has no end mark. `stops`: as in
+    `protocol.end_mark`. UserError when a prompt leaves no room for a response."""
     ids = encode_prompt(tokenizer, prompt, chat)
     limit = train.max_prompt_length or len(ids)
     kept = ids[-limit:] if train.keep_prompt == "end" else ids[:limit]
@@ -68,7 +69,7 @@ def tokenize(
             f"prompt {prompt_id} has {len(kept)} tokens, train.max_length is {train.max_length}: "
             f"no room for a response: raise it, or set train.max_prompt_length"
         )
-    end = end_mark(tokenizer, chat)
+    end = end_mark(tokenizer, chat, stops)
     full = [encode_response(tokenizer, text, end) for text in responses]
     return Tokens(
         kept,

@@ -35,13 +35,17 @@ SAMPLE = 2_000  # articles that each reference builds
 SEARCHES = 50
 
 
-def article_rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Articles of 200 to 400 words in sentences of 8 to 25; equal seeds give equal articles."""
+def article_rows(
+    count: int, seed: int = 0, length: Callable[[random.Random], int] | None = None
+) -> Iterator[dict[str, str]]:
+    """Articles in sentences of 8 to 25 words; equal seeds give equal articles. `length`: words of
+    an article, by default 200 to 400."""
+    length = length or (lambda rng: rng.randint(200, 400))
     rng = random.Random(seed)
     words = [_word(rng) for _ in range(WORDS)]
     weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(WORDS)))
     for i in range(count):
-        left = rng.choices(words, cum_weights=weights, k=rng.randint(200, 400))
+        left = rng.choices(words, cum_weights=weights, k=length(rng))
         title = f"{left[0]} {left[1]} {i}".title()
         sentences = []
         while left:
@@ -49,6 +53,27 @@ def article_rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
             sentences.append(" ".join(left[:n]).capitalize() + ".")
             left = left[n:]
         yield {"title": title, "text": " ".join(sentences)}
+
+
+def wikipedia_length(rng: random.Random) -> int:
+    """Words of an article: many short ones and a long tail, 490 in the mean (3,000 characters)."""
+    return max(5, int(rng.lognormvariate(5.7, 1.0)))
+
+
+def write_wikipedia(folder: Path, count: int, files: int = 2) -> None:
+    """Parquet files in the shape of Hugging Face's wikimedia/wikipedia: columns id, url, title and
+    text, row groups of 1,000 articles."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    for part in range(files):
+        rows = [
+            {"id": f"{part}-{i}", "url": f"https://example.org/wiki/{part}-{i}"} | row
+            for i, row in enumerate(article_rows(count // files, part, wikipedia_length))
+        ]
+        name = f"train-{part:05}-of-{files:05}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), folder / name, row_group_size=1000)
 
 
 def _word(rng: random.Random) -> str:
@@ -177,6 +202,8 @@ def run(quick: bool, articles: int | None = None) -> dict[str, Any]:
         results["facttune_ray"] = _measured(folder / "all.jsonl", folder / "all.db", 0)
         quarter = _measured(folder / "quarter.jsonl", folder / "quarter.db", 0)
         results["facttune_ray"]["peak_mb_of_a_quarter"] = quarter["peak_mb"]
+        write_wikipedia(folder / "wikipedia", count)
+        results["wikipedia_parquet"] = _measured(folder / "wikipedia", folder / "wikipedia.db", 0)
         one = _measured(folder / "all.jsonl", folder / "one.db", 1)
         results["facttune_ray_one_process"] = one
         results["facttune_ray"] |= _searched(folder / "all.db")

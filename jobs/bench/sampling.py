@@ -148,7 +148,7 @@ def ours(sampler: TransformersSampler, prefix: str, prompts: list[str]) -> list[
     sampler._prefixes.clear()  # the prefix is part of the work
     got = sampler.sample(SampleRequest(
         prompts, n=N, seeds=list(range(len(prompts))), max_tokens=NEW_TOKENS, temperature=1.0,
-        top_p=TOP_P, prefix=prefix, stop="\n",
+        top_p=TOP_P, prefix=prefix, stop=("\n",),
     ))  # fmt: skip
     return [s.text for samples in got for s in samples]
 

@@ -50,7 +50,10 @@ def test_a_contender_is_the_run_with_some_settings_changed():
         ("sampling={decoder: custom, custom_generate: x}", "set sampling.trust_remote_code=true"),
         ("sampling={decoder: dola, engine: vllm, gpus: 1}", "only with sampling.engine=transf"),
         ("sampling.dola_layers=top", "low, high, or layers such as"),
-        ("prompts.template=Who?", "prompts.template: it needs {topic}"),
+        (
+            "prompts.template=Who?",
+            "prompts.template=Who?: no such file: give a file, or a text with {",
+        ),
         ("data.sizes.test=-1", "data.sizes.test=-1: must be at least 0"),
     ],
 )

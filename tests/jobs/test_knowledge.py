@@ -1,5 +1,6 @@
 """Both reference builders do the same work: their tokenizers cut the same passages."""
 
+import pyarrow.parquet as pq
 from bench import knowledge
 
 from facttune_ray.knowledge.articles import Articles
@@ -9,6 +10,13 @@ def test_articles_are_the_same_for_the_same_seed():
     one, two = (list(knowledge.article_rows(3)) for _ in range(2))
     assert one == two and one != list(knowledge.article_rows(3, seed=1))
     assert all(200 <= len(r["text"].split()) <= 400 for r in one)
+
+
+def test_the_generated_wikipedia_has_its_shape_and_builds(tmp_path):
+    knowledge.write_wikipedia(tmp_path / "wikipedia", 40)
+    files = sorted((tmp_path / "wikipedia").iterdir())
+    assert [pq.read_schema(f).names for f in files] == [["id", "url", "title", "text"]] * 2
+    assert knowledge.build([tmp_path / "wikipedia"], tmp_path / "k.db") == 40
 
 
 def test_both_references_build_the_same_and_lose_no_text(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import sqlite3
@@ -11,12 +12,16 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from facttune_ray import cli
 from facttune_ray.errors import UserError
 from facttune_ray.knowledge import build
 from facttune_ray.knowledge.articles import Articles
 from facttune_ray.knowledge.passages import SEPARATOR
+from facttune_ray.storage.folders import Folder
 
 
 def jsonl(path, rows):
@@ -237,6 +242,61 @@ def test_compressed_files_in_a_folder_are_read(tmp_path):
     (tmp_path / "in/b.jsonl.gz").write_bytes(packed)
     assert build.build([tmp_path / "in"], tmp_path / "k.db") == 20
     assert Articles(tmp_path / "k.db").passages("T19") == ["Text 19."]
+
+
+WIKI = [
+    {"id": str(i), "url": f"https://x/{i}", "name": f"Title {i}", "body": f"Text {i}, and more."}
+    for i in range(3000)
+]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+def test_a_table_of_other_columns_becomes_the_same_database(tmp_path, form):
+    """Parquet in the shape of Hugging Face's wikimedia/wikipedia, and the same rows as text."""
+    file = tmp_path / "rows"  # the content tells the form
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(WIKI), file, row_group_size=1000)
+    elif form == "csv":
+        with open(file, "w", newline="") as f:
+            out = csv.DictWriter(f, WIKI[0])
+            out.writeheader()
+            out.writerows(WIKI)
+    else:
+        jsonl(file, WIKI)
+    words = ["knowledge", "build", str(file), str(tmp_path / "k.db")]
+    columns = ["--title-column", "name", "--text-column", "body"]
+    assert cli.main([*words, *columns]) == 0
+    articles = Articles(tmp_path / "k.db")
+    assert articles.passages("Title 2999") == ["Text 2999, and more."]
+    assert meta(tmp_path / "k.db")["titles"] == 3000
+    with pytest.raises(UserError, match='needs "title": a string.*--title-column'):
+        build.build([file], tmp_path / "x.db")
+
+
+def test_an_unfinished_build_of_parquet_is_resumed(tmp_path):
+    rows = [{"title": r["name"], "text": r["body"]} for r in WIKI]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=700)
+    bad = jsonl(tmp_path / "z.jsonl", [{}])
+    with pytest.raises(UserError):
+        build.build([tmp_path / "a.parquet", bad], tmp_path / "k.db", commit_s=0.0)
+    done = dict(table(tmp_path / "k.db.tmp", "SELECT file, lines FROM progress"))
+    assert sum(done.values()) == 3000
+    with pytest.raises(UserError):  # a second attempt adds no row again
+        build.build([tmp_path / "a.parquet", bad], tmp_path / "k.db", commit_s=0.0)
+    count = "SELECT COUNT(*) FROM documents WHERE text LIKE '%and more.%and more.%'"
+    assert table(tmp_path / "k.db.tmp", count) == [(0,)]
+
+
+def test_articles_on_an_object_store(tmp_path, object_store):
+    rows = [{"title": r["name"], "text": r["body"]} for r in WIKI]
+    for i in range(2):
+        place = Folder.of(object_store.uri(f"wiki/part-{i}.parquet"))
+        pq.write_table(pa.Table.from_pylist(rows[i::2]), tmp_path / "part", row_group_size=500)
+        place.write_bytes((tmp_path / "part").read_bytes())
+    for given in ("wiki/*.parquet", "wiki"):  # a glob, and a folder
+        out = tmp_path / f"{len(given)}.db"
+        assert build.build([object_store.uri(given)], out) == 3000
+        assert Articles(out).passages("Title 17") == ["Text 17, and more."]
 
 
 def test_the_build_command_prints_one_line(tmp_path, capsys):

@@ -9,6 +9,7 @@ from facttune_ray.sampling.protocol import (
     encode_prompt,
     encode_request,
     encode_started,
+    end_mark,
 )
 
 TEXTS = ["[user] Who is Mara? [model] Mara was born in Ostrava."]
@@ -48,3 +49,13 @@ def test_a_request_gives_each_prompt_a_limit():
         request(["a", "b"], [7, 0])
     with pytest.raises(UserError, match="max_tokens is 0"):
         request([], 0)
+
+
+def test_the_end_mark_is_the_token_that_ended_the_samples(tokenizer):
+    eos = tokenizer.eos_token_id
+    (line_end,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    assert end_mark(tokenizer) == end_mark(tokenizer, stops=["Mara was born"]) == eos
+    assert end_mark(tokenizer, stops=["Mara was born", "\n"]) == line_end != eos
+    tokenizer.chat_template = TEMPLATE  # a chat model ends its own turn
+    assert end_mark(tokenizer, stops=["\n"]) == eos
+    assert end_mark(tokenizer, "never", ["\n"]) == line_end

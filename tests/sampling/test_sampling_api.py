@@ -117,7 +117,14 @@ def url():
 def test_each_sample_is_one_request_with_its_own_seed(tmp_path):
     script = Scripted(text_reply)
     found, _ = draw(
-        tmp_path, script, ["one", "two"], n=3, max_tokens=[4, 9], stop="\n", raw=True, prefix="P "
+        tmp_path,
+        script,
+        ["one", "two"],
+        n=3,
+        max_tokens=[4, 9],
+        stop=("\n",),
+        raw=True,
+        prefix="P ",
     )
     assert len(script.asked) == 6 and [len(f) for f in found] == [3, 3]
     wanted = {"model", "prompt", "temperature", "top_p", "max_tokens", "stop", "seed"}
@@ -127,8 +134,11 @@ def test_each_sample_is_one_request_with_its_own_seed(tmp_path):
     assert all((a["temperature"], a["top_p"], a["stop"]) == (1.0, 0.9, "\n") for a in script.asked)
     seeds = {a["seed"] for a in script.asked}
     assert len(seeds) == 6 and all(0 <= s < 2**31 for s in seeds)
+    several = Scripted(text_reply)
+    draw(tmp_path / "c", several, ["one"], n=1, max_tokens=4, stop=("\n", "|"), raw=True)
+    assert several.asked[0]["stop"] == ["\n", "|"]
     again = Scripted(text_reply)
-    draw(tmp_path / "b", again, ["one"], n=1, max_tokens=4, stop="\n", raw=True, prefix="P ")
+    draw(tmp_path / "b", again, ["one"], n=1, max_tokens=4, stop=("\n",), raw=True, prefix="P ")
     assert again.asked[0] in script.asked  # same key, seed and body in another process or order
 
 
@@ -238,7 +248,7 @@ def test_texts_are_cut_before_stop(tmp_path):
         reply["choices"][0]["finish_reason"] = "length"
         return reply
 
-    found, _ = draw(tmp_path, Scripted(answer), ["cut", "long"], n=1, stop="\n", raw=True)
+    found, _ = draw(tmp_path, Scripted(answer), ["cut", "long"], n=1, stop=("\n",), raw=True)
     assert [tuple(f[0][:3]) for f in found] == [(" Brno", 2, True), (" long and", 15, False)]
 
 
@@ -320,7 +330,7 @@ def test_completions_in_batch_mode_are_refused(tmp_path):
 @pytest.mark.parametrize("choices", [1, 5])
 def test_the_annotator_gives_the_same_samples_again(tmp_path, url, form, choices):
     prompts = [QUESTION.replace("Mara Veldt", name) for name in ("Ada", "Bo", "Cy")]
-    settings = {"n": 10, "stop": "\n", "raw": True, "form": form, "choices": choices}
+    settings = {"n": 10, "stop": ("\n",), "raw": True, "form": form, "choices": choices}
     found, first = draw(tmp_path, url, prompts, **settings)
     assert [len(f) for f in found] == [10, 10, 10] and first.usage.calls == 30 / choices
     assert all(s.finished and s.tokens == 2 and "\n" not in s.text for f in found for s in f)
@@ -340,7 +350,7 @@ def test_faults_lose_no_sample_and_nothing_is_answered_twice(tmp_path):
     )
     with running(faults) as url:
         prompts = [f"Question: Where was P{i} born?\nAnswer:" for i in range(20)]
-        found, client = draw(tmp_path, url, prompts, n=8, choices=4, stop="\n", raw=True)
+        found, client = draw(tmp_path, url, prompts, n=8, choices=4, stop=("\n",), raw=True)
         assert all(len(f) == 8 for f in found) and client.usage.retries > 0
         with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
             counted = json.load(reply)

@@ -7,6 +7,7 @@ import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import pretrain
+from facttune_ray.sampling import shared
 from facttune_ray.sampling.protocol import SampleRequest, encode_prompt
 from facttune_ray.sampling.transformers import TransformersSampler
 
@@ -68,9 +69,33 @@ def test_a_shared_prefix_equals_the_text_in_front_of_every_prompt(sampler):
     assert apart == whole
 
 
+def test_the_lines_before_all_prompts_run_once(sampler, monkeypatch):
+    """Worked examples of a template: the samples are those of the prompts one by one."""
+    examples = (
+        "Who is Tiko?\nTiko plays the harp.\nEnd.\n\nWho is Kol Wex?\nKol Wex plays the cello."
+    )
+    asked = [f"{examples}\nEnd.\n\n{p}" for p in prompts()]
+    settings = SETTINGS | {"n": 3, "seeds": [1, 2, 3, 4, 5]}
+    ran: list[int] = []
+    start = shared.SharedRun.start
+
+    def counted(self, given, *more):
+        ran.extend(map(len, given))
+        return start(self, given, *more)
+
+    monkeypatch.setattr(shared.SharedRun, "start", counted)
+    together = sampler.sample(SampleRequest(asked, **settings))
+    whole = len(encode_prompt(sampler.tokenizer, examples))
+    assert sum(size >= whole for size in ran) == 1, "each prompt ran the examples again"
+    sampler.sample(SampleRequest(asked[1:], **settings | {"seeds": [2, 3, 4, 5]}))
+    assert sum(size >= whole for size in ran) == 1, "another request ran the examples again"
+    monkeypatch.setattr(sampler, "_common", lambda prompts: ([], prompts))
+    assert sampler.sample(SampleRequest(asked, **settings)) == together
+
+
 def test_a_model_that_cannot_share_gives_the_same_samples(sampler):
     prefix = "Who is Tiko?\nTiko plays the harp.\n"
-    settings = SETTINGS | {"n": 4, "seeds": [1, 2, 3, 4, 5], "top_p": 0.9, "stop": "\n"}
+    settings = SETTINGS | {"n": 4, "seeds": [1, 2, 3, 4, 5], "top_p": 0.9, "stop": ("\n",)}
     assert sampler.shares
     calls = [
         {"prefix": prefix},
@@ -131,12 +156,17 @@ def test_stop_cuts_the_text_and_ends_the_sample(sampler):
     settings = {"n": 1, "seeds": [0], "max_tokens": 12, "temperature": 0, "top_p": 1}
     full = sampler.sample(SampleRequest(["Who is Mara?"], **settings))[0][0]
     assert full.text.split("\n")[1] == "End."
-    line = sampler.sample(SampleRequest(["Who is Mara?"], stop="\n", **settings))[0][0]
+    line = sampler.sample(SampleRequest(["Who is Mara?"], stop=("\n",), **settings))[0][0]
     assert line.text == full.text.split("\n")[0] and line.finished and line.tokens < full.tokens
-    inside = sampler.sample(SampleRequest(["Who is Mara?"], stop="s the", **settings))[0][
+    inside = sampler.sample(SampleRequest(["Who is Mara?"], stop=("s the",), **settings))[0][
         0
     ]  # two tokens' edge
     assert inside.text == full.text[: full.text.index("s the")] and inside.finished
+    several = ("End", "s the", "\n")
+    first = sampler.sample(SampleRequest(["Who is Mara?"], stop=several, **settings))[0][0]
+    assert first == inside, "the first stop of the text counts, not the first of the list"
+    with pytest.raises(ValueError, match="none empty"):
+        SampleRequest(["Who is Mara?"], stop=("",), **settings)
     short = sampler.sample(SampleRequest(["Who is Mara?"], **(settings | {"max_tokens": 2})))[0][0]
     assert short[:3] == (full.text[: full.text.index(" the")], 2, False)
 

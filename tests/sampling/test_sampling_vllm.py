@@ -127,7 +127,7 @@ def test_each_prompt_has_its_own_parameters(sampler):
             max_tokens=[4, 9],
             temperature=0.7,
             top_p=0.9,
-            stop="\n",
+            stop=("\n",),
         )
     )
     (_, first), (_, second) = asked(sampler)
@@ -220,7 +220,7 @@ def test_vllm_on_a_gpu(tmp_path):
     )
     sampler = VLLMSampler(str(tmp_path / "m"), dtype="bfloat16", gpu_memory=0.2)
     prompts, more = [f"Who is {n}?" for n in names], SETTINGS | {"seeds": [1, 2, 3, 4]}
-    found = sampler.sample(SampleRequest(prompts, n=8, stop=".", **more))
+    found = sampler.sample(SampleRequest(prompts, n=8, stop=(".",), **more))
     assert [len(f) for f in found] == [8] * 4
     assert all(f"{n} plays the" in s.text for n, f in zip(names, found, strict=True) for s in f)
     assert all(s.finished and "." not in s.text and 0 < s.tokens <= 12 for f in found for s in f)

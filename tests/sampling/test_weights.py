@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from facttune_ray.errors import UserError
+from facttune_ray.loop.models import model_digest
+from facttune_ray.runtime.preflight import check_model
+from facttune_ray.sampling import gguf_file
 from facttune_ray.sampling.weights import load, local_weights, quantization
 
 
@@ -73,3 +76,50 @@ def test_quantised_weights_need_a_gpu_and_a_library():
     except ImportError:
         with pytest.raises(UserError, match="pip install bitsandbytes"):
             quantization("4bit", "float16", "cuda")
+
+
+def test_a_gguf_file_needs_its_package(tmp_path, monkeypatch):
+    file = tmp_path / "m.Q4_1.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.setattr(gguf_file, "find_spec", lambda name: None if name == "gguf" else name)
+    for call in (local_weights, lambda path: check_model("model.path", path)):
+        with pytest.raises(UserError, match=r'needs gguf: pip install "facttune_ray\[gguf\]"') as e:
+            call(str(file))
+        assert "m.Q4_1.gguf" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_gguf_file_is_converted_once_and_counts_by_content(tmp_path, monkeypatch):
+    file, cache, made = tmp_path / "m.Q4_1.gguf", str(tmp_path / "cache"), []
+    monkeypatch.setattr(gguf_file, "find_spec", lambda name: name)
+
+    def convert(source: Path, folder: Path) -> None:
+        made.append(source.read_bytes())
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(gguf_file, "_convert", convert)
+    with pytest.raises(UserError, match="m.Q4_1.gguf: no such file"):
+        local_weights(str(file), cache)
+    file.write_bytes(b"GGUF one")
+    first = Path(local_weights(str(file), cache))
+    assert local_weights(str(file), cache) == str(first) and (first / "config.json").exists()
+    assert first.name == "m.Q4_1" and not list(first.parent.glob("*.tmp"))
+    far = Path(local_weights(f"file://{file}", cache))  # as from an object store
+    before, other = model_digest(str(file)), tmp_path / "elsewhere.gguf"
+    other.write_bytes(b"GGUF one")
+    file.write_bytes(b"GGUF two!")
+    assert local_weights(str(file), cache) not in (str(first), str(far))
+    assert made[0] == b"GGUF one" and made[-1] == b"GGUF two!"
+    assert model_digest(str(file)) != before
+
+
+def test_a_file_that_is_no_gguf_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_file, "find_spec", lambda name: name)
+
+    def convert(source: Path, folder: Path) -> None:
+        raise ValueError("GGUF magic invalid")
+
+    monkeypatch.setattr(gguf_file, "_convert", convert)
+    (tmp_path / "m.gguf").write_bytes(b"no")
+    with pytest.raises(UserError, match="m.gguf: transformers cannot read it: .*magic invalid"):
+        local_weights(str(tmp_path / "m.gguf"), str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob("*.tmp"))

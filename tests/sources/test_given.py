@@ -14,7 +14,8 @@ import pytest
 from facttune_ray.config import GroupsConfig
 from facttune_ray.errors import UserError
 from facttune_ray.export import preferences, rewards
-from facttune_ray.sources import given, records
+from facttune_ray.sources import given
+from facttune_ray.storage import records
 from facttune_ray.storage.schema import REWARD_COLUMNS
 
 PLAIN = GroupsConfig()
@@ -241,14 +242,17 @@ def test_settings_of_rewards_do_not_fit_pairs(tmp_path, settings):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("p.txt", b"", "p.txt: not a .jsonl, .json, .parquet, .csv file"),
+        ("p.txt", b"", "p.txt: the file is empty"),
+        ("p.txt", b"Ada", "p.txt: its content is neither Parquet nor JSON nor CSV"),
         ("p.jsonl", b'{"a": 1', "p.jsonl:1: not JSON"),
         ("p.json", b'{"a": 1', "p.json: not JSON"),
         ("p.json", b"5", "p.json: expected a list of objects"),
         ("p.json", b"[5]", "p.json: row 1: expected an object"),
         ("p.jsonl", b'{"a": "\xff"}\n', "p.jsonl:1: not UTF-8"),
-        ("p.parquet", b"no parquet at all", "p.parquet: row 1: cannot be read"),
-        ("p.jsonl.gz", b"no gzip", "p.jsonl.gz: row 1: cannot be read"),
+        ("p.parquet", b"no parquet at all", "p.parquet: its content is neither Parquet"),
+        ("p.parquet", b"PAR1 and no more", "p.parquet: row 1: cannot be read"),
+        ("p.jsonl.gz", b"no gzip", "p.jsonl.gz:1: not JSON"),
+        ("p.jsonl.gz", b"\x1f\x8b no gzip", "p.jsonl.gz: row 1: cannot be read"),
         ("p.csv", b"prompt,chosen\na,b,c\n", "p.csv: row 1: not as many cells"),
         ("p.csv", b'prompt,rewards\na,"[1"\n', "p.csv: row 1: not JSON"),
         ("p.csv", b"prompt,chosen\n", "p.csv: the file is empty"),

@@ -89,7 +89,7 @@ def test_spaces_and_accents_have_one_form(tmp_path):
             '"pronoun" must be a text, not 5',
         ),
         ("t.jsonl", b'{"topic": "A", "split": ["test"]}\n', "none of train, dpoval, val, test"),
-        ("t.xlsx", b"PK", "t.xlsx: not a .jsonl"),
+        ("t.xlsx", b"PK", "t.xlsx: its content is neither Parquet nor JSON nor CSV"),
         ("gone.txt", None, "gone.txt: no such file: check data.topics"),
     ],
 )
