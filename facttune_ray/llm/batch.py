@@ -11,10 +11,10 @@ request waits for it any more; then the record is removed. Failed lines are sent
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
-from collections.abc import Awaitable
+import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ import openai
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, RowError
 from facttune_ray.llm.endpoint import Endpoint, Transient
-from facttune_ray.llm.ledger import Completion, Ledger
-from facttune_ray.llm.replies import HTTPReply, Meaning
+from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.replies import Completion, HTTPReply, Meaning
 from facttune_ray.llm.sending import Sender, backoff_s
 
 SETTLED_S = 0.5  # a file is closed when no request has come for this long
@@ -75,30 +75,26 @@ class Batches:
         self._unsent[key] = None
         self._arrived_s = time.monotonic()
         if self._submitting is None or self._submitting.done():
-            self._submitting = self._start(self._submit())
+            self._submitting = asyncio.create_task(self._or_stop(self._submit))
 
-    def _start(self, work: Any) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        task.add_done_callback(self._stop_after)
-        return task
-
-    def _stop_after(self, task: asyncio.Task[None]) -> None:
-        """Stop when the task has failed."""
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if isinstance(error, Transient):
-            error = self._stop_line(str(error))
-        elif isinstance(error, NotFound):
-            error = EndpointError(
-                f"LLM endpoint {self.endpoint.shown}, batch: {error}: if it has no Files and "
-                f"Batches API, set llm.mode=online"
+    async def _or_stop(self, work: Callable[..., Awaitable[None]], *args: str) -> None:
+        """Do this work; stop when it fails."""
+        try:
+            await work(*args)
+        except Transient as e:
+            self.stop(self._stop_line(str(e)))
+        except NotFound as e:
+            self.stop(
+                EndpointError(
+                    f"LLM endpoint {self.endpoint.shown}, batch: {e}: if it has no Files and "
+                    f"Batches API, set llm.mode=online"
+                )
             )
-        self.stop(error)
+        except Exception as e:
+            self.stop(e)
 
-    def stop(self, error: BaseException) -> None:
+    def stop(self, error: Exception) -> None:
         """End every request with this error. The records of sent batches stay for the next run."""
-        if not isinstance(error, Exception):
-            error = RuntimeError(str(error))
         self._stopped = self._stopped or error
         for task in (*self._polls.values(), self._submitting):
             if task is not None and not task.done():
@@ -179,8 +175,7 @@ class Batches:
 
     async def _create(self, lines: dict[bytes, bytes]) -> None:
         """Upload one file, create its batch, and follow the batch."""
-        digest = hashlib.sha256(b"".join(sorted(lines)) + str(time.time_ns()).encode()).hexdigest()
-        name = f"{digest[:32]}.json"
+        name = f"{uuid.uuid4().hex}.json"
         record = {
             "model": self.cfg.model,
             "batch_id": None,
@@ -220,14 +215,14 @@ class Batches:
     async def _find_batch(self, record: str) -> str | None:
         """The id of the batch whose metadata name this record."""
         client = self.endpoint.openai.with_options(max_retries=4)
-        page = await self._call(client.batches.list(limit=100))
-        while True:
-            for batch in page.data:
+
+        async def found() -> str | None:
+            async for batch in client.batches.list(limit=100):
                 if (batch.metadata or {}).get("facttune") == record:
                     return batch.id
-            if not page.has_next_page():
-                return None
-            page = await self._call(page.get_next_page())
+            return None
+
+        return await self._call(found())
 
     async def _call(self, call: Awaitable[Any]) -> Any:
         """Await a call of the SDK. Raise NotFound, Transient, or the EndpointError of a refusal."""
@@ -255,7 +250,8 @@ class Batches:
     def _follow(self, name: str, record: dict) -> None:
         if name not in self._polls:
             self._held[name] = set(map(bytes.fromhex, record["keys"]))
-            self._polls[name] = self._start(self._poll(name, record["batch_id"]))
+            work = self._or_stop(self._poll, name, record["batch_id"])
+            self._polls[name] = asyncio.create_task(work)
 
     def _forget(self, name: str) -> set[bytes]:
         """Remove the record of a batch that is over. Return the keys that it did not answer."""
@@ -326,7 +322,7 @@ class Batches:
             meaning = self.endpoint.meaning(reply, waiting.body if waiting else {})
         if meaning.kind == "answer":
             attempts = max(1, waiting.attempts) if waiting else 1
-            completion = self.sender.count_batched(meaning.replies[0], attempts)
+            (completion,) = self.sender.count(meaning.replies[:1], attempts)
             await self.ledger.put(key, completion)
             self._settle(key, completion)
         elif meaning.kind in ("retry", "limit"):

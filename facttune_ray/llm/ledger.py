@@ -21,16 +21,15 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facttune_ray.errors import Final
 from facttune_ray.llm.journal import Journal, unknown
-from facttune_ray.llm.replies import CUT, ENDED, split_thoughts
+from facttune_ray.llm.replies import Completion
 from facttune_ray.llm.segments import (
     ROWS,
     SCHEMA,
@@ -48,57 +47,6 @@ T = TypeVar("T")
 # a writer merges so many small segments, up to so many rows, which a worker holds in memory
 MERGE, MERGED_ROWS = 16, 2**14
 SUMMED_ROWS = 2**18  # rows whose dollars are summed at a time
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One paid completion."""
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    served_model: str
-    attempts: int
-    latency_s: float | None
-    refusal: str | None = None
-    finish_reason: str | None = None
-    cost_usd: float = 0.0
-    prompt_chars: int = 0
-    top_logprobs: str | None = None  # JSON {token: log-probability} of the first token
-    thoughts: str | None = None  # of a reasoning model
-    counted: str | None = None  # source of the tokens: usage | total | estimate
-
-    @property
-    def filtered(self) -> bool:
-        """Whether a provider's filter ended the answer."""
-        return bool(self.finish_reason) and self._finish not in ENDED | CUT
-
-    @property
-    def cut(self) -> bool:
-        """Whether the answer ends at its token limit."""
-        return self._finish in CUT
-
-    @property
-    def _finish(self) -> str:
-        return (self.finish_reason or "").casefold()
-
-    @property
-    def answer(self) -> str:
-        """The text without thoughts, which older ledgers have in it. Raise Final when a filter
-        ended the answer, or when it was cut before its text began."""
-        if self.filtered:
-            raise Final(f"refused: {self.refusal}")
-        text = split_thoughts(self.text)[0]
-        if self.cut and not text.strip():
-            raise Final("the answer was cut before its text began: raise llm.max_tokens")
-        return text
-
-    @property
-    def whole_answer(self) -> str:
-        """`answer`; raise Final also when the answer was cut within its text."""
-        if self.cut:
-            raise Final("the answer was cut at its token limit: raise llm.max_tokens")
-        return self.answer
 
 
 def request_key(model: str, prompt: list[dict] | str, params: dict[str, Any], sample: int) -> bytes:
@@ -233,10 +181,11 @@ class Ledger:
 
     def add(self, table: pa.Table) -> str:
         """Write one segment of rows sorted by key."""
+        table = table.combine_chunks()  # record batches are cut at chunks, too
         name = f"{self.writer}-{self._written:06d}.arrow"
         self._written += 1
         (self.folder / name).write_bytes(segment_bytes(table), durable=True)
-        prefixes = prefixes_of(table["key"].combine_chunks())
+        prefixes = prefixes_of(table["key"].chunk(0))
         starts = np.array([*range(0, table.num_rows, ROWS), table.num_rows])
         with self._segments_lock:
             self.segments[name] = Segment(self.folder / name, self._index.keep(prefixes), starts)
@@ -259,12 +208,9 @@ class Ledger:
         await self._flush()
         await self.journal.close()
 
-    def spent_usd(self, run: str) -> float:
-        """Dollars that one run has paid; unknown requests count at their estimate."""
-        return sum(self.paid_usd(run).values())
-
     def paid_usd(self, run: str) -> dict[str, float]:
-        """`spent_usd` by writer. A row that a merge has copied counts once."""
+        """Dollars that one run has paid, by writer. Unknown requests count at their estimate. A row
+        that a merge has copied counts once."""
         by_writer = self._while_merged(lambda: self._paid_usd(run))
         for attempt in unknown(self.folder, run):
             by_writer[attempt.writer] = by_writer.get(attempt.writer, 0.0) + attempt.usd
@@ -295,8 +241,7 @@ class Ledger:
 
 
 def _completion(row: dict) -> Completion:
-    row = dict.fromkeys(("top_logprobs", "thoughts", "counted")) | row
-    return Completion(**{name: row[name] for name in Completion.__dataclass_fields__})
+    return Completion(**{f.name: row[f.name] for f in fields(Completion) if f.name in row})
 
 
 def crc(row: dict) -> int:

@@ -11,9 +11,10 @@ import pytest
 
 from facttune_ray.errors import UserError
 from facttune_ray.llm.cost import MeterLost, MeterReport, Usage
-from facttune_ray.llm.ledger import Completion, Ledger
+from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import MAX_HORIZON_S, Lease, LimiterReport, Limits
 from facttune_ray.llm.permits import LimiterLost
+from facttune_ray.llm.replies import Completion
 from facttune_ray.storage.tables import Folder
 
 
