@@ -23,7 +23,7 @@ import openai
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, RowError
-from facttune_ray.llm.endpoint import Endpoint, Transient
+from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.replies import Completion, HTTPReply, Meaning
 from facttune_ray.llm.sending import Sender, backoff_s
@@ -42,6 +42,10 @@ class _Waiting:
     body: dict[str, Any]
     answered: asyncio.Future[Completion]
     attempts: int = 0
+
+
+class Transient(Exception):
+    """The same call may succeed later."""
 
 
 class NotFound(EndpointError):

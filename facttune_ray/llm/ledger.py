@@ -56,6 +56,15 @@ def request_key(model: str, prompt: list[dict] | str, params: dict[str, Any], sa
     return hashlib.sha256(body.encode()).digest()
 
 
+def while_merged(read: Callable[[], T], refresh: Callable[[], None] = lambda: None) -> T:
+    """Read again, after `refresh`, when another process has merged a segment meanwhile."""
+    while True:
+        try:
+            return read()
+        except FileNotFoundError:
+            refresh()
+
+
 class Ledger:
     """The completions of all writers in one folder: finished, running or killed."""
 
@@ -81,24 +90,19 @@ class Ledger:
     def refresh(self) -> None:
         """Load the segments that were added since, and drop merged ones."""
         with self._segments_lock:
-            while not self._refreshed():
-                pass
+            while_merged(self._load)
 
-    def _refreshed(self) -> bool:
+    def _load(self) -> None:
         names = {n for n in self.folder.names() if n.endswith(".arrow")}
         for name in self.segments.keys() - names:
             del self.segments[name]
         for name in sorted(names - self.segments.keys() - self.torn):
-            try:
-                segment = Segment.load(self.folder / name)
-            except FileNotFoundError:  # merged since it was listed
-                return False
+            segment = Segment.load(self.folder / name)
             if segment is None:
                 self.torn.add(name)
             else:
                 segment.prefixes = self._index.keep(segment.prefixes)
                 self.segments[name] = segment
-        return True
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
         """The completions of those keys that the ledger has. Of several rows the oldest counts."""
@@ -114,16 +118,8 @@ class Ledger:
                     if key not in rows or row["created_s"] < rows[key]["created_s"]:
                         rows[key] = row
 
-        self._while_merged(read)
+        while_merged(read, self.refresh)
         return {key: _completion(row) for key, row in (unwritten | rows).items()}
-
-    def _while_merged(self, read: Callable[[], T]) -> T:
-        """Read again when another process has merged a segment meanwhile."""
-        while True:
-            try:
-                return read()
-            except FileNotFoundError:
-                self.refresh()
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -211,7 +207,7 @@ class Ledger:
     def paid_usd(self, run: str) -> dict[str, float]:
         """Dollars that one run has paid, by writer. Unknown requests count at their estimate. A row
         that a merge has copied counts once."""
-        by_writer = self._while_merged(lambda: self._paid_usd(run))
+        by_writer = while_merged(lambda: self._paid_usd(run), self.refresh)
         for attempt in unknown(self.folder, run):
             by_writer[attempt.writer] = by_writer.get(attempt.writer, 0.0) + attempt.usd
         return by_writer

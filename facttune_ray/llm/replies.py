@@ -153,6 +153,11 @@ class Meaning:
     unreachable: bool = False  # no server listens there
 
 
+def no_reply(message: str, unreachable: bool = False) -> Meaning:
+    """The same request may succeed later. It may have been billed, unless no server listens."""
+    return Meaning("retry", message=message, unknown=not unreachable, unreachable=unreachable)
+
+
 def read(
     reply: HTTPReply, asked: Mapping[str, Any], section: str = "llm", key_env: str = "the key"
 ) -> Meaning:
