@@ -159,10 +159,6 @@ class Allowance:
     calls: int = 0  # answered requests of the stage by all workers
 
 
-class MeterLost(Exception):
-    """The run's meter did not answer."""
-
-
 Reporter = Callable[[MeterReport], Awaitable[Allowance]]
 
 

@@ -27,8 +27,8 @@ PAUSE_S = 1.0  # a worker that has no work waits this long for the limiter to kn
 Renew = Callable[[LimiterReport], Awaitable[Lease]]
 
 
-class LimiterLost(Exception):
-    """The limiter did not answer: it is being restarted."""
+class ActorLost(Exception):
+    """The limiter, or the run's meter, did not answer: it is being restarted."""
 
 
 @dataclass
@@ -301,7 +301,7 @@ class Gate:
         )
         try:
             lease = await self._renew(report)
-        except LimiterLost:
+        except ActorLost:
             return  # the next report goes to its successor
         now, self._asked_s = time_s(), math.inf
         self._reported_busy = report.waiting + report.in_flight > 0

@@ -18,7 +18,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import BodyPartReader, web
+from aiohttp import web
 
 from facttune_ray.quickstart.answering import Annotator
 from facttune_ray.quickstart.chat_api import (
@@ -109,25 +109,16 @@ class Batches:
     async def upload(self, request: web.Request) -> web.Response:
         if not request.content_type.startswith("multipart/"):
             raise RequestError("A file is uploaded as multipart/form-data.")
-        fields: dict[str, bytes] = {}
-        name = "file"
-        async for part in await request.multipart():
-            if not isinstance(part, BodyPartReader):
-                continue
-            read = bytearray()
-            while chunk := await part.read_chunk(2**20):
-                read += chunk
-                if len(read) > MAX_FILE_BYTES:
-                    message = f"File is too large: the maximum is {MAX_FILE_BYTES} bytes."
-                    raise RequestError(message, "file", status=413)
-            fields[part.name or ""] = bytes(read)
-            if part.name == "file":
-                name = part.filename or name
-        if fields.get("purpose") != b"batch":
+        try:
+            form = await request.clone(client_max_size=MAX_FILE_BYTES).post()
+        except web.HTTPRequestEntityTooLarge:
+            message = f"File is too large: the maximum is {MAX_FILE_BYTES} bytes."
+            raise RequestError(message, "file", status=413) from None
+        if form.get("purpose") != "batch":
             raise RequestError("'purpose' must be 'batch' on this server.", "purpose")
-        if "file" not in fields:
+        if not isinstance(file := form.get("file"), web.FileField):
             raise RequestError("'file' is a required property.", "file")
-        return web.json_response(self._keep(fields["file"], name, "batch").shown())
+        return web.json_response(self._keep(file.file.read(), file.filename, "batch").shown())
 
     def _keep(self, content: bytes, name: str, purpose: str) -> File:
         file = File(f"file-{uuid.uuid4().hex}", content, name, purpose, int(time.time()))

@@ -17,12 +17,12 @@ from facttune_ray.config import LLMConfig
 from facttune_ray.errors import BudgetReached, EndpointError, RowError, Stopped, UserError
 from facttune_ray.llm import funds
 from facttune_ray.llm.client import Client
-from facttune_ray.llm.cost import Allowance, Meter, MeterLost, MeterReport, Usage
+from facttune_ray.llm.cost import Allowance, Meter, MeterReport, Usage
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.parameters import parameters
-from facttune_ray.llm.permits import Gate, Queue, local_renew
+from facttune_ray.llm.permits import ActorLost, Gate, Queue, local_renew
 from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.storage.tables import Folder
@@ -254,7 +254,7 @@ def test_requests_that_wait_for_a_dead_meter_end_with_one_line(monkeypatch):
     monkeypatch.setattr(funds, "LOST_S", 0.2)
 
     async def gone(_: MeterReport) -> Allowance:
-        raise MeterLost("the actor died")
+        raise ActorLost("the actor died")
 
     async def wait() -> None:
         cfg = LLMConfig(budget_usd=1.0)

@@ -17,7 +17,7 @@ from facttune_ray.llm.limiter import (
     LimiterReport,
     Limits,
 )
-from facttune_ray.llm.permits import Gate, LimiterLost, Queue, local_renew, permit
+from facttune_ray.llm.permits import ActorLost, Gate, Queue, local_renew, permit
 
 
 def now_s() -> float:
@@ -238,7 +238,7 @@ def test_held_permits_are_used_while_a_lost_limiter_is_asked_again():
 
     async def renew(report: LimiterReport) -> Lease:
         if lost:
-            raise LimiterLost
+            raise ActorLost
         return limiter.renew(report, now_s())
 
     async def work():
