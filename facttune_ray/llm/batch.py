@@ -15,7 +15,6 @@ import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -26,22 +25,13 @@ from facttune_ray.errors import EndpointError, RowError
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.replies import Completion, HTTPReply, Meaning
-from facttune_ray.llm.sending import Sender, backoff_s
+from facttune_ray.llm.sending import Request, Sender, backoff_s
 
 SETTLED_S = 0.5  # a file is closed when no request has come for this long
 SENDING_S = 3600.0  # a younger record without a batch may belong to a worker that sends its file
 RUNNING = ("validating", "in_progress", "finalizing", "cancelling")
 LINES = 256  # lines of a result file that are read at a time
 _URL = "/v1/chat/completions"
-
-
-@dataclass
-class _Waiting:
-    """A request without an answer."""
-
-    body: dict[str, Any]
-    answered: asyncio.Future[Completion]
-    attempts: int = 0
 
 
 class Transient(Exception):
@@ -58,7 +48,8 @@ class Batches:
     def __init__(self, cfg: LLMConfig, ledger: Ledger, endpoint: Endpoint, sender: Sender) -> None:
         self.cfg, self.ledger, self.endpoint, self.sender = cfg, ledger, endpoint, sender
         self.folder = ledger.folder / "batches"
-        self._waiting: dict[bytes, _Waiting] = {}
+        self._waiting: dict[bytes, Request] = {}  # requests without an answer
+        self._answers: dict[bytes, asyncio.Future[Completion]] = {}  # theirs, to come
         self._unsent: dict[bytes, None] = {}  # keys of `_waiting` that are in no batch, in order
         self._arrived_s = 0.0  # when the last of them came
         self._submitting: asyncio.Task[None] | None = None
@@ -66,14 +57,15 @@ class Batches:
         self._held: dict[str, set[bytes]] = {}  # record -> keys whose lines are still to come
         self._stopped: Exception | None = None
 
-    async def send(self, key: bytes, body: dict[str, Any]) -> Completion:
+    async def send(self, request: Request) -> Completion:
         """Return the answer when its batch is done; the answer is in the ledger then."""
         if self._stopped is not None:
             raise self._stopped
-        waiting = _Waiting(body, asyncio.get_running_loop().create_future())
-        self._waiting[key] = waiting
+        (key,) = request.keys
+        self._waiting[key] = request
+        answer = self._answers[key] = asyncio.get_running_loop().create_future()
         self._queue(key)
-        return await waiting.answered
+        return await answer
 
     def _queue(self, key: bytes) -> None:
         self._unsent[key] = None
@@ -109,13 +101,14 @@ class Batches:
 
     def _settle(self, key: bytes, outcome: Completion | Exception) -> None:
         """End a request, if it waits."""
-        waiting = self._waiting.pop(key, None)
-        if waiting is None or waiting.answered.done():
+        self._waiting.pop(key, None)
+        answer = self._answers.pop(key, None)
+        if answer is None or answer.done():
             return
         if isinstance(outcome, Exception):
-            waiting.answered.set_exception(outcome)
+            answer.set_exception(outcome)
         else:
-            waiting.answered.set_result(outcome)
+            answer.set_result(outcome)
 
     # -- sending ---------------------------------------------------------------------------
 

@@ -243,7 +243,7 @@ class Client:
                 raise
         usd = await self._funds.take(lambda: self._sender.estimated_usd(request))
         try:
-            return [await self._batches.send(keys[0], request.body)]
+            return [await self._batches.send(request)]
         finally:
             self._funds.done(usd)
 
