@@ -104,7 +104,7 @@ FORMS = tuple(
         ("be", rf"{CAP}.*", "What", ""),
         ("be", r"[a-z]\S*(?: \S+){0,2}", "What", "like"),
         (".*", rf"(?P<answer>(?:(?:over|about|nearly|more than|at least) )?{_COUNT}) "
-         rf"(?P<noun>(?:(?!{_PREPOSITION})\S+ ?)(?:(?!{_AFTER_NOUN})\S+ ?)*)(?P<kept>.*)",
+         rf"(?P<noun>(?!{_PREPOSITION})\S+(?: (?!{_AFTER_NOUN})\S+)*)(?P<kept>.*)",
          "How many {noun}", ""),
         ("move|emigrate|immigrate|relocate|return", r"(?P<last>to|from) .+", "Where", "{last}"),
         ("grow", r"(?P<kept>up )(?P<answer>.+ .*|.+)", "Where", ""),
@@ -116,7 +116,7 @@ FORMS = tuple(
         ("play|pitch|sign|debut", rf"(?P<kept>{_PARTICLE}for )(?P<answer>.+)", "Which team", ""),
         (".*", rf"(?P<kept>{_PARTICLE}{_PREPOSITION} )(?P<answer>.+)", "{who}", ""),
         # not a title: "House of the Rising Sun"
-        (".*", rf"(?P<kept>{_PARTICLE})(?!(?:(?:{CAP}|{_ARTICLE}|{_PREPOSITION}|and) ?)+$)"
+        (".*", rf"(?P<kept>{_PARTICLE})(?!(?:(?:{CAP},?|{_ARTICLE}|{_PREPOSITION}|and)(?: |$))+$)"
          rf"(?P<answer>{CAP}(?: (?!(?!of ){_PREPOSITION})\S+)*)(?P<aside> (?!of ){_PREPOSITION}.*)",
          "{who}", ""),
         ("become", ".+", "What", ""),
