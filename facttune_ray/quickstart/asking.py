@@ -84,7 +84,8 @@ _VERB = _any(*KNOWN)
 FORMS = tuple(
     (re.compile(rf"(?:.* )?(?:{verbs})"), re.compile(rest), word, last)
     for verbs, rest, word, last in (
-        (".*", r"(?P<kept>.*?) ?\b(?:at|around) the age (?:of )?(?P<answer>.+)", "At what age", ""),
+        (".*", rf"(?P<kept>.*?) ?(?<!\S){_AT_TIME} (?:the )?age (?:of )?(?P<answer>.+)",
+         "At what age", ""),
         (".*", rf"(?P<kept>.*?) ?(?<!\S)(?P<answer>{_TIME})", "When", ""),
         (".*", rf"to {_VERB}.*", "What", "to do"),
         ("go", rf"(?P<kept>on )(?P<answer>to {_VERB}.*)", "What", "to do"),
@@ -95,7 +96,7 @@ FORMS = tuple(
         ("be", rf"{_PLACE} (?:.* )?{CAP}", "Where", ""),
         ("be", r"from .+", "Where", "from"),
         ("be", r".+ years old", "How old", ""),
-        ("be", rf"(?P<kept>{_any(*ARTICLES, *POSSESSIVES)}(?: \S+){{1,3}} of )(?P<answer>.+)",
+        ("be", rf"(?P<kept>{_any(*ARTICLES, *POSSESSIVES)}(?: \S+){{1,3}}? of )(?P<answer>.+)",
          "What", ""),
         ("be", rf"{_any(*ARTICLES, *POSSESSIVES, 'one both')} .+", "What", ""),
         ("be", rf"(?P<kept>(?!{_PREPOSITION})\S.*? {_PREPOSITION} )(?P<answer>.+)", "{who}", ""),
