@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 from facttune_ray.config import Config
 from facttune_ray.errors import RowError
-from facttune_ray.llm.ledger import Completion, Ledger, request_key
+from facttune_ray.llm.ledger import Ledger, request_key
 from facttune_ray.llm.parameters import as_sent, parameters
+from facttune_ray.llm.replies import Completion
 from facttune_ray.quickstart import rules
 from facttune_ray.stages.context import Context
 from facttune_ray.stages.work import Work

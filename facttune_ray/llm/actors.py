@@ -20,10 +20,10 @@ import ray
 
 from facttune_ray import telemetry
 from facttune_ray.errors import UserError
-from facttune_ray.llm.cost import QUIET_S, Allowance, Meter, MeterLost, MeterReport, Reporter, Usage
+from facttune_ray.llm.cost import QUIET_S, Allowance, Meter, MeterReport, Reporter, Usage
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Lease, Limiter, LimiterReport, Limits
-from facttune_ray.llm.permits import LimiterLost, Renew
+from facttune_ray.llm.permits import ActorLost, Renew
 from facttune_ray.secrets import redact
 from facttune_ray.storage.schema import digest
 from facttune_ray.storage.tables import Folder
@@ -129,8 +129,8 @@ def limiter_of(base_url: str, model: str, api_key_env: str, limits: Limits) -> A
 class _Caller:
     """Calls an actor that may be restarting."""
 
-    def __init__(self, find: Callable[[], Any], lost: type[Exception]) -> None:
-        self._find, self._lost, self._handle = find, lost, None
+    def __init__(self, find: Callable[[], Any]) -> None:
+        self._find, self._handle = find, None
 
     async def __call__(self, method: str, argument: Any) -> Any:
         try:
@@ -142,12 +142,12 @@ class _Caller:
             raise  # a bug
         except (ray.exceptions.RayError, TimeoutError, ValueError) as e:
             self._handle = None
-            raise self._lost(str(e)) from None
+            raise ActorLost(str(e)) from None
 
 
 def renew_at(base_url: str, model: str, api_key_env: str, limits: Limits) -> Renew:
     """The function by which a gate asks the cluster's limiter."""
-    call = _Caller(lambda: limiter_of(base_url, model, api_key_env, limits), LimiterLost)
+    call = _Caller(lambda: limiter_of(base_url, model, api_key_env, limits))
 
     async def renew(report: LimiterReport) -> Lease:
         telemetry.gauge("llm_waiting", report.waiting, worker=report.worker)
@@ -159,7 +159,7 @@ def renew_at(base_url: str, model: str, api_key_env: str, limits: Limits) -> Ren
 
 def report_to(meter: str, model: str) -> Reporter:
     """The function by which a client reports to its run's meter; it updates Ray's metrics, too."""
-    call = _Caller(lambda: ray.get_actor(meter, NAMESPACE), MeterLost)
+    call = _Caller(lambda: ray.get_actor(meter, NAMESPACE))
     reported = Usage()
 
     async def report(report: MeterReport) -> Allowance:

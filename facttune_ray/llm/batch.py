@@ -11,11 +11,10 @@ request waits for it any more; then the record is removed. Failed lines are sent
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
-from collections.abc import Awaitable
-from dataclasses import dataclass
+import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -23,10 +22,10 @@ import openai
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import EndpointError, RowError
-from facttune_ray.llm.endpoint import Endpoint, Transient
-from facttune_ray.llm.ledger import Completion, Ledger
-from facttune_ray.llm.replies import HTTPReply, Meaning
-from facttune_ray.llm.sending import Sender, backoff_s
+from facttune_ray.llm.endpoint import Endpoint
+from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.replies import Completion, HTTPReply, Meaning
+from facttune_ray.llm.sending import Request, Sender, backoff_s
 
 SETTLED_S = 0.5  # a file is closed when no request has come for this long
 SENDING_S = 3600.0  # a younger record without a batch may belong to a worker that sends its file
@@ -35,13 +34,8 @@ LINES = 256  # lines of a result file that are read at a time
 _URL = "/v1/chat/completions"
 
 
-@dataclass
-class _Waiting:
-    """A request without an answer."""
-
-    body: dict[str, Any]
-    answered: asyncio.Future[Completion]
-    attempts: int = 0
+class Transient(Exception):
+    """The same call may succeed later."""
 
 
 class NotFound(EndpointError):
@@ -54,7 +48,8 @@ class Batches:
     def __init__(self, cfg: LLMConfig, ledger: Ledger, endpoint: Endpoint, sender: Sender) -> None:
         self.cfg, self.ledger, self.endpoint, self.sender = cfg, ledger, endpoint, sender
         self.folder = ledger.folder / "batches"
-        self._waiting: dict[bytes, _Waiting] = {}
+        self._waiting: dict[bytes, Request] = {}  # requests without an answer
+        self._answers: dict[bytes, asyncio.Future[Completion]] = {}  # theirs, to come
         self._unsent: dict[bytes, None] = {}  # keys of `_waiting` that are in no batch, in order
         self._arrived_s = 0.0  # when the last of them came
         self._submitting: asyncio.Task[None] | None = None
@@ -62,43 +57,40 @@ class Batches:
         self._held: dict[str, set[bytes]] = {}  # record -> keys whose lines are still to come
         self._stopped: Exception | None = None
 
-    async def send(self, key: bytes, body: dict[str, Any]) -> Completion:
+    async def send(self, request: Request) -> Completion:
         """Return the answer when its batch is done; the answer is in the ledger then."""
         if self._stopped is not None:
             raise self._stopped
-        waiting = _Waiting(body, asyncio.get_running_loop().create_future())
-        self._waiting[key] = waiting
+        (key,) = request.keys
+        self._waiting[key] = request
+        answer = self._answers[key] = asyncio.get_running_loop().create_future()
         self._queue(key)
-        return await waiting.answered
+        return await answer
 
     def _queue(self, key: bytes) -> None:
         self._unsent[key] = None
         self._arrived_s = time.monotonic()
         if self._submitting is None or self._submitting.done():
-            self._submitting = self._start(self._submit())
+            self._submitting = asyncio.create_task(self._or_stop(self._submit))
 
-    def _start(self, work: Any) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        task.add_done_callback(self._stop_after)
-        return task
-
-    def _stop_after(self, task: asyncio.Task[None]) -> None:
-        """Stop when the task has failed."""
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if isinstance(error, Transient):
-            error = self._stop_line(str(error))
-        elif isinstance(error, NotFound):
-            error = EndpointError(
-                f"LLM endpoint {self.endpoint.shown}, batch: {error}: if it has no Files and "
-                f"Batches API, set llm.mode=online"
+    async def _or_stop(self, work: Callable[..., Awaitable[None]], *args: str) -> None:
+        """Do this work; stop when it fails."""
+        try:
+            await work(*args)
+        except Transient as e:
+            self.stop(self._stop_line(str(e)))
+        except NotFound as e:
+            self.stop(
+                EndpointError(
+                    f"LLM endpoint {self.endpoint.shown}, batch: {e}: if it has no Files and "
+                    f"Batches API, set llm.mode=online"
+                )
             )
-        self.stop(error)
+        except Exception as e:
+            self.stop(e)
 
-    def stop(self, error: BaseException) -> None:
+    def stop(self, error: Exception) -> None:
         """End every request with this error. The records of sent batches stay for the next run."""
-        if not isinstance(error, Exception):
-            error = RuntimeError(str(error))
         self._stopped = self._stopped or error
         for task in (*self._polls.values(), self._submitting):
             if task is not None and not task.done():
@@ -109,13 +101,14 @@ class Batches:
 
     def _settle(self, key: bytes, outcome: Completion | Exception) -> None:
         """End a request, if it waits."""
-        waiting = self._waiting.pop(key, None)
-        if waiting is None or waiting.answered.done():
+        self._waiting.pop(key, None)
+        answer = self._answers.pop(key, None)
+        if answer is None or answer.done():
             return
         if isinstance(outcome, Exception):
-            waiting.answered.set_exception(outcome)
+            answer.set_exception(outcome)
         else:
-            waiting.answered.set_result(outcome)
+            answer.set_result(outcome)
 
     # -- sending ---------------------------------------------------------------------------
 
@@ -179,8 +172,7 @@ class Batches:
 
     async def _create(self, lines: dict[bytes, bytes]) -> None:
         """Upload one file, create its batch, and follow the batch."""
-        digest = hashlib.sha256(b"".join(sorted(lines)) + str(time.time_ns()).encode()).hexdigest()
-        name = f"{digest[:32]}.json"
+        name = f"{uuid.uuid4().hex}.json"
         record = {
             "model": self.cfg.model,
             "batch_id": None,
@@ -220,14 +212,14 @@ class Batches:
     async def _find_batch(self, record: str) -> str | None:
         """The id of the batch whose metadata name this record."""
         client = self.endpoint.openai.with_options(max_retries=4)
-        page = await self._call(client.batches.list(limit=100))
-        while True:
-            for batch in page.data:
+
+        async def found() -> str | None:
+            async for batch in client.batches.list(limit=100):
                 if (batch.metadata or {}).get("facttune") == record:
                     return batch.id
-            if not page.has_next_page():
-                return None
-            page = await self._call(page.get_next_page())
+            return None
+
+        return await self._call(found())
 
     async def _call(self, call: Awaitable[Any]) -> Any:
         """Await a call of the SDK. Raise NotFound, Transient, or the EndpointError of a refusal."""
@@ -255,7 +247,8 @@ class Batches:
     def _follow(self, name: str, record: dict) -> None:
         if name not in self._polls:
             self._held[name] = set(map(bytes.fromhex, record["keys"]))
-            self._polls[name] = self._start(self._poll(name, record["batch_id"]))
+            work = self._or_stop(self._poll, name, record["batch_id"])
+            self._polls[name] = asyncio.create_task(work)
 
     def _forget(self, name: str) -> set[bytes]:
         """Remove the record of a batch that is over. Return the keys that it did not answer."""
@@ -326,7 +319,7 @@ class Batches:
             meaning = self.endpoint.meaning(reply, waiting.body if waiting else {})
         if meaning.kind == "answer":
             attempts = max(1, waiting.attempts) if waiting else 1
-            completion = self.sender.count_batched(meaning.replies[0], attempts)
+            (completion,) = self.sender.count(meaning.replies[:1], attempts)
             await self.ledger.put(key, completion)
             self._settle(key, completion)
         elif meaning.kind in ("retry", "limit"):

@@ -24,9 +24,10 @@ from facttune_ray.llm.batch import Batches
 from facttune_ray.llm.cost import Reporter, Usage, shard_usage
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.funds import Funds
-from facttune_ray.llm.ledger import Completion, Ledger, request_key
+from facttune_ray.llm.ledger import Ledger, request_key
 from facttune_ray.llm.parameters import Prompt, as_sent, parameters
 from facttune_ray.llm.refusals import Refusals
+from facttune_ray.llm.replies import Completion
 from facttune_ray.llm.sending import Sender
 
 T = TypeVar("T")
@@ -56,7 +57,6 @@ class Client:
         self._batches: Batches | None = None
         if cfg.mode == "batch":
             self._batches = Batches(cfg, ledger, endpoints[0], self._sender)
-        self._one_ended = asyncio.Event()  # a completion of `_running` has come or failed
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio keeps no reference to a task
         self._wanted: list[bytes] = []  # keys of the next read of the ledger
         self._reading: asyncio.Task[dict[bytes, Completion]]
@@ -144,7 +144,6 @@ class Client:
 
     def _ended(self, key: bytes, _: object) -> None:
         del self._running[key]
-        self._one_ended.set()
         self._refusals.settle()  # perhaps no request is left whose answer could be evidence
 
     def hungry(self) -> bool:
@@ -152,18 +151,8 @@ class Client:
         if self._batches is not None:
             return len(self._running) < self.cfg.batch_requests
         # what permits will let go soon; bounded, because requests that wait take memory
-        soon = sum(
-            min(e.gate.ahead_s * e.gate.requests_per_s, 8 * self.cfg.concurrency)
-            for e in self.endpoints
-            if e.gate.ready
-        )
+        soon = sum(min(e.gate.soon, 8 * self.cfg.concurrency) for e in self.endpoints)
         return len(self._running) < max(2 * self.cfg.concurrency, soon)
-
-    async def until_hungry(self) -> None:
-        """Return when enough requests have ended for more to be needed."""
-        while not self.hungry():
-            self._one_ended.clear()
-            await self._one_ended.wait()
 
     def stop(self, why: Exception) -> None:
         """Send no more requests. Every request that waits to be sent ends with this error."""
@@ -254,7 +243,7 @@ class Client:
                 raise
         usd = await self._funds.take(lambda: self._sender.estimated_usd(request))
         try:
-            return [await self._batches.send(keys[0], request.body)]
+            return [await self._batches.send(request)]
         finally:
             self._funds.done(usd)
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from facttune_ray.config import LLMConfig, conf_dir
 from facttune_ray.errors import UserError
-from facttune_ray.llm.ledger import Completion
+from facttune_ray.llm.replies import Completion
 
 GONE_S = 30.0  # dollars set aside for a worker are free again after this silence
 SILENT_S, FORGOTTEN_S = 10.0, 300.0  # the progress line shows a worker's silence from here to there
@@ -157,10 +157,6 @@ class Allowance:
     reached: bool = False  # the budget is spent: no later answer will allow more
     stopped: bool = False  # the run ends: send nothing more
     calls: int = 0  # answered requests of the stage by all workers
-
-
-class MeterLost(Exception):
-    """The run's meter did not answer."""
 
 
 Reporter = Callable[[MeterReport], Awaitable[Allowance]]

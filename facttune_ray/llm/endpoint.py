@@ -29,16 +29,8 @@ from facttune_ray.llm.replies import HTTPReply, Meaning
 MESSAGE_CHARS = 240  # characters of a server's text in an error
 
 
-class Transient(Exception):
-    """No reply. The same request may succeed later."""
-
-    def __init__(self, message: str, unreachable: bool = False) -> None:
-        super().__init__(message)
-        self.unreachable = unreachable  # no server listens there: nothing was billed
-
-
-# (method, path, JSON body, headers) -> reply; raises Transient without a reply
-Transport = Callable[[str, str, dict | None, dict[str, str]], Awaitable[HTTPReply]]
+# (method, path, JSON body, headers) -> the reply, or what it means that there is none
+Transport = Callable[[str, str, dict | None, dict[str, str]], Awaitable[HTTPReply | Meaning]]
 
 
 class Endpoint:
@@ -104,14 +96,9 @@ class Endpoint:
     ) -> HTTPReply | Meaning:
         """Send a request, once. Return the reply, or the Meaning of no reply."""
         tags = {"model": (body or {}).get("model", ""), "stage": telemetry.stage.get()}
-        try:
-            reply = await self._transport(method, path, body, headers)
-        except Transient as e:
-            telemetry.count("requests", 1, status="none", **tags)
-            return Meaning(
-                "retry", message=str(e), unknown=not e.unreachable, unreachable=e.unreachable
-            )
-        telemetry.count("requests", 1, status=str(reply.status), **tags)
+        reply = await self._transport(method, path, body, headers)
+        status = str(reply.status) if isinstance(reply, HTTPReply) else "none"
+        telemetry.count("requests", 1, status=status, **tags)
         return reply
 
     def meaning(self, reply: HTTPReply, body: Mapping[str, Any]) -> Meaning:
@@ -121,7 +108,7 @@ class Endpoint:
 
     async def _over_http(
         self, method: str, path: str, body: dict | None, headers: dict[str, str]
-    ) -> HTTPReply:
+    ) -> HTTPReply | Meaning:
         try:
             # The SDK's `create` makes the same calls, but its checks of each field of the body and
             # the reply cost more CPU time than the request.
@@ -134,17 +121,15 @@ class Endpoint:
                 )
         except openai.APIStatusError as e:
             response = e.response
-        except openai.APITimeoutError as e:
-            raise self._no_reply(e, f"no answer within {self.timeout_s:g} s") from None
         except openai.APIError as e:
-            raise self._no_reply(e, f"connection failed: {e.__cause__ or e}") from None
+            message = f"connection failed: {e.__cause__ or e}"
+            if isinstance(e, openai.APITimeoutError):
+                message = f"no answer within {self.timeout_s:g} s"
+            unreachable = type(e.__cause__).__name__ in ("ConnectTimeout", "ConnectError")
+            return replies.no_reply(self.redact(message), unreachable)
         except aiohttp.ClientError as e:  # the SDK's transport does not translate these
-            raise Transient(f"an answer that is not HTTP: {type(e).__name__}") from None
+            return replies.no_reply(f"an answer that is not HTTP: {type(e).__name__}")
         return HTTPReply(response.status_code, response.headers, response.content)
-
-    def _no_reply(self, error: Exception, message: str) -> Transient:
-        unreachable = type(error.__cause__).__name__ in ("ConnectTimeout", "ConnectError")
-        return Transient(self.redact(message), unreachable)
 
     def refusal(self, meaning: Meaning) -> EndpointError:
         """The error that stops the run after this refusal."""

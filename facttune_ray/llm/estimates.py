@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from facttune_ray.llm.replies import Reply
+from facttune_ray.llm.replies import Completion
 
 
 class Estimates:
@@ -26,7 +26,7 @@ class Estimates:
         each = self._answer_tokens / self._answers
         return chars * self._prompt_tokens / self._chars, answers * each
 
-    def learn(self, replies: Sequence[Reply], chars: int) -> None:
+    def learn(self, replies: Sequence[Completion], chars: int) -> None:
         """Add an answer that the server has counted."""
         if replies[0].prompt_tokens and chars:
             self._chars += chars
@@ -34,7 +34,9 @@ class Estimates:
             self._answers += len(replies)
             self._answer_tokens += sum(r.completion_tokens for r in replies)
 
-    def counted(self, replies: Sequence[Reply], most: int, chars: int | None = None) -> list[Reply]:
+    def counted(
+        self, replies: Sequence[Completion], most: int, chars: int | None = None
+    ) -> list[Completion]:
         """The first `most` choices of an answer, with the tokens of all its choices; estimated
         where the server did not count them. `chars`: characters of the prompt; None: unknown, use
         the mean."""
@@ -46,7 +48,7 @@ class Estimates:
                 replace(
                     r,
                     prompt_tokens=0 if i else math.ceil(prompt * each),
-                    completion_tokens=math.ceil((len(r.text) + len(r.thoughts)) * each) + 1,
+                    completion_tokens=math.ceil((len(r.text) + len(r.thoughts or "")) * each) + 1,
                 )
                 for i, r in enumerate(kept)
             ]

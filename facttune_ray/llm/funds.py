@@ -22,8 +22,8 @@ from dataclasses import replace
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import BudgetReached, Stopped, UserError
-from facttune_ray.llm.cost import Allowance, MeterLost, MeterReport, Reporter, Usage, Wait
-from facttune_ray.llm.permits import Gate
+from facttune_ray.llm.cost import Allowance, MeterReport, Reporter, Usage, Wait
+from facttune_ray.llm.permits import ActorLost, Gate
 
 REPORT_S = 0.5  # between two reports to the run's meter
 FUND_S = 0.1  # between two reports while requests wait for funds
@@ -142,7 +142,7 @@ class Funds:
         )
         try:
             allowance = await self._report(report)
-        except MeterLost as e:
+        except ActorLost as e:
             self._lost(e, now_s)
             return
         self._lost_s = None
@@ -177,7 +177,7 @@ class Funds:
                 return Wait(what, since_s_ago, len(self._unfunded))
         return longest
 
-    def _lost(self, error: MeterLost, asked_s: float) -> None:
+    def _lost(self, error: ActorLost, asked_s: float) -> None:
         now_s = asyncio.get_running_loop().time()
         self._lost_s = asked_s if self._lost_s is None else self._lost_s
         if self._unfunded and now_s - self._lost_s > LOST_S:

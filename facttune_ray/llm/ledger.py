@@ -21,16 +21,15 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facttune_ray.errors import Final
 from facttune_ray.llm.journal import Journal, unknown
-from facttune_ray.llm.replies import CUT, ENDED, split_thoughts
+from facttune_ray.llm.replies import Completion
 from facttune_ray.llm.segments import (
     ROWS,
     SCHEMA,
@@ -50,62 +49,20 @@ MERGE, MERGED_ROWS = 16, 2**14
 SUMMED_ROWS = 2**18  # rows whose dollars are summed at a time
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One paid completion."""
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    served_model: str
-    attempts: int
-    latency_s: float | None
-    refusal: str | None = None
-    finish_reason: str | None = None
-    cost_usd: float = 0.0
-    prompt_chars: int = 0
-    top_logprobs: str | None = None  # JSON {token: log-probability} of the first token
-    thoughts: str | None = None  # of a reasoning model
-    counted: str | None = None  # source of the tokens: usage | total | estimate
-
-    @property
-    def filtered(self) -> bool:
-        """Whether a provider's filter ended the answer."""
-        return bool(self.finish_reason) and self._finish not in ENDED | CUT
-
-    @property
-    def cut(self) -> bool:
-        """Whether the answer ends at its token limit."""
-        return self._finish in CUT
-
-    @property
-    def _finish(self) -> str:
-        return (self.finish_reason or "").casefold()
-
-    @property
-    def answer(self) -> str:
-        """The text without thoughts, which older ledgers have in it. Raise Final when a filter
-        ended the answer, or when it was cut before its text began."""
-        if self.filtered:
-            raise Final(f"refused: {self.refusal}")
-        text = split_thoughts(self.text)[0]
-        if self.cut and not text.strip():
-            raise Final("the answer was cut before its text began: raise llm.max_tokens")
-        return text
-
-    @property
-    def whole_answer(self) -> str:
-        """`answer`; raise Final also when the answer was cut within its text."""
-        if self.cut:
-            raise Final("the answer was cut at its token limit: raise llm.max_tokens")
-        return self.answer
-
-
 def request_key(model: str, prompt: list[dict] | str, params: dict[str, Any], sample: int) -> bytes:
     """SHA-256 of all that decides a completion: neither the endpoint's address nor the number of
     choices. `prompt`: messages of a chat, or a text for `completions`."""
     body = json.dumps([model, prompt, params, sample], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(body.encode()).digest()
+
+
+def while_merged(read: Callable[[], T], refresh: Callable[[], None] = lambda: None) -> T:
+    """Read again, after `refresh`, when another process has merged a segment meanwhile."""
+    while True:
+        try:
+            return read()
+        except FileNotFoundError:
+            refresh()
 
 
 class Ledger:
@@ -133,24 +90,19 @@ class Ledger:
     def refresh(self) -> None:
         """Load the segments that were added since, and drop merged ones."""
         with self._segments_lock:
-            while not self._refreshed():
-                pass
+            while_merged(self._load)
 
-    def _refreshed(self) -> bool:
+    def _load(self) -> None:
         names = {n for n in self.folder.names() if n.endswith(".arrow")}
         for name in self.segments.keys() - names:
             del self.segments[name]
         for name in sorted(names - self.segments.keys() - self.torn):
-            try:
-                segment = Segment.load(self.folder / name)
-            except FileNotFoundError:  # merged since it was listed
-                return False
+            segment = Segment.load(self.folder / name)
             if segment is None:
                 self.torn.add(name)
             else:
                 segment.prefixes = self._index.keep(segment.prefixes)
                 self.segments[name] = segment
-        return True
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
         """The completions of those keys that the ledger has. Of several rows the oldest counts."""
@@ -166,16 +118,8 @@ class Ledger:
                     if key not in rows or row["created_s"] < rows[key]["created_s"]:
                         rows[key] = row
 
-        self._while_merged(read)
+        while_merged(read, self.refresh)
         return {key: _completion(row) for key, row in (unwritten | rows).items()}
-
-    def _while_merged(self, read: Callable[[], T]) -> T:
-        """Read again when another process has merged a segment meanwhile."""
-        while True:
-            try:
-                return read()
-            except FileNotFoundError:
-                self.refresh()
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -233,10 +177,11 @@ class Ledger:
 
     def add(self, table: pa.Table) -> str:
         """Write one segment of rows sorted by key."""
+        table = table.combine_chunks()  # record batches are cut at chunks, too
         name = f"{self.writer}-{self._written:06d}.arrow"
         self._written += 1
         (self.folder / name).write_bytes(segment_bytes(table), durable=True)
-        prefixes = prefixes_of(table["key"].combine_chunks())
+        prefixes = prefixes_of(table["key"].chunk(0))
         starts = np.array([*range(0, table.num_rows, ROWS), table.num_rows])
         with self._segments_lock:
             self.segments[name] = Segment(self.folder / name, self._index.keep(prefixes), starts)
@@ -259,13 +204,10 @@ class Ledger:
         await self._flush()
         await self.journal.close()
 
-    def spent_usd(self, run: str) -> float:
-        """Dollars that one run has paid; unknown requests count at their estimate."""
-        return sum(self.paid_usd(run).values())
-
     def paid_usd(self, run: str) -> dict[str, float]:
-        """`spent_usd` by writer. A row that a merge has copied counts once."""
-        by_writer = self._while_merged(lambda: self._paid_usd(run))
+        """Dollars that one run has paid, by writer. Unknown requests count at their estimate. A row
+        that a merge has copied counts once."""
+        by_writer = while_merged(lambda: self._paid_usd(run), self.refresh)
         for attempt in unknown(self.folder, run):
             by_writer[attempt.writer] = by_writer.get(attempt.writer, 0.0) + attempt.usd
         return by_writer
@@ -295,8 +237,7 @@ class Ledger:
 
 
 def _completion(row: dict) -> Completion:
-    row = dict.fromkeys(("top_logprobs", "thoughts", "counted")) | row
-    return Completion(**{name: row[name] for name in Completion.__dataclass_fields__})
+    return Completion(**{f.name: row[f.name] for f in fields(Completion) if f.name in row})
 
 
 def crc(row: dict) -> int:

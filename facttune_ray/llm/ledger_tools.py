@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from facttune_ray.errors import UserError
 from facttune_ray.llm.journal import attempts, unknown
-from facttune_ray.llm.ledger import Ledger, crc
+from facttune_ray.llm.ledger import Ledger, crc, while_merged
 from facttune_ray.llm.segments import Segment, key_ranges, read_segment, rows_in
 from facttune_ray.storage.tables import Folder, writing
 
@@ -38,11 +38,7 @@ def _of_folder(
 
     @functools.wraps(work)
     def begin(folder: Folder, *args: P.args, **options: P.kwargs) -> T:
-        while True:
-            try:
-                return work(open_ledger(folder), *args, **options)
-            except FileNotFoundError:
-                continue
+        return while_merged(lambda: work(open_ledger(folder), *args, **options))
 
     return begin
 

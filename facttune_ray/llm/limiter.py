@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 import uuid
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 RENEW_S = 0.25  # between the limiter's answer and a busy worker's next report
 MAX_HORIZON_S = 5.0  # no permit is issued earlier than this before its time
@@ -37,12 +38,15 @@ LOST_S = 60.0  # half-life of answers and lost answers when they are compared
 REGAINED_S = 10.0  # a learned rate that was cut has grown back after this time
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """The limits of an endpoint per minute; None: unknown."""
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
+
+    def __or__(self, others: Limits) -> Limits:  # type: ignore[override]
+        """These limits; the others' where these are unknown."""
+        return Limits(*(b if a is None else a for a, b in zip(self, others, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,7 @@ class Limiter:
         # the worker has an answer of a predecessor, whose permits may still be valid
         self.restarted |= report.epoch not in ("", self.epoch)
         before = self.known_limits()
-        if self.known == Limits():
-            self._add_known(report.known)
-        self._add_known(report.limits)
+        self.known = report.limits | (report.known if self.known == Limits() else self.known)
         self.answered += report.answered
         self._measure(report, now_s)
         if report.refused:
@@ -174,23 +176,12 @@ class Limiter:
         return Limits(60 * self.failed * (1 + (1 - CUT) * x**3))
 
     def known_limits(self) -> Limits:
-        """The limits in the config, else in headers."""
-        return Limits(
-            self._limit(self.configured.requests_per_minute, self.known.requests_per_minute),
-            self._limit(self.configured.tokens_per_minute, self.known.tokens_per_minute),
-        )
-
-    def _limit(self, configured: float | None, header: float | None) -> float | None:
-        if configured is None or header is None:
-            return header if configured is None else configured
-        return min(configured, header) if self.distrusted else configured
-
-    def _add_known(self, limits: Limits) -> None:
-        requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
-        self.known = Limits(
-            self.known.requests_per_minute if requests is None else requests,
-            self.known.tokens_per_minute if tokens is None else tokens,
-        )
+        """The limits in the config, else in headers; once the config was refuted, the lower."""
+        limits = self.configured | self.known
+        if self.distrusted:
+            pairs = zip(limits, self.known | limits, strict=True)
+            limits = Limits(*(None if a is None or b is None else min(a, b) for a, b in pairs))
+        return limits
 
     def _measure(self, report: LimiterReport, now_s: float) -> None:
         """Update latency and the window of requests in flight."""
@@ -225,16 +216,13 @@ class Limiter:
         limits before this report."""
         self.refused_s = now_s
         self.distrusted |= report.exhausted
-        if report.retry_after_s is not None:
-            pause_s = report.retry_after_s
-        else:
-            pause_s = min(30.0, 2.0**self.bursts)
-        if now_s < self.cut_s:  # the same burst
-            if report.retry_after_s is not None:
-                self.pause_until_s = max(self.pause_until_s, now_s + pause_s)
+        same, pause_s = now_s < self.cut_s, report.retry_after_s
+        if pause_s is None:
+            pause_s = 0.0 if same else min(30.0, 2.0**self.bursts)
+        self.pause_until_s = max(self.pause_until_s, now_s + pause_s)
+        if same:  # the same burst
             return
         self.bursts += 1
-        self.pause_until_s = max(self.pause_until_s, now_s + pause_s)
         self.cut_s = now_s + max(1.0, pause_s)
         after, known = self.known_limits(), before != Limits()
         lowered = known and after != before  # the headers lower the rate already
@@ -276,10 +264,9 @@ class Limiter:
         in_flight = shares(needs, max(self.window, len(needs)))[report.worker]
         worker.leased = min(worker.most, max(1, round(in_flight)))
         # seconds of the line that a request takes, by either limit
-        limits = self.limits()
         rates = [
             math.inf if limit is None else limit / 60 * SHARE * self.factor
-            for limit in (limits.requests_per_minute, limits.tokens_per_minute)
+            for limit in self.limits()
         ]
         # a minute later neither used nor unused tokens count any more
         tokens_s = max(self.issued_s[1], now_s - 60.0) + report.owed / rates[1]
@@ -310,9 +297,8 @@ class Limiter:
         turns = 1 + (horizon_s / self.latency_s if self.latency_s else math.inf)
         want = min(report.waiting, worker.leased * turns - report.in_flight)
         if not any(w.wants_s for w in self.workers.values() if w is not worker):
-            want += min(
-                report.in_flight, int(HOLD_S / cost_s)
-            )  # unneeded by others: keep some at hand
+            # unneeded by others: keep some at hand
+            want += min(report.in_flight, int(HOLD_S / cost_s))
         want = max(0, math.floor(want) - report.held)
         worker.wants_s = want * cost_s
         share = shares({n: w.wants_s for n, w in self.workers.items()}, 1.0)[report.worker]

@@ -27,8 +27,8 @@ PAUSE_S = 1.0  # a worker that has no work waits this long for the limiter to kn
 Renew = Callable[[LimiterReport], Awaitable[Lease]]
 
 
-class LimiterLost(Exception):
-    """The limiter did not answer: it is being restarted."""
+class ActorLost(Exception):
+    """The limiter, or the run's meter, did not answer: it is being restarted."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Gate:
     def __init__(self, renew: Renew, most: int, worker: str, queue: Queue | None = None) -> None:
         self._renew, self._most, self._worker = renew, most, worker
         self._queue = queue or Queue()
-        self._lease = Lease(0.0, 0)
+        self.lease = Lease(0.0, 0)  # the limiter's last answer; before it, nothing may be sent
         self._permits: deque[tuple[float, float]] = deque()  # (valid from on our clock, tokens)
         self.in_flight = 0
         self._clock_s = math.inf  # upper bound of the limiter's clock minus ours
@@ -89,24 +89,10 @@ class Gate:
         self._down = 0  # attempts in a row for which no server listened
 
     @property
-    def ready(self) -> bool:
-        """Whether the limiter has answered."""
-        return self._lease.in_flight > 0
-
-    @property
-    def requests_per_s(self) -> float:
-        """This worker's share of the rate; infinite without a limit, 0 before the first answer."""
-        return self._lease.requests_per_s
-
-    @property
-    def in_flight_limit(self) -> int:
-        return self._lease.in_flight
-
-    @property
-    def ahead_s(self) -> float:
-        """Seconds of work that must wait here so that no permit lapses: the horizon, and some for
-        requests in flight and for rows on their way."""
-        return 1.5 + self._lease.horizon_s
+    def soon(self) -> float:
+        """Requests that must wait here so that no permit lapses: those of the horizon, some for
+        requests in flight, and some for rows on their way. Infinite without a limit."""
+        return (1.5 + self.lease.horizon_s) * self.lease.requests_per_s
 
     @property
     def waiting(self) -> int:
@@ -119,18 +105,20 @@ class Gate:
     @property
     def _free(self) -> bool:
         """Whether no limit is known, so no permit is needed."""
-        return math.isinf(self._lease.requests_per_s)
+        return math.isinf(self.lease.requests_per_s)
 
     def waits(self, now: float) -> tuple[str, float] | None:
         """(what the next request waits for, since when on the loop's clock)."""
         if not self.waiting:
             return None
-        if not self.ready or (not self._permits and not self._free and self._asked_s < now - 1.0):
+        if not self.lease.in_flight or (
+            not self._permits and not self._free and self._asked_s < now - 1.0
+        ):
             return "an answer of the limiter", min(self._asked_s, now)
         what = "permits"
         if now < self._paused_s and not self._down:
             what = "a pause the server asked for"
-        elif now < self._paused_s or self.in_flight >= self._lease.in_flight:
+        elif now < self._paused_s or self.in_flight >= self.lease.in_flight:
             what = "the server"
         return what, self._queue.moved_s
 
@@ -220,7 +208,7 @@ class Gate:
             return
         self._limits = limits
         if self._free:  # the first reply with a limit: permits are needed from now on
-            self._lease = replace(self._lease, requests_per_s=0.0)
+            self.lease = replace(self.lease, requests_per_s=0.0)
             self._hurry.set()
 
     # -- permits ---------------------------------------------------------------------------
@@ -230,7 +218,7 @@ class Gate:
         on an event."""
         while self._permits and self._permits[0][0] < now - HOLD_S:
             self._permits.popleft()
-        if self.in_flight >= self._lease.in_flight or not (self._free or self._permits):
+        if self.in_flight >= self.lease.in_flight or not (self._free or self._permits):
             return math.inf
         begins_s = now if self._free else self._permits[0][0]
         return max(0.0, begins_s - now, self._paused_s - now)
@@ -298,7 +286,7 @@ class Gate:
             tokens=self._queue.tokens,
             most=self._most,
             held=len(self._permits),
-            epoch=self._lease.epoch,
+            epoch=self.lease.epoch,
             trip_s=self._trip_s,
             owed=self._owed,
             answered=self._answered,
@@ -309,11 +297,11 @@ class Gate:
             exhausted=self._exhausted,
             retry_after_s=None if self._retry_after_s < 0 else self._retry_after_s,
             limits=self._limits,
-            known=self._lease.known,
+            known=self.lease.known,
         )
         try:
             lease = await self._renew(report)
-        except LimiterLost:
+        except ActorLost:
             return  # the next report goes to its successor
         now, self._asked_s = time_s(), math.inf
         self._reported_busy = report.waiting + report.in_flight > 0
@@ -328,7 +316,7 @@ class Gate:
             self._exhausted, self._retry_after_s = False, -1.0
         # The limiter's clock said `now_s` between `asked` and `now`. Assume the latest time of each
         # permit, so that later answers move all permits to earlier times and not onto each other.
-        if lease.epoch != self._lease.epoch:
+        if lease.epoch != self.lease.epoch:
             self._clock_s = math.inf
         self._clock_s = min(max(self._clock_s, lease.now_s - now), lease.now_s - asked)
         # A long round trip is forgotten by 2% a report and by 1% a second, for reports are rare
@@ -340,7 +328,7 @@ class Gate:
         if not self._reported_busy:
             self._permits.clear()  # the limiter counts them as lost
             lease = replace(lease, epoch="")
-        self._lease = lease
+        self.lease = lease
         new = [(at_s - self._clock_s, tokens) for at_s, tokens in lease.permits]
         self._permits = deque(sorted([*self._permits, *new]))
         self.send()
@@ -352,7 +340,7 @@ async def permit(gates: Sequence[Gate], tokens: float, ticket: int) -> Gate:
         if gate._shut is not None:
             raise gate._shut
     admitted = gates[0]._queue.push(ticket, tokens)
-    for gate in sorted(gates, key=lambda g: g.in_flight / max(1, g.in_flight_limit)):
+    for gate in sorted(gates, key=lambda g: g.in_flight / max(1, g.lease.in_flight)):
         gate.send()
     try:
         return await admitted

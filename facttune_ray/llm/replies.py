@@ -1,6 +1,6 @@
 """Reads what a server replies: status, headers and body in, a `Meaning` out.
 
-    read(HTTPReply(200, {}, b'{"choices": ...'), body)  ->  Meaning("answer", (Reply(...),))
+    read(HTTPReply(200, {}, b'{"choices": ...'), body)  ->  Meaning("answer", (Completion(...),))
     read(HTTPReply(503, {"retry-after": "1"}, b"..."), body)  ->  Meaning("retry", ...)
 
     answer      a paid answer, also an empty, cut or filtered answer
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
+from facttune_ray.errors import Final
 from facttune_ray.llm.headers import retry_after_s
 
 Kind = Literal["answer", "row error", "refused", "retry", "limit", "stop"]
@@ -87,18 +88,54 @@ class HTTPReply:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """One choice of an answer, with its share of the tokens."""
+class Completion:
+    """One choice of a paid answer, with its share of the tokens."""
 
-    text: str  # without the thoughts of a reasoning model
-    refusal: str | None
-    finish_reason: str | None
+    text: str  # without the thoughts of a reasoning model, which older ledgers have in it
     prompt_tokens: int
     completion_tokens: int  # with thoughts, which are billed
-    model: str
+    served_model: str
+    attempts: int = 0  # of the request: in its first choice
+    latency_s: float | None = None  # of the attempt that succeeded: in the first choice
+    refusal: str | None = None
+    finish_reason: str | None = None
+    cost_usd: float = 0.0
+    prompt_chars: int = 0  # of the request: in its first choice
     top_logprobs: str | None = None  # JSON {token: log-probability} of the first token, if sent
-    thoughts: str = ""
-    counted: str = "usage"  # source of the tokens: usage | total | estimate
+    thoughts: str | None = None  # of a reasoning model
+    counted: str | None = None  # source of the tokens: usage | total | estimate
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a provider's filter ended the answer."""
+        return bool(self.finish_reason) and self._finish not in ENDED | CUT
+
+    @property
+    def cut(self) -> bool:
+        """Whether the answer ends at its token limit."""
+        return self._finish in CUT
+
+    @property
+    def _finish(self) -> str:
+        return (self.finish_reason or "").casefold()
+
+    @property
+    def answer(self) -> str:
+        """The text without thoughts. Raise Final when a filter ended the answer, or when it was cut
+        before its text began."""
+        if self.filtered:
+            raise Final(f"refused: {self.refusal}")
+        text = split_thoughts(self.text)[0]
+        if self.cut and not text.strip():
+            raise Final("the answer was cut before its text began: raise llm.max_tokens")
+        return text
+
+    @property
+    def whole_answer(self) -> str:
+        """`answer`; raise Final also when the answer was cut within its text."""
+        if self.cut:
+            raise Final("the answer was cut at its token limit: raise llm.max_tokens")
+        return self.answer
 
 
 @dataclass(frozen=True)
@@ -106,7 +143,7 @@ class Meaning:
     """What a reply means for its request and for the run."""
 
     kind: Kind
-    replies: tuple[Reply, ...] = ()  # of an answer: at least one
+    replies: tuple[Completion, ...] = ()  # the choices of an answer: at least one
     message: str = ""  # the text of the server's error
     hint: str = ""  # what the user can do; names our setting
     status: int | None = None
@@ -114,6 +151,11 @@ class Meaning:
     headers: Mapping[str, str] = field(default_factory=dict)
     unknown: bool = False  # may have been billed although no answer came
     unreachable: bool = False  # no server listens there
+
+
+def no_reply(message: str, unreachable: bool = False) -> Meaning:
+    """The same request may succeed later. It may have been billed, unless no server listens."""
+    return Meaning("retry", message=message, unknown=not unreachable, unreachable=unreachable)
 
 
 def read(
@@ -235,7 +277,7 @@ def _never_fits(message: str) -> bool:
 # -- answers ---------------------------------------------------------------------------------
 
 
-def replies_in(body: Any) -> tuple[Reply, ...] | dict | None:
+def replies_in(body: Any) -> tuple[Completion, ...] | dict | None:
     """The choices of a chat or text completion, by index; None when the body is no completion; the
     error when a choice holds an error.
 
@@ -256,7 +298,7 @@ def replies_in(body: Any) -> tuple[Reply, ...] | dict | None:
     if not replies:
         return None
     prompt, generated, counted = tokens_in(body.get("usage"))
-    sizes = [len(r.text) + len(r.thoughts) + END_CHARS for r in replies]
+    sizes = [len(r.text) + len(r.thoughts or "") + END_CHARS for r in replies]
     parts = divided(generated, sizes) if len(replies) > 1 else [generated]
     return tuple(
         replace(r, prompt_tokens=0 if i else prompt, completion_tokens=parts[i], counted=counted)
@@ -264,7 +306,7 @@ def replies_in(body: Any) -> tuple[Reply, ...] | dict | None:
     )
 
 
-def _reply(choice: Any, body: Any) -> Reply | None:
+def _reply(choice: Any, body: Any) -> Completion | None:
     """A choice without its tokens; None when it is quite empty."""
     message = {"content": choice["text"]} if "text" in choice else choice["message"] or {}
     finish = choice.get("finish_reason")
@@ -279,15 +321,15 @@ def _reply(choice: Any, body: Any) -> Reply | None:
     finish = finish and _valid(str(finish))
     if finish and finish.casefold() not in ENDED | CUT:
         refusal = refusal or f"stopped by the provider's filter ({finish})"
-    return Reply(
+    return Completion(
         text=_valid(text),
         refusal=refusal and _valid(str(refusal)),
         finish_reason=finish,
         prompt_tokens=0,
         completion_tokens=0,
-        model=_valid(str(body.get("model") or "")),
+        served_model=_valid(str(body.get("model") or "")),
         top_logprobs=_first_logprobs(choice.get("logprobs")),
-        thoughts=_valid(thoughts or inline),
+        thoughts=_valid(thoughts or inline) or None,
     )
 
 
@@ -329,10 +371,6 @@ def tokens_in(usage: Any) -> tuple[int, int, str]:
     if thoughts > generated:
         return prompt, generated + thoughts, "usage"
     return prompt, generated, "usage" if prompt + generated else "estimate"
-
-
-def total_tokens(reply: Reply) -> int:
-    return reply.prompt_tokens + reply.completion_tokens
 
 
 def _count(used: Mapping[str, Any], *names: str) -> int:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import functools
 import itertools
 import tempfile
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Callable, Iterator
+from typing import IO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from facttune_ray.storage.folders import Folder, explain
 
+T = TypeVar("T")
 SCHEMA = pa.schema(
     [
         ("key", pa.binary(32)),
@@ -57,15 +58,12 @@ class Segment:
     def load(file: Folder) -> Segment | None:
         """Read the prefixes; None when the file is torn."""
 
-        def read() -> list[np.ndarray]:
-            options = pa.ipc.IpcReadOptions(included_fields=[0])
-            with file.fs.open_input_file(file.path) as f:
-                reader = pa.ipc.open_file(f, options=options)
-                batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-                return [prefixes_of(b.column(0)) for b in batches]
+        def prefixes(reader: pa.ipc.RecordBatchFileReader) -> list[np.ndarray]:
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            return [prefixes_of(batch.column(0)) for batch in batches]
 
         try:
-            keys = file.again(read)
+            keys = _read(file, prefixes, ["key"])
         except (pa.ArrowInvalid, pa.ArrowSerializationError, pa.ArrowTypeError):
             return None
         except OSError as e:
@@ -88,30 +86,27 @@ class Segment:
                 batch = int(np.searchsorted(self.starts, row, side="right")) - 1
                 batches.setdefault(batch, []).append((row - int(self.starts[batch]), keys[hit]))
 
-        def read() -> list[tuple[bytes, dict]]:
+        def rows(reader: pa.ipc.RecordBatchFileReader) -> list[tuple[bytes, dict]]:
             rows: list[tuple[bytes, dict]] = []
-            with self.file.fs.open_input_file(self.file.path) as f:
-                reader = pa.ipc.open_file(f)
-                for index, wanted in batches.items():
-                    table = reader.get_batch(index).take(pa.array([row for row, _ in wanted]))
-                    rows += zip((key for _, key in wanted), table.to_pylist(), strict=True)
+            for index, wanted in batches.items():
+                table = reader.get_batch(index).take(pa.array([row for row, _ in wanted]))
+                rows += zip((key for _, key in wanted), table.to_pylist(), strict=True)
             return rows
 
-        yield from ((key, row) for key, row in self.file.again(read) if row["key"] == key)
+        yield from ((key, row) for key, row in _read(self.file, rows) if row["key"] == key)
 
     def read(self, first: int, last: int) -> pa.Table:
         """Rows `first` to `last` - 1."""
 
-        def parts() -> list[pa.RecordBatch]:
-            with self.file.fs.open_input_file(self.file.path) as f:
-                reader, parts = pa.ipc.open_file(f), []
-                for i, start in enumerate(self.starts[:-1].tolist()):
-                    low, high = max(first, start), min(last, int(self.starts[i + 1]))
-                    if low < high:
-                        parts.append(reader.get_batch(i).slice(low - start, high - low))
-                return parts
+        def parts(reader: pa.ipc.RecordBatchFileReader) -> list[pa.RecordBatch]:
+            parts = []
+            for i, (start, end) in enumerate(itertools.pairwise(self.starts.tolist())):
+                low, high = max(first, start), min(last, end)
+                if low < high:
+                    parts.append(reader.get_batch(i).slice(low - start, high - low))
+            return parts
 
-        batches = self.file.again(parts)
+        batches = _read(self.file, parts)
         return _up_to_date(pa.Table.from_batches(batches)) if batches else SCHEMA.empty_table()
 
 
@@ -177,20 +172,28 @@ def segment_bytes(table: pa.Table) -> bytes:
 
 def read_segment(file: Folder, columns: list[str] | None = None) -> pa.Table:
     """All rows, or these columns of them."""
+    table = _read(file, lambda reader: reader.read_all(), columns)
+    return _up_to_date(table) if columns is None else table
+
+
+def _read(
+    file: Folder,
+    work: Callable[[pa.ipc.RecordBatchFileReader], T],
+    columns: list[str] | None = None,
+) -> T:
+    """What `work` returns for the reader of a file, or of these columns of it."""
     wanted = None if columns is None else [SCHEMA.get_field_index(c) for c in columns]
     options = pa.ipc.IpcReadOptions(included_fields=wanted)
 
-    def read() -> pa.Table:
+    def read() -> T:
         with file.fs.open_input_file(file.path) as f:
-            return pa.ipc.open_file(f, options=options).read_all()
+            return work(pa.ipc.open_file(f, options=options))
 
-    table = file.again(read)
-    return _up_to_date(table) if columns is None else table
+    return file.again(read)
 
 
 def _up_to_date(table: pa.Table) -> pa.Table:
     """Add the columns that a segment of an earlier version lacks, with nulls."""
-    for field in SCHEMA:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(SCHEMA.names)
+    return pa.concat_tables([SCHEMA.empty_table(), table], promote_options="default").select(
+        SCHEMA.names
+    )

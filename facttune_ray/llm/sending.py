@@ -18,7 +18,7 @@ import itertools
 import math
 import random
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from facttune_ray.config import LLMConfig
@@ -28,11 +28,11 @@ from facttune_ray.llm.cost import price_of
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.estimates import Estimates
 from facttune_ray.llm.funds import Funds
-from facttune_ray.llm.ledger import Completion, Ledger
+from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.parameters import Prompt
 from facttune_ray.llm.permits import Gate, permit
 from facttune_ray.llm.refusals import Refusals, Throttled
-from facttune_ray.llm.replies import Meaning, Reply, total_tokens
+from facttune_ray.llm.replies import Completion, Meaning
 
 # A request that has waited this long for its permit gives its funds back and takes them anew: by
 # then its cost and the rest of the budget are known better.
@@ -165,13 +165,15 @@ class Sender:
                 raise
             paid: list[Completion] = []
             if meaning.kind == "answer":
-                replies = self._estimates.counted(meaning.replies, len(request.keys), request.chars)
-                used, latency_s = sum(map(total_tokens, replies)), clock() - sent_s
+                latency_s = clock() - sent_s
+                paid = self.count(
+                    meaning.replies, request.attempts, len(request.keys), request.chars, latency_s
+                )
+                used = sum(c.prompt_tokens + c.completion_tokens for c in paid)
                 # A background response waits in the provider's queue: no sign of overload.
                 seen_s = 0.0 if self._background is not None else latency_s
                 gate.answered(tokens, used, seen_s, meaning.headers)
                 self._refusals.answered(endpoint)
-                paid = self._paid(replies, request.attempts, latency_s, request.chars)
             elif meaning.kind == "limit":
                 pauses = self._refusals.throttled(request.throttled, clock())
                 # A pause of days stops the run instead (`_before_retry`).
@@ -221,43 +223,27 @@ class Sender:
             wait_s = backoff_s(request.attempts, cfg.max_wait_s)
         await asyncio.sleep(min(wait_s, cfg.max_wait_s))
 
-    def count_batched(self, reply: Reply, attempts: int) -> Completion:
-        """Count the answer of a batch's line as paid."""
-        (completion,) = self._paid(self._estimates.counted([reply], 1), attempts)
-        return completion
-
-    def _paid(
+    def count(
         self,
-        replies: Sequence[Reply],
+        replies: Sequence[Completion],
         attempts: int,
+        most: int = 1,
+        chars: int | None = None,
         latency_s: float | None = None,
-        chars: int = 0,
     ) -> list[Completion]:
-        """Count one answer as paid. Return its rows of the ledger: attempts, latency and characters
-        belong to the request and stand in the first row, so that sums over rows are right."""
-        completions = [
-            Completion(
-                text=reply.text,
-                refusal=reply.refusal,
-                finish_reason=reply.finish_reason,
-                prompt_tokens=reply.prompt_tokens,
-                completion_tokens=reply.completion_tokens,
-                prompt_chars=0 if i else chars,
-                served_model=reply.model,
-                cost_usd=self._price.usd(reply.prompt_tokens, reply.completion_tokens),
-                attempts=0 if i else attempts,
-                latency_s=None if i else latency_s,
-                top_logprobs=reply.top_logprobs,
-                thoughts=reply.thoughts or None,
-                counted=reply.counted,
-            )
-            for i, reply in enumerate(replies)
+        """Count one answer as paid. Return its first `most` choices as rows of the ledger."""
+        counted = self._estimates.counted(replies, most, chars)
+        paid = [
+            replace(c, cost_usd=self._price.usd(c.prompt_tokens, c.completion_tokens))
+            for c in counted
         ]
-        self.usage.count(completions)
+        # What belongs to the request stands in the first row, so that sums over rows are right.
+        paid[0] = replace(paid[0], attempts=attempts, latency_s=latency_s, prompt_chars=chars or 0)
+        self.usage.count(paid)
         self._first = None
-        if replies[0].counted != "estimate":
-            self._estimates.learn(replies, chars)
-        return completions
+        if paid[0].counted != "estimate":
+            self._estimates.learn(paid, chars or 0)
+        return paid
 
 
 def backoff_s(attempts: int, most_s: float) -> float:

@@ -33,21 +33,20 @@ from aiohttp import web
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.answering import Annotator, Answers
 from facttune_ray.quickstart.batch_api import Batches
-from facttune_ray.quickstart.chat_api import Request, RequestError, parse_request, problem
+from facttune_ray.quickstart.chat_api import Request, RequestError, parse_request, server_error
 from facttune_ray.quickstart.options import AnnotatorOptions as AnnotatorOptions
 from facttune_ray.quickstart.responses_api import Responses, parse_response_request
 
 MODEL = "facttune-rules"
 READY = "annotator ready at "
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def app(annotator: Annotator) -> web.Application:
     """The routes of the server."""
     batches, responses = Batches(annotator), Responses(annotator)
 
-    def post(
-        parse: Callable[[bytes], Request], answers: Answers | None = None
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def post(parse: Callable[[bytes], Request], answers: Answers | None = None) -> Handler:
         return lambda request: annotator.handle(request, parse, answers)
 
     async def models(request: web.Request) -> web.Response:
@@ -57,31 +56,43 @@ def app(annotator: Annotator) -> web.Application:
     async def stats(request: web.Request) -> web.Response:
         return web.json_response(annotator.stats() | {"batches": len(batches.batches)})
 
-    app = web.Application(middlewares=[_in_api_form], client_max_size=64 * 2**20)
-    app.router.add_post("/v1/chat/completions", post(parse_request))
-    app.router.add_post("/v1/completions", post(functools.partial(parse_request, what="prompt")))
-    app.router.add_post("/v1/responses", post(parse_response_request, responses))
-    app.router.add_get("/v1/responses/{id}", responses.stored)
-    app.router.add_get("/v1/models", models)
-    app.router.add_get("/stats", stats)
-    batches.add_to(app.router)
+    @web.middleware
+    async def checked(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Check the key, and turn all errors into the API's errors."""
+        try:
+            known = request.match_info.http_exception is None
+            if known and request.path not in ("/v1/models", "/stats"):
+                annotator.authorize(request)
+            return await handler(request)
+        except RequestError as e:
+            return e.response()
+        except web.HTTPException as e:  # an unknown path, a wrong method
+            message = f"Invalid URL ({request.method} {request.path}): {e.reason}."
+            code = "unknown_url" if e.status == 404 else None
+            return RequestError(message, code=code, status=e.status).response()
+        except OSError as e:  # a full disk
+            return server_error(str(e)).response()
+
+    app = web.Application(middlewares=[checked], client_max_size=64 * 2**20)
+    for method, path, handler in (
+        ("POST", "/v1/chat/completions", post(parse_request)),
+        ("POST", "/v1/completions", post(functools.partial(parse_request, what="prompt"))),
+        ("POST", "/v1/responses", post(parse_response_request, responses)),
+        ("GET", "/v1/responses/{id}", responses.stored),
+        ("POST", "/v1/files", batches.upload),
+        ("GET", "/v1/files", batches.list_files),
+        ("GET", "/v1/files/{id}", batches.file),
+        ("DELETE", "/v1/files/{id}", batches.delete_file),
+        ("GET", "/v1/files/{id}/content", batches.content),
+        ("POST", "/v1/batches", batches.create),
+        ("GET", "/v1/batches", batches.list_batches),
+        ("GET", "/v1/batches/{id}", batches.batch),
+        ("POST", "/v1/batches/{id}/cancel", batches.cancel),
+        ("GET", "/v1/models", models),
+        ("GET", "/stats", stats),
+    ):
+        app.router.add_route(method, path, handler)
     return app
-
-
-@web.middleware
-async def _in_api_form(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Turn bad requests, unknown paths, wrong methods and a full disk into the API's errors."""
-    try:
-        return await handler(request)
-    except RequestError as e:
-        return problem(e.status, e.message, param=e.param, code=e.code)
-    except web.HTTPException as e:
-        message = f"Invalid URL ({request.method} {request.path}): {e.reason}."
-        return problem(e.status, message, code="unknown_url" if e.status == 404 else None)
-    except OSError as e:
-        return problem(500, str(e), kind="server_error")
 
 
 def serve(options: AnnotatorOptions) -> None:

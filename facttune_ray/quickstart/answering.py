@@ -20,7 +20,7 @@ from facttune_ray.quickstart.chat_api import (
     RequestError,
     complete,
     key_reused,
-    problem,
+    server_error,
 )
 from facttune_ray.quickstart.journal import Journal
 from facttune_ray.quickstart.options import AnnotatorOptions
@@ -61,9 +61,7 @@ class Annotator:
         answers: Answers | None = None,
     ) -> web.StreamResponse:
         """Admit and answer a POST. `answers`: knows and makes the answers; None: this server."""
-        raw = await request.read()
-        self.authorize(request)
-        asked = parse(raw)
+        asked = parse(await request.read())
         self.counts["received"] += 1
         self.open += 1
         self.max_open = max(self.max_open, self.open)
@@ -93,13 +91,9 @@ class Annotator:
             "Retry-After": str(math.ceil(wait_s)),
             "retry-after-ms": str(math.ceil(wait_s * 1000)),
         }
-        return problem(
-            429,
-            f"Rate limit reached for {asked.model}. Please try again in {wait_s:.3f}s.",
-            kind="requests",
-            code="rate_limit_exceeded",
-            add=self.limits.headers() | retry,
-        )
+        message = f"Rate limit reached for {asked.model}. Please try again in {wait_s:.3f}s."
+        refusal = RequestError(message, code="rate_limit_exceeded", status=429, kind="requests")
+        return refusal.response(self.limits.headers() | retry)
 
     async def reply(
         self,
@@ -113,8 +107,7 @@ class Annotator:
             return web.Response()
         fault = self._fault()
         if fault == "500":
-            headers = self.limits.headers()
-            return problem(500, "The server had an error.", kind="server_error", add=headers)
+            return server_error().response(self.limits.headers())
         if fault == "hang":
             await asyncio.sleep(self.options.hang_s)
             if request.transport is None:  # the client gave up: it gets no answer and pays nothing

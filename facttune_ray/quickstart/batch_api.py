@@ -15,14 +15,18 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import BodyPartReader, web
+from aiohttp import web
 
 from facttune_ray.quickstart.answering import Annotator
-from facttune_ray.quickstart.chat_api import RequestError, check_request, error_body, parse_object
+from facttune_ray.quickstart.chat_api import (
+    RequestError,
+    check_request,
+    parse_object,
+    server_error,
+)
 from facttune_ray.quickstart.options import AnnotatorOptions
 
 ENDPOINT = "/v1/chat/completions"
@@ -35,8 +39,6 @@ UNDONE = {
     "cancelled": "The batch was cancelled before this request executed.",
 }
 TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
@@ -104,49 +106,19 @@ class Batches:
         self.batches: dict[str, Batch] = {}
         self.tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
 
-    def add_to(self, router: web.UrlDispatcher) -> None:
-        for method, path, handler in (
-            ("POST", "/v1/files", self.upload),
-            ("GET", "/v1/files", self.list_files),
-            ("GET", "/v1/files/{id}", self.file),
-            ("DELETE", "/v1/files/{id}", self.delete_file),
-            ("GET", "/v1/files/{id}/content", self.content),
-            ("POST", "/v1/batches", self.create),
-            ("GET", "/v1/batches", self.list_batches),
-            ("GET", "/v1/batches/{id}", self.batch),
-            ("POST", "/v1/batches/{id}/cancel", self.cancel),
-        ):
-            router.add_route(method, path, self._authorized(handler))
-
-    def _authorized(self, handler: Handler) -> Handler:
-        async def checked(request: web.Request) -> web.StreamResponse:
-            self.annotator.authorize(request)
-            return await handler(request)
-
-        return checked
-
     async def upload(self, request: web.Request) -> web.Response:
         if not request.content_type.startswith("multipart/"):
             raise RequestError("A file is uploaded as multipart/form-data.")
-        fields: dict[str, bytes] = {}
-        name = "file"
-        async for part in await request.multipart():
-            if not isinstance(part, BodyPartReader):
-                continue
-            read = bytearray()
-            while chunk := await part.read_chunk(2**20):
-                read += chunk
-                if len(read) > MAX_FILE_BYTES:
-                    message = f"File is too large: the maximum is {MAX_FILE_BYTES} bytes."
-                    raise RequestError(message, "file", status=413)
-            fields[part.name or ""] = bytes(read)
-            if part.name == "file":
-                name = part.filename or name
-        if fields.get("purpose") != b"batch":
+        try:
+            form = await request.clone(client_max_size=MAX_FILE_BYTES).post()
+        except web.HTTPRequestEntityTooLarge:
+            message = f"File is too large: the maximum is {MAX_FILE_BYTES} bytes."
+            raise RequestError(message, "file", status=413) from None
+        if form.get("purpose") != "batch":
             raise RequestError("'purpose' must be 'batch' on this server.", "purpose")
-        if "file" not in fields:
+        if not isinstance(file := form.get("file"), web.FileField):
             raise RequestError("'file' is a required property.", "file")
-        return web.json_response(self._keep(fields["file"], name, "batch").shown())
+        return web.json_response(self._keep(file.file.read(), file.filename, "batch").shown())
 
     def _keep(self, content: bytes, name: str, purpose: str) -> File:
         file = File(f"file-{uuid.uuid4().hex}", content, name, purpose, int(time.time()))
@@ -287,16 +259,15 @@ class Batches:
 
     async def _line(self, batch: Batch, line: Line) -> None:
         broken = batch.random.random() < self.annotator.options.batch_error_share
-        status, body = 500, error_body("The server had an error.", kind="server_error")
-        if not broken:
-            try:
-                body = await self._answer(line)
-                status = 200
-                batch.spend(body["usage"])
-            except RequestError as e:
-                status, body = e.status, error_body(e.message, param=e.param, code=e.code)
-            except OSError as e:  # the journal's disk is full
-                body = error_body(str(e), kind="server_error")
+        try:
+            if broken:
+                raise server_error()
+            status, body = 200, await self._answer(line)
+            batch.spend(body["usage"])
+        except RequestError as e:
+            status, body = e.status, e.body
+        except OSError as e:  # the journal's disk is full
+            status, body = 500, server_error(str(e)).body
         request_id = f"{batch.random.getrandbits(128):032x}"
         batch.add(line, {"status_code": status, "request_id": request_id, "body": body})
 

@@ -53,12 +53,25 @@ class Request:
 
 
 class RequestError(Exception):
-    """A request that the API refuses."""
+    """An error in OpenAI's form, by default of a wrong request."""
 
     def __init__(
-        self, message: str, param: str | None = None, code: str | None = None, status: int = 400
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        kind: str = "invalid_request_error",
     ) -> None:
         self.message, self.param, self.code, self.status = message, param, code, status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    def response(self, headers: dict[str, str] | None = None) -> web.Response:
+        return web.json_response(self.body, status=self.status, headers=headers)
+
+
+def server_error(message: str = "The server had an error.") -> RequestError:
+    return RequestError(message, status=500, kind="server_error")
 
 
 def key_reused() -> RequestError:
@@ -209,30 +222,6 @@ def _logprobs(text: str) -> dict[str, Any]:
     if other:
         top.append({"token": other, "logprob": math.log(0.1), "bytes": None})
     return {"content": [top[0] | {"top_logprobs": top}], "refusal": None}
-
-
-def problem(
-    status: int,
-    message: str,
-    *,
-    kind: str = "invalid_request_error",
-    param: str | None = None,
-    code: str | None = None,
-    add: dict[str, str] | None = None,
-) -> web.Response:
-    """An error in OpenAI's form."""
-    body = error_body(message, kind=kind, param=param, code=code)
-    return web.json_response(body, status=status, headers=add)
-
-
-def error_body(
-    message: str,
-    *,
-    kind: str = "invalid_request_error",
-    param: str | None = None,
-    code: str | None = None,
-) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class Bucket:

@@ -27,8 +27,8 @@ from facttune_ray.text.tokens import estimated_tokens
 
 if TYPE_CHECKING:
     from facttune_ray.llm.client import Client
-    from facttune_ray.llm.ledger import Completion
     from facttune_ray.llm.parameters import Prompt
+    from facttune_ray.llm.replies import Completion
 
 
 class ApiSampler:

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.machine import peak_mb
-from facttune_ray.llm.ledger import Completion, Ledger
+from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.replies import Completion
 from facttune_ray.storage.tables import Folder
 
 BATCH = 50_000

@@ -90,7 +90,7 @@ def used(
 
         ends = loop.time() + seconds
         while loop.time() < ends:
-            soon = gate.ahead_s * gate.requests_per_s if gate.ready else math.inf
+            soon = gate.soon if gate.lease.in_flight else math.inf
             while len(running) < max(256, min(1024, soon)):
                 task = asyncio.create_task(one(tickets))
                 running.add(task)

@@ -10,10 +10,11 @@ import urllib.request
 import pytest
 
 from facttune_ray.errors import UserError
-from facttune_ray.llm.cost import MeterLost, MeterReport, Usage
-from facttune_ray.llm.ledger import Completion, Ledger
+from facttune_ray.llm.cost import MeterReport, Usage
+from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import MAX_HORIZON_S, Lease, LimiterReport, Limits
-from facttune_ray.llm.permits import LimiterLost
+from facttune_ray.llm.permits import ActorLost
+from facttune_ray.llm.replies import Completion
 from facttune_ray.storage.tables import Folder
 
 
@@ -65,7 +66,7 @@ def test_a_restarted_limiter_waits_until_its_predecessors_permits_have_lapsed(
             try:
                 if until(found := await renew(report)):
                     return found
-            except (LimiterLost, ray.exceptions.RayError):
+            except (ActorLost, ray.exceptions.RayError):
                 pass
             await asyncio.sleep(0.05)
         raise AssertionError("no such lease")
@@ -98,7 +99,7 @@ def test_a_restarted_meter_reads_from_the_ledger_what_was_paid(tmp_path, ray_clu
                 ask = MeterReport("a", "facts", serial[0], usage, wants_usd=9.0, next_usd=0.1)
                 if (found := await report(ask)).usd:
                     return found
-            except MeterLost:
+            except ActorLost:
                 pass
             await asyncio.sleep(0.2)  # a restarted meter gives no funds at first
         raise AssertionError("no meter")
@@ -128,7 +129,7 @@ def test_a_restarted_meter_reads_from_the_ledger_what_was_paid(tmp_path, ray_clu
 def test_a_meter_that_does_not_exist_raises_meter_lost(ray_cluster):
     from facttune_ray.llm import actors
 
-    with pytest.raises(MeterLost):
+    with pytest.raises(ActorLost):
         asyncio.run(actors.report_to("no-such-meter", "m")(MeterReport("a", "facts", 1, Usage())))
 
 

@@ -55,7 +55,8 @@ def test_background_costs_as_much_as_online(tmp_path):
         for mode in ("background", "online"):
             run(client(tmp_path / mode, url, mode=mode), range(5))
     modes = ("background", "online")
-    spent = [Ledger(ledger_folder(tmp_path / mode)).spent_usd("r") for mode in modes]
+    paid = [Ledger(ledger_folder(tmp_path / mode)).paid_usd("r") for mode in modes]
+    spent = [sum(usd.values()) for usd in paid]
     assert spent[0] == pytest.approx(spent[1]) and spent[0] > 0
 
 
@@ -110,11 +111,11 @@ def test_a_stored_answer_counts_when_it_is_fetched(tmp_path):
         stop_after_ids(tmp_path, url)
         folder = ledger_folder(tmp_path)
         assert [len(verify(folder)[name]) for name in ("unknown", "stored")] == [0, 5]
-        assert Ledger(folder).spent_usd("r") == 0.0
+        assert sum(Ledger(folder).paid_usd("r").values()) == 0.0
         again = client(tmp_path, url)
         run(again, range(5))
         assert [verify(folder)[name] for name in ("unknown", "stored")] == [[], []]
-        assert Ledger(folder).spent_usd("r") == pytest.approx(again.usage.cost_usd)
+        assert sum(Ledger(folder).paid_usd("r").values()) == pytest.approx(again.usage.cost_usd)
 
 
 def test_a_worker_takes_over_from_one_that_is_lost_while_it_runs(tmp_path, monkeypatch):
@@ -231,7 +232,7 @@ def test_an_answer_keeps_its_thoughts_apart_and_counts_them():
     (reply,) = found.replies
     assert (reply.text, reply.thoughts, reply.finish_reason) == ("True", "Hm.", "stop")
     assert (reply.prompt_tokens, reply.completion_tokens, reply.counted) == (7, 30, "usage")
-    assert (reply.model, reply.top_logprobs) == ("gpt-9", '{"True": -0.1}')
+    assert (reply.served_model, reply.top_logprobs) == ("gpt-9", '{"True": -0.1}')
 
 
 def test_a_refusal_and_an_empty_answer_are_paid_answers():

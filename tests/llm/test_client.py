@@ -17,12 +17,12 @@ from facttune_ray.config import LLMConfig
 from facttune_ray.errors import BudgetReached, EndpointError, RowError, Stopped, UserError
 from facttune_ray.llm import funds
 from facttune_ray.llm.client import Client
-from facttune_ray.llm.cost import Allowance, Meter, MeterLost, MeterReport, Usage
+from facttune_ray.llm.cost import Allowance, Meter, MeterReport, Usage
 from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.parameters import parameters
-from facttune_ray.llm.permits import Gate, Queue, local_renew
+from facttune_ray.llm.permits import ActorLost, Gate, Queue, local_renew
 from facttune_ray.prompts import facts
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.storage.tables import Folder
@@ -240,7 +240,8 @@ def test_a_run_stops_at_its_budget_and_continues_with_a_higher_one(tmp_path):
         assert stopped and "llm.budget_usd=0.5 is reached" in str(stopped[0])
         paid = one.usage.cost_usd
         assert 0.49 < paid < 0.505  # a request costs 0.0026
-        assert Ledger(Folder.of(str(tmp_path / "ledger"))).spent_usd("r") == pytest.approx(paid)
+        kept = Ledger(Folder.of(str(tmp_path / "ledger"))).paid_usd("r")
+        assert sum(kept.values()) == pytest.approx(paid)
         more = Meter(budget_usd=5.0, spent_usd=paid)
         with client(tmp_path, url, more, budget_usd=5.0, **price) as one:
             found = ask(one, range(400))
@@ -264,7 +265,7 @@ def test_requests_that_wait_for_a_dead_meter_end_with_one_line(monkeypatch):
     monkeypatch.setattr(funds, "LOST_S", 0.2)
 
     async def gone(_: MeterReport) -> Allowance:
-        raise MeterLost("the actor died")
+        raise ActorLost("the actor died")
 
     async def wait() -> None:
         cfg = LLMConfig(budget_usd=1.0)
@@ -329,7 +330,7 @@ def test_a_slow_server_without_429s_gets_fewer_requests_at_once(tmp_path):
         gate = one.endpoints[0].gate
         assert not [f for f in found if isinstance(f, Exception)]
         assert stats(url)["max_running"] > 30  # the client tried a larger window
-        assert gate.in_flight_limit < 30  # 4 slots, and a queue of about half a second
+        assert gate.lease.in_flight < 30  # 4 slots, and a queue of about half a second
 
 
 def test_an_unparseable_answer_is_requested_again_then_fails_the_row(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 
 from facttune_ray.config import LLMConfig
 from facttune_ray.errors import BudgetReached
-from facttune_ray.llm.cost import Allowance, Meter, MeterLost, MeterReport, Usage, Wait
+from facttune_ray.llm.cost import Allowance, Meter, MeterReport, Usage, Wait
 from facttune_ray.llm.funds import REPORT_S, Funds
+from facttune_ray.llm.permits import ActorLost
 
 
 def funds(report, usage=None, budget_usd=1.0, running=(1,), gates=(), worker="a") -> Funds:
@@ -76,12 +77,12 @@ def test_the_budget_holds_where_reports_and_answers_are_lost_and_late(seed):
         if kind == "late":
             late.append(ask)
         if kind in ("lost", "late"):
-            raise MeterLost("lost")
+            raise ActorLost("lost")
         found = meter.report(ask)
         if kind == "twice":
             found = meter.report(ask)
         if kind == "no answer":
-            raise MeterLost("no answer")
+            raise ActorLost("no answer")
         return found
 
     async def worker(name: str, sent: list[float]) -> None:
@@ -147,7 +148,7 @@ def test_reports_end_when_the_meter_knows_all_usage():
         async def report(ask: MeterReport) -> Allowance:
             asked.append(ask)
             if len(asked) in (2, 3):
-                raise MeterLost("restarts")
+                raise ActorLost("restarts")
             return Allowance(calls=7)
 
         one = funds(report, usage, None, running)

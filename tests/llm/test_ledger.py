@@ -21,8 +21,8 @@ import pytest
 
 from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
-from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
-from facttune_ray.llm.replies import HTTPReply, read
+from facttune_ray.llm.ledger import MERGE, Ledger, request_key
+from facttune_ray.llm.replies import Completion, HTTPReply, read
 from facttune_ray.llm.segments import ROWS, Segment
 from facttune_ray.storage.tables import Folder
 
@@ -155,8 +155,8 @@ def test_texts_of_every_kind_are_read_as_written(folder):
 def test_dollars_are_counted_by_run(folder):
     put(Ledger(folder, flush_s=0.01, run="mine"), *range(10))
     put(Ledger(folder, flush_s=0.01, run="other"), *range(20, 25))
-    assert Ledger(folder).spent_usd("mine") == pytest.approx(0.10)
-    assert Ledger(folder).spent_usd("nobody") == 0.0
+    assert sum(Ledger(folder).paid_usd("mine").values()) == pytest.approx(0.10)
+    assert sum(Ledger(folder).paid_usd("nobody").values()) == 0.0
 
 
 def test_a_failed_write_raises_in_every_put_that_waits_for_it(tmp_path):
@@ -210,7 +210,8 @@ def test_the_key_depends_on_all_that_decides_a_completion():
 
 WRITER = """
 import asyncio, hashlib, sys
-from facttune_ray.llm.ledger import Completion, Ledger
+from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.replies import Completion
 from facttune_ray.storage.tables import Folder
 
 async def one(ledger, i):
@@ -260,7 +261,7 @@ def test_a_kill_after_a_merge_before_the_small_segments_are_removed(folder, monk
 
 def test_after_a_kill_while_merging_each_completion_counts_once(folder, monkeypatch):
     killed_while_merging(folder, monkeypatch)
-    assert Ledger(folder).spent_usd("mine") == pytest.approx(MERGE * 0.01)
+    assert sum(Ledger(folder).paid_usd("mine").values()) == pytest.approx(MERGE * 0.01)
 
 
 # -- several processes ---------------------------------------------------------------------------
@@ -344,7 +345,7 @@ def test_dollars_are_counted_while_a_writer_merges(folder):
         put(writer, i)
     meter = Ledger(folder)  # as a restarted meter has it
     put(writer, MERGE)
-    assert meter.spent_usd("mine") == pytest.approx(MERGE * 0.01, abs=0.011)
+    assert sum(meter.paid_usd("mine").values()) == pytest.approx(MERGE * 0.01, abs=0.011)
 
 
 # -- failing reads and writes --------------------------------------------------------------------
@@ -416,7 +417,7 @@ def test_every_accepted_reply_can_be_stored(folder, odd):
         reply.text,
         reply.prompt_tokens,
         reply.completion_tokens,
-        reply.model,
+        reply.served_model,
         1,
         None,
         reply.refusal,
@@ -461,7 +462,7 @@ def test_a_segment_of_several_record_batches_is_read_where_the_key_stands(folder
 def test_an_empty_ledger_finds_nothing(folder):
     assert Ledger(folder).find([]) == {} and Ledger(folder).find([key(1)]) == {}
     asyncio.run(Ledger(folder).close())
-    assert folder.names() == [] and Ledger(folder).spent_usd("") == 0.0
+    assert folder.names() == [] and sum(Ledger(folder).paid_usd("").values()) == 0.0
 
 
 def test_a_cancelled_put_is_written(folder):

@@ -15,7 +15,8 @@ import pytest
 from facttune_ray import cli
 from facttune_ray.errors import UserError
 from facttune_ray.llm import ledger_tools
-from facttune_ray.llm.ledger import MERGE, Completion, Ledger, request_key
+from facttune_ray.llm.ledger import MERGE, Ledger, request_key
+from facttune_ray.llm.replies import Completion
 from facttune_ray.llm.segments import read_segment
 from facttune_ray.storage.tables import Folder
 

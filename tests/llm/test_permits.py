@@ -17,7 +17,7 @@ from facttune_ray.llm.limiter import (
     LimiterReport,
     Limits,
 )
-from facttune_ray.llm.permits import Gate, LimiterLost, Queue, local_renew, permit
+from facttune_ray.llm.permits import ActorLost, Gate, Queue, local_renew, permit
 
 
 def now_s() -> float:
@@ -238,7 +238,7 @@ def test_held_permits_are_used_while_a_lost_limiter_is_asked_again():
 
     async def renew(report: LimiterReport) -> Lease:
         if lost:
-            raise LimiterLost
+            raise ActorLost
         return limiter.renew(report, now_s())
 
     async def work():
@@ -270,11 +270,11 @@ def test_held_permits_are_used_while_a_lost_limiter_is_asked_again():
 def test_the_gate_says_what_requests_wait_for():
     async def work():
         gate, _ = gate_with(free(in_flight=1))
-        assert gate.waits(now_s()) is None and not gate.ready
+        assert gate.waits(now_s()) is None and not gate.lease.in_flight
         first = asyncio.create_task(gate.acquire(1, 0))
         await first
         began_s = now_s()
-        assert gate.waits(began_s) is None and gate.ready and gate.in_flight_limit == 1
+        assert gate.waits(began_s) is None and gate.lease.in_flight == 1
         second = asyncio.create_task(gate.acquire(1, 1))
         await asyncio.sleep(3.0)
         assert gate.waits(now_s()) == ("the server", began_s)
@@ -293,13 +293,13 @@ def test_permits_are_needed_from_the_first_answer_that_states_a_limit():
         gate, _, reports = limited(Limits(), there_s=0.01)
         tasks = [asyncio.create_task(gate.acquire(1, t)) for t in range(50)]
         await asyncio.sleep(0.02)
-        assert math.isinf(gate.requests_per_s) and gate.in_flight == 32
+        assert math.isinf(gate.lease.requests_per_s) and gate.in_flight == 32
         gate.answered(1, 1, 0.01, headers)
-        assert gate.requests_per_s == 0 and gate.in_flight == 31  # permits are needed
+        assert gate.lease.requests_per_s == 0 and gate.in_flight == 31  # permits are needed
         asked = len(reports)
         await asyncio.sleep(0.05)  # long before the next regular report
         assert len(reports) == asked + 1 and reports[-1].limits == Limits(600, 6000)
-        assert gate.requests_per_s == pytest.approx(9.9)
+        assert gate.lease.requests_per_s == pytest.approx(9.9)
         for task in tasks:
             task.cancel()
 

@@ -23,13 +23,12 @@ from facttune_ray.config import LLMConfig
 from facttune_ray.errors import RowError, Stopped, UserError
 from facttune_ray.llm import actors, journal, ledger
 from facttune_ray.llm.client import Client
-from facttune_ray.llm.cost import MeterLost
-from facttune_ray.llm.endpoint import Endpoint, Transient
+from facttune_ray.llm.endpoint import Endpoint
 from facttune_ray.llm.ledger import Ledger, request_key
 from facttune_ray.llm.limiter import Limits
 from facttune_ray.llm.parameters import parameters
-from facttune_ray.llm.permits import Gate, LimiterLost, Queue
-from facttune_ray.llm.replies import HTTPReply
+from facttune_ray.llm.permits import Gate, Queue
+from facttune_ray.llm.replies import HTTPReply, no_reply
 from facttune_ray.runtime.placement import Place
 from facttune_ray.runtime.worker import Worker
 from facttune_ray.storage import folders
@@ -303,8 +302,8 @@ class Run:
             raise errors[0]
 
     def _client(self, process: Process) -> Client:
-        call = actors._Caller(lambda: self.limiter.handle(process), LimiterLost)
-        tell = actors._Caller(lambda: self.meter.handle(process), MeterLost)
+        call = actors._Caller(lambda: self.limiter.handle(process))
+        tell = actors._Caller(lambda: self.meter.handle(process))
         folder = Folder(Mount(self.disk, process), "out/ledger")
         self.history.openings.append((process.name, self.world.now))
         cfg = self.cfg
@@ -312,11 +311,11 @@ class Run:
         gate = Gate(lambda seen: call("renew", seen), cfg.concurrency, kept.writer, Queue())
         send = self.provider.transport(process, self.cfg.timeout_s)
 
-        async def transport(method: str, path: str, body: Any, headers: dict) -> HTTPReply:
+        async def transport(method: str, path: str, body: Any, headers: dict) -> Any:
             try:
                 return HTTPReply(*await send(method, path, body, headers))
             except Unanswered as e:
-                raise Transient(f"no answer: {e}", unreachable=str(e) == "refused") from None
+                return no_reply(f"no answer: {e}", unreachable=str(e) == "refused")
 
         endpoint = Endpoint(
             self.cfg.base_url, self.cfg.api_key_env, self.cfg.timeout_s, gate, transport

@@ -10,7 +10,7 @@ import pytest
 from facttune_ray import config
 from facttune_ray.errors import RowError, UserError
 from facttune_ray.knowledge import build
-from facttune_ray.llm.ledger import Completion
+from facttune_ray.llm.replies import Completion
 from facttune_ray.stages import evidence, verdicts
 from facttune_ray.stages.context import Context
 from facttune_ray.stages.work import Work

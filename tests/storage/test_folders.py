@@ -149,7 +149,7 @@ def test_a_table_is_finished_when_its_manifest_exists(object_store):
 
 
 async def put(ledger: Ledger, count: int) -> None:
-    from facttune_ray.llm.ledger import Completion
+    from facttune_ray.llm.replies import Completion
 
     for n in range(count):
         await ledger.put(bytes([n]) * 32, Completion(f"text {n}", 10, 5, "m", 1, 0.1))
