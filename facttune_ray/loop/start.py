@@ -78,12 +78,12 @@ def prompts(run: Run) -> None:
     cfg = run.cfg
     if cfg.data.source == "topics":
         topics = DriverTable("topics", "topics", lambda: topic_files.topics(cfg))
-        run.make(topics, prompts_stage.topics_recipe(cfg))
+        run.make(topics, prompts_stage.driver_recipe(cfg))
         run.table("", "prompts", ["topics"])
     else:
         rows = functools.partial(prompts_stage.prompts, cfg)
         table = DriverTable("prompts", "prompts", rows, prompts_stage.once)
-        run.make(table, prompts_stage.recipe(cfg))
+        run.make(table, prompts_stage.driver_recipe(cfg))
 
 
 def base(run: Run) -> Snapshot:
@@ -119,7 +119,7 @@ def _documents(cfg: Config) -> list[str]:
 def imported(run: Run) -> None:
     """The responses of data.files, and the tables of data.ready in the same folder."""
     cfg = run.cfg
-    recipe = prompts_stage.recipe(cfg)
+    recipe = prompts_stage.driver_recipe(cfg)
     rows = functools.partial(prompts_stage.imported_responses, cfg)
     table = DriverTable(f"{IMPORTED}/responses", "responses", rows, prompts_stage.numbered)
     run.make(table, recipe | {"responses": "imported"})

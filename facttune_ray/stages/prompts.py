@@ -36,19 +36,13 @@ IMPORTED = ("responses", "factscore", "tuning")  # sources that bring responses
 VERSION = 2
 
 
-def recipe(cfg: Config) -> dict:
-    """The settings that change the tables of prompts and imported responses."""
-    if cfg.data.source == "topics":
-        return asked_recipe(cfg)
+def driver_recipe(cfg: Config) -> dict:
+    """The settings that change the tables that the driver writes: `topics`, or else `prompts` and
+    imported responses."""
     return {"run.shards": cfg.run.shards, "version": VERSION} | source_recipe(cfg)
 
 
-def topics_recipe(cfg: Config) -> dict:
-    """The settings that change the table `topics`."""
-    return {"run.shards": cfg.run.shards, "version": VERSION} | files.recipe(cfg)
-
-
-def asked_recipe(cfg: Config) -> dict:
+def recipe(cfg: Config) -> dict:
     """The settings that turn topics into prompts."""
     p = cfg.prompts
     if p.method == "template":
@@ -146,17 +140,11 @@ def prompts(cfg: Config) -> Iterator[dict]:
             for topic in topics:
                 row = _prompt(topic, split, world.biography_prompt(topic))
                 yield row | {"pronoun": pronouns[topic], "group": fame[topic]}
-        return
-    if cfg.data.source == "tuning":
+    elif cfg.data.source == "tuning":
         for name, asked in _tuning_topics(cfg).items():
             yield from tuning.prompts(asked, name)
-        return
-    if cfg.data.source == "responses":
-        yield from files.responses(cfg)
-        return
-    for _, record in factscore.read_all(cfg.data.folder, cfg.data.files):
-        row = _prompt(record.topic, _split(record.topic, cfg), record.prompt)
-        yield row | {"group": record.group}
+    else:
+        yield from imported_responses(cfg)
 
 
 def imported_responses(cfg: Config) -> Iterator[dict]:
@@ -171,6 +159,7 @@ def imported_responses(cfg: Config) -> Iterator[dict]:
     for model, record in factscore.read_all(cfg.data.folder, cfg.data.files):
         yield {
             **_prompt(record.topic, _split(record.topic, cfg), record.prompt),
+            "group": record.group,
             "response_id": None,
             "model": model,
             "sample": None,

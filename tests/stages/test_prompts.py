@@ -121,8 +121,8 @@ def test_paths_are_not_in_the_recipe(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("Ada\nBo\n")
         words = ["data.source=topics", f"data.topics={tmp_path / name}"]
-        found.append(prompts.topics_recipe(config.load([], words)))
+        found.append(prompts.driver_recipe(config.load([], words)))
     assert found[0] == found[1]
     other = config.load([], [*words, "run.seed=1"])
-    assert prompts.topics_recipe(other) != found[0]
+    assert prompts.driver_recipe(other) != found[0]
     assert prompts.recipe(other) == prompts.recipe(config.load([], words))  # of the prompts alone
