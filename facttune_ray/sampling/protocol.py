@@ -7,7 +7,7 @@
 
 Training and sampling build the model's input here and nowhere else:
 
-    plain model   <bos if the tokenizer adds one> prompt "\\n" | response <eos>
+    plain model   <bos if the tokenizer adds one> prompt "\\n" | response <eos, or a stop>
     chat model    chat template of [{"role": "user", "content": prompt}] | response <end of turn>
 
 Left of the bar is the prompt (`encode_prompt`), right of it the response (`encode_response`).

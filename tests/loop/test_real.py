@@ -84,7 +84,12 @@ def test_a_small_run_from_a_gguf_file_to_a_tuned_model(weights, data, tmp_path, 
     out = tmp_path / "run"
     words = [f"data.folder={data}", "data.topics=countries.csv", f"model.path={weights}"]
     words += [f"run.out={out}", "run.shards=1", "responses.samples=6", "responses.max_tokens=32"]
-    words += ["tune.facttune_mc.rounds=0", "evaluation.samples=2", "evaluation.resamples=50"]
+    words += [
+        "tune.facttune_fs.rounds=1",
+        "tune.facttune_mc.rounds=0",
+        "evaluation.samples=2",
+        "evaluation.resamples=50",
+    ]
     assert cli.main(["run", "countries", *words]) == 0
     rows = pq.read_table(out / "base/tune/responses", partitioning=None).to_pylist()
     assert len(rows) == 4 * 6 + 2 and not any("\n" in r["text"] for r in rows)

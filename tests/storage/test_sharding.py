@@ -39,9 +39,16 @@ def test_rows_are_counted_in_compressed_files_and_in_json(tmp_path: Path, name: 
     assert shards_of(config.load([], [*words, "prompts.domain=bio"])) == 20
 
 
-@pytest.mark.parametrize("name", ["t.jsonl.gz", "t.json", "t.parquet"])
-def test_an_unreadable_file_gives_one_line(tmp_path: Path, name: str):
-    (tmp_path / name).write_bytes(b"{neither packed nor JSON nor Parquet")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.jsonl.gz", b"\x1f\x8bno gzip"),
+        ("t.json", b"{no JSON"),
+        ("t.parquet", b"PAR1 and no more"),
+    ],
+)
+def test_an_unreadable_file_gives_one_line(tmp_path: Path, name: str, content: bytes):
+    (tmp_path / name).write_bytes(content)
     words = ["data.source=topics", f"data.folder={tmp_path}", f"data.topics={name}"]
     with pytest.raises(UserError, match=f"{name}: (cannot be read|not JSON)") as error:
         shards_of(config.load([], [*words, "prompts.domain=bio"]))
