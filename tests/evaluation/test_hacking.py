@@ -112,6 +112,9 @@ def test_the_report_has_the_signs_before_and_after(measured_run):
     # "Topic 0001 was born in 1900." is said of all topics
     assert found["base"]["frames"] == {"value": 1.0, "count": 16, "of": 16}
     assert found["facttune_fs"]["common"][0]["topics"] == 4
+    head, base, _ = (folder / "csv/hacking.csv").read_text().splitlines()
+    assert head.startswith("model,name_only,name_only.count,name_only.of,frames,")
+    assert base.startswith("base,0.0,0,10,1.0,16,16,")
     page = (folder / "report.html").read_text()
     assert 'id="hacking"' in page and "… was born in 1900" in page
 

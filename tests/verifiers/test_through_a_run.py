@@ -80,9 +80,7 @@ def verdicts(tmp_path, *words) -> list[dict]:
     return [row for shard in range(2) for row in tables.rows(folder, shard)]
 
 
-@pytest.mark.parametrize(
-    "estimator", ["local_lm", "npm", "retrieval+llama+npm", "nli", "minicheck+lexical"]
-)
+@pytest.mark.parametrize("estimator", ["local_lm", "npm", "retrieval+llama+npm", "nli+minicheck"])
 def test_local_estimators_in_a_complete_run(ray_cluster, tmp_path, capsys, models, estimator):
     words = [f"verdicts.estimator={estimator}", f"verdicts.local_lm=file://{models['llama']}"]
     words += [f"verdicts.npm=file://{models['masked']}", f"verdicts.nli={models['nli']}"]

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from facttune_ray.config.layers import flatten
+from facttune_ray.evaluation.hacking import SIGNS
 from facttune_ray.evaluation.report import page, pictures, text
 from facttune_ray.evaluation.report.browser import Cards
 from facttune_ray.evaluation.report.text import Summary
@@ -88,6 +89,10 @@ def _tables(summary: Summary) -> dict[str, list[dict]]:
             for row in summary[name]
             for n, m in row["models"].items()
         ]
+    out["hacking"] = [
+        {"model": n} | _flat({sign: found[sign] for sign in SIGNS})
+        for n, found in summary["hacking"].items()
+    ]
     out["rewards"] = [
         {"reward": n} | {k: v for k, v in r.items() if not isinstance(v, list)}
         for n, r in summary["rewards"].items()
