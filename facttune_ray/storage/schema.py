@@ -89,7 +89,7 @@ VERDICTS = pa.schema(
         ("evidence", _str),  # deciding passage; null: none
         ("title", _str),  # article of the passage
         ("estimator", _str),
-        ("reason", _str),  # why `supported` is null without an error: "no article"
+        ("reason", _str),  # why `supported` is null ("no article"), or what a relation decided
         ("error", _str),
     ]
 )
