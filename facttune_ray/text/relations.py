@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from facttune_ray.text.meanings import meaning
 from facttune_ray.text.quantities import MONTHS
@@ -60,7 +60,7 @@ class Clause:
     verb: str  # "" without a verb; "be" for a copula
     said: list[str]  # the verb and the words after it, with "," between parts
     passive: bool = False
-    capital: Set[str] = frozenset()  # the words that are capitalised
+    capital: set[str] = field(default_factory=set)  # the words that are capitalised
 
 
 def is_date(word: str) -> bool:
@@ -126,7 +126,7 @@ def _segments(
             opens = word
         elif word in _AND:
             joined = i > 0 and is_past(low[i - 1])  # "was born and raised in Lyon"
-            inside = 0 < i < n - 1 and name.issuperset((means[i - 1], means[i + 1]))
+            inside = 0 < i < n - 1 and {means[i - 1], means[i + 1]} <= name
             if (
                 joined
                 or inside

@@ -11,13 +11,11 @@ subject and cue. A fact without such a relation gets None, and its words decide 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from facttune_ray.text.meanings import NARROWER, meaning
-from facttune_ray.text.quantities import NUMBERS
 from facttune_ray.text.relations import (
-    DETERMINERS,
     OTHER,
     OWNERS,
     PREPOSITIONS,
@@ -25,7 +23,18 @@ from facttune_ray.text.relations import (
     Clause,
     is_date,
 )
+from facttune_ray.verifiers.actions import by_action, by_quantity, by_year
 from facttune_ray.verifiers.article import Article
+from facttune_ray.verifiers.match import (
+    DENIED,
+    EMPTY,
+    OPEN,
+    SILENT,
+    STATED,
+    Match,
+    clauses_with,
+    values,
+)
 
 RELATION_VERBS = frozenset({"born", "die", "border", "locate"})
 _WHOLE = frozenset({"border", "capital"})  # the value is a whole name: Sudan is not South Sudan
@@ -34,38 +43,7 @@ _ASIDE = frozenset("to as with by for from after because".split())
 _KINDS = frozenset("country nation state city town village island region place".split())
 _COPULAS = frozenset("be become remain".split())
 _STATES = _COPULAS | {meaning("include")}
-COUNTS = frozenset(w for w, n in NUMBERS.items() if 2 <= n <= 12)
 _SHARES = frozenset(map(meaning, ("share", "have")))
-_MUTUAL = frozenset(
-    "marry collaborate meet divorce fight play raise".split()
-)  # active and passive mean the same
-_EMPTY = (
-    frozenset("be also a an the , and or not it its there now still one have".split())
-    | DETERMINERS
-    | PREPOSITIONS
-)
-
-
-STATED, DENIED, SILENT, OPEN = "stated", "denied", "silent", "open"
-
-
-@dataclass(frozen=True)
-class Match:
-    """What the article says about the relation of a fact.
-
-    STATED: one clause states the whole value. DENIED: the relation is stated with another value.
-    SILENT: no clause states the relation of this subject. OPEN: words must decide.
-    """
-
-    answer: str
-    cue: str
-    missing: frozenset[str] = frozenset()  # words of the value that the best clause lacks
-    place: int | None = None  # of the best clause
-
-
-def values(words: Sequence[str]) -> list[str]:
-    return [w for w in words if w not in _EMPTY and w[0].isalnum()]
-
 
 # ---------------------------------------------------------------- the relation of a fact
 
@@ -75,9 +53,9 @@ def judge(fact: Clause, words: Sequence[str], article: Article) -> Match | None:
     file reads. `words`: of the whole fact, in its own forms."""
     match = _by_relation(fact, words, article)
     if match is None and fact.verb not in _COPULAS:
-        match = _by_year(fact, article) or _by_action(fact, article)
+        match = by_year(fact, article) or by_action(fact, article)
     if match is None or match.answer == OPEN:
-        match = _by_quantity(words, article) or match
+        match = by_quantity(words, article) or match
     return match
 
 
@@ -161,7 +139,7 @@ def _by_verb(fact: Clause, article: Article, cue: str = "") -> Match | None:
     if not values(wanted) or (life and ("age" in wanted or wanted[0] not in _PLACES)):
         return None  # "was born Ada Vane", "died at the age of 60"
     statements = []
-    for place, clause in _clauses_with(cue, article):
+    for place, clause in clauses_with(cue, article):
         if clause.subject == TOPIC:
             words = _value(clause.said, cue)
             statements.append(_Statement(place, words, clause.capital))
@@ -174,7 +152,7 @@ def _by_noun(noun: str, wanted: list[str], article: Article) -> Match | None:
     if not values(wanted):
         return None
     statements = []
-    for place, clause in _clauses_with(noun, article):
+    for place, clause in clauses_with(noun, article):
         said = clause.said
         if noun in clause.who:
             if clause.subject == TOPIC:
@@ -287,93 +265,6 @@ def _of_another(cue: str, owner: Set[str], wanted: Sequence[str], article: Artic
     return Match(SILENT, cue, need)
 
 
-def _by_action(fact: Clause, article: Article) -> Match | None:
-    """Who did it to whom: "Tom coached Ada" says nothing about whom Ada coached."""
-    part = _part(fact, article.name)
-    need = frozenset(w for w in values([*fact.said, *fact.who]) if w != fact.verb) - article.name
-    if part in {None, "none"} or fact.capital.isdisjoint(need) or fact.verb in _MUTUAL:
-        return None
-    place = None
-    for place_, clause in _clauses_with(fact.verb, article):
-        if clause.verb == fact.verb and need <= {*clause.said, *clause.who}:
-            if _part(clause, article.name) in {part, None}:
-                return None  # words decide about the rest
-            place = place_
-    return None if place is None else Match(DENIED, fact.verb, place=place)
-
-
-def _by_year(fact: Clause, article: Article) -> Match | None:
-    """Whether the article gives another year for the same action."""
-    years = [w for w in fact.said if len(w) == 4 and w.isdigit()]
-    if len(years) != 1 or not fact.verb:
-        return None
-    need = frozenset(values([*fact.said, *fact.who])) - {fact.verb, *years} - article.name
-    if not need or fact.capital.isdisjoint(need):
-        return None
-    denied = None
-    for place, clause in _clauses_with(fact.verb, article):
-        if need <= set(article.meanings[place]):
-            if years[0] in article.meanings[place]:
-                return None
-            if any(len(w) == 4 and w.isdigit() for w in [*clause.said, *clause.who]):
-                denied = place
-    return None if denied is None else Match(DENIED, fact.verb, frozenset(years), denied)
-
-
-def _part(clause: Clause, name: Set[str]) -> str | None:
-    """The topic's part in an action: "does", "gets it done", "none"; None where rules fail."""
-    if clause.subject == TOPIC:
-        if not clause.who and not clause.passive:
-            return None
-        return "gets it done" if clause.passive else "does"
-    objects = name | {"him", "her", "them", "it", "he", "she", "they"}
-    if not clause.who or not clause.capital.intersection(clause.who):
-        return None
-    if clause.passive:
-        by = clause.said[clause.said.index("by") + 1 :] if "by" in clause.said else []
-        return "does" if objects & set(by[:3]) else "none"
-    return "gets it done" if objects & set(clause.said) else "none"
-
-
-def _by_quantity(words: Sequence[str], article: Article) -> Match | None:
-    """Whether the article counts the same things otherwise: "two children", "three children"."""
-    if not any(w in COUNTS or w[0].isdigit() for w in words):
-        return None
-    order = [meaning(w.lower()) for w in words]
-    for i, count in enumerate(order):
-        named = words[i][0].isupper() or (i and words[i - 1][0].isupper() and i > 1)
-        if not count.isdigit() or len(count) == 4 or named or not i:
-            continue
-        things = [w for w in values(order[i + 1 : i + 4]) if not w[0].isdigit()]
-        if not things:
-            continue
-        others = []
-        for place in article.places.get(things[-1], ()):
-            there = article.meanings[place]
-            at = there.index(things[-1]) if things[-1] in there else 0
-            near = {w for w in there[max(0, at - 3) : at] if w.isdigit() and len(w) < 4}
-            if count in near:
-                return None
-            if near and set(things) <= set(there):
-                others.append(place)
-        if len(others) == 1:
-            return Match(DENIED, things[-1], frozenset({count}), others[0])
-    return None
-
-
-def _clauses_with(cue: str, article: Article) -> Iterator[tuple[int, Clause]]:
-    places = article.places.get(cue, ())
-    if cue in {"born", "die"}:  # the first sentence may give the dates alone, in brackets
-        places = sorted({*places, *article.opening()})
-    for place in places:
-        for clause in article.clauses(place):
-            if cue in clause.said or cue in clause.who:
-                named = clause.who and clause.capital.issuperset(clause.who)
-                if cue == "born" and named and article.same_passage(place):
-                    clause.subject = TOPIC  # the full name, under which the article has no title
-                yield place, clause
-
-
 def _value(said: Sequence[str], cue: str) -> list[str]:
     """The words after a cue that are its value: no parents, no occasion, no "between"."""
     words = said[said.index(cue) + 1 :] if cue in said else said
@@ -436,6 +327,6 @@ def _items(words: Sequence[str], capital: Set[str]) -> set[frozenset[str]]:
     for word in words:
         if word in {",", "and", "or", "between", "with"}:
             items.append(set())
-        elif word not in _EMPTY and word[0].isalnum() and (not capital or word in capital):
+        elif word not in EMPTY and word[0].isalnum() and (not capital or word in capital):
             items[-1].add(word)
     return {frozenset(item) for item in items if item}
