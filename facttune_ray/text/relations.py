@@ -70,7 +70,10 @@ def is_date(word: str) -> bool:
 
 def split_words(text: str) -> list[str]:
     """Words, numbers and marks of a sentence, in order."""
-    return [w if w == "," else w.replace(",", "") for w in _WORD.findall(plain(text))]
+    words = _WORD.findall(plain(text))
+    if "," in text:  # thousands
+        words = [w if w == "," else w.replace(",", "") for w in words]
+    return words
 
 
 def read(

@@ -35,6 +35,8 @@ class Article:
     places: dict[str, list[int]]  # meaning -> its places
     pairs: frozenset[tuple[str, str]]  # neighbouring meanings in any passage
     _clauses: dict[int, list[Clause]] = field(default_factory=dict)
+    _clause_words: dict[int, list[frozenset[str]]] = field(default_factory=dict)
+    roles: dict[int, frozenset[str]] = field(default_factory=dict)  # filled by `statements`
 
     def clauses(self, place: int) -> list[Clause]:
         """The clauses of a sentence, read when a fact first needs them."""
@@ -44,6 +46,13 @@ class Article:
             means = self.meanings[place]
             self._clauses[place] = read(self.words[place], self.name, lead, first, means)
         return self._clauses[place]
+
+    def clause_words(self, place: int) -> list[frozenset[str]]:
+        """The words of each clause of a sentence."""
+        if place not in self._clause_words:
+            clauses = self.clauses(place)
+            self._clause_words[place] = [frozenset([*c.who, *c.said]) for c in clauses]
+        return self._clause_words[place]
 
     def opening(self) -> range:
         """The places that may give the dates of the topic's life in brackets."""

@@ -73,6 +73,7 @@ _STOP = frozenset(
     "down off if when while where there here".split()
 )
 _NEGATIONS = frozenset("not no never neither nor without none".split())
+_EMPTY = _STOP | _NEGATIONS
 _LIGHT = frozenset(
     "known best one first including include includes included well career work worked works "
     "become became become made make received award awards name named later early several many "
@@ -100,6 +101,7 @@ class Prepared:
 
     article: Article
     rarity: Callable[[str], float]
+    weights: dict[str, float] = field(default_factory=dict)  # of words that facts have used
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,9 @@ def support(fact: str, topic: str, passages: Sequence[str]) -> Support:
 def support_prepared(fact: str, prepared: Prepared) -> Support:
     """The article's support of the fact; `evidence` is the passage of the best sentence."""
     article, words = prepared.article, split_words(fact)
-    content = _read(words, prepared)
-    clauses = read(words, article.name)
+    means = [w if w == "," else meaning(w.lower()) for w in words]
+    content = _read(words, means, prepared)
+    clauses = read(words, article.name, means=means)
     clause = next((c for c in clauses if c.verb), None)
     if why := unfinished(words, clause):
         return Support(None, None, why)
@@ -208,7 +211,11 @@ def _odds(content: _Content, article: Article) -> tuple[int, float]:
         default=0,
     )
     found = {w for w in weights if best in article.places.get(w, ()) or best in narrower.get(w, ())}
-    clause = max((_weight(weights, {*c.said, *c.who}) for c in article.clauses(best)), default=0.0)
+    clause = 0.0
+    if found:
+        items = [(w, weights[w]) for w in found]
+        parts = article.clause_words(best)
+        clause = max((sum([x for w, x in items if w in part]) for part in parts), default=0.0)
     near = possible = 0.0
     for pair in zip(order, order[1:], strict=False):
         weight = weights.get(pair[0], 0.0) + weights.get(pair[1], 0.0)
@@ -219,10 +226,6 @@ def _odds(content: _Content, article: Article) -> tuple[int, float]:
     odds = BIAS + SHARE * share + CLAUSE * clause / total
     odds += PAIRS * (near / possible if possible else share) + (0.0 if about else ASIDE)
     return best, odds - _against(content, found, narrower, best, article)
-
-
-def _weight(weights: dict[str, float], words: set[str]) -> float:
-    return sum(weight for word, weight in weights.items() if word in words)
 
 
 def _against(
@@ -253,31 +256,34 @@ def _negated(parts: list[str]) -> frozenset[str]:
     return frozenset(s for i in at for s in parts[i + 1 : i + 4])
 
 
-def _read(words: list[str], prepared: Prepared) -> _Content:
+def _read(words: list[str], means: list[str], prepared: Prepared) -> _Content:
     content, name = _Content([], {}), prepared.article.name
+    order, weights, known = content.order, content.weights, prepared.weights
     run: list[str] = []
-    for word in words:
-        if not word[0].isalnum():
+    for word, root in zip(words, means, strict=True):
+        first = word[0]
+        if not first.isalnum():
             run = []
             continue
-        lower = word.lower()
-        root = meaning(lower)
-        capital = bool(content.order) and word[0].isupper() and root not in name
-        content.order.append(root)
+        capital = bool(order) and first.isupper() and root not in name
+        order.append(root)
         if capital:
             run.append(root)
             if len(run) == 2:
                 content.runs.append(run)
-        else:
+        elif run:
             run = []
-        if lower in _STOP or lower in _NEGATIONS or root in name:
+        if root in name or (lower := word.lower()) in _EMPTY:
             continue
-        if any(map(str.isdigit, word)):
+        if first.isdigit() or (first == "d" and word[1:2].isdigit()):
             content.numbers.add(root)
         elif capital:
             content.names.add(root)
-        # the square root keeps one very rare word from deciding alone
-        weight = math.sqrt(max(prepared.rarity(stem(lower)), 0.05))
-        weight *= LIGHT if lower in _LIGHT else 1.0
-        content.weights[root] = max(weight, content.weights.get(root, 0.0))
+        weight = known.get(lower)
+        if weight is None:
+            # the square root keeps one very rare word from deciding alone
+            weight = math.sqrt(max(prepared.rarity(stem(lower)), 0.05))
+            weight *= LIGHT if lower in _LIGHT else 1.0
+            known[lower] = weight
+        weights[root] = max(weight, weights.get(root, 0.0))
     return content

@@ -202,14 +202,11 @@ def _by_role(fact: Clause, said: list[str], forms: Sequence[str], article: Artic
     for word in wanted:
         for kind in (word, *NARROWER.get(word, ())):
             for place in article.places.get(kind, ()):
-                for clause in article.clauses(place):
-                    if kind in roles(clause, article.name):
-                        found.add(word)
-                        at = place
-                    elif clause.subject == TOPIC and kind in clause.said:
-                        same = {w for w in article.words[place] if meaning(w.lower()) == kind}
-                        if same.isdisjoint(forms):
-                            hinted.add(word)
+                if kind in _roles_at(place, article):
+                    found.add(word)
+                    at = place
+                elif word not in hinted and _hinted(kind, place, forms, article):
+                    hinted.add(word)
             if word in found:
                 break
     missing = frozenset(wanted) - found
@@ -219,6 +216,22 @@ def _by_role(fact: Clause, said: list[str], forms: Sequence[str], article: Artic
     if found or hinted or not plain or wanted[-1] in fact.capital:
         return Match(OPEN, "be", missing, at)
     return Match(SILENT, "be", missing)
+
+
+def _roles_at(place: int, article: Article) -> frozenset[str]:
+    if place not in article.roles:
+        said = [roles(clause, article.name) for clause in article.clauses(place)]
+        article.roles[place] = frozenset().union(*said)
+    return article.roles[place]
+
+
+def _hinted(kind: str, place: int, forms: Sequence[str], article: Article) -> bool:
+    """Whether a clause about the topic holds the word in another form than the fact."""
+    if not any(c.subject == TOPIC and kind in c.said for c in article.clauses(place)):
+        return False
+    means = article.meanings[place]
+    same = {w for w, m in zip(article.words[place], means, strict=True) if m == kind}
+    return same.isdisjoint(forms)
 
 
 def _phrase(said: Sequence[str]) -> Sequence[str]:
