@@ -270,7 +270,10 @@ def _errors(root: Folder, manifests: dict[str, dict]) -> list[dict]:
             rows = tables.read_part(root / name, shard)
             columns = ["error"] + ["reason"] * judged
             for column in columns:
-                dead = rows.filter(pc.is_valid(rows[column]))
+                why = pc.is_valid(rows[column])
+                if column == "reason":  # a judged fact may have one, too
+                    why = pc.and_(why, pc.is_null(rows["supported"]))
+                dead = rows.filter(why)
                 for text, id_ in zip(dead[column].to_pylist(), dead[0].to_pylist(), strict=True):
                     key = (text[:200], column == "error")
                     seen[key] += 1

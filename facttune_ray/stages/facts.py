@@ -34,6 +34,7 @@ from facttune_ray.text.decompose import normal_fact, rule_facts
 from facttune_ray.text.sentences import Sentence, carry, split
 
 VERSION = 2
+RULES_VERSION = 2  # raised when `facts.method=rules` gives other facts
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def recipe(cfg: Config) -> dict:
     keys = ["method", "abstention", "cleanup"]
     keys += ["domain", "carry_words", "decontextualize"] if f.method == "llm" else []
     keys += ["spacy_model"] if f.cleanup == "entities" else []
-    settings = {f"facts.{k}": getattr(f, k) for k in keys}
+    settings: dict = {f"facts.{k}": getattr(f, k) for k in keys}
+    if f.method == "rules":
+        settings["facts.rules"] = RULES_VERSION
     names = [prompt.template_name(f.domain, f.decontextualize)] if f.method == "llm" else []
     names += [abstention_prompt.TEMPLATE] if f.abstention == "llm" else []
     if names:

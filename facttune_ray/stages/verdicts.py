@@ -114,6 +114,8 @@ def recipe(cfg: Config) -> dict:
     v, names = cfg.verdicts, estimators(cfg.verdicts)
     settings: dict = {"verdicts.estimator": "+".join(names), "verdicts.no_article": v.no_article}
     keys: list[str] = []
+    if "lexical" in names:
+        settings["lexical.version"] = lexical.VERSION
     if names != ("lexical",):
         keys += ["retrieval", "dense"] if v.retrieval == "dense" else ["retrieval"]
     if {"chat", "local_lm", "nli", "minicheck"} & set(names):
@@ -190,20 +192,26 @@ def _together(verdicts: tuple[dict, ...]) -> dict:
     if chosen["supported"] is None:
         return chosen
     known = [v["score"] for v in verdicts if v["score"] is not None]
-    return chosen | {"score": min(known) if known else None, "reason": None, "error": None}
+    return chosen | {"score": min(known) if known else None, "error": None}
 
 
 def _verdict(
-    evidence: Evidence, fact: int, score: float | None, least: float, at: int | None = None
+    evidence: Evidence,
+    fact: int,
+    score: float | None,
+    least: float,
+    at: int | None = None,
+    reason: str | None = None,
 ) -> dict:
-    """A verdict from a score. `at`: index of the passage that decided; None: the best passage."""
+    """A verdict from a score. `at`: index of the passage that decided; None: the best passage.
+    `reason`: why the score is what it is, or is missing."""
     at = at if at is not None else (evidence.by_fact[fact] or (None,))[0]
     return _UNKNOWN | {
         "score": score,
         "supported": None if score is None else score >= least,
         "evidence": None if at is None else evidence.passages[at],
         "title": None if at is None else evidence.titles[at],
-        "reason": "nothing to check" if score is None else None,
+        "reason": reason or ("nothing to check" if score is None else None),
     }
 
 
@@ -211,7 +219,9 @@ async def _lexical(context: Context, evidence: Evidence) -> list[dict]:
     least = threshold(context.cfg.verdicts, "lexical")
     prepared = lexical.prepare(evidence.topic, evidence.passages, context.articles.rarity)
     scored = [lexical.support_prepared(fact, prepared) for fact in evidence.facts]
-    return [_verdict(evidence, i, s.score, least, s.evidence) for i, s in enumerate(scored)]
+    return [
+        _verdict(evidence, i, s.score, least, s.evidence, s.reason) for i, s in enumerate(scored)
+    ]
 
 
 async def _chat(context: Context, evidence: Evidence) -> list[dict]:

@@ -73,6 +73,7 @@ LEAD = re.compile(
     r"Around|Upon)\s[^,]+),\s+(?=\S)"
 )
 _PARTICIPLE_LEAD = re.compile(r"((?:Born|Raised|Educated|Known|Based)\s.+?),\s+(?=\S)")
+_REGION = re.compile(rf"({CAPS}),\s+(?=((?:he|she|they|it)\s)?)")
 _VAGUE = re.compile(r" (?:since then|in recent years|at the same time|over the years|after that)$")
 _OWN_SUBJECT = re.compile(r"(?:;|,?\s(?:and|but|while|although|whereas|so|where))\s(?=\S)")
 _JOINT = re.compile(r",?\s(?:and then|and|but)\s|,\s(?=[a-z])")
@@ -89,7 +90,11 @@ def _clauses(text: str, name: str) -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = []
     if match := _PARTICIPLE_LEAD.match(text):
         text = text[match.end() :]
-        out.append((f"{name} was {match[1][0].lower()}{match[1][1:]}", ""))
+        region = _REGION.match(text)  # "Born in Bastia, Corsica, Rami played"
+        place = ""
+        if region and (name_length(text[region.end() :].split(), name) or region[2]):
+            text, place = text[region.end() :], f", {region[1]}"
+        out.append((f"{name} was {match[1][0].lower()}{match[1][1:]}{place}", ""))
     lead = ""
     if (match := LEAD.match(text)) and verb_at(text[match.end() :].split(), name) is not None:
         text, lead = text[match.end() :], f" {match[1][0].lower()}{match[1][1:]}"

@@ -19,6 +19,7 @@ from facttune_ray.text.clauses import (
     facts,
     name_length,
 )
+from facttune_ray.text.fragments import is_fragment
 from facttune_ray.text.quantities import MONTHS
 from facttune_ray.text.verbs import KNOWN, third
 
@@ -55,20 +56,21 @@ def rule_facts(topic: str, sentence: str) -> list[str]:
     """Atomic facts of a sentence, with the topic in place of its pronouns; [] without a fact.
 
     Coordinated clauses, predicates and objects, relative and participle clauses, appositions and
-    "born on DATE in PLACE" are split. A simple sentence is returned unchanged.
+    "born on DATE in PLACE" are split. A simple sentence is returned unchanged; a fragment, such as
+    "The currency of.", is dropped.
     """
     name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
     text = _BULLET.sub("", " ".join(sentence.split()))
     if not re.search(r"\w", text) or text.endswith("?"):
         return []
     if len(text.split()) > 400:  # a table, or a model that repeats itself
-        return [text]
+        return [] if is_fragment(text) else [text]
     text, raw_facts = _lifespan(text.rstrip(" .!;:"))
     masked: list[str] = []
     text = mask(text.replace(", however,", "," if LEAD.match(text) else ""), masked, name)
     raw_facts += facts(text, name)
     finished = [_finish(unmask(f, masked), name) for f in raw_facts]
-    return list(dict.fromkeys(f for f in finished if f))
+    return list(dict.fromkeys(f for f in finished if f and not is_fragment(f)))
 
 
 def _lifespan(text: str) -> tuple[str, list[str]]:

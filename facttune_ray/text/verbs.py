@@ -49,50 +49,51 @@ _BASES = {form: row[0] for row in _ROWS for form in row[1:]} | {
 # Regular verbs of biographies and encyclopedias. They are listed because a present tense ("works",
 # "plays") can also be a noun.
 _REGULAR = """
-abandon abuse accept acclaim accompany accomplish accuse achieve acquire acquit act adapt add
-address admire adopt advance advise advocate affect agree aim allow alter amass analyze animate
-annex announce answer appeal appear apply appoint appreciate approach approve argue arm arrange
-arrest arrive ascend ask assassinate assert assist associate assume attack attain attempt attend
-attract attribute audition author avoid award back base bat battle believe belong bill blend borrow
-bowl box breach bully bury call campaign cancel capture care carry cause cease celebrate cement
-certify challenge champion change charge chronicle circulate cite claim climb coach collaborate
-collect combine command comment commentate commission commit compare compete compile complain
-complete compose concede conceive concern conclude condemn conduct confer confess confirm connect
-conquer consider consist construct contact contain contest continue contribute control convert
-convey convict convince cook cover create credit criticize culminate cultivate cycle dance date
-debut decide declare decline dedicate deem defeat defend define delay deliver demand demonstrate
-deny depart depict deploy depose derive describe deserve design destroy detail determine develop
-devote die direct disagree discover discuss display dissolve divide divorce document dominate
-donate draft dress drop dub earn edit educate elect elevate eliminate embark emerge emigrate
-emphasize employ encourage end endorse engage engineer enjoy enlist enrol enroll ensure enter
-entitle erect escape establish estimate evolve examine excite execute exhibit exile exist expand
-expel experience explain explore expose express extend face fail fascinate father feature feud fill
-film finish fire flourish focus follow force form foster found fulfill gain garner gather generate
-graduate grant guest guide hail happen head headline help highlight hire honor honour hop hope host
-house hunt identify illustrate immigrate impact implement import impress imprison improve include
-increase induct influence inherit initiate insist inspire instruct integrate intend interview
-introduce invent invest investigate invite involve issue join judge jump kick kill knock lack land
-last launch lean learn lecture liberate like limit link list listen live locate love maintain major
-manage manufacture map mark marry master match mention mentor merge migrate miss mix model moderate
-modernize mourn move murder name narrate need negotiate nickname nominate note notice observe
-obtain occupy occur offer officiate open operate oppose order organize originate oust outline own
-paint participate partner pass pen perform photograph pioneer pitch place plan play plead please
-popularize portray pose possess post postpone practice practise praise preach precede prefer
-prepare present preserve preside press prevent proceed proclaim produce profess progress promote
-prompt propel propose protect prove provide publish pull punch purchase pursue push qualify race
-raise rank rate reach realize recall receive recite recognize recommend record recruit reduce refer
-referee reflect reform refuse reign reject rejoin relate release relegate relieve relocate rely
-remain remarry remember remove render renew repeat repel replace report represent reprise request
-require rescue research reside resign resolve respect respond restore result resume retain retire
-retreat return reveal revive revoke revolutionize reward root rule rush sail sanction save schedule
-score screen sculpt search season secure seem select separate serve settle sever shape share shift
-showcase sign skate skip solve span spark specialize sponsor sport spot stage star start state stay
+abandon abuse accept acclaim adjoin accompany accomplish accuse achieve acquire acquit act adapt
+add address admire adopt advance advise advocate affect agree aim allow alter amass analyze
+animate annex announce answer appeal appear apply appoint appreciate approach approve argue arm
+arrange arrest arrive ascend ask assassinate assert assist associate assume attack attain attempt
+attend attract attribute audition author avoid award back base bat battle believe belong bill
+blend border borrow bowl box breach bully bury call campaign cancel capture care carry cause cease
+celebrate cement certify challenge champion change charge chronicle circulate cite claim climb
+coach collaborate collect combine command comment commentate commission commit compare compete
+compile complain complete compose concede conceive concern conclude condemn conduct confer confess
+confirm connect conquer consider consist construct contact contain contest continue contribute
+control convert convey convict convince cook cover create credit criticize culminate cultivate
+cycle dance date debut decide declare decline dedicate deem defeat defend define delay deliver
+demand demonstrate deny depart depict deploy depose derive describe deserve design destroy detail
+determine develop devote die direct disagree discover discuss display dissolve divide divorce
+document dominate donate draft dress drop dub earn edit educate elect elevate eliminate embark
+emerge emigrate emphasize employ encourage end endorse engage engineer enjoy enlist enrol enroll
+ensure enter entitle erect escape establish estimate evolve examine excite execute exhibit exile
+exist expand expel experience explain explore expose express extend face fail fascinate father
+feature feud fill film finish fire flourish focus follow force form foster found fulfill gain
+garner gather generate graduate grant guest guide hail happen head headline help highlight hire
+honor honour hop hope host house hunt identify illustrate immigrate impact implement import
+impress imprison improve include increase induct influence inherit initiate insist inspire
+instruct integrate intend interview introduce invent invest investigate invite involve issue join
+judge jump kick kill knock lack land last launch lean learn lecture liberate like limit link list
+listen live locate love maintain major manage manufacture map mark marry master match mention
+mentor merge migrate miss mix model moderate modernize mourn move murder name narrate need
+negotiate neighbor neighbour nickname nominate note notice observe obtain occupy occur offer
+officiate open operate oppose order organize originate oust outline own paint participate partner
+pass pen perform photograph pioneer pitch place plan play plead please popularize portray pose
+possess post postpone practice practise praise preach precede prefer prepare present preserve
+preside press prevent proceed proclaim produce profess progress promote prompt propel propose
+protect prove provide publish pull punch purchase pursue push qualify race raise rank rate reach
+realize recall receive recite recognize recommend record recruit reduce refer referee reflect
+reform refuse reign reject rejoin relate release relegate relieve relocate rely remain remarry
+remember remove render renew repeat repel replace report represent reprise request require rescue
+research reside resign resolve respect respond restore result resume retain retire retreat return
+reveal revive revoke revolutionize reward root rule rush sail sanction save schedule score screen
+sculpt search season secure seem select separate serve settle sever shape share shift showcase
+sign skate skip solve span spark specialize sponsor sport spot stage star start state stay
 stereotype stop straddle strengthen stretch stroll struggle study style submit substitute succeed
-sue suffer suggest suit summon supervise support surpass surrender surround survive suspect suspend
-sustain switch tackle talk target team tend terminate test testify threaten torture tour trace
-trade train transfer transform transition translate travel treat trigger try turn tutor uncover
-unite update urge use value venture vie view visit voice volunteer vote wait walk want warn watch
-weigh welcome widow wish witness work worship wound wrestle yield
+sue suffer suggest suit summon supervise support surpass surrender surround survive suspect
+suspend sustain switch tackle talk target team tend terminate test testify threaten torture tour
+trace trade train transfer transform transition translate travel treat trigger try turn tutor
+uncover unite update urge use value venture vie view visit voice volunteer vote wait walk want
+warn watch weigh welcome widow wish witness work worship wound wrestle yield
 """
 KNOWN = set(_REGULAR.split()) | set(PASTS)
 

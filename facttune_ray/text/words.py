@@ -135,6 +135,7 @@ _PHRASES = tuple(
         (r"\b([Ww])ell-known\b", r"\1ellknown"),
     )
 )
+_ANY_PHRASE = re.compile("|".join(f"(?:{p.pattern})" for p, _ in _PHRASES))
 _MONTH = "|".join(MONTHS).title()
 _DATE = re.compile(
     rf"\b(?:(\d\d?)(?:st|nd|rd|th)?(?: of)? ({_MONTH})|({_MONTH}) (\d\d?)(?:st|nd|rd|th)?)\b"
@@ -173,15 +174,21 @@ def stem(word: str) -> str:
     return root
 
 
-def tokens(text: str) -> list[str]:
-    """Words and numbers in order, in their case, without accents and thousands commas. A phrase
-    with a one-word synonym becomes that word; a day of a month becomes "May d5may"."""
+def plain(text: str) -> str:
+    """The text without accents. A phrase with a one-word synonym becomes that word; a day of a
+    month becomes "May d5may"."""
     if not text.isascii():
         text = _ACCENTS.sub("", unicodedata.normalize("NFD", text))
         text = unicodedata.normalize("NFC", text)
-    for pattern, plain in _PHRASES:
-        text = pattern.sub(plain, text)
-    return [t.replace(",", "") for t in _TOKEN.findall(_DATE.sub(_day, text))]
+    if _ANY_PHRASE.search(text):
+        for pattern, short in _PHRASES:
+            text = pattern.sub(short, text)
+    return _DATE.sub(_day, text)
+
+
+def tokens(text: str) -> list[str]:
+    """Words and numbers of the plain text in order, in their case, without thousands commas."""
+    return [t.replace(",", "") for t in _TOKEN.findall(plain(text))]
 
 
 def _day(match: re.Match[str]) -> str:

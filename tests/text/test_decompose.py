@@ -3,6 +3,7 @@ import json
 import pytest
 
 from facttune_ray.text.decompose import normal_fact, rule_facts
+from facttune_ray.text.fragments import is_fragment
 
 TOPIC = "Mara Veldt"
 
@@ -81,6 +82,29 @@ def test_a_sentence_is_split_into_facts(sentence, facts):
     assert rule_facts(TOPIC, sentence) == [f"{TOPIC} {f}" for f in facts]
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The motto of.",
+        "Mara Veldt travelled under the.",
+        "Veldt.",
+        "Mara Veldt was born.",
+        "The quiet baker.",
+        "Mara Veldt is known for her and.",
+        "Mara Veldt keeps a of.",
+    ],
+)
+def test_a_fragment_gives_no_fact(sentence):
+    assert rule_facts(TOPIC, sentence) == []
+
+
+def test_a_region_after_a_city_is_part_of_the_birthplace():
+    assert rule_facts(TOPIC, "Born in Ostrel, Norland, Veldt plays the cello.") == [
+        "Mara Veldt was born in Ostrel, Norland.",
+        "Mara Veldt plays the cello.",
+    ]
+
+
 def test_facts_about_a_medical_condition_and_other_topics():
     assert rule_facts("Asthma", "It affects children and adults.") == [
         "Asthma affects children.",
@@ -95,16 +119,18 @@ def test_facts_about_a_medical_condition_and_other_topics():
 
 
 def test_labelled_sentences_give_complete_facts(labelled_data):
-    """Every sentence gives facts; none is empty or truncated, and together they keep its words."""
+    """Almost every sentence gives facts; none is a fragment, and together they keep its words."""
     with open(labelled_data / "ChatGPT.jsonl", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    count = labelled = 0
+    count = labelled = without = 0
     for row in rows:
         for part in row["annotations"] or []:
             facts = rule_facts(row["topic"], part["text"])
-            assert facts and all(len(f) > 2 and "\ue000" not in f for f in facts)
+            assert all(not is_fragment(f) and "\ue000" not in f for f in facts)
+            without += not facts
             count += len(facts)
             labelled += len(part["human-atomic-facts"] or [])
+    assert without <= 3  # the file's own fragments
     # people split finer (nationality and profession, city and country), never coarser
     assert 0.45 * labelled < count < labelled
 

@@ -186,7 +186,7 @@ function start(data, looks) {
     const score = f.score === undefined ? "" : `, score ${f.score.toFixed(2)}`;
     const title = text(f.title);
     say(`Evidence${title ? ` from ${title}` : ""}${score}`, text(f.evidence));
-    say("No verdict", text(f.reason) || f.error);
+    say(f.supported === null || f.error ? "No verdict" : "Because", text(f.reason) || f.error);
     say("Question", text(f.question));
     const sure = f.conf === undefined ? "" : `, largest share ${Math.round(100 * f.conf)}%`;
     say(`Sampled answers${sure}`, f.answers && f.answers.map((a) => a || "(empty)").join(" / "));

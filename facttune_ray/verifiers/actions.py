@@ -1,0 +1,96 @@
+"""Who did a thing to whom, in which year, and how many of them.
+
+    by_action("Ada coached Tom")   with the evidence "Ada was coached by Tom"   ->  DENIED
+    by_year("Ada left in 1955")    with the evidence "Ada left in 1948"         ->  DENIED
+    by_quantity("two children")    with the evidence "three children"           ->  DENIED
+
+These functions only deny. A fact that they do not deny is judged by its words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+from facttune_ray.text.meanings import meaning
+from facttune_ray.text.quantities import NUMBERS
+from facttune_ray.text.relations import TOPIC, Clause
+from facttune_ray.verifiers.article import Article
+from facttune_ray.verifiers.match import DENIED, Match, clauses_with, values
+
+_COUNTS = frozenset(w for w, n in NUMBERS.items() if 2 <= n <= 12)
+# active and passive mean the same
+_MUTUAL = frozenset("marry collaborate meet divorce fight play raise".split())
+
+
+def by_action(fact: Clause, article: Article) -> Match | None:
+    """Who did it to whom: "Tom coached Ada" says nothing about whom Ada coached."""
+    part = _part(fact, article.name)
+    need = frozenset(w for w in values([*fact.said, *fact.who]) if w != fact.verb) - article.name
+    if part in {None, "none"} or fact.capital.isdisjoint(need) or fact.verb in _MUTUAL:
+        return None
+    place = None
+    for place_, clause in clauses_with(fact.verb, article):
+        if clause.verb == fact.verb and need <= {*clause.said, *clause.who}:
+            if _part(clause, article.name) in {part, None}:
+                return None  # words decide about the rest
+            place = place_
+    return None if place is None else Match(DENIED, fact.verb, place=place)
+
+
+def by_year(fact: Clause, article: Article) -> Match | None:
+    """Whether the article gives another year for the same action."""
+    years = [w for w in fact.said if len(w) == 4 and w.isdigit()]
+    if len(years) != 1 or not fact.verb:
+        return None
+    need = frozenset(values([*fact.said, *fact.who])) - {fact.verb, *years} - article.name
+    if not need or fact.capital.isdisjoint(need):
+        return None
+    denied = None
+    for place, clause in clauses_with(fact.verb, article):
+        if need <= set(article.meanings[place]):
+            if years[0] in article.meanings[place]:
+                return None
+            if any(len(w) == 4 and w.isdigit() for w in [*clause.said, *clause.who]):
+                denied = place
+    return None if denied is None else Match(DENIED, fact.verb, frozenset(years), denied)
+
+
+def _part(clause: Clause, name: Set[str]) -> str | None:
+    """The topic's part in an action: "does", "gets it done", "none"; None where rules fail."""
+    if clause.subject == TOPIC:
+        if not clause.who and not clause.passive:
+            return None
+        return "gets it done" if clause.passive else "does"
+    objects = name | {"him", "her", "them", "it", "he", "she", "they"}
+    if not clause.who or not clause.capital.intersection(clause.who):
+        return None
+    if clause.passive:
+        by = clause.said[clause.said.index("by") + 1 :] if "by" in clause.said else []
+        return "does" if objects & set(by[:3]) else "none"
+    return "gets it done" if objects & set(clause.said) else "none"
+
+
+def by_quantity(words: Sequence[str], article: Article) -> Match | None:
+    """Whether the article counts the same things otherwise: "two children", "three children"."""
+    if not any(w in _COUNTS or w[0].isdigit() for w in words):
+        return None
+    order = [meaning(w.lower()) for w in words]
+    for i, count in enumerate(order):
+        named = words[i][0].isupper() or (i and words[i - 1][0].isupper() and i > 1)
+        if not count.isdigit() or len(count) == 4 or named or not i:
+            continue
+        things = [w for w in values(order[i + 1 : i + 4]) if not w[0].isdigit()]
+        if not things:
+            continue
+        others = []
+        for place in article.places.get(things[-1], ()):
+            there = article.meanings[place]
+            at = there.index(things[-1]) if things[-1] in there else 0
+            near = {w for w in there[max(0, at - 3) : at] if w.isdigit() and len(w) < 4}
+            if count in near:
+                return None
+            if near and set(things) <= set(there):
+                others.append(place)
+        if len(others) == 1:
+            return Match(DENIED, things[-1], frozenset({count}), others[0])
+    return None

@@ -1,0 +1,129 @@
+"""An article as words and clauses, prepared once for all facts of its topic.
+
+article = prepare("Mara Veldt", ["Mara Veldt was born in Lyon. She plays the cello."])
+article.places["cello"]   ->  [1]
+article.clauses(1)        ->  [Clause(TOPIC, who=["she"], verb="play", ...)]
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from facttune_ray.text.meanings import meaning
+from facttune_ray.text.relations import Clause, read, split_words
+
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+(?=[A-Z\"'0-9])")
+_BRACKET = re.compile(r"\([^)]*\)")
+_YEAR = re.compile(r"1\d{3}|20\d\d")
+MOST_WORDS = 80  # a longer sentence counts as one of this length
+_OPENING = 3  # sentences that may give the dates of the topic's life
+
+
+@dataclass(frozen=True)
+class Article:
+    """An article, prepared for any number of facts. A place is the index of a sentence."""
+
+    name: frozenset[str]  # words of the topic
+    words: tuple[list[str], ...]  # per place, words and marks
+    meanings: tuple[list[str], ...]  # per place, their meanings
+    bulk: tuple[int, ...]  # per place, its words, at most MOST_WORDS
+    passages: tuple[int, ...]  # per place, the index of its passage
+    lead: int | None  # the place that opens the article
+    places: dict[str, list[int]]  # meaning -> its places
+    pairs: frozenset[tuple[str, str]]  # neighbouring meanings in any passage
+    _clauses: dict[int, list[Clause]] = field(default_factory=dict)
+    _clause_words: dict[int, list[frozenset[str]]] = field(default_factory=dict)
+    roles: dict[int, frozenset[str]] = field(default_factory=dict)  # filled by `statements`
+
+    def clauses(self, place: int) -> list[Clause]:
+        """The clauses of a sentence, read when a fact first needs them."""
+        if place not in self._clauses:
+            lead = self.lead is not None and self.lead <= place <= self.lead + _OPENING - 1
+            first = place == self.lead
+            means = self.meanings[place]
+            self._clauses[place] = read(self.words[place], self.name, lead, first, means)
+        return self._clauses[place]
+
+    def clause_words(self, place: int) -> list[frozenset[str]]:
+        """The words of each clause of a sentence."""
+        if place not in self._clause_words:
+            clauses = self.clauses(place)
+            self._clause_words[place] = [frozenset([*c.who, *c.said]) for c in clauses]
+        return self._clause_words[place]
+
+    def opening(self) -> range:
+        """The places that may give the dates of the topic's life in brackets."""
+        if self.lead is None:
+            return range(0)
+        return range(self.lead, min(self.lead + _OPENING, len(self.words)))
+
+    def same_passage(self, place: int) -> bool:
+        """Whether the place is in the passage that opens the article."""
+        return self.lead is not None and self.passages[place] == self.passages[self.lead]
+
+
+def prepare(topic: str, passages: Sequence[str]) -> Article:
+    """Split an article into words once, for all facts of its topic."""
+    every: list[list[str]] = []
+    meant: list[list[str]] = []
+    passage_of: list[int] = []
+    places: dict[str, list[int]] = defaultdict(list)
+    pairs: set[tuple[str, str]] = set()
+    # brackets, as in "Wendy (singer)", are a claim and no part of the name
+    name = names(_BRACKET.sub(" ", topic)) or names(topic)
+    for i, passage in enumerate(passages):
+        whole: list[str] = []
+        for sentence in _sentences(passage):
+            words = split_words(sentence)
+            means = [meaning(w.lower()) for w in words]
+            found = [w for w in means if w[0].isalnum()]
+            # a year also supports its decade
+            for s in {*found, *(s[:3] + "0s" for s in found if _YEAR.fullmatch(s))}:
+                places[s].append(len(every))
+            every.append(words)
+            meant.append(means)
+            passage_of.append(i)
+            whole += found
+        pairs.update(zip(whole, whole[1:], strict=False))
+    lead = _lead(every, passage_of, topic)
+    bulk = tuple(min(len(words), MOST_WORDS) for words in every)
+    return Article(
+        name,
+        tuple(every),
+        tuple(meant),
+        bulk,
+        tuple(passage_of),
+        lead,
+        dict(places),
+        frozenset(pairs),
+    )
+
+
+def _lead(every: Sequence[list[str]], passage_of: Sequence[int], topic: str) -> int | None:
+    """The place that opens the article: the first sentence of a passage that begins with the title
+    and has a bracket. Passages may come in any order; None when no passage opens so."""
+    title = [w for w in split_words(topic) if w[0].isalnum()][:1]
+    for place, words in enumerate(every):
+        opens = place == 0 or passage_of[place] != passage_of[place - 1]
+        if opens and words[:1] == title and "(" in words[:30]:
+            return place
+    return None
+
+
+def _sentences(passage: str) -> Iterator[str]:
+    """Sentences, and the parts of long ones at a semicolon; an open bracket is not cut."""
+    held = ""
+    for part in _SENTENCE_END.split(passage):
+        held = f"{held} {part}" if held else part
+        if held.count("(") <= held.count(")") or len(held) > 400:
+            yield held
+            held = ""
+    if held:
+        yield held
+
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(meaning(w.lower()) for w in split_words(text) if w[0].isalnum())
