@@ -12,6 +12,7 @@ frozen weights are stored in 8 or 4 bits (QLoRA, Dettmers et al. 2023).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
@@ -85,10 +86,11 @@ def merge(lm: nn.Module, factors: dict[str, torch.Tensor], lora: LoraConfig) -> 
         for name in factors:
             if not name.endswith(A):
                 continue
-            layer = lm.get_submodule(name.removesuffix(A))
+            layer: Any = lm.get_submodule(name.removesuffix(A))
             added = delta(factors[name], factors[name.removesuffix(A) + B], lora)
             added = added.T if isinstance(layer, Conv1D) else added
-            layer.weight = nn.Parameter((layer.weight.float() + added).to(layer.weight.dtype), False)
+            weight = (layer.weight.float() + added).to(layer.weight.dtype)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def targets(lm: nn.Module) -> list[str]:
@@ -197,9 +199,9 @@ def _called(lm: Any, kinds: dict[str, Any]) -> set[Any]:
 
 @torch.no_grad()
 def _reason(lora: LoraConfig, model: Any, name: str, layer: Any) -> str:
-    """Why a layer cannot have an adapter; "" if it can. peft adapts the layer alone, and what the
-    adapter adds to some outputs must be what `delta` adds to the weight. `model`: the model's
-    config, by which peft refuses or renames some layers."""
+    """Why a layer cannot have an adapter; "" if it can. peft adapts the layer alone, with random
+    factors, and some outputs must be those of the layer with the merged weight. `model`: the
+    model's config, by which peft refuses or renames some layers."""
     import peft
 
     end = name.rsplit(".", 1)[-1]
@@ -208,23 +210,39 @@ def _reason(lora: LoraConfig, model: Any, name: str, layer: Any) -> str:
     holder.add_module(end, layer)
     try:
         peft.inject_adapter_in_model(config(lora, "", [end]), holder, adapter_name=NAME)
-        wrapped = holder.get_submodule(end)
+        wrapped: Any = holder.get_submodule(end)
         a_RI, b_OR = wrapped.lora_A[NAME].weight, wrapped.lora_B[NAME].weight
         # Quantised weights are integers: their layers take the type of the adapter.
         dtype = layer.weight.dtype if layer.weight.is_floating_point() else a_RI.dtype
         generator = torch.Generator().manual_seed(0)
         x_2I = torch.randn(2, a_RI.shape[1], generator=generator).to(layer.weight.device, dtype)
         b_OR.copy_(torch.randn(b_OR.shape, generator=generator) * lora.rank / (lora.alpha or 1))
-        plain_2O, with_adapter_2O = layer(x_2I), wrapped(x_2I)
-        added_2S = (with_adapter_2O - plain_2O)[:, :SLICE].float()
-        expected_2S = x_2I.float() @ delta(a_RI, b_OR[:SLICE], lora).T
+        adapted_2S = wrapped(x_2I)[:, :SLICE].float()
+        added_SI = delta(a_RI, b_OR[:SLICE], lora)
+        if layer.weight.is_floating_point():
+            merged_2S = _part(layer, added_SI)(x_2I).float()
+        else:  # the adapter will be merged into the unquantised layer
+            merged_2S = layer(x_2I)[:, :SLICE].float() + x_2I.float() @ added_SI.T
     except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as e:
         return f"peft: {one_line(e)[:200]}"
-    largest = float(with_adapter_2O.abs().max())
-    bound = (1e-4 + 4 * torch.finfo(plain_2O.dtype).eps) * largest
-    if float((added_2S - expected_2S).abs().max()) > bound:
+    bound = (1e-4 + 4 * torch.finfo(dtype).eps) * float(merged_2S.abs().max())
+    if not float((adapted_2S - merged_2S).abs().max()) <= bound:
         return "its adapter does not give what the merged weight gives"
     return ""
+
+
+def _part(layer: Any, added_SI: torch.Tensor) -> Any:
+    """The layer with its first outputs only, and `added_SI` added to their weights."""
+    part, outputs = copy.copy(layer), len(added_SI)
+    part._parameters = dict(layer._parameters)
+    if isinstance(layer, Conv1D):
+        weight, part.nf = layer.weight[:, :outputs] + added_SI.T, outputs
+    else:
+        weight, part.out_features = layer.weight[:outputs] + added_SI, outputs
+    part.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
+    if layer.bias is not None:
+        part.bias = nn.Parameter(layer.bias[:outputs], requires_grad=False)
+    return part
 
 
 def _ends(chosen: set[str], lm: nn.Module) -> set[str]:

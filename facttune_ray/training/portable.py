@@ -22,6 +22,9 @@ from facttune_ray.errors import UserError
 
 # Values under their names of transformers 4, by model type: old name -> key of rope_parameters
 OLD_NAMES = {"gpt_neox": {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}}
+# Layer types under their names of transformers 4, by model type
+OLD_LAYERS = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"}}
+LONGROPE = ("short_factor", "long_factor")  # Phi-3 in transformers 4 accepts these and "type" only
 TEXT = "The Danube rises in the Black Forest: 1,000 km² – ça va?"
 # Keys of a config that do not describe the model
 NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtype")
@@ -40,11 +43,22 @@ def both_versions(folder: Path, config: Any) -> None:
 
 
 def _old_config(found: dict, config: Any) -> dict:
-    out = found | _rope(found)
+    out = {key: _number(value) for key, value in (found | _rope(found)).items()}
     for alias, name in config.attribute_map.items():  # one value that has had two names
         if name in found:
             out.setdefault(alias, found[name])
+    old_layers = OLD_LAYERS.get(found.get("model_type", ""), {})
+    for key in ("layer_types", "layers_block_type"):
+        if old_layers and key in out:
+            out[key] = [old_layers.get(kind, kind) for kind in out[key]]
     return out
+
+
+def _number(value: Any) -> Any:
+    """Infinity and NaN as transformers 4 reads them, not {"__float__": "NaN"}."""
+    if isinstance(value, list):
+        return [_number(v) for v in value]
+    return float(value["__float__"]) if isinstance(value, dict) and "__float__" in value else value
 
 
 def _rope(found: dict) -> dict:
@@ -64,6 +78,9 @@ def _rope(found: dict) -> dict:
     out |= {k: parameters[k] for k in own if parameters.get(k) is not None}
     plain = parameters.get("rope_type", "default") == "default"
     scaling = {k: v for k, v in parameters.items() if k not in own}
+    if found.get("model_type") == "phi3":
+        kept = {k: v for k, v in scaling.items() if k in LONGROPE}
+        scaling = {"type": scaling.get("rope_type"), **kept}
     out["rope_scaling"] = None if plain else scaling
     old = OLD_NAMES.get(found.get("model_type", ""), {})
     return out | {name: parameters[key] for name, key in old.items() if key in parameters}
@@ -91,8 +108,8 @@ def read_back(folder: Path, lm: Any, tokenizer: Any, weights: dict[str, torch.Te
     written = AutoTokenizer.from_pretrained(folder)
     if _ids(written) != _ids(tokenizer):
         wrong.append("its tokenizer gives other ids")
-    config = AutoConfig.from_pretrained(folder).to_dict()
-    expected = type(lm.config).from_dict(lm.config.to_dict()).to_dict()
+    config = _settings(AutoConfig.from_pretrained(folder))
+    expected = _settings(type(lm.config).from_dict(lm.config.to_dict()))
     keys = {k for k in expected if config.get(k) != expected[k]} - {*NOT_THE_MODEL}
     wrong += [f"config.json differs in {', '.join(sorted(keys))}"] if keys else []
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -102,12 +119,23 @@ def read_back(folder: Path, lm: Any, tokenizer: Any, weights: dict[str, torch.Te
         other = [k for k in again if k in weights and not _equal(again[k], weights[k])]
         missing = sorted(weights.keys() - again.keys())
         if other or missing:
-            wrong.append(f"{len(other)} weights differ and {len(missing)} are missing, such as "
-                         f"{(other + missing)[0]}")
+            wrong.append(
+                f"{len(other)} weights differ and {len(missing)} are missing, such as "
+                f"{(other + missing)[0]}"
+            )
     if wrong:
         raise UserError(f"{folder}: the written model is not the trained model: {'; '.join(wrong)}")
     compared = "settings, tokenizer and every weight" if loads else "settings and tokenizer"
     return f"{compared}, read back in transformers {__version__}"
+
+
+def _settings(config: Any) -> dict:
+    """The keys of a config, without the older name of rope_type."""
+    found = config.to_dict()
+    if isinstance(found.get("rope_parameters"), dict):
+        rope = found["rope_parameters"]
+        found["rope_parameters"] = {k: v for k, v in rope.items() if k != "type"}
+    return found
 
 
 def _ids(tokenizer: Any) -> list[int]:
