@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,7 @@ def check(cfg: Config) -> None:
                 f"the run: {', '.join(FOLDERS)}"
             )
     _prompts(cfg)
+    _model(cfg)
     _training(cfg)
     columns = _rewards(cfg)
     _sampling(cfg, columns)
@@ -75,6 +77,20 @@ def _prompts(cfg: Config) -> None:
         raise UserError("prompts.template: it needs {topic}, where the topic stands")
     if cfg.data.source == "topics" and cfg.prompts.method == "llm" and cfg.prompts.template:
         raise UserError("prompts.template: only with prompts.method=template: leave it out")
+
+
+def _model(cfg: Config) -> None:
+    date = cfg.model.template_date
+    try:
+        datetime.date.fromisoformat(date)
+    except ValueError:
+        raise UserError(f"model.template_date={date}: a date is written as 2024-07-26") from None
+    if cfg.model.template_args and cfg.model.chat == "never":
+        raise UserError("model.template_args: model.chat=never uses no template: leave them out")
+    own = ("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt")
+    for name in cfg.model.template_args:
+        if name in own or not name.isidentifier():
+            raise UserError(f"model.template_args.{name}: not an argument that can be set")
 
 
 def _decoder(cfg: Config) -> None:
