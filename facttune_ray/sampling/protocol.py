@@ -109,7 +109,7 @@ def texts(samples: list[Sample]) -> list[str] | None:
 
 
 def encode_prompt(tokenizer: Any, prompt: str | Sequence[Turn], chat: Chat = "auto") -> list[int]:
-    """Token ids of a prompt (a user message, or a conversation), up to where the response begins."""
+    """Token ids of a prompt, one message or a conversation, up to where the response begins."""
     turns = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
     if uses_chat(tokenizer, chat):
         return _encode(tokenizer, prompt_text(tokenizer, turns, chat))

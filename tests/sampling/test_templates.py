@@ -219,7 +219,7 @@ def test_settings_of_templates_are_part_of_the_recipes_they_change():
     plain = config.load(["bio"], [auto])
     other = config.load(["bio"], [auto, "model.template_args={enable_thinking: false}"])
     dated = config.load(["bio"], [auto, "model.template_date=2031-02-05"])
-    for name in ("responses", "reference", "entities"):
+    for name in ("responses", "reference"):
         recipes = [stage(name).recipe(cfg) for cfg in (plain, other, dated)]
         assert recipes[1] == recipes[0] | {"model.template_args": {"enable_thinking": False}}
         assert recipes[2] == recipes[0] | {"model.template_date": "2031-02-05"}
