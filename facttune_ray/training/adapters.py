@@ -5,8 +5,11 @@
         trained. B starts at 0, so at first the model is the one without adapters
 
 Without `train.lora.targets` every linear layer gets an adapter, except the output layer, routers,
-and layers that fail a test with peft. Experts whose weights are one stacked tensor keep them: peft
-would add a whole matrix to each of them in every forward pass. With `train.lora.quantize` the
+and layers that fail a test with peft. One layer of each kind gets a random adapter, and some of its
+outputs must be those of the layer with the merged weight; one forward pass of 8 tokens must call
+it. So what training would lose at its end is found before step 1, at the cost of that pass and of
+one product of two rows a kind. Experts whose weights are one stacked tensor keep them: peft would
+add a whole matrix to each of them in every forward pass. With `train.lora.quantize` the
 frozen weights are stored in 8 or 4 bits (QLoRA, Dettmers et al. 2023).
 """
 

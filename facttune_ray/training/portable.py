@@ -6,7 +6,8 @@
     ->                     {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 transformers 4 does not know the new keys. It would take its default for the old ones without a
-word, such as a base of 10,000 for rotary positions. transformers 5 reads both.
+word, such as a base of 10,000 for rotary positions. transformers 5 reads both. Names that only
+some types of models had are in the tables below.
 """
 
 from __future__ import annotations
