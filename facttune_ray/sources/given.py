@@ -30,7 +30,7 @@ from facttune_ray.sources import records
 from facttune_ray.sources.forms import parsed
 from facttune_ray.storage.schema import digest
 
-FORMS = 'give "prompt" with "responses" and "rewards" (or "pairs"), or with "chosen", "rejected"'
+HINT = 'give "prompt" with "responses" and "rewards" (or "pairs"), or with "chosen", "rejected"'
 REWARDS = "rewards"
 Pair = tuple[int, int]  # indices of responses: winner, loser
 
@@ -128,7 +128,7 @@ def _add(groups: dict[str, Group], row: Mapping[str, Any], cfg: GroupsConfig) ->
     """Add a parsed row of a file to its group; return whether it added anything. RowError when the
     row has none of the three forms."""
     if not row.keys() & {"responses", "chosen", "rejected"}:
-        raise RowError(f"{FORMS}; it has {', '.join(row['columns']) or 'nothing'}")
+        raise RowError(f"{HINT}; it has {', '.join(row['columns']) or 'nothing'}")
     pairwise = "responses" not in row
     missing = ({"prompt", "chosen", "rejected"} if pairwise else {"prompt"}) - row.keys()
     if not pairwise and not row.keys() & {"rewards", "pairs"}:
@@ -136,7 +136,7 @@ def _add(groups: dict[str, Group], row: Mapping[str, Any], cfg: GroupsConfig) ->
     if missing - {"prompt"}:
         missing -= {"prompt"}
     if missing:
-        raise RowError(f'no "{min(missing)}": {FORMS}')
+        raise RowError(f'no "{min(missing)}": {HINT}')
     if pairwise or "pairs" in row:
         _refuse_settings_of_rewards(cfg)
     return _add_pair(groups, row) if pairwise else _add_group(groups, row)

@@ -28,7 +28,7 @@ OLD_LAYERS = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention"
 LONGROPE = ("short_factor", "long_factor")  # Phi-3 in transformers 4 accepts these and "type" only
 TEXT = "The Danube rises in the Black Forest: 1,000 km² – ça va?"
 # Keys of a config that do not describe the model
-NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtype")
+NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtype", "type")
 
 
 def both_versions(folder: Path, config: Any) -> None:
@@ -48,6 +48,10 @@ def _old_config(found: dict, config: Any) -> dict:
     for alias, name in config.attribute_map.items():  # one value that has had two names
         if name in found:
             out.setdefault(alias, found[name])
+    if isinstance(found.get("text_config"), dict):  # of a model that also sees
+        out["text_config"] = _old_config(found["text_config"], config.get_text_config())
+    if "dtype" in found:  # before 4.56
+        out.setdefault("torch_dtype", found["dtype"])
     old_layers = OLD_LAYERS.get(found.get("model_type", ""), {})
     for key in ("layer_types", "layers_block_type"):
         if old_layers and key in out:
@@ -109,10 +113,10 @@ def read_back(folder: Path, lm: Any, tokenizer: Any, weights: dict[str, torch.Te
     written = AutoTokenizer.from_pretrained(folder)
     if _ids(written) != _ids(tokenizer):
         wrong.append("its tokenizer gives other ids")
-    config = _settings(AutoConfig.from_pretrained(folder))
-    expected = _settings(type(lm.config).from_dict(lm.config.to_dict()))
-    keys = {k for k in expected if config.get(k) != expected[k]} - {*NOT_THE_MODEL}
-    wrong += [f"config.json differs in {', '.join(sorted(keys))}"] if keys else []
+    config = AutoConfig.from_pretrained(folder).to_dict()
+    expected = type(lm.config).from_dict(lm.config.to_dict()).to_dict()
+    keys = [k for k in expected if k not in NOT_THE_MODEL and not _same(expected[k], config.get(k))]
+    wrong += [f"config.json differs in {', '.join(keys)}"] if keys else []
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     loads = 1.5 * size < psutil.virtual_memory().available
     if loads:
@@ -130,13 +134,12 @@ def read_back(folder: Path, lm: Any, tokenizer: Any, weights: dict[str, torch.Te
     return f"{compared}, read back in transformers {__version__}"
 
 
-def _settings(config: Any) -> dict:
-    """The keys of a config, without the older name of rope_type."""
-    found = config.to_dict()
-    if isinstance(found.get("rope_parameters"), dict):
-        rope = found["rope_parameters"]
-        found["rope_parameters"] = {k: v for k, v in rope.items() if k != "type"}
-    return found
+def _same(expected: Any, found: Any) -> bool:
+    """Whether a setting has been kept. Sections may have more keys: the names of transformers 4."""
+    if not isinstance(expected, dict) or not isinstance(found, dict):
+        return expected == found
+    keys = expected.keys() - {*NOT_THE_MODEL}
+    return all(_same(expected[k], found.get(k)) for k in keys)
 
 
 def _ids(tokenizer: Any) -> list[int]:

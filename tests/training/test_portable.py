@@ -26,7 +26,11 @@ LONG = {"short_factor": [1.1] * 4, "long_factor": [2.0] * 4, "type": "longrope"}
 MOE = {"num_experts_per_tok": 2}
 # name -> model type, sizes, some keys that transformers 4 reads
 KINDS: dict[str, tuple[str, dict, dict]] = {
-    "theta": ("llama", {"rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": None}),
+    "theta": (
+        "llama",
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "rope_scaling": None, "torch_dtype": "float32"},
+    ),
     "llama3": ("llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3}, {"rope_scaling": LLAMA3}),
     "yarn": (
         "qwen3",
