@@ -49,6 +49,8 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
             found = given.read(files, cfg.groups, cfg.data.reward)
             if found.left_out:
                 say(f"data.groups: {found.left_out:,} rows make no pair of their own: left out")
+            if found.empty:
+                say(f"data.groups: {found.empty:,} responses are null, as their rewards: left out")
             return found.groups
 
         groups = run.make(DriverTable(f"{SCOPE}/groups", "groups", rows), recipe)

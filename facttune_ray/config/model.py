@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from facttune_ray.config.setting import setting
 
@@ -34,6 +34,12 @@ class ModelConfig:
     )
     chat: Literal["auto", "never"] = setting(
         "auto", "auto: use the chat template of the tokenizer, if it has one."
+    )
+    template_args: dict[str, Any] = setting(
+        {}, "Values that the chat template reads, such as enable_thinking: false."
+    )
+    template_date: str = setting(
+        "2024-07-26", "Date that a chat template takes for today (YYYY-MM-DD)."
     )
     dtype: Dtype = setting("float32", "Type of the weights that sample.")
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import math
 import re
 from collections.abc import Iterator
@@ -110,6 +111,20 @@ def _prompts(cfg: Config) -> Iterator[str]:
         yield "prompts.template: it needs {topic}, where the topic stands"
     if cfg.data.source == "topics" and cfg.prompts.method == "llm" and cfg.prompts.template:
         yield "prompts.template: only with prompts.method=template: leave it out"
+
+
+def _model(cfg: Config) -> Iterator[str]:
+    date = cfg.model.template_date
+    try:
+        datetime.date.fromisoformat(date)
+    except ValueError:
+        yield f"model.template_date={date}: a date is written as 2024-07-26"
+    if cfg.model.template_args and cfg.model.chat == "never":
+        yield "model.template_args: model.chat=never uses no template: leave them out"
+    own = ("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt")
+    for name in cfg.model.template_args:
+        if name in own or not name.isidentifier():
+            yield f"model.template_args.{name}: not an argument that can be set"
 
 
 def _decoder(cfg: Config) -> Iterator[str]:
@@ -234,4 +249,4 @@ def _sampling(cfg: Config) -> Iterator[str]:
         )
 
 
-RULES = (_values, _prompts, _training, _rewards, _sampling, _decoder, _contenders)
+RULES = (_values, _prompts, _model, _training, _rewards, _sampling, _decoder, _contenders)

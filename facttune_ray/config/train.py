@@ -18,7 +18,7 @@ class LoraConfig:
 
     rank: int = setting(0, "Rank of the adapters; 0: train all weights.", ge=0)
     alpha: float = setting(32.0, "The adapters' product is multiplied by alpha / rank.")
-    targets: list[str] = setting([], "Ends of module names; []: all linear layers.")
+    targets: list[str] = setting([], "Ends of module names; []: all linear layers but routers.")
     quantize: Literal["none", "8bit", "4bit"] = setting(
         "none", "QLoRA: quantise the frozen weights, on a GPU."
     )

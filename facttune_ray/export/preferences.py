@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
+from facttune_ray.sampling.templates import Turn, plain_text
 from facttune_ray.scoring.pairs import pairs
 
 PAIRS, GROUPED = "preferences", "grouped"
@@ -44,9 +45,18 @@ def grouped(group: dict) -> dict:
 
 
 def conversational(row: dict) -> dict:
-    """A pair's texts as chat messages, to which TRL applies the chat template."""
+    """A pair's texts as chat messages, to which TRL applies the chat template. A prompt of several
+    turns is a list of messages already."""
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return row | {k: [{"role": role, "content": row[k]}] for k, role in roles.items()}
+    texts = {k: role for k, role in roles.items() if isinstance(row[k], str)}
+    return row | {k: [{"role": role, "content": row[k]}] for k, role in texts.items()}
+
+
+def _prompt(group: dict, chat: bool) -> str | list[dict]:
+    turns = group.get("turns")  # not a column of older tables
+    if not turns:
+        return group["prompt"] + ("" if chat else "\n")
+    return turns if chat else plain_text([Turn(**turn) for turn in turns])
 
 
 def write(
@@ -74,7 +84,7 @@ def write(
             files[path].write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
         for group in groups:
-            group = group | {"prompt": group["prompt"] + ("" if chat else "\n")}
+            group = group | {"prompt": _prompt(group, chat)}
             rows = list(preferences(group, threshold, max_pairs))
             if not rows:
                 continue

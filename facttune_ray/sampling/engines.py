@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facttune_ray.config import Config, LLMConfig
+from facttune_ray.sampling import templates
 from facttune_ray.sampling.protocol import Sampler
 from facttune_ray.storage.schema import digest
 
@@ -32,7 +33,7 @@ def _transformers(cfg: Config, path: str, client: Client | None) -> Sampler:
             path,
             generate=s.custom_generate,
             params=s.custom_params,
-            chat=cfg.model.chat,
+            chat=templates.of(cfg.model),
             dtype=cfg.model.dtype,
             device="cuda" if s.gpus else "cpu",
             quantize=s.quantize,
@@ -41,7 +42,7 @@ def _transformers(cfg: Config, path: str, client: Client | None) -> Sampler:
 
     return TransformersSampler(
         path,
-        chat=cfg.model.chat,
+        chat=templates.of(cfg.model),
         dtype=cfg.model.dtype,
         device="cuda" if s.gpus else "cpu",
         max_rows=s.max_rows,
@@ -57,7 +58,7 @@ def _vllm(cfg: Config, path: str, client: Client | None) -> Sampler:
 
     return VLLMSampler(
         path,
-        chat=cfg.model.chat,
+        chat=templates.of(cfg.model),
         dtype=cfg.model.dtype,
         gpu_memory=cfg.sampling.gpu_memory * min(1.0, cfg.sampling.gpus),  # share of the GPU
         quantize=cfg.sampling.quantize,

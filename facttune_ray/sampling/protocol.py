@@ -8,7 +8,7 @@
 Training and sampling build the model's input here and nowhere else:
 
     plain model   <bos if the tokenizer adds one> prompt "\\n" | response <eos, or a stop>
-    chat model    chat template of [{"role": "user", "content": prompt}] | response <end of turn>
+    chat model    chat template up to the answer (templates.py)           | response <end of turn>
 
 Left of the bar is the prompt (`encode_prompt`), right of it the response (`encode_response`).
 The two sides are tokenised separately, so a response's tokens never depend on its prompt.
@@ -18,11 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from facttune_ray.errors import UserError
-
-Chat = Literal["auto", "never"]
+from facttune_ray.sampling.templates import (
+    Chat,
+    Turn,
+    plain_text,
+    prompt_text,
+    text_behind_answer,
+    uses_chat,
+)
 
 
 class Sample(NamedTuple):
@@ -110,19 +116,12 @@ def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
     return (text[: min(ends)], True) if ends else (text, False)
 
 
-def uses_chat(tokenizer: Any, chat: Chat) -> bool:
-    """Whether prompts go through the tokenizer's chat template."""
-    return chat == "auto" and getattr(tokenizer, "chat_template", None) is not None
-
-
-def encode_prompt(tokenizer: Any, prompt: str, chat: Chat = "auto") -> list[int]:
-    """Token ids of a prompt, up to where the response begins."""
+def encode_prompt(tokenizer: Any, prompt: str | Sequence[Turn], chat: Chat = "auto") -> list[int]:
+    """Token ids of a prompt, one message or a conversation, up to where the response begins."""
+    turns = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
     if uses_chat(tokenizer, chat):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        return _encode(tokenizer, text)
-    return encode_raw(tokenizer, prompt + "\n")
+        return _encode(tokenizer, prompt_text(tokenizer, turns, chat))
+    return encode_raw(tokenizer, plain_text(turns))
 
 
 def encode_raw(tokenizer: Any, text: str) -> list[int]:
@@ -198,10 +197,9 @@ def end_mark(tokenizer: Any, chat: Chat = "auto", stops: Sequence[str] = ()) -> 
     if not uses_chat(tokenizer, chat):
         encoded = (_encode(tokenizer, stop) for stop in stops)
         return next((ids[0] for ids in encoded if len(ids) == 1), tokenizer.eos_token_id)
-    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
-    _, answer, behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("Ada.")
+    behind = text_behind_answer(tokenizer, chat)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = _encode(tokenizer, behind) if answer else []
+    ids = _encode(tokenizer, behind)
     return next((i for i in ids if i in special), tokenizer.eos_token_id)
 
 

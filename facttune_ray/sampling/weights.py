@@ -59,8 +59,11 @@ def load(
             **quantized,
         )
     except (OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
-        reason = "no such folder" if not Path(path).exists() and "/" in path else line
+        reason = " ".join(str(error).split())[:200]
+        if not Path(path).exists() and "/" in path:
+            reason = "no such folder"
+        elif "for this kind of AutoModel" in reason:
+            reason = f"its model type has no {auto_class} (a vision-language model, an encoder?)"
         raise UserError(
             f"Cannot load a model from {path} (a folder with config.json, tokenizer and "
             f"safetensors weights, its URI, a GGUF file, or a hub name): {reason}"

@@ -7,11 +7,12 @@ out  {"prompt_id": "8f2c", "topic": "Who is Ada?", "prompt": "Who is Ada?", "pai
       "responses": ["Ada was ...", "She ..."], "rewards": [1.0, -1.0], "given_pairs": [[0, 1]], ...}
 
 Each row of a file has one of the three forms (JSONL, JSON, Parquet or CSV, read by
-`storage.records`). The rewards may stand under another key than "rewards" (`data.reward`), as in
-FactTune's own files. A `topic` column is kept; without it the prompt is the topic. Texts may be
-chat messages in TRL's conversational form, if the prompt is one user message. Rows of chosen and
-rejected with the same prompt become one group, so each response is run once. Repeated pairs and
-responses count once.
+`storage.records`), or a form of a well-known data set, which `forms.py` turns into them. The
+rewards may stand under another key than "rewards" (`data.reward`), as in FactTune's own files. A
+`topic` column is kept; without it the prompt is the topic. Rows of chosen and rejected with the
+same prompt become one group, so each response is run once. Prompts that differ by white space at
+their end are the same. Repeated pairs and responses count once. A response of null with a reward of
+null is left out and counted.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from typing import Any
 
 from facttune_ray.config import GroupsConfig
 from facttune_ray.errors import RowError, UserError
+from facttune_ray.sampling.templates import Turn
 from facttune_ray.scoring.pairs import count_pairs
+from facttune_ray.sources.forms import parsed
 from facttune_ray.storage import records
 from facttune_ray.storage.schema import digest
 
-FORMS = 'give "prompt" with "responses" and "rewards" (or "pairs"), or with "chosen", "rejected"'
+HINT = 'give "prompt" with "responses" and "rewards" (or "pairs"), or with "chosen", "rejected"'
 REWARDS = "rewards"
 Pair = tuple[int, int]  # indices of responses: winner, loser
 
@@ -38,6 +41,7 @@ class Group:
 
     topic: str
     prompt: str
+    turns: list[Turn]  # one user message, or a conversation
     one_row: bool = False  # a row of responses, not rows of chosen and rejected
     texts: dict[str, int] = field(default_factory=dict)  # text -> its index
     rewards: list[float] | None = None  # None: the file gives pairs
@@ -51,6 +55,7 @@ class Group:
 class GivenGroups:
     groups: list[dict]  # rows of `groups`
     left_out: int  # rows of the files that make no pair, or the same pairs as another row
+    empty: int = 0  # responses of null with a reward of null
 
 
 def files(given: Any) -> list[str]:
@@ -76,14 +81,15 @@ def read(files: Iterable[str], cfg: GroupsConfig, reward: str = REWARDS) -> Give
     pair is left.
     """
     groups: dict[str, Group] = {}
-    rows = useless = unknown = 0
+    rows = useless = unknown = empty = 0
     for file in files:
         for where, row in records.read(file):
             rows += 1
             try:
-                row = _with_rewards(row, reward)
-                useless += not _add(groups, row, cfg)
-                unknown += _all_unknown(row)
+                found = parsed(_with_rewards(row, reward))
+                useless += not _add(groups, found, cfg)
+                unknown += _all_unknown(found)
+                empty += sum(t is None for t in found.get("responses", ()))
             except RowError as e:
                 raise UserError(f"{where}: {e}") from None
     with_pairs = [r for key, g in groups.items() if (r := _row(key, g, cfg))["pairs"]]
@@ -97,7 +103,7 @@ def read(files: Iterable[str], cfg: GroupsConfig, reward: str = REWARDS) -> Give
             f"{names}: no usable pair in {rows:,} rows: every pair is of equal texts, or its "
             f"rewards differ by no more than groups.threshold={cfg.threshold}"
         )
-    return GivenGroups(with_pairs, useless)
+    return GivenGroups(with_pairs, useless, empty)
 
 
 def _with_rewards(row: records.Row, key: str) -> records.Row:
@@ -119,20 +125,19 @@ def _all_unknown(row: Mapping[str, Any]) -> bool:
 
 
 def _add(groups: dict[str, Group], row: Mapping[str, Any], cfg: GroupsConfig) -> bool:
-    """Add a row of a file to its group; return whether it added anything. RowError when the row
-    has none of the three forms."""
-    columns = {k for k, v in row.items() if v is not None}
-    if not columns & {"responses", "chosen", "rejected"}:
-        raise RowError(f"{FORMS}; it has {', '.join(sorted(columns)) or 'nothing'}")
-    pairwise = "responses" not in columns
-    missing = ({"chosen", "rejected"} if pairwise else {"prompt"}) - columns
-    if not pairwise and not columns & {"rewards", "pairs"}:
+    """Add a parsed row of a file to its group; return whether it added anything. RowError when the
+    row has none of the three forms."""
+    if not row.keys() & {"responses", "chosen", "rejected"}:
+        raise RowError(f"{HINT}; it has {', '.join(row['columns']) or 'nothing'}")
+    pairwise = "responses" not in row
+    missing = ({"prompt", "chosen", "rejected"} if pairwise else {"prompt"}) - row.keys()
+    if not pairwise and not row.keys() & {"rewards", "pairs"}:
         missing = {"rewards"}
-    if pairwise and "prompt" not in columns and not isinstance(row.get("chosen"), list):
-        missing = {"prompt"}
+    if missing - {"prompt"}:
+        missing -= {"prompt"}
     if missing:
-        raise RowError(f'no "{min(missing)}": {FORMS}')
-    if pairwise or "pairs" in columns:
+        raise RowError(f'no "{min(missing)}": {HINT}')
+    if pairwise or "pairs" in row:
         _refuse_settings_of_rewards(cfg)
     return _add_pair(groups, row) if pairwise else _add_group(groups, row)
 
@@ -145,14 +150,11 @@ def _refuse_settings_of_rewards(cfg: GroupsConfig) -> None:
 
 
 def _add_pair(groups: dict[str, Group], row: Mapping[str, Any]) -> bool:
-    value = row.get("prompt")
-    if value is None:  # TRL's form without a prompt: both begin with the prompt's messages
-        value = row["chosen"][:-1]
-    prompt = _prompt(value)
-    texts = [_response(k, row[k], prompt) for k in ("chosen", "rejected")]
-    topic = _topic(row, prompt)
-    group = groups.setdefault(digest(topic, prompt), Group(topic, prompt))
-    return bool(all(texts)) and _prefer(group, texts[0], texts[1])
+    topic, prompt = _topic(row), _text(row["prompt"])
+    empty = Group(topic, prompt, row["prompt"])
+    group = groups.setdefault(digest(topic, prompt), empty)
+    texts = row["chosen"], row["rejected"]
+    return bool(all(texts)) and _prefer(group, *texts)
 
 
 def _prefer(group: Group, chosen: str, rejected: str) -> bool:
@@ -165,10 +167,8 @@ def _prefer(group: Group, chosen: str, rejected: str) -> bool:
 
 
 def _add_group(groups: dict[str, Group], row: Mapping[str, Any]) -> bool:
-    prompt = _prompt(row["prompt"])
-    texts = _list(row, "responses")
-    responses = [_response(f"responses[{i}]", t, prompt) for i, t in enumerate(texts)]
-    group = Group(_topic(row, prompt), prompt, one_row=True)
+    responses, prompt = _list(row, "responses"), _text(row["prompt"])
+    group = Group(_topic(row), prompt, row["prompt"], one_row=True)
     if row.get("pairs") is not None:
         if row.get("rewards") is not None:
             raise RowError('has "rewards" and "pairs": leave one out')
@@ -177,7 +177,10 @@ def _add_group(groups: dict[str, Group], row: Mapping[str, Any]) -> bool:
                 _prefer(group, responses[win], responses[lose])
     else:
         group.rewards = []
-        for text, reward in zip(responses, _rewards(row, len(responses)), strict=True):
+        rewards = _rewards(row, len(responses))
+        for i, (text, reward) in enumerate(zip(responses, rewards, strict=True)):
+            if text is None and reward is not None:
+                raise RowError(f"responses[{i}] is null, but its reward is {reward:g}")
             if text and reward is not None and text not in group.texts:
                 group.index(text)
                 group.rewards.append(reward)
@@ -208,53 +211,25 @@ def _row(key: str, group: Group, cfg: GroupsConfig) -> dict:
         "rewards": rewards,
         "pairs": pairs,
         "given_pairs": given_pairs,
+        "turns": [turn._asdict() for turn in group.turns] if len(group.turns) > 1 else None,
     }
 
 
 # ---------------------------------------------------------------- fields of a row
 
 
-def _topic(row: Mapping[str, Any], prompt: str) -> str:
+def _topic(row: Mapping[str, Any]) -> str:
     topic = row.get("topic")
     if topic is not None and not isinstance(topic, str):
         raise RowError(f'"topic" must be a text, not {topic!r:.40}')
-    return topic or prompt
+    return topic or _text(row["prompt"])
 
 
-def _prompt(value: Any) -> str:
-    """The prompt without the newline that ends it in files for TRL."""
-    if not isinstance(value, str):
-        turns = _messages("prompt", value)
-        if [role for role, _ in turns] != ["user"]:
-            roles = ", ".join(role for role, _ in turns) or "nothing"
-            raise RowError(f'"prompt" must be one user message, not {roles}: join them to a text')
-        value = turns[0][1]
-    if not value.strip():
-        raise RowError('"prompt" is empty')
-    return value.removesuffix("\n")
-
-
-def _response(name: str, value: Any, prompt: str) -> str:
-    """A text, or the text of the last message, which may follow the prompt's message."""
-    if isinstance(value, str):
-        return value
-    *before, last = _messages(name, value)
-    if last[0] != "assistant" or [(r, t.removesuffix("\n")) for r, t in before] not in (
-        [],
-        [("user", prompt)],
-    ):
-        raise RowError(f'"{name}" must be an assistant message, alone or behind the prompt\'s')
-    return last[1]
-
-
-def _messages(name: str, value: Any) -> list[tuple[str, str]]:
-    """(role, content) of chat messages."""
-    if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
-        raise RowError(f'"{name}" must be a text or a list of chat messages, not {value!r:.40}')
-    turns = [(m.get("role"), m.get("content")) for m in value]
-    if not all(isinstance(role, str) and isinstance(text, str) for role, text in turns):
-        raise RowError(f'"{name}": a chat message needs "role" and "content", both texts')
-    return turns  # type: ignore[return-value]  # checked above
+def _text(turns: list[Turn]) -> str:
+    """A user message as it is; a conversation as text with the roles."""
+    if len(turns) == 1:
+        return turns[0].content
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
 def _list(row: Mapping[str, Any], name: str) -> list:

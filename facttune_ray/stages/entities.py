@@ -20,7 +20,7 @@ import importlib.metadata
 from pathlib import Path
 
 from facttune_ray.config import Config
-from facttune_ray.sampling import engines
+from facttune_ray.sampling import engines, templates
 from facttune_ray.sampling.protocol import SampleRequest, failure, texts
 from facttune_ray.stages.context import Context
 from facttune_ray.storage.schema import digest, seed_from
@@ -34,7 +34,7 @@ def recipe(cfg: Config) -> dict:
     keys = ("samples", "temperature", "top_p")
     return {f"entities.{k}": getattr(cfg.entities, k) for k in keys} | {
         "entities.spacy_model": pipeline_version(cfg.entities.spacy_model),
-        "model.chat": cfg.model.chat,
+        **templates.recipe(cfg.model),
         "run.seed": cfg.run.seed,
         **engines.recipe(cfg),
     }

@@ -22,6 +22,8 @@ from typing import Any
 
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
+from facttune_ray.sampling import templates
+from facttune_ray.sampling.templates import Turn
 from facttune_ray.stages.context import Context
 
 VERSION = 2
@@ -32,7 +34,7 @@ Masks = tuple[list[list[int]], list[list[int]]]  # win masks, lose masks of the 
 def recipe(cfg: Config) -> dict:
     keys = ("max_length", "max_prompt_length", "keep_prompt", "dtype")
     settings = {f"train.{k}": getattr(cfg.train, k) for k in keys}
-    settings["model.chat"] = cfg.model.chat
+    settings |= templates.recipe(cfg.model)
     if cfg.responses.stop:
         settings["responses.stop"] = cfg.responses.stop
     if cfg.train.lora.quantize != "none":  # rounded weights give other log-probabilities
@@ -50,14 +52,15 @@ async def run(context: Context, shard: int) -> list[dict]:
     if not rows:
         return []
     tokenizer, model = context.trained
+    chat = templates.of(cfg.model)
     groups = [
         tokenize(
             r["prompt_id"],
-            r["prompt"],
+            _prompt(r),
             r["responses"],
             tokenizer,
             cfg.train,
-            cfg.model.chat,
+            chat,
             cfg.responses.stop,
         )
         for r in rows
@@ -98,6 +101,12 @@ async def run(context: Context, shard: int) -> list[dict]:
             }
         )
     return out
+
+
+def _prompt(row: Mapping[str, Any]) -> str | list[Turn]:
+    """The prompt of a row of `groups`."""
+    turns = row.get("turns")  # not a column of older tables
+    return [Turn(t["role"], t["content"]) for t in turns] if turns else row["prompt"]
 
 
 class _Masker:

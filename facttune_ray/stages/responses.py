@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from facttune_ray.config import Config
 from facttune_ray.llm.replies import split_thoughts
-from facttune_ray.sampling import engines
+from facttune_ray.sampling import engines, templates
 from facttune_ray.sampling.protocol import Sample, SampleRequest
 from facttune_ray.stages.context import Context
 from facttune_ray.storage.schema import digest, seed_from
@@ -26,7 +26,7 @@ def recipe(cfg: Config) -> dict:
         | stop
         | {
             "evaluation.samples": cfg.evaluation.samples,
-            "model.chat": cfg.model.chat,
+            **templates.recipe(cfg.model),
             "run.seed": cfg.run.seed,
             **engines.recipe(cfg),
         }

@@ -20,6 +20,7 @@ import pyarrow as pa
 _str, _int, _float, _bool = pa.string(), pa.int32(), pa.float64(), pa.bool_()
 _strs, _floats = pa.list_(pa.string()), pa.list_(pa.float64())
 _ints, _marks = pa.list_(pa.int32()), pa.list_(pa.int8())
+_turn = pa.struct([("role", pa.string()), ("content", pa.string())])  # a chat message
 
 SPLITS = ("train", "val", "test")
 
@@ -195,6 +196,7 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {  # table -> its columns
         "rewards": _floats,  # of each response; for pairs from a file: its wins minus losses
         "pairs": _int,  # pairs i < j with |reward difference| > threshold
         "given_pairs": pa.list_(_ints),  # [winner, loser] from a file; null: rewards decide
+        "turns": pa.list_(_turn),  # messages of a conversation; null: `prompt` is one user message
     },
     "reference": {
         "prompt_id": _str,  # one row per row of `groups`

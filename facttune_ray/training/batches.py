@@ -17,6 +17,7 @@ import numpy as np
 
 from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import Chat, encode_prompt, encode_response, end_mark
+from facttune_ray.sampling.templates import Turn
 from facttune_ray.scoring.pairs import pairs
 from facttune_ray.storage.schema import seed_from
 
@@ -50,7 +51,7 @@ class Tokens:
 
 def tokenize(
     prompt_id: str,
-    prompt: str,
+    prompt: str | Sequence[Turn],
     responses: Sequence[str],
     tokenizer: Any,
     train: TrainConfig,

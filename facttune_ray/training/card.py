@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,18 @@ LIBRARIES = ("facttune_ray", "torch", "transformers", "deepspeed")
 
 
 def card(
-    train: TrainConfig, start: str, figures: dict[str, float], sft: SFTConfig | None = None
+    train: TrainConfig,
+    start: str,
+    figures: dict[str, float],
+    sft: SFTConfig | None = None,
+    *,
+    checked: str = "",
+    adapted: Sequence[str] = (),
 ) -> str:
     """Markdown with the Hub's front matter. `start`: the model that was tuned, as the user named
-    it; of a folder, the card shows the name only. `figures`: of the run, by name."""
+    it; of a folder, the card shows the name only. `figures`: of the run, by name. `checked`: what
+    was compared after the folder was written; `adapted`: ends of the names of layers with an
+    adapter."""
     hub = not Path(start).exists() and "://" not in start
     loss = "supervised tuning" if sft else train.loss
     settings = {
@@ -32,7 +41,10 @@ def card(
     if sft:
         del settings["beta"]
     if train.lora.rank:
-        settings["LoRA"] = f"rank {train.lora.rank}, alpha {train.lora.alpha:g}"
+        layers = f", on {', '.join(adapted)}" if adapted else ""
+        settings["LoRA"] = f"rank {train.lora.rank}, alpha {train.lora.alpha:g}{layers}"
+    if checked:
+        settings["checked"] = f"{checked}; config.json also has the keys of transformers 4"
     front = ["library_name: transformers", "tags:", f"- {'sft' if sft else 'dpo'}", "- factuality"]
     if hub:
         front.insert(0, f"base_model: {start}")

@@ -1,7 +1,8 @@
 """Write the weights of a DeepSpeed engine as folders that transformers and peft load.
 
     model/    Hugging Face folder: safetensors, tokenizer, generation settings, model card
-    adapter/  with LoRA: the adapter alone, for peft; in model/ it is merged
+    adapter/  with LoRA: the adapter alone, for peft; in model/ it is merged. It is written first,
+              so a failed merge loses nothing
 
 The parameters are gathered layer by layer, so the only whole copy is in the memory of the first
 worker's host.
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from facttune_ray.config import SFTConfig, TrainConfig
+from facttune_ray.errors import UserError, one_line
 from facttune_ray.training import adapters
 from facttune_ray.training.card import card
 from facttune_ray.training.collectives import together
-
-A, B = f".lora_A.{adapters.NAME}.weight", f".lora_B.{adapters.NAME}.weight"
+from facttune_ray.training.portable import both_versions, read_back
 
 
 def export(
@@ -43,20 +44,25 @@ def export(
     parameters = gathered(engine, lm, rank, only_trained=bool(train.lora.rank))
 
     def write() -> None:
-        from facttune_ray.sampling.weights import DTYPES, load
+        from facttune_ray.sampling.weights import DTYPES
 
         if rank:
             return
         plain, weights = lm, {k: v.to(DTYPES[train.dtype]) for k, v in parameters.items()}
-        if train.lora.rank:  # merge into the unquantised model that training began with
-            plain = load(start, train.dtype)[1]
-            weights = merged(plain.state_dict(), parameters, train.lora.alpha / train.lora.rank)
-            with _completed(Path(out).parent / "adapter") as folder:
-                _write_adapter(folder, parameters, train, start)
+        adapted: list[str] = []
+        if train.lora.rank:
+            adapter, adapted = Path(out).parent / "adapter", adapters.targets(lm)
+            with _completed(adapter) as folder:
+                _write_adapter(folder, parameters, train, start, adapted)
+            plain = _merged(parameters, train, start, adapter)
+            weights = plain.state_dict()
         with _completed(Path(out)) as folder:
             plain.save_pretrained(folder, state_dict=weights, max_shard_size="2GB")
             tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(card(train, start, figures, sft))
+            both_versions(folder, plain.config)
+            checked = read_back(folder, plain, tokenizer, weights)
+            text = card(train, start, figures, sft, checked=checked, adapted=adapted)
+            (folder / "README.md").write_text(text)
 
     together(write, f"{out}: the model cannot be written")
 
@@ -87,20 +93,25 @@ def gathered(engine: Any, lm: Any, rank: int, only_trained: bool) -> dict[str, A
     return out
 
 
-def merged(base: dict[str, Any], factors: dict[str, Any], scale: float) -> dict[str, Any]:
-    """`base` with scale * B A added to the weights of every layer that has an adapter."""
-    weights = dict(base)
-    for name in factors:
-        if not name.endswith(A):
-            continue
-        layer = name.removesuffix(A)
-        delta = scale * factors[layer + B].float() @ factors[name].float()
-        before = base[f"{layer}.weight"]
-        weights[f"{layer}.weight"] = (before.float() + delta).to(before.dtype)
-    return weights
+def _merged(factors: dict[str, Any], train: TrainConfig, start: str, adapter: Path) -> Any:
+    """The unquantised model that training began with, and in it the adapter. UserError names the
+    adapter, which is written already."""
+    from facttune_ray.sampling.weights import load
+
+    try:
+        plain = load(start, train.dtype)[1]
+        adapters.merge(plain, factors, train.lora)
+    except Exception as e:  # whatever it is: the training must not be repeated for it
+        raise UserError(
+            f"{adapter}: this is the trained adapter; it cannot be merged into {start}: "
+            f"{type(e).__name__}: {one_line(e)[:200]}"
+        ) from e
+    return plain
 
 
-def _write_adapter(folder: Path, factors: dict[str, Any], train: TrainConfig, start: str) -> None:
+def _write_adapter(
+    folder: Path, factors: dict[str, Any], train: TrainConfig, start: str, targets: list[str]
+) -> None:
     """Write the files of peft's save_pretrained. Its keys leave the adapter's name out."""
     from safetensors.torch import save_file
 
@@ -109,7 +120,7 @@ def _write_adapter(folder: Path, factors: dict[str, Any], train: TrainConfig, st
         for n, v in factors.items()
     }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    adapters.config(train.lora, start).save_pretrained(str(folder))
+    adapters.config(train.lora, start, targets).save_pretrained(str(folder))
 
 
 @contextmanager

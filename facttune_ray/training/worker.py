@@ -108,7 +108,7 @@ class Training:
         from facttune_ray.training.engine import states_on_nvme
         from facttune_ray.training.export import export
 
-        cfg, steps, out = self.job.train, len(self.todo), self.job.out
+        job, cfg, steps, out = self.job, self.job.train, len(self.todo), self.job.out
         self._resume()
         self.log = together(self._open_log, f"{out}: cannot be written")
         if cfg.eval_every and not self.place.step:
@@ -124,16 +124,12 @@ class Training:
         done = self.place.step
         self._take_best()
         figures = {"steps": float(self.place.step), **self.place.figures}
-        export(
-            self.engine,
-            self.tokenizer,
-            str(self.here / "model"),
-            self.rank,
-            cfg,
-            self.job.model,
-            figures,
-            self.job.sft,
-        )
+        model = str(self.here / "model")
+        try:
+            export(self.engine, self.tokenizer, model, self.rank, cfg, job.model, figures, job.sft)
+        except UserError:  # an adapter that cannot be merged is in the folder
+            together(self._upload, f"{out}: cannot be written")
+            raise
         if self.log:
             self.log.close()
         together(self._upload, f"{out}: cannot be written")

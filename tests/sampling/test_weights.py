@@ -9,6 +9,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.loop.models import model_digest
 from facttune_ray.runtime.preflight import check_model
 from facttune_ray.sampling import gguf_file
+from facttune_ray.quickstart.base_model import train_tokenizer
 from facttune_ray.sampling.weights import load, local_weights, quantization
 
 
@@ -57,6 +58,16 @@ def test_a_missing_model_is_one_line(tmp_path):
             local_weights(path, str(tmp_path / "cache"))
         assert path in str(said.value) and "\n" not in str(said.value)
     assert not list((tmp_path).glob("cache/*/*"))
+
+
+def test_a_vision_language_model_is_one_short_line(tmp_path):
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("llava").save_pretrained(tmp_path)
+    train_tokenizer(["Who is Mara?"], 99, 64).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its model type has no AutoModelForCausalLM") as said:
+        load(str(tmp_path), "float32")
+    assert len(str(said.value)) - len(str(tmp_path)) < 240 and "\n" not in str(said.value)
 
 
 def test_pickled_weights_are_not_opened(tmp_path):

@@ -89,6 +89,7 @@ def test_equal_and_empty_texts_make_no_pair(tmp_path):
     assert found["given_pairs"] == [[0, 1]] and found["responses"] == ["y", "x"]
 
 
+ASK = {"role": "user", "content": "Who?"}
 USER, SYSTEM = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be kind."}
 
 
@@ -153,6 +154,37 @@ def test_prompts_as_keys(tmp_path):
     assert given.read([str(path)], PLAIN).groups == groups(tmp_path, PAIRED)
 
 
+def test_prompts_that_differ_by_white_space_at_the_end_are_one(tmp_path):
+    rows = [CHOSEN, CHOSEN | {"prompt": "Who is Ada? \n", "rejected": "c"}]
+    (found,) = groups(tmp_path, *rows)
+    assert (found["prompt"], found["responses"]) == ("Who is Ada?", ["a", "b", "c"])
+
+
+def test_a_null_response_with_a_null_reward_is_counted(tmp_path):
+    row = GROUPED | {"responses": ["a", "b", None]}
+    found = given.read([file_of(tmp_path, row, row | {"prompt": "Who is Bo?"})], PLAIN)
+    assert [g["responses"] for g in found.groups] == [["a", "b"]] * 2 and found.empty == 2
+    row |= {"rewards": [1.0, 0.5, 0.25]}
+    refused(lambda: groups(tmp_path, row), "responses[2] is null, but its reward is 0.25")
+
+
+def test_exported_conversations_come_back(tmp_path):
+    row = {"prompt": [SYSTEM, USER, said("Hello."), ASK], "responses": ["a", "b"]}
+    made = groups(tmp_path, row | {"rewards": [1.0, 0.0]})
+    preferences.write(str(tmp_path), made, chat=True)
+    for kind in ("preferences", "grouped"):
+        (back,) = given.read([str(tmp_path / kind / "train.jsonl")], PLAIN).groups
+        assert {k: back[k] for k in ("prompt", "turns", "responses")} == {
+            k: made[0][k] for k in ("prompt", "turns", "responses")
+        }
+    preferences.write(str(tmp_path), made)
+    line = json.loads((tmp_path / "preferences" / "train.jsonl").read_text())
+    assert (
+        line["prompt"]
+        == "Be kind.\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Who?\n\nAssistant:\n"
+    )
+
+
 def test_exported_preferences_come_back(tmp_path):
     row = {"topic": "Ada", "split": "train", "prompt": "Who is Ada?"}
     row |= {"responses": ["a", "b", "c"], "rewards": [0.0, 1.0, 0.5]}
@@ -188,7 +220,7 @@ def refused(read, says):
         ({"prompt": "p", "chosen": "a"}, 'p.jsonl:2: no "rejected"'),
         ({"chosen": "a", "rejected": "b"}, 'p.jsonl:2: no "prompt"'),
         ({"prompt": "p", "responses": ["a", "b"]}, 'p.jsonl:2: no "rewards"'),
-        ({"chosen": [], "rejected": []}, '"prompt" must be a text or a list of chat messages'),
+        ({"chosen": [], "rejected": []}, '"chosen" must be a text or a list of chat messages'),
         ({"responses": ["a", "b"], "rewards": [0, 1]}, 'p.jsonl:2: no "prompt"'),
         (GROUPED | {"rewards": [1.0]}, "p.jsonl:2: 1 rewards for 3 responses"),
         (GROUPED | {"rewards": [1.0, float("nan"), 0]}, "rewards[1] is nan: it must be finite"),
@@ -205,8 +237,8 @@ def refused(read, says):
         (PAIRED | {"pairs": [[0]]}, "pairs[0] is [0]: it must be"),
         (PAIRED | {"responses": ["a", None]}, '"responses[1]" must be a text'),
         (
-            CHOSEN | {"prompt": [SYSTEM, USER]},
-            '"prompt" must be one user message, not system, user',
+            CHOSEN | {"prompt": [USER, SYSTEM]},
+            '"prompt" must end with a user message, not user, system',
         ),
         (CHOSEN | {"chosen": [USER]}, '"chosen" must be an assistant message'),
         (CHOSEN | {"chosen": [USER, said("a")]}, '"chosen" must be an assistant message'),
