@@ -18,10 +18,12 @@ import numpy as np
 import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.sampling import repeated, shared
+from facttune_ray.sampling import shared
 from facttune_ray.sampling.dola import Dola
 from facttune_ray.sampling.memory import free_bytes, row_bytes, rows_that_fit, too_large
+from facttune_ray.sampling.paths import PATHS, Paths
 from facttune_ray.sampling.pick import pick, uniforms
+from facttune_ray.sampling.probe import Way, positions
 from facttune_ray.sampling.protocol import (
     Chat,
     Sample,
@@ -31,6 +33,7 @@ from facttune_ray.sampling.protocol import (
     token_counts,
 )
 from facttune_ray.sampling.weights import Quantize, load
+from facttune_ray.telemetry import say
 
 KEEP_ALL = 0.85  # if at least this share of rows is unfinished, finished rows are not dropped
 NEAR = 64  # prompts of one pass may differ by this many tokens, or by half of the shortest
@@ -78,11 +81,12 @@ class TransformersSampler:
         self.tokenizer, self.model = load(
             path, dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
         )
-        self.device = torch.device(device)
+        self.path, self.device = path, torch.device(device)
         self.chat: Chat = chat
         self.max_rows = max_rows
         self.gpu_memory = gpu_memory
-        self.shares = shared.can_share(self.model)
+        self.paths, self.way = Paths(self.model), Way("")  # the way of the last request
+        self.positions = positions(self.model)
         self.dola = Dola(self.model, dola_layers) if dola_layers else None
         self._rows_that_fitted: int | None = None  # set when a pass ran out of memory
         self._eos = end_ids(self.tokenizer, self.model)
@@ -91,19 +95,63 @@ class TransformersSampler:
 
     @torch.inference_mode()
     def sample(self, request: SampleRequest) -> list[list[Sample]]:
+        """UserError if the tokenizer does not belong to the model, or no way to decode is right.
+
+        If learned positions leave no room for one token behind a prompt, its samples have an
+        `error`; if they leave less room than `max_tokens`, its samples are shorter.
+        """
         prefix, prompts = encode_request(self.tokenizer, request, self.chat)
+        self._check_vocabulary(max(i for ids in (prefix, *prompts) for i in ids))
         if request.prefix or request.raw:
             continued = [True] * len(prompts)
         else:
             continued = [bool(b.strip(" ")) for b in request.beginnings or [""] * len(prompts)]
         leads = [ids[-1:] if c else [] for ids, c in zip(prompts, continued, strict=True)]
+        lengths = [len(prefix) + len(ids) for ids in prompts]
+        limits = [min(a, b) for a, b in zip(request.limits, self._rooms(lengths), strict=True)]
         out: dict[Row, Sample] = {}
-        with shared.attending(self.model) if self.shares else nullcontext():
-            states = self._run_prefix(prefix)
-            encoded = Encoded(request, request.limits, prompts, leads, states, len(prefix))
-            for rows in self._passes(encoded):
-                self._run(rows, encoded, out)
-        return [[out[Row(i, k)] for k in range(request.n)] for i in range(len(prompts))]
+        if any(limit > 0 for limit in limits):
+            self._choose(max(a + max(b, 0) for a, b in zip(lengths, limits, strict=True)))
+            with shared.attending(self.model) if self.shares else nullcontext():
+                states = self._run_prefix(prefix)
+                encoded = Encoded(request, limits, prompts, leads, states, len(prefix))
+                for rows in self._passes(encoded):
+                    self._run(rows, encoded, out)
+        return [
+            [out.get(Row(i, k)) or self._too_long(lengths[i]) for k in range(request.n)]
+            for i in range(len(prompts))
+        ]
+
+    @property
+    def shares(self) -> bool:
+        """Whether rows share the states of their prompt and prefix."""
+        return self.way.path == "fast"
+
+    def _choose(self, longest: int) -> None:
+        """Choose the way for sequences of up to `longest` tokens, and print it if it changes."""
+        way = self.paths.at(longest)
+        if way != self.way:
+            self._prefixes.clear()
+            self.way = way
+            why = f", because {way.why}" if way.why else ""
+            say(f"sampling with {type(self.model).__name__}: {way.path}{why}")
+
+    def _check_vocabulary(self, highest: int) -> None:
+        known = self.model.get_input_embeddings().weight.shape[0]
+        if highest >= known:
+            raise UserError(
+                f"{self.path}: its tokenizer gives token {highest}, its model knows {known:,} "
+                f"tokens: they do not belong together"
+            )
+
+    def _rooms(self, lengths: list[int]) -> list[int]:
+        """Tokens that learned positions leave behind each prompt, with its prefix."""
+        most = shared.ANY_LENGTH if self.positions is None else self.positions
+        return [most - length for length in lengths]
+
+    def _too_long(self, tokens: int) -> Sample:
+        error = f"the prompt has {tokens} tokens, the model takes {self.positions} in all"
+        return Sample("", 0, False, error=error)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return token_counts(self.tokenizer, texts)
@@ -111,13 +159,12 @@ class TransformersSampler:
     def _run_prefix(self, ids: list[int]) -> Any:
         """Keys and values of a prefix, kept because the stages send the same prefix every time."""
         if not ids:
-            return [] if self.shares else None
+            return None
         key = tuple(ids)
         if key not in self._prefixes:
             self._prefixes.clear()
-            prefill = shared.prefill if self.shares else repeated.prefill
             try:
-                self._prefixes[key] = prefill(self.model, ids)
+                self._prefixes[key] = PATHS[self.way.path].prefill(self.model, ids)
             except torch.OutOfMemoryError as error:
                 raise too_large(len(ids), 0) from error
         return self._prefixes[key]
@@ -126,13 +173,14 @@ class TransformersSampler:
         """All rows, in passes of prompts of similar length. The rows of a prompt stay in one pass
         if they fit. The memory is checked before each pass."""
         prompts, n = encoded.prompts, encoded.request.n
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), encoded.limits[i]))
+        fits = (i for i in range(len(prompts)) if encoded.limits[i] > 0)
+        order = sorted(fits, key=lambda i: (len(prompts[i]), encoded.limits[i]))
         waiting: list[Row] = []
         shortest = max_rows = 0
         for i in order:
             length = len(prompts[i])
             near = length == shortest
-            if self.shares:
+            if PATHS[self.way.path].unequal:
                 near = length - shortest <= NEAR or length <= 1.5 * shortest
             if waiting and (not near or len(waiting) + n > max_rows):
                 yield waiting
@@ -197,8 +245,7 @@ class TransformersSampler:
             numbers[:, r, : of_row.shape[1]] = of_row
         uv_2RT = torch.from_numpy(numbers).to(self.device)
 
-        kind = shared.SharedRun if self.shares else repeated.RepeatedRun
-        run = kind(self.model, encoded.prefix, self.dola)
+        run = PATHS[self.way.path].run(self.model, encoded.prefix, self.dola)
         logits_BV = run.start([encoded.prompts[i] for i in members], of_R, steps)
         # The logits of DoLa are -inf for tokens that it excludes.
         if not torch.isfinite(logits_BV.amax(dim=-1) if self.dola else logits_BV).all():
@@ -281,7 +328,9 @@ class TransformersSampler:
         token that may end them are decoded to text at every step."""
         key = stop or ""
         if key not in self._endings:
-            vocab = self.model.get_output_embeddings().weight.shape[0]
+            head = self.model.get_output_embeddings()
+            text = self.model.config.get_text_config(decoder=True)
+            vocab = text.vocab_size if head is None else head.weight.shape[0]
             sure, maybe = torch.zeros(2, vocab, dtype=torch.bool)
             if stop:
                 known = min(vocab, len(self.tokenizer))

@@ -21,7 +21,8 @@ from facttune_ray.storage.schema import seed_from
 from facttune_ray.training.batches import TokenGroup
 from facttune_ray.training.collectives import maxima, sums
 from facttune_ray.training.losses import sft
-from facttune_ray.training.model import ANY_LENGTH, NAME, positions
+from facttune_ray.training.attention import NAME
+from facttune_ray.training.model import ANY_LENGTH
 from facttune_ray.training.passes import Part
 from facttune_ray.training.reference import store
 from facttune_ray.training.sft import response_weights
