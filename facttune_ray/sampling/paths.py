@@ -83,7 +83,8 @@ class Paths:
             if windows.reach < longest:
                 return windows.why
         if name not in self._wrong:
-            self._wrong[name] = wrong(self.model, PATHS[name])
+            room = self._windows.reach if name == "fast" and self._windows else self.most
+            self._wrong[name] = wrong(self.model, PATHS[name], room)
         if self._wrong[name] is None and name != "no cache" and not self._steady(longest):
             return f"its positions change their meaning within {longest:,} tokens"
         return self._wrong[name]
@@ -102,10 +103,12 @@ class Paths:
         return longest <= good
 
 
-def wrong(model: Any, path: Path) -> str | None:
-    """None if the path gives the logits of whole forward passes, else how it fails."""
+def wrong(model: Any, path: Path, room: int) -> str | None:
+    """None if the path gives the logits of whole forward passes, else how it fails. `room`: the
+    largest number of tokens of a sequence."""
     device, of_R = model.device, np.array([0, 0, 1])
-    prefix, start = ids_of(model, PREFIX), ids_of(model, 3 * PROMPT, 5)
+    prefix = ids_of(model, max(1, min(PREFIX, room - PROMPT - 3)))
+    start = ids_of(model, 3 * PROMPT, 5)
     prompts = [start[:PROMPT], start[PROMPT : 2 * PROMPT + path.unequal]]
     new = ids_of(model, 5, 11)
     try:

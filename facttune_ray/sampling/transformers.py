@@ -20,6 +20,7 @@ import torch
 from facttune_ray.errors import UserError
 from facttune_ray.sampling import shared
 from facttune_ray.sampling.dola import Dola
+from facttune_ray.sampling.generation import Asked
 from facttune_ray.sampling.memory import free_bytes, row_bytes, rows_that_fit, too_large
 from facttune_ray.sampling.paths import PATHS, Paths
 from facttune_ray.sampling.pick import pick, uniforms
@@ -52,7 +53,7 @@ class Encoded(NamedTuple):
     prompts: list[list[int]]
     leads: list[list[int]]  # the token before the samples, for decoding; [] where a response starts
     prefix: Any  # keys and values of the prefix
-    prefix_tokens: int
+    prefix_ids: list[int]
 
 
 class TransformersSampler:
@@ -71,11 +72,13 @@ class TransformersSampler:
         quantize: Quantize = "none",
         dola_layers: str = "",
         trust_remote_code: bool = False,
+        respect_generation_config: bool = True,
     ) -> None:
         """`path`: HF folder, hub name, or URI of a folder. `max_rows`: the largest number of
         sequences decoded at a time; `gpu_memory`: share of the free GPU memory that they may take.
         `threads`: torch threads; None changes nothing. `quantize`, `trust_remote_code`: see
-        `weights.load`. `dola_layers`: decode by DoLa against these layers; "": without DoLa."""
+        `weights.load`. `dola_layers`: decode by DoLa against these layers; "": without DoLa.
+        `respect_generation_config`: see `sampling/generation.py`."""
         if threads is not None:
             torch.set_num_threads(threads)
         self.tokenizer, self.model = load(
@@ -90,6 +93,9 @@ class TransformersSampler:
         self.dola = Dola(self.model, dola_layers) if dola_layers else None
         self._rows_that_fitted: int | None = None  # set when a pass ran out of memory
         self._eos = end_ids(self.tokenizer, self.model)
+        self.asked = Asked(self.model.generation_config, self._eos, respect_generation_config)
+        if self.asked.text:
+            say(f"generation_config of {path}: {self.asked.text}")
         self._endings: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._prefixes: dict[tuple[int, ...], Any] = {}  # the last prefix alone
 
@@ -101,7 +107,7 @@ class TransformersSampler:
         `error`; if they leave less room than `max_tokens`, its samples are shorter.
         """
         prefix, prompts = encode_request(self.tokenizer, request, self.chat)
-        self._check_vocabulary(max(i for ids in (prefix, *prompts) for i in ids))
+        self._check_vocabulary(max((i for ids in (prefix, *prompts) for i in ids), default=0))
         if request.prefix or request.raw:
             continued = [True] * len(prompts)
         else:
@@ -114,7 +120,7 @@ class TransformersSampler:
             self._choose(max(a + max(b, 0) for a, b in zip(lengths, limits, strict=True)))
             with shared.attending(self.model) if self.shares else nullcontext():
                 states = self._run_prefix(prefix)
-                encoded = Encoded(request, limits, prompts, leads, states, len(prefix))
+                encoded = Encoded(request, limits, prompts, leads, states, prefix)
                 for rows in self._passes(encoded):
                     self._run(rows, encoded, out)
         return [
@@ -180,7 +186,7 @@ class TransformersSampler:
         for i in order:
             length = len(prompts[i])
             near = length == shortest
-            if PATHS[self.way.path].unequal:
+            if PATHS[self.way.path].unequal and not self.asked.used:
                 near = length - shortest <= NEAR or length <= 1.5 * shortest
             if waiting and (not near or len(waiting) + n > max_rows):
                 yield waiting
@@ -203,7 +209,7 @@ class TransformersSampler:
         row = row_bytes(
             self.model.config,
             self.model.dtype.itemsize,
-            prefix=encoded.prefix_tokens,
+            prefix=len(encoded.prefix_ids),
             prompt=length,
             new=max(encoded.limits),
             n=encoded.request.n,
@@ -219,7 +225,7 @@ class TransformersSampler:
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 prompt = rows[0].prompt
-                tokens = encoded.prefix_tokens + len(encoded.prompts[prompt])
+                tokens = len(encoded.prefix_ids) + len(encoded.prompts[prompt])
                 raise too_large(tokens, encoded.limits[prompt]) from error
         # Outside of `except`, because the traceback keeps the tensors of the pass alive.
         gc.collect()
@@ -260,8 +266,14 @@ class TransformersSampler:
         alive = np.arange(len(rows))  # rows that the run still holds, finished rows included
         done_R = np.zeros(len(rows), dtype=bool)
         at = torch.arange(len(rows), device=self.device)
+        starts = [[*encoded.prefix_ids, *encoded.prompts[row.prompt]] for row in rows]
+        rules = self.asked.rules(len(starts[0]), request.temperature)
+        starts_RT = torch.tensor(starts, device=self.device) if rules else tokens_RT[:, :0]
         for t in range(steps):
             u_R, v_R = uv_2RT[:, at, t]
+            if rules:
+                so_far_RT = torch.cat([starts_RT[at], tokens_RT[at, :t]], dim=1)
+                logits_RV = rules(so_far_RT, logits_RV)
             next_R = pick(logits_RV, u_R, v_R, request.temperature, request.top_p)
             tokens_RT[at, t] = next_R
             for r in self._ending(alive, next_R, tokens_RT, t, rows, encoded):
