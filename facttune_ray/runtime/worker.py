@@ -142,13 +142,14 @@ async def _make_part(context: Context, shard: int) -> None:
     shard_usage.set(used)
     telemetry.stage.set(work.stage)
     rows = await stage(work.stage).run(context, shard)
-    stats = {
+    stats: dict[str, Any] = {
         "calls": used.calls,
         "cached": used.cached,
         "tokens": used.tokens,
         "cost_usd": used.cost_usd,
     }
     stats |= {k: v for k in UNSURE if (v := getattr(used, k))}
+    stats |= {"path": context.path} if context.path else {}
     folder = context.root / work.output
     await asyncio.to_thread(
         tables.write_part, folder, work.stage, shard, rows, stats

@@ -32,6 +32,9 @@ class Way(NamedTuple):
     path: str  # "fast", or a name of the slower path
     why: str = ""  # why it is not the fast path
 
+    def __str__(self) -> str:
+        return f"{self.path} ({self.why})" if self.why else self.path
+
 
 def positions(lm: Any) -> int | None:
     """The largest length of a sequence if positions are learned; None if they are computed."""
@@ -173,7 +176,9 @@ def depends_on_length(lm: Any, longest: int) -> bool:
     try:
         with evaluating(lm):
             alone, beside = (
-                lm(input_ids=ids, position_ids=torch.stack([near, other]), use_cache=False).logits[0]
+                lm(input_ids=ids, position_ids=torch.stack([near, other]), use_cache=False).logits[
+                    0
+                ]
                 for other in (near, far)
             )
             lm(input_ids=ids[:1, :1], use_cache=False)  # scaled embeddings start anew

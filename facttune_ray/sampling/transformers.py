@@ -134,13 +134,11 @@ class TransformersSampler:
         return self.way.path == "fast"
 
     def _choose(self, longest: int) -> None:
-        """Choose the way for sequences of up to `longest` tokens, and print it if it changes."""
+        """Choose the way for sequences of up to `longest` tokens."""
         way = self.paths.at(longest)
-        if way != self.way:
+        if way.path != self.way.path:
             self._prefixes.clear()
-            self.way = way
-            why = f", because {way.why}" if way.why else ""
-            say(f"sampling with {type(self.model).__name__}: {way.path}{why}")
+        self.way = way
 
     def _check_vocabulary(self, highest: int) -> None:
         known = self.model.get_input_embeddings().weight.shape[0]

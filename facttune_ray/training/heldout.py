@@ -18,10 +18,10 @@ import torch
 from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import end_ids
 from facttune_ray.storage.schema import seed_from
+from facttune_ray.training.attention import NAME
 from facttune_ray.training.batches import TokenGroup
 from facttune_ray.training.collectives import maxima, sums
 from facttune_ray.training.losses import sft
-from facttune_ray.training.attention import NAME
 from facttune_ray.training.model import ANY_LENGTH
 from facttune_ray.training.passes import Part
 from facttune_ray.training.reference import store

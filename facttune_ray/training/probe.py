@@ -181,9 +181,7 @@ def _check_causal(lm: Any) -> None:
 def _second_depends_on_first(lm: Any, passed: Pass, head: Head) -> bool:
     """Whether the log-probabilities of a prompt's second response depend on the tokens of the first
     response, as through a convolution or a recurrent layer."""
-    grad_1NC = _gradient(
-        lm, lambda: shared_logps(lm, passed, head)[FIRST : FIRST + SECOND].sum()
-    )
+    grad_1NC = _gradient(lm, lambda: shared_logps(lm, passed, head)[FIRST : FIRST + SECOND].sum())
     return bool(grad_1NC[0, PROMPT : PROMPT + FIRST].any())
 
 

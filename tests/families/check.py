@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from families import tiny
 from torch.nn import functional as F
 
 from facttune_ray.errors import UserError
@@ -29,6 +28,7 @@ from facttune_ray.training.batches import TokenGroup
 from facttune_ray.training.model import GroupModel
 from facttune_ray.training.reference import token_logps_of
 from facttune_ray.training.step import Objective, Step, pair_weights
+from families import tiny
 
 LONGEST = 40  # of a sequence in training
 LENGTHS = ((5, (12, 20, 7)), (9, (25, 4)), (3, (10, 11, 3)))  # prompt, responses
@@ -80,9 +80,7 @@ def groups() -> list[TokenGroup]:
     for n, (prompt, responses) in enumerate(LENGTHS):
         pairs = [(0, r) for r in range(1, len(responses))]
         out.append(
-            TokenGroup(
-                str(n), ids(prompt), [ids(r) for r in responses], pairs, [1.0] * len(pairs)
-            )
+            TokenGroup(str(n), ids(prompt), [ids(r) for r in responses], pairs, [1.0] * len(pairs))
         )
     return out
 

@@ -25,7 +25,12 @@ LARGEST = 4_000_000  # parameters
 WINDOW = 6  # shorter than the texts of the checks
 ORIGINAL = 16  # the original length of scaled rotary embeddings, shorter than the texts
 TINY: dict[int, tuple[str, ...]] = {
-    VOCAB: ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size", "decoder_vocab_size"),
+    VOCAB: (
+        "vocab_size",
+        "vocab_size_per_layer_input",
+        "unpadded_vocab_size",
+        "decoder_vocab_size",
+    ),
     256: (
         "max_position_embeddings",
         "n_positions",
@@ -153,7 +158,15 @@ TINY: dict[int, tuple[str, ...]] = {
         "num_experts_per_token",
         "top_k_experts",
     ),
-    1: ("n_group", "topk_group", "n_groups", "mamba_n_groups", "mamba_ngroups", "num_kv_shared_layers", "first_k_dense_replace"),
+    1: (
+        "n_group",
+        "topk_group",
+        "n_groups",
+        "mamba_n_groups",
+        "mamba_ngroups",
+        "num_kv_shared_layers",
+        "first_k_dense_replace",
+    ),
 }
 SIZES = {name: size for size, names in TINY.items() for name in names}
 WINDOWS = (
@@ -196,7 +209,8 @@ PECULIAR: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dory": {
         "num_hidden_layers": 6,
-        "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp"] + ["full_attention", "mlp"],
+        "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp"]
+        + ["full_attention", "mlp"],
         "n_input_layers": 2,
         "n_recurrent_layers": 2,
         "n_output_layers": 2,
@@ -246,7 +260,9 @@ def types() -> list[str]:
     out = []
     for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         inner = _inner(kind)
-        if kind not in NOT_TEXT and (inner == kind or inner not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        if kind not in NOT_TEXT and (
+            inner == kind or inner not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        ):
             out.append(kind)
     return out
 
@@ -350,7 +366,9 @@ def _scaled(rope: dict[str, Any]) -> Any:
     def change(fields: dict[str, Any]) -> None:
         old = fields["rope_parameters"]
         dim = fields.get("qk_rope_head_dim") or fields.get("head_dim") or 16
-        dim = int(dim * (old.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1))
+        dim = int(
+            dim * (old.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1)
+        )
         more = {k: v(dim) if callable(v) else v for k, v in rope.items()}
         fields["rope_parameters"] = {**old, **more}
         fields["original_max_position_embeddings"] = ORIGINAL
@@ -377,9 +395,7 @@ VARIANTS: dict[str, Any] = {
     "longrope": _scaled(LONG),
     "dynamic": _scaled({"rope_type": "dynamic", "factor": 16.0}),
     "encoder": lambda fields: fields.update(is_decoder=False),
-    "capped": lambda fields: fields.update(
-        attn_logit_softcapping=5.0, final_logit_softcapping=5.0
-    ),
+    "capped": lambda fields: fields.update(attn_logit_softcapping=5.0, final_logit_softcapping=5.0),
 }
 EVERY = 6  # the costly variants of every so many types
 
@@ -440,7 +456,13 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
         quiet.setLevel(before)
     for module in lm.modules():
         for own, p in module.named_parameters(recurse=False):
-            if p.ndim >= 2 and own in ("weight", "gate_up_proj", "down_proj", "gate_proj", "up_proj"):
+            if p.ndim >= 2 and own in (
+                "weight",
+                "gate_up_proj",
+                "down_proj",
+                "gate_proj",
+                "up_proj",
+            ):
                 if not isinstance(module, torch.nn.Conv1d):
                     p.normal_(0.0, 1.3 / p.shape[-1] ** 0.5)
     for table in (lm.get_input_embeddings(), lm.get_output_embeddings()):

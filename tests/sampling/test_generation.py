@@ -55,7 +55,10 @@ def test_greedy_text_equals_generate(folder, asked):
 def test_cuts_bound_the_tokens_that_are_drawn(folder):
     settings = GREEDY | {"n": 200, "temperature": 1.5, "max_tokens": 1}
     request = SampleRequest(TEXTS, raw=True, **settings)
-    for asked, most in (({"top_k": 3, "do_sample": True}, 3), ({"min_p": 0.6, "do_sample": True}, 20)):
+    for asked, most in (
+        ({"top_k": 3, "do_sample": True}, 3),
+        ({"min_p": 0.6, "do_sample": True}, 20),
+    ):
         own = sampler(folder, **asked)
         free = sampler(folder, respect=False, **asked).sample(request)
         for text, samples, others in zip(TEXTS, own.sample(request), free, strict=True):

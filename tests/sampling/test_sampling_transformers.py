@@ -101,7 +101,9 @@ def test_learned_positions_bound_a_sample(tmp_path, sampler):
 
     torch.manual_seed(0)
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 12}
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(sampler.tokenizer), **sizes)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(sampler.tokenizer), **sizes)).save_pretrained(
+        tmp_path
+    )
     sampler.tokenizer.save_pretrained(tmp_path)
     small = TransformersSampler(str(tmp_path))
     texts = ["Who is Mara? Who is Tiko? Who is Belu Sanor?" * 3, "Who is"]

@@ -84,7 +84,9 @@ def test_a_model_attends_as_before_afterwards():
     assert model.config._attn_implementation == before != shared.NAME
 
 
-@pytest.mark.parametrize(("window", "longest"), [(40, 39), (300, 299), (4096, 4095), (None, 1 << 40)])
+@pytest.mark.parametrize(
+    ("window", "longest"), [(40, 39), (300, 299), (4096, 4095), (None, 1 << 40)]
+)
 def test_texts_longer_than_an_attention_window_do_not_share(window, longest):
     torch.manual_seed(0)
     sizes = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 8192}
