@@ -1,12 +1,12 @@
 """What a model's generation_config.json asks for and the config has no setting for.
 
     asked = Asked(model.generation_config, eos=[2])
-    asked.text        "top_k=20, repetition_penalty=1.05; not used: temperature=0.7 (the config decides)"
+    asked.text        "top_k=20; not used: temperature=0.7 (the config decides)"
     rules = asked.rules(prompt_tokens, temperature)     of one pass, whose prompts have one length
     rules(ids_RT, logits_RV)                            logits that `pick` draws from
 
-The rules are transformers' own processors of logits, in the order of `generate`. The temperature and
-top_p of a request always decide, because the config states them.
+The rules are transformers' own processors of logits, in the order of `generate`. The temperature
+and top_p of a request always decide, because the config states them.
 """
 
 from __future__ import annotations

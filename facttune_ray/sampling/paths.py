@@ -9,8 +9,8 @@
     own cache, prefix repeated    as before, for a cache that takes several tokens only while empty
     no cache    the whole sequence for every token (`whole.py`)
 
-Each path runs a prefix, prompts, rows and a dropped row of a few tokens, and its logits are compared
-with forward passes of single sequences. `probe.py` tests what a few tokens cannot show.
+Each path runs a prefix, prompts, rows and a dropped row of a few tokens, and its logits are
+compared with forward passes of single sequences. `probe.py` tests what a few tokens cannot show.
 """
 
 from __future__ import annotations

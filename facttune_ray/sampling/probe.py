@@ -5,10 +5,10 @@
     windows.reach            4096: up to so many tokens, every token sees all tokens before it
     depends_on_length(lm, 8192)     whether a sequence changes with the longest one beside it
 
-`sampling/paths.py` and `training/probe.py` compare whole paths of the code with plain forward passes
-on a few tokens. The tests here cover what a few tokens cannot show: attention windows of thousands
-of tokens, and rotary embeddings that change with the length. They look at long positions, and run few
-tokens.
+`sampling/paths.py` and `training/probe.py` compare whole paths of the code with plain forward
+passes on a few tokens. The tests here cover what a few tokens cannot show: attention windows of
+thousands of tokens, and rotary embeddings that change with the length. They look at long positions,
+and run few tokens.
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ def _holds(table: nn.Embedding, limit: int) -> bool:
 
 
 def ids_of(lm: Any, count: int, first: int = 3) -> list[int]:
-    """Token ids for a test."""
-    vocab = lm.config.get_text_config(decoder=True).vocab_size
-    return [(first + 7 * i) % vocab for i in range(count)]
+    """Token ids for a test, with the padding token: some models count positions without it."""
+    text = lm.config.get_text_config(decoder=True)
+    ids = [(first + 7 * i) % text.vocab_size for i in range(count)]
+    pad = getattr(text, "pad_token_id", None)
+    if pad is not None and 0 <= pad < text.vocab_size:
+        ids[2:3] = [pad] * len(ids[2:3])
+    return ids
 
 
 def alone(lm: Any, ids: list[int]) -> torch.Tensor:

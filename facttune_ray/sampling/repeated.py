@@ -71,5 +71,5 @@ def prefill(model: Any, ids: list[int]) -> Any:
 
 
 def ids_only(model: Any, ids: list[int]) -> list[int]:
-    """The prefix as its token ids: for caches that take several tokens only while they are empty."""
+    """The prefix as its token ids: for caches that take several tokens only while empty."""
     return ids

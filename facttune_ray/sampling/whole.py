@@ -1,8 +1,8 @@
 """Decoding without a cache: the whole sequence runs for each token. For models whose own cache is
 wrong or cannot be copied.
 
-The class has the same three methods as `SharedRun` in `sampling/shared.py`. All prompts of a pass have
-one length, so no row has padding.
+The class has the same three methods as `SharedRun` in `sampling/shared.py`. All prompts of a pass
+have one length, so no row has padding.
 """
 
 from __future__ import annotations

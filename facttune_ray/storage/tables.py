@@ -138,8 +138,9 @@ def present(folder: Folder, shards: int) -> set[int]:
 def write_manifest(
     folder: Folder, table: str, recipe: Recipe, parts: int | Sequence[dict], wall_s: float
 ) -> dict:
-    """Sum the parts' stats (of texts: the distinct ones), write them with the recipe as the manifest, and return it. `parts`: the
-    stats of each part, or the number of parts, whose stats are then read."""
+    """Sum the parts' stats (texts: the distinct texts), write them with the recipe as the manifest,
+    and return it. `parts`: the stats of each part, or the number of parts, whose stats are then
+    read."""
     stats = [part_stats(folder, s) for s in range(parts)] if isinstance(parts, int) else parts
     totals: dict[str, Any] = {}
     texts: dict[str, dict[str, None]] = {}

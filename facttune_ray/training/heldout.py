@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from facttune_ray.errors import UserError
+from facttune_ray.sampling.probe import positions
 from facttune_ray.sampling.protocol import end_ids
 from facttune_ray.storage.schema import seed_from
 from facttune_ray.training.attention import NAME

@@ -9,9 +9,9 @@
     padded        whole, padded sequences
     one length    whole sequences, in passes of one length, without padding
 
-Each way is tested on the real weights against passes of single sequences. Half precision hides small
-differences, so gradients are tested, too: a log-probability has no gradient by tokens that it must
-not see. `sampling/probe.py` tests windows and positions up to the largest length of a sequence.
+Each way is tested on the real weights against passes of single sequences. Half precision hides
+small differences, so gradients are tested, too: a log-probability has no gradient by tokens that it
+must not see. `sampling/probe.py` tests windows and positions up to the largest length.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Groups = list[tuple[list[int], list[list[int]]]]
 
 @torch.no_grad()
 def choose(lm: Any, head: Head, longest: int) -> Way:
-    """The fastest way that is right for sequences of up to `longest` tokens. UserError if none is."""
+    """The fastest right way for sequences of up to `longest` tokens. UserError if none is right."""
     if lm.config._attn_implementation == NAME:  # chosen before
         return Way("fast")
     groups = _groups(lm)

@@ -4,11 +4,11 @@
     sampling(lm)  ->  Result("no cache", "its cache ignores ...", 0.0)
     training(bert)  ->  Result("refused", "the probability of a token depends on tokens behind it")
 
-The plain forward pass runs one sequence (for sampling: rows of one length) without padding and without
-a cache. Its log-probabilities define what is right. `error` of training is the larger of the largest
-difference in log p of a token, in nats, and the relative difference of a DPO gradient. `error` of
-sampling is how far a uniform number lies outside of the interval of the token that it drew, or how far
-the logit of a greedy token lies below the largest logit.
+The plain forward pass runs one sequence (for sampling: rows of one length) without padding and
+without a cache. Its log-probabilities define what is right. `error` of training is the larger of
+the largest difference in log p of a token, in nats, and the relative difference of a DPO gradient.
+`error` of sampling is how far a uniform number lies outside of the interval of the token that it
+drew, or how far the logit of a greedy token lies below the largest logit.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     models = variants()                 -> ["afmoe", "afmoe/wide", ..., "zaya"]
     lm = build("qwen2_moe")             a model of a few thousand parameters, in evaluation mode
-    tokenizer()                         one character a token, so that text and token ids are the same
+    tokenizer()                         one character a token, so that text gives token ids
 
-Types and their default configs come from transformers' own registries. A default config is shrunk by
-the names of its fields (SIZES), and its lists of layers are cut to one layer of each kind. PECULIAR
-holds what follows from no rule.
+Types and their default configs come from transformers' own registries. A default config is shrunk
+by the names of its fields (SIZES), and its lists of layers are cut to one layer of each kind.
+PECULIAR holds what follows from no rule.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ PECULIAR: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -216,7 +216,7 @@ PECULIAR: dict[str, dict[str, Any]] = {
         "n_output_layers": 2,
     },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note_text": {"num_key_value_heads": 4, "per_layer_config": {}},
+    "dots3_note_text": {"num_key_value_heads": 4, "head_dim": 24, "per_layer_config": {}},
     "falcon_h1": {"mamba_d_ssm": 128},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
@@ -427,7 +427,7 @@ def variants() -> list[str]:
         ):
             out += [v for v in [f"{kind}/windowed"] if _accepted(v)]
         if "tie_word_embeddings" in fields and n % EVERY == 0:
-            out.append(f"{kind}/retied")
+            out += [v for v in [f"{kind}/retied"] if _accepted(v)]
         if fields.get("is_decoder") and n % 2:
             out.append(f"{kind}/encoder")
         if (fields.get("rope_parameters") or {}).get("rope_type") == "default":

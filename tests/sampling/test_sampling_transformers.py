@@ -96,7 +96,7 @@ def test_a_tokenizer_of_another_model_is_refused(sampler, monkeypatch):
 
 
 def test_learned_positions_bound_a_sample(tmp_path, sampler):
-    """A prompt without room for a token gets an error, a prompt with little room shorter samples."""
+    """A prompt without room for a token gets an error, one with little room shorter samples."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
