@@ -223,6 +223,7 @@ PECULIAR: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"rope_parameters": ROPE},
     "hunyuan_v1_moe": {"rope_parameters": ROPE},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
