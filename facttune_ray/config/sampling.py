@@ -31,6 +31,10 @@ class SamplingConfig:
     trust_remote_code: bool = setting(
         False, "Allow the Python code of the model's folder, or of custom_generate, to run."
     )
+    generation_config: Literal["respect", "ignore"] = setting(
+        "respect",
+        "engine=transformers: top_k, penalties and suppressed tokens that the model asks for.",
+    )
     gpus: float = setting(
         0.0, "GPUs of a worker; 0.5: two workers share a GPU; 0: CPU.", unit="GPUs", ge=0
     )

@@ -250,7 +250,8 @@ def _log(root: Folder, name: str, kind: str) -> list[dict]:
 
 def _stage(name: str, manifest: dict) -> dict:
     keys = ("rows", "errors", "wall_s", "calls", "cached", "tokens", "cost_usd")
-    return {"table": name} | {k: manifest.get(k, 0) for k in keys}
+    path = {"path": manifest["path"]} if manifest.get("path") else {}
+    return {"table": name} | {k: manifest.get(k, 0) for k in keys} | path
 
 
 EXAMPLES = 3  # ids shown for each error

@@ -129,7 +129,17 @@ class Maker:
         """Print a line about a folder that was made. -> its manifest"""
         manifest = tables.manifest(self.root / name)
         self.made.append(name)
-        keys = ("rows", "errors", "calls", "cached", "tokens", "cost_usd", "wall_s", *worker.UNSURE)
+        keys = (
+            "rows",
+            "errors",
+            "calls",
+            "cached",
+            "tokens",
+            "cost_usd",
+            "wall_s",
+            "path",
+            *worker.UNSURE,
+        )
         figures = {k: manifest[k] for k in keys if k in manifest}
         line = describe(self.cfg, name, manifest)
         say(line, event="table", table=name, stage=manifest["table"], **figures)
@@ -194,6 +204,8 @@ def describe(cfg: Config, name: str, manifest: dict) -> str:
         parts.append(f"{manifest['calls']:,} calls, {manifest['cached']:,} from the ledger")
     if manifest.get("cost_usd"):
         parts.append(f"${manifest['cost_usd']:.2f}")
+    if manifest.get("path"):
+        parts.append(f"model path: {manifest['path']}")
     if manifest.get("errors"):
         parts.append(f"{manifest['errors']:,} errors")
     if estimated := manifest.get("estimated"):

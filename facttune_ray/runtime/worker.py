@@ -142,8 +142,9 @@ async def _make_part(context: Context, shard: int) -> None:
     shard_usage.set(used)
     telemetry.stage.set(work.stage)
     rows = await stage(work.stage).run(context, shard)
-    stats = {k: getattr(used, k) for k in ("calls", "cached", "tokens", "cost_usd")}
+    stats: dict[str, Any] = {k: getattr(used, k) for k in ("calls", "cached", "tokens", "cost_usd")}
     stats |= {k: v for k in UNSURE if (v := getattr(used, k))}
+    stats |= {"path": context.path} if context.path else {}
     folder = context.root / work.output
     # in a thread: requests of other shards go on
     await asyncio.to_thread(tables.write_part, folder, work.stage, shard, rows, stats)

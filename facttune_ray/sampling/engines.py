@@ -50,6 +50,7 @@ def _transformers(cfg: Config, path: str, client: Client | None) -> Sampler:
         quantize=s.quantize,
         dola_layers=s.dola_layers if s.decoder == "dola" else "",
         trust_remote_code=s.trust_remote_code,
+        respect_generation_config=s.generation_config == "respect",
     )
 
 
@@ -91,6 +92,8 @@ def recipe(cfg: Config) -> dict:
     if s.decoder == "custom":
         keys |= {"sampling.decoder": "custom", "sampling.custom_params": s.custom_params}
         keys |= {"sampling.custom_generate": custom_digest(s.custom_generate)}
+    if s.generation_config == "ignore":
+        keys["sampling.generation_config"] = "ignore"
     return keys | {"model.dtype": cfg.model.dtype, "sampling.quantize": s.quantize}
 
 

@@ -8,10 +8,14 @@ length.
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache
+
+from facttune_ray.sampling.shared import cache_argument
 
 if TYPE_CHECKING:
     from facttune_ray.sampling.dola import Dola
@@ -19,41 +23,44 @@ if TYPE_CHECKING:
 
 class RepeatedRun:
     def __init__(self, model: Any, prefix: Any, dola: Dola | None = None) -> None:
-        """`prefix`: a cache that holds the prefix; None if there is no prefix."""
+        """`prefix`: a cache that holds the prefix, or its token ids, which then run with each
+        prompt; None if there is no prefix. ValueError for a model that takes no cache."""
         self.model, self.dola, self.prefix = model, dola, prefix
+        self.name = cache_argument(model)
 
     def start(self, prompts: list[list[int]], of_R: np.ndarray, capacity: int) -> torch.Tensor:
-        from transformers import DynamicCache
-
-        if self.prefix is None:
-            self.cache = DynamicCache(config=self.model.config)
+        device = self.model.device
+        if isinstance(self.prefix, list):
+            prompts = [[*self.prefix, *p] for p in prompts]
+        if self.prefix is None or isinstance(self.prefix, list):
+            self.cache: Any = DynamicCache(config=self.model.config)
         else:
             self.cache = copy.deepcopy(self.prefix)
-            self.cache.batch_repeat_interleave(len(prompts))
-        logits_BV = self._forward(torch.tensor(prompts, device=self.model.device))
-        self.cache.batch_select_indices(torch.from_numpy(of_R).to(self.model.device))
+            self.cache.reorder_cache(torch.zeros(len(prompts), dtype=torch.long, device=device))
+        logits_BV = self._forward(torch.tensor(prompts, device=device))
+        self.cache.reorder_cache(torch.from_numpy(of_R).to(device))
         return logits_BV
 
     def step(self, tokens_R: torch.Tensor) -> torch.Tensor:
         return self._forward(tokens_R[:, None])
 
     def keep(self, kept_K: torch.Tensor) -> None:
-        self.cache.batch_select_indices(kept_K)
+        self.cache.reorder_cache(kept_K)
 
     def _forward(self, ids_RT: torch.Tensor) -> torch.Tensor:
-        out = self.model(
-            input_ids=ids_RT,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            output_hidden_states=self.dola is not None,
-        )
-        logits_RV = out.logits[:, -1].float()
-        if self.dola is None:
-            return logits_RV
-        return self.dola.contrast(
-            [out.hidden_states[i][:, -1] for i in self.dola.layers], logits_RV
-        )
+        cache = {self.name: self.cache, "use_cache": True}
+        return last_logits(self.model, self.dola, input_ids=ids_RT, **cache)
+
+
+def last_logits(model: Any, dola: Dola | None, **arguments: Any) -> torch.Tensor:
+    """Logits [R, V] float32 behind the last token of each row."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        arguments["logits_to_keep"] = 1
+    out = model(**arguments, output_hidden_states=dola is not None)
+    logits_RV = out.logits[:, -1].float()
+    if dola is None:
+        return logits_RV
+    return dola.contrast([out.hidden_states[i][:, -1] for i in dola.layers], logits_RV)
 
 
 def prefill(model: Any, ids: list[int]) -> Any:
@@ -61,3 +68,8 @@ def prefill(model: Any, ids: list[int]) -> Any:
     run = RepeatedRun(model, None)
     run.start([ids], np.zeros(1, dtype=np.int64), 1)
     return run.cache
+
+
+def ids_only(model: Any, ids: list[int]) -> list[int]:
+    """The prefix as its token ids: for caches that take several tokens only while empty."""
+    return ids

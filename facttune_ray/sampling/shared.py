@@ -19,6 +19,7 @@ times, and prompts of unequal length run in one pass.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from facttune_ray.sampling.dola import Dola
 
 NAME = "facttune_shared"
+ANY_LENGTH = 1 << 40
+# The names of a model's argument for its cache, the newest first.
+CACHES = ("cache", "past_key_values", "cache_params")
 PREFILL_TOKENS = 8192  # of prompts in one forward pass
 PREFILL_SCORES = 1 << 26  # attention scores in memory at a time, for prompts behind a prefix
 Part = tuple[torch.Tensor, torch.Tensor]  # keys, values of one layer
@@ -121,13 +125,14 @@ def attend(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers. query [rows, heads, tokens, D] -> [rows, tokens,
     heads, D]; key and value hold the new tokens, which `shared` has stored already. ValueError
-    for softcaps and sinks, which are not supported."""
-    if softcap is not None or s_aux is not None:
-        raise ValueError("softcaps and sinks of attention are not supported")
+    for softcaps, sinks and position biases, which are not supported."""
+    if softcap is not None or s_aux is not None or position_bias is not None:
+        raise ValueError("softcaps, sinks and position biases of attention are not supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not shared.prefilling:
         return _attend_step(query * scale, shared, module.layer_idx), None
@@ -216,11 +221,12 @@ AttentionInterface.register(NAME, attend)
 class SharedRun:
     """One pass over a model: prompts, then their rows step by step."""
 
-    def __init__(self, model: Any, prefix: Prefix, dola: Dola | None = None) -> None:
+    def __init__(self, model: Any, prefix: Prefix | None, dola: Dola | None = None) -> None:
         self.model, self.dola = model, dola
         self.device = model.device
-        self.prefix = prefix
-        self.depth = prefix[0][0].shape[1] if prefix else 0  # P
+        self.name = cache_argument(model)
+        self.prefix = prefix or []
+        self.depth = self.prefix[0][0].shape[1] if self.prefix else 0  # P
 
     def start(self, prompts: list[list[int]], of_R: np.ndarray, capacity: int) -> torch.Tensor:
         """Run the prompts; return the logits behind each, [B, V] float32. `of_R`: the prompt of
@@ -270,11 +276,11 @@ class SharedRun:
             out = self.model(
                 input_ids=ids_RT,
                 position_ids=positions_RT,
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=kept,
                 shared=self.cache,
                 output_hidden_states=self.dola is not None,
+                **{self.name: self.cache},
             )
         row_R = torch.arange(len(ids_RT), device=self.device)
         logits_RV = out.logits[row_R, -1 if of_R is None else of_R].float()
@@ -314,23 +320,13 @@ def attending(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def can_share(model: Any) -> bool:
-    """Whether the model gives the same logits with `attend`. Tested by running both: the model's
-    flags do not describe everything that its layers do."""
-    if not getattr(model, "_supports_attention_backend", False) or not caches_all(model):
-        return False
-    vocab = model.config.get_text_config(decoder=True).vocab_size
-    ids = [i % vocab for i in range(3, 12)]
-    try:
-        with torch.inference_mode():
-            plain_V = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1]
-            run = SharedRun(model, prefill(model, ids[:4]))
-            run.start([ids[4:8]], np.zeros(1, dtype=np.int64), 1)
-            shared_V = run.step(torch.tensor(ids[8:], device=model.device))[0]
-    except (TypeError, ValueError, AttributeError, IndexError):
-        return False
-    tolerance = torch.finfo(model.dtype).eps * 64 * max(1.0, float(plain_V.abs().max()))
-    return bool((plain_V.float() - shared_V).abs().max() <= tolerance)
+def cache_argument(model: Any) -> str:
+    """The name of the model's argument for its cache. ValueError if it takes none."""
+    takes = inspect.signature(model.forward).parameters
+    for name in CACHES:
+        if name in takes:
+            return name
+    raise ValueError("the model takes no cache")
 
 
 def caches_all(model: Any) -> bool:

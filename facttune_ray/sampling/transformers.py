@@ -19,10 +19,13 @@ import numpy as np
 import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.sampling import repeated, shared
+from facttune_ray.sampling import shared
 from facttune_ray.sampling.dola import Dola
+from facttune_ray.sampling.generation import Asked
 from facttune_ray.sampling.memory import free_bytes, row_bytes, rows_that_fit, too_large
+from facttune_ray.sampling.paths import PATHS, Paths
 from facttune_ray.sampling.pick import pick, uniforms
+from facttune_ray.sampling.probe import Way, positions
 from facttune_ray.sampling.protocol import (
     Chat,
     Sample,
@@ -33,6 +36,7 @@ from facttune_ray.sampling.protocol import (
     token_counts,
 )
 from facttune_ray.sampling.weights import Quantize, load
+from facttune_ray.telemetry import say
 
 KEEP_ALL = 0.85  # if at least this share of rows is unfinished, finished rows are not dropped
 SHARED = 16  # tokens: a shorter beginning of all prompts is run with each prompt
@@ -52,7 +56,7 @@ class Encoded(NamedTuple):
     prompts: list[list[int]]
     leads: list[list[int]]  # the token before the samples, for decoding; [] where a response starts
     prefix: Any  # keys and values of the prefix
-    prefix_tokens: int
+    prefix_ids: list[int]
 
 
 class TransformersSampler:
@@ -71,30 +75,42 @@ class TransformersSampler:
         quantize: Quantize = "none",
         dola_layers: str = "",
         trust_remote_code: bool = False,
+        respect_generation_config: bool = True,
     ) -> None:
         """`path`: HF folder, hub name, or URI of a folder. `max_rows`: the largest number of
         sequences decoded at a time; `gpu_memory`: share of the free GPU memory that they may take.
         `threads`: torch threads; None changes nothing. `quantize`, `trust_remote_code`: see
-        `weights.load`. `dola_layers`: decode by DoLa against these layers; "": without DoLa."""
+        `weights.load`. `dola_layers`: decode by DoLa against these layers; "": without DoLa.
+        `respect_generation_config`: see `sampling/generation.py`."""
         if threads is not None:
             torch.set_num_threads(threads)
         self.tokenizer, self.model = load(
             path, dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
         )
-        self.device = torch.device(device)
+        self.path, self.device = path, torch.device(device)
         self.chat: Chat = chat
         self.max_rows = max_rows
         self.gpu_memory = gpu_memory
-        self.shares = shared.can_share(self.model)
+        self.paths, self.way = Paths(self.model), Way("")  # the way of the last request
+        self.positions = positions(self.model)
         self.dola = Dola(self.model, dola_layers) if dola_layers else None
         self._rows_that_fitted: int | None = None  # set when a pass ran out of memory
         self._eos = end_ids(self.tokenizer, self.model)
+        self.asked = Asked(self.model.generation_config, self._eos, respect_generation_config)
+        if self.asked.text:
+            say(f"generation_config of {path}: {self.asked.text}")
         self._endings: dict[tuple[str, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._prefixes: dict[tuple[int, ...], Any] = {}  # the last prefix alone
 
     @torch.inference_mode()
     def sample(self, request: SampleRequest) -> list[list[Sample]]:
+        """UserError if the tokenizer does not belong to the model, or no way to decode is right.
+
+        If learned positions leave no room for one token behind a prompt, its samples have an
+        `error`; if they leave less room than `max_tokens`, its samples are shorter.
+        """
         prefix, prompts = encode_request(self.tokenizer, request, self.chat)
+        self._check_vocabulary(max((i for ids in (prefix, *prompts) for i in ids), default=0))
         if request.prefix or request.raw:
             continued = [True] * len(prompts)
         else:
@@ -102,13 +118,49 @@ class TransformersSampler:
         leads = [ids[-1:] if c else [] for ids, c in zip(prompts, continued, strict=True)]
         if not prefix:
             prefix, prompts = self._common(prompts)
+        lengths = [len(prefix) + len(ids) for ids in prompts]
+        limits = [min(a, b) for a, b in zip(request.limits, self._rooms(lengths), strict=True)]
         out: dict[Row, Sample] = {}
-        with shared.attending(self.model) if self.shares else nullcontext():
-            states = self._run_prefix(prefix)
-            encoded = Encoded(request, request.limits, prompts, leads, states, len(prefix))
-            for rows in self._passes(encoded):
-                self._run(rows, encoded, out)
-        return [[out[Row(i, k)] for k in range(request.n)] for i in range(len(prompts))]
+        if any(limit > 0 for limit in limits):
+            self._choose(max(a + max(b, 0) for a, b in zip(lengths, limits, strict=True)))
+            with shared.attending(self.model) if self.shares else nullcontext():
+                states = self._run_prefix(prefix)
+                encoded = Encoded(request, limits, prompts, leads, states, prefix)
+                for rows in self._passes(encoded):
+                    self._run(rows, encoded, out)
+        return [
+            [out.get(Row(i, k)) or self._too_long(lengths[i]) for k in range(request.n)]
+            for i in range(len(prompts))
+        ]
+
+    @property
+    def shares(self) -> bool:
+        """Whether rows share the states of their prompt and prefix."""
+        return self.way.path == "fast"
+
+    def _choose(self, longest: int) -> None:
+        """Choose the way for sequences of up to `longest` tokens."""
+        way = self.paths.at(longest)
+        if way.path != self.way.path:
+            self._prefixes.clear()
+        self.way = way
+
+    def _check_vocabulary(self, highest: int) -> None:
+        known = self.model.get_input_embeddings().weight.shape[0]
+        if highest >= known:
+            raise UserError(
+                f"{self.path}: its tokenizer gives token {highest}, its model knows {known:,} "
+                f"tokens: they do not belong together"
+            )
+
+    def _rooms(self, lengths: list[int]) -> list[int]:
+        """Tokens that learned positions leave behind each prompt, with its prefix."""
+        most = shared.ANY_LENGTH if self.positions is None else self.positions
+        return [most - length for length in lengths]
+
+    def _too_long(self, tokens: int) -> Sample:
+        error = f"the prompt has {tokens} tokens, the model takes {self.positions} in all"
+        return Sample("", 0, False, error=error)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return token_counts(self.tokenizer, texts)
@@ -127,13 +179,12 @@ class TransformersSampler:
     def _run_prefix(self, ids: list[int]) -> Any:
         """Keys and values of a prefix, kept because the stages send the same prefix every time."""
         if not ids:
-            return [] if self.shares else None
+            return None
         key = tuple(ids)
         if key not in self._prefixes:
             self._prefixes.clear()
-            prefill = shared.prefill if self.shares else repeated.prefill
             try:
-                self._prefixes[key] = prefill(self.model, ids)
+                self._prefixes[key] = PATHS[self.way.path].prefill(self.model, ids)
             except torch.OutOfMemoryError as error:
                 raise too_large(len(ids), 0) from error
         return self._prefixes[key]
@@ -142,13 +193,14 @@ class TransformersSampler:
         """All rows, in passes of prompts of similar length. The rows of a prompt stay in one pass
         if they fit. The memory is checked before each pass."""
         prompts, n = encoded.prompts, encoded.request.n
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), encoded.limits[i]))
+        fits = (i for i in range(len(prompts)) if encoded.limits[i] > 0)
+        order = sorted(fits, key=lambda i: (len(prompts[i]), encoded.limits[i]))
         waiting: list[Row] = []
         shortest = max_rows = 0
         for i in order:
             length = len(prompts[i])
             near = length == shortest
-            if self.shares:
+            if PATHS[self.way.path].unequal and not self.asked.used:
                 near = length - shortest <= NEAR or length <= 1.5 * shortest
             if waiting and (not near or len(waiting) + n > max_rows):
                 yield waiting
@@ -171,7 +223,7 @@ class TransformersSampler:
         row = row_bytes(
             self.model.config,
             self.model.dtype.itemsize,
-            prefix=encoded.prefix_tokens,
+            prefix=len(encoded.prefix_ids),
             prompt=length,
             new=max(encoded.limits),
             n=encoded.request.n,
@@ -187,7 +239,7 @@ class TransformersSampler:
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 prompt = rows[0].prompt
-                tokens = encoded.prefix_tokens + len(encoded.prompts[prompt])
+                tokens = len(encoded.prefix_ids) + len(encoded.prompts[prompt])
                 raise too_large(tokens, encoded.limits[prompt]) from error
         # Outside of `except`, because the traceback keeps the tensors of the pass alive.
         gc.collect()
@@ -213,8 +265,7 @@ class TransformersSampler:
             numbers[:, r, : of_row.shape[1]] = of_row
         uv_2RT = torch.from_numpy(numbers).to(self.device)
 
-        kind = shared.SharedRun if self.shares else repeated.RepeatedRun
-        run = kind(self.model, encoded.prefix, self.dola)
+        run = PATHS[self.way.path].run(self.model, encoded.prefix, self.dola)
         logits_BV = run.start([encoded.prompts[i] for i in members], of_R, steps)
         # The logits of DoLa are -inf for tokens that it excludes.
         if not torch.isfinite(logits_BV.amax(dim=-1) if self.dola else logits_BV).all():
@@ -229,8 +280,14 @@ class TransformersSampler:
         alive = np.arange(len(rows))  # rows that the run still holds, finished rows included
         done_R = np.zeros(len(rows), dtype=bool)
         at = torch.arange(len(rows), device=self.device)
+        starts = [[*encoded.prefix_ids, *encoded.prompts[row.prompt]] for row in rows]
+        rules = self.asked.rules(len(starts[0]), request.temperature)
+        starts_RT = torch.tensor(starts, device=self.device) if rules else tokens_RT[:, :0]
         for t in range(steps):
             u_R, v_R = uv_2RT[:, at, t]
+            if rules:
+                so_far_RT = torch.cat([starts_RT[at], tokens_RT[at, :t]], dim=1)
+                logits_RV = rules(so_far_RT, logits_RV)
             next_R = pick(logits_RV, u_R, v_R, request.temperature, request.top_p)
             tokens_RT[at, t] = next_R
             for r in self._ending(alive, next_R, tokens_RT, t, rows, encoded):
@@ -296,7 +353,9 @@ class TransformersSampler:
         """(tokens that end a sample, tokens that may end it), bool [V] each. Only rows with a
         token that may end them are decoded to text at every step."""
         if stops not in self._endings:
-            vocab = self.model.get_output_embeddings().weight.shape[0]
+            head = self.model.get_output_embeddings()
+            text = self.model.config.get_text_config(decoder=True)
+            vocab = text.vocab_size if head is None else head.weight.shape[0]
             sure, maybe = torch.zeros(2, vocab, dtype=torch.bool)
             if stops:
                 known = min(vocab, len(self.tokenizer))

@@ -88,6 +88,15 @@ class Context:
         telemetry.count("samples", sum(map(len, samples)), **labels)
         return samples
 
+    @property
+    def path(self) -> str:
+        """The path of the code that the model took (`sampling/paths.py`, `training/probe.py`), and
+        why it is not the fast path; "" without a model of this process."""
+        if "trained" in vars(self):
+            return str(self.trained[1].way)
+        sampler = vars(self).get("sampler")  # where cached_property keeps it
+        return str(getattr(sampler, "way", ""))
+
     @functools.cached_property
     def articles(self) -> Articles:
         from facttune_ray.knowledge.articles import Articles

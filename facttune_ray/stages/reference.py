@@ -43,8 +43,8 @@ def recipe(cfg: Config) -> dict:
 
 
 async def run(context: Context, shard: int) -> list[dict]:
+    from facttune_ray.sampling.probe import positions
     from facttune_ray.training.batches import tokenize
-    from facttune_ray.training.model import positions
     from facttune_ray.training.reference import token_logps_of
 
     cfg = context.cfg

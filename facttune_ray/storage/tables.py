@@ -138,13 +138,19 @@ def present(folder: Folder, shards: int) -> set[int]:
 def write_manifest(
     folder: Folder, table: str, recipe: Recipe, parts: int | Sequence[dict], wall_s: float
 ) -> dict:
-    """Sum the parts' stats, write them with the recipe as the manifest, and return it. `parts`: the
-    stats of each part, or the number of parts, whose stats are then read."""
+    """Sum the parts' stats (texts: the distinct texts), write them with the recipe as the manifest,
+    and return it. `parts`: the stats of each part, or the number of parts, whose stats are then
+    read."""
     stats = [part_stats(folder, s) for s in range(parts)] if isinstance(parts, int) else parts
-    totals: dict[str, float] = {}
+    totals: dict[str, Any] = {}
+    texts: dict[str, dict[str, None]] = {}
     for part_of in stats:
         for key, value in part_of.items():
-            totals[key] = totals.get(key, 0) + value
+            if isinstance(value, str):
+                texts.setdefault(key, {})[value] = None
+            else:
+                totals[key] = totals.get(key, 0) + value
+    totals |= {key: "; ".join(values) for key, values in texts.items()}
     result = {
         "table": table,
         "recipe": recipe,

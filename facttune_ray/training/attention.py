@@ -38,14 +38,15 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """`seen`: from `what_is_seen`. ValueError for a window that is shorter than a sequence, for
-    softcaps and for sinks, which are not supported."""
+    softcaps, sinks and position biases, which are not supported."""
     if sliding_window is not None and sliding_window < groups.longest:
         raise ValueError(f"a window of {sliding_window}, sequences of {groups.longest}")
-    if softcap is not None or s_aux is not None:
-        raise ValueError("softcaps and sinks of attention are not supported")
+    if softcap is not None or s_aux is not None or position_bias is not None:
+        raise ValueError("softcaps, sinks and position biases of attention are not supported")
     if seen is None:
         return _in_segments(query, key, value, groups, scaling)[None], None
     if (

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from facttune_ray.errors import UserError
+from facttune_ray.sampling.probe import positions
 from facttune_ray.sampling.protocol import end_ids
 from facttune_ray.storage.schema import seed_from
+from facttune_ray.training.attention import NAME
 from facttune_ray.training.batches import TokenGroup
 from facttune_ray.training.collectives import maxima, sums
 from facttune_ray.training.losses import sft
-from facttune_ray.training.model import ANY_LENGTH, NAME, positions
+from facttune_ray.training.model import ANY_LENGTH
 from facttune_ray.training.passes import Part
 from facttune_ray.training.reference import store
 from facttune_ray.training.sft import response_weights

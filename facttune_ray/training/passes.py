@@ -38,9 +38,14 @@ class Part(NamedTuple):
     responses: tuple[int, ...]
 
 
-def plan(sizes: Sequence[Size], budget: int, share_prefix: bool) -> list[list[Part]]:
+def plan(
+    sizes: Sequence[Size], budget: int, share_prefix: bool, one_length: bool = False
+) -> list[list[Part]]:
     """Passes of at most `budget` tokens. Groups of similar length share a pass, so that attention
-    blocks have little padding. UserError when one response with its prompt exceeds the budget."""
+    blocks have little padding. `one_length`: the sequences of a pass, each a prompt with a
+    response, have one length. UserError when one response with its prompt exceeds the budget."""
+    if one_length:
+        return _plan_by_length(sizes, budget)
     order = sorted(range(len(sizes)), key=lambda g: (max(sizes[g].responses), sizes[g].prompt, g))
     passes: list[list[Part]] = []
     left = 0
@@ -59,6 +64,31 @@ def plan(sizes: Sequence[Size], budget: int, share_prefix: bool) -> list[list[Pa
     return passes
 
 
+def _plan_by_length(sizes: Sequence[Size], budget: int) -> list[list[Part]]:
+    by_length: dict[int, list[tuple[int, int]]] = {}  # (group, response)
+    for g, size in enumerate(sizes):
+        for r, response in enumerate(size.responses):
+            by_length.setdefault(size.prompt + response, []).append((g, r))
+    passes: list[list[Part]] = []
+    for length, members in sorted(by_length.items()):
+        if length > budget:
+            raise _too_long(sizes[members[0][0]], members[0][1], budget)
+        count = budget // length
+        for first in range(0, len(members), count):
+            parts: dict[int, list[int]] = {}
+            for g, r in members[first : first + count]:
+                parts.setdefault(g, []).append(r)
+            passes.append([Part(g, tuple(rs)) for g, rs in parts.items()])
+    return passes
+
+
+def _too_long(size: Size, response: int, budget: int) -> UserError:
+    return UserError(
+        f"train.pass_tokens={budget}: a response of {size.responses[response]} tokens and its "
+        f"prompt of {size.prompt} do not fit: raise it, or lower train.max_length"
+    )
+
+
 def tokens(size: Size, responses: Sequence[int], share_prefix: bool) -> int:
     """Tokens that the model runs for these responses of a group."""
     prompts = 1 if share_prefix else len(responses)
@@ -69,10 +99,7 @@ def _cut(group: int, size: Size, budget: int, share_prefix: bool) -> list[Part]:
     parts: list[list[int]] = []
     for r in sorted(range(len(size.responses)), key=lambda r: size.responses[r]):
         if tokens(size, [r], share_prefix) > budget:
-            raise UserError(
-                f"train.pass_tokens={budget}: a response of {size.responses[r]} tokens and its "
-                f"prompt of {size.prompt} do not fit: raise it, or lower train.max_length"
-            )
+            raise _too_long(size, r, budget)
         if not parts or tokens(size, [*parts[-1], r], share_prefix) > budget:
             parts.append([])
         parts[-1].append(r)

@@ -26,7 +26,7 @@ def token_logps_of(
     device = next(model.parameters()).device
     sizes = [Size(len(g.prompt), tuple(map(len, g.responses))) for g in groups]
     out: list[dict[int, list[float]]] = [{} for _ in groups]
-    for parts in plan(sizes, pass_tokens, share_prefix):
+    for parts in plan(sizes, pass_tokens, share_prefix, model.one_length):
         logps_M = model(pass_of(groups, parts, share_prefix).to(device)).cpu()
         store(out, parts, sizes, logps_M)
     return [[responses[r] for r in range(len(responses))] for responses in out]

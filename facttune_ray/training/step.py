@@ -41,6 +41,7 @@ class Objective:
     sft_weight: float = 0.0
     pass_tokens: int = 8192  # the largest number of tokens of one pass
     share_prefix: bool = True
+    one_length: bool = False  # the sequences of a pass must have one length
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Step:
     def __post_init__(self) -> None:
         o = self.objective
         self.sizes = [Size(len(g.prompt), tuple(map(len, g.responses))) for g in self.groups]
-        self.passes = plan(self.sizes, o.pass_tokens, o.share_prefix)
+        self.passes = plan(self.sizes, o.pass_tokens, o.share_prefix, o.one_length)
         self.first: list[list[Part]] = []
         if o.loss != "sft":  # its loss of a response needs no other response
             self._plan_first_round()

@@ -98,6 +98,7 @@ class Training:
             cfg.sft_weight,
             cfg.pass_tokens,
             cfg.share_prefix and self.model.shares,
+            self.model.one_length,
         )
         self.device, self.place, self.log = device, Place(), None
         self.looked_s, self.warned = time.monotonic(), False  # last check; a notice is new

@@ -8,6 +8,8 @@ import torch
 from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import pretrain
 from facttune_ray.sampling import shared
+from facttune_ray.sampling.paths import PATHS
+from facttune_ray.sampling.probe import Way
 from facttune_ray.sampling.protocol import SampleRequest, encode_prompt
 from facttune_ray.sampling.transformers import TransformersSampler
 
@@ -93,25 +95,48 @@ def test_the_lines_before_all_prompts_run_once(sampler, monkeypatch):
     assert sampler.sample(SampleRequest(asked, **settings)) == together
 
 
-def test_a_model_that_cannot_share_gives_the_same_samples(sampler):
+@pytest.mark.parametrize("path", [name for name in PATHS if name != "fast"])
+def test_a_model_that_cannot_share_gives_the_same_samples(sampler, monkeypatch, path):
     prefix = "Who is Tiko?\nTiko plays the harp.\n"
     settings = SETTINGS | {"n": 4, "seeds": [1, 2, 3, 4, 5], "top_p": 0.9, "stop": ("\n",)}
-    assert sampler.shares
     calls = [
         {"prefix": prefix},
         {"raw": True},
         {"beginnings": ["Mara plays", "", "x", "Kol", "A B"]},
     ]
     together = [sampler.sample(SampleRequest(prompts(), **settings, **c)) for c in calls]
-    sampler.shares = False
-    sampler._prefixes.clear()
-    try:
-        assert [
-            sampler.sample(SampleRequest(prompts(), **settings, **c)) for c in calls
-        ] == together
-    finally:
-        sampler.shares = True
-        sampler._prefixes.clear()
+    assert sampler.way.path == "fast"
+    monkeypatch.setattr(sampler.paths, "at", lambda longest: Way(path))
+    found = [sampler.sample(SampleRequest(prompts(), **settings, **c)) for c in calls]
+    assert sampler.way.path == path and found == together
+
+
+def test_a_tokenizer_of_another_model_is_refused(sampler, monkeypatch):
+    monkeypatch.setattr(
+        "facttune_ray.sampling.transformers.encode_request", lambda *_: ([], [[5, 9999]])
+    )
+    request = SampleRequest(["a"], n=1, seeds=[1], **SETTINGS)
+    with pytest.raises(UserError, match="gives token 9999, its model knows .* do not belong"):
+        sampler.sample(request)
+
+
+def test_learned_positions_bound_a_sample(tmp_path, sampler):
+    """A prompt without room for a token gets an error, one with little room shorter samples."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 12}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(sampler.tokenizer), **sizes)).save_pretrained(
+        tmp_path
+    )
+    sampler.tokenizer.save_pretrained(tmp_path)
+    small = TransformersSampler(str(tmp_path))
+    texts = ["Who is Mara? Who is Tiko? Who is Belu Sanor?" * 3, "Who is"]
+    room = 12 - len(encode_prompt(small.tokenizer, texts[1]))
+    request = SampleRequest(texts, n=2, seeds=[1, 2], max_tokens=40, temperature=1.0, top_p=1.0)
+    long, short = small.sample(request)
+    assert all("the model takes 12 in all" in s.error for s in long)
+    assert 0 < room < 12 and all(s.error is None and 0 < s.tokens <= room for s in short)
 
 
 def test_neighbours_and_row_limits_do_not_change_a_sample(sampler):

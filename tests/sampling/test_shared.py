@@ -15,6 +15,8 @@ from transformers import (
 )
 
 from facttune_ray.sampling import repeated, shared
+from facttune_ray.sampling.paths import Paths
+from facttune_ray.sampling.probe import Way
 
 SIZES = {
     "vocab_size": 97,
@@ -78,19 +80,22 @@ def test_prompts_in_several_forward_passes():
 def test_a_model_attends_as_before_afterwards():
     model = llama()
     before = model.config._attn_implementation
-    assert shared.can_share(model)
+    assert Paths(model).at(100) == Way("fast")
     assert model.config._attn_implementation == before != shared.NAME
 
 
-def test_a_model_with_an_attention_window_does_not_share():
+@pytest.mark.parametrize(
+    ("window", "longest"), [(40, 39), (300, 299), (4096, 4095), (None, 1 << 40)]
+)
+def test_texts_longer_than_an_attention_window_do_not_share(window, longest):
     torch.manual_seed(0)
-    window = MistralConfig(sliding_window=4, num_key_value_heads=2, **SIZES)
-    assert not shared.can_share(MistralForCausalLM(window).eval())
-    assert shared.can_share(
-        MistralForCausalLM(
-            MistralConfig(sliding_window=None, num_key_value_heads=2, **SIZES)
-        ).eval()
-    )
+    sizes = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 8192}
+    paths = Paths(MistralForCausalLM(MistralConfig(sliding_window=window, **sizes)).eval())
+    assert paths.at(longest) == Way("fast")
+    if window:
+        why = f"a token sees {window:,} tokens before it"
+        assert paths.at(window + 1) == Way("own cache", why)
+        assert paths.at(longest) == Way("fast")  # the next request
 
 
 @torch.inference_mode()

@@ -7,9 +7,9 @@ import pytest
 
 from facttune_ray.errors import UserError
 from facttune_ray.loop.models import model_digest
+from facttune_ray.quickstart.base_model import train_tokenizer
 from facttune_ray.runtime.preflight import check_model
 from facttune_ray.sampling import gguf_file
-from facttune_ray.quickstart.base_model import train_tokenizer
 from facttune_ray.sampling.weights import load, local_weights, quantization
 
 
