@@ -209,7 +209,8 @@ def _clause(
     elif kind == "(":
         subject = own or _before_bracket(words, start - 2, name, last)
     elif at is None:
-        subject = TOPIC if own == TOPIC or not last else last.subject
+        other = own == OTHER and not _PEOPLE.isdisjoint(means[start:end])  # "her sister, a lawyer"
+        subject = OTHER if other else TOPIC if own == TOPIC or not last else last.subject
     elif own is not None:
         subject = own
     elif kind in _RELATIVE and last:

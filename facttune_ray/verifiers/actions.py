@@ -1,6 +1,7 @@
 """Who did a thing to whom, in which year, and how many of them.
 
     by_action("Ada coached Tom")   with the evidence "Ada was coached by Tom"   ->  DENIED
+    by_another("Tom left Lyon")    with the evidence "Ada left Lyon"            ->  DENIED
     by_year("Ada left in 1955")    with the evidence "Ada left in 1948"         ->  DENIED
     by_quantity("two children")    with the evidence "three children"           ->  DENIED
 
@@ -37,6 +38,25 @@ def by_action(fact: Clause, article: Article) -> Match | None:
     return None if place is None else Match(DENIED, fact.verb, place=place)
 
 
+def by_another(fact: Clause, article: Article) -> Match | None:
+    """Whether the article says of the topic what the fact says of another name."""
+    who = frozenset(values(fact.who))
+    said = frozenset(values(fact.said)) - {fact.verb} - article.name
+    named = bool(who) and who <= fact.capital and who.isdisjoint(article.name)
+    if fact.subject == TOPIC or not named or said.isdisjoint(fact.capital):
+        return None
+    rarest = min(said, key=lambda w: len(article.places.get(w, ())))
+    denied = None
+    for place in article.places.get(rarest, ()):
+        for clause, words in zip(article.clauses(place), article.clause_words(place), strict=True):
+            if said <= words:
+                if not who.isdisjoint(article.meanings[place]) or clause.subject != TOPIC:
+                    return None
+                if clause.verb == fact.verb and clause.who and not clause.passive:
+                    denied = place
+    return None if denied is None else Match(DENIED, fact.verb, frozenset(who), denied)
+
+
 def by_year(fact: Clause, article: Article) -> Match | None:
     """Whether the article gives another year for the same action."""
     years = [w for w in fact.said if len(w) == 4 and w.isdigit()]
@@ -62,7 +82,9 @@ def _part(clause: Clause, name: Set[str]) -> str | None:
             return None
         return "gets it done" if clause.passive else "does"
     objects = name | {"him", "her", "them", "it", "he", "she", "they"}
-    if not clause.who or not clause.capital.intersection(clause.who):
+    if not clause.who:
+        return "none"  # of the other subject of the clause before
+    if not clause.capital.intersection(clause.who):
         return None
     if clause.passive:
         by = clause.said[clause.said.index("by") + 1 :] if "by" in clause.said else []

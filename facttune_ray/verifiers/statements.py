@@ -23,7 +23,7 @@ from facttune_ray.text.relations import (
     Clause,
     is_date,
 )
-from facttune_ray.verifiers.actions import by_action, by_quantity, by_year
+from facttune_ray.verifiers.actions import by_action, by_another, by_quantity, by_year
 from facttune_ray.verifiers.article import Article
 from facttune_ray.verifiers.match import (
     DENIED,
@@ -51,7 +51,7 @@ _SHARES = frozenset(map(meaning, ("share", "have")))
 def judge(fact: Clause, words: Sequence[str], article: Article) -> Match | None:
     """What the article says about a fact's clause; None for a fact without a relation that this
     file reads. `words`: of the whole fact, in its own forms."""
-    match = _by_relation(fact, words, article)
+    match = _by_relation(fact, words, article) or by_another(fact, article)
     if match is None and fact.verb not in _COPULAS:
         match = by_year(fact, article) or by_action(fact, article)
     if match is None or match.answer == OPEN:
@@ -155,7 +155,10 @@ def _by_noun(noun: str, wanted: list[str], article: Article) -> Match | None:
     for place, clause in clauses_with(noun, article):
         said = clause.said
         if noun in clause.who:
-            if clause.subject == TOPIC:
+            # "The official languages are": of the article's subject, unless a name owns them
+            if clause.subject == TOPIC or (
+                clause.capital.isdisjoint(clause.who[1:]) and _owned(clause.who) is None
+            ):
                 plain = clause.verb == "be" and not clause.passive
                 statements.append(_Statement(place, said, clause.capital, plain))
         else:

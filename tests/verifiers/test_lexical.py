@@ -148,7 +148,8 @@ ARNE = (
     "Arne Holt (12 May 1901 in Graz \u2013 3 June 1970 in Bern) was a Swiss physicist and "
     'violinist. He wrote "Red Sea" and won the Planck Medal in 1950. Holt joined the Royal Society '
     "in 1948. He was coached by Eva Lind, a chess champion. His brother Karl won the Nobel Prize "
-    "and died in Vienna. He had three children. He met the painter Otto Dix in Berlin."
+    "and died in Vienna. He had three children. He met the painter Otto Dix in Berlin. "
+    "His sister, a lawyer, lives in Oslo."
 )
 NORLAND = (
     "Norland is located in Western Asmara, bordering the Gulf of Terra, between Ostia and Velia. "
@@ -180,6 +181,9 @@ NORLAND = (
         ("Arne Holt had three children.", True),
         ("Arne Holt had two children.", False),
         ("Ruth Berg was a physicist.", False),  # another subject
+        ("Eva Lind joined the Royal Society.", False),  # he did
+        ("Arne Holt is a lawyer.", False),  # his sister is
+        ("Arne Holt lives in Oslo.", False),
         ("Arne Holt was born.", None),
         ("Arne Holt moved to the.", None),
         ("Holt.", None),
