@@ -27,6 +27,8 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
+    if odd := [word for word in args.settings if "=" not in word]:
+        parser.error(f"{odd[0]}: write KEY=VALUE, such as nli=MODEL")
     settings = dict(word.split("=", 1) for word in args.settings)
     speed = windows.run(args.quick)
     print("windows", json.dumps(speed), flush=True)

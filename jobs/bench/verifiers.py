@@ -131,9 +131,9 @@ def _by_label(facts: pa.Table, judged: pa.Table) -> dict[str, Any]:
     def mean(mask: np.ndarray) -> float:
         return float((np.bincount(response, weights=~mask) / counts).mean())
 
-    hits = int((said & wrong).sum())
+    hits, either = int((said & wrong).sum()), int(said.sum() + wrong.sum())
     return {
-        "f1_not_supported": _rounded(2 * hits / (said.sum() + wrong.sum())),
+        "f1_not_supported": _rounded(2 * hits / either if either else None),
         "majority": _rounded(max(wrong.mean(), 1 - wrong.mean())),
         "error_rate_difference": _rounded(mean(said) - mean(wrong)),
     }
