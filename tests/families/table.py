@@ -1,4 +1,4 @@
-"""Check every tiny model, and write the table of families in facttune_ray/training/README.md.
+"""Check every tiny model, and write the table of facttune_ray/training/FAMILIES.md.
 
     python tests/families/table.py [--results FILE]      FILE keeps results: a run can be continued
 
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-README = ROOT / "facttune_ray/training/README.md"
+PAGE = ROOT / "facttune_ray/training/FAMILIES.md"
 BEGIN, END = "<!-- families: tests/families/table.py -->\n", "<!-- end of families -->\n"
 
 
@@ -54,9 +54,9 @@ def table(results: dict[str, tuple[list, list]]) -> str:
 
 
 def write(text: str) -> None:
-    before, _, rest = README.read_text().partition(BEGIN)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(before + BEGIN + text + END + after)
+    PAGE.write_text(before + BEGIN + text + END + after)
 
 
 def main() -> int:

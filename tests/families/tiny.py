@@ -223,7 +223,11 @@ PECULIAR: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"rope_parameters": ROPE},
     "hunyuan_v1_moe": {"rope_parameters": ROPE},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "lfm2": {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]},
+    "lfm2": {
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "full_attn_idxs": [1],
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
@@ -314,6 +318,10 @@ def shrink(fields: dict[str, Any], kind: str) -> dict[str, Any]:
     for name in WINDOWS:
         if fields.get(name):
             fields[name] = WINDOW
+    if fields.get("rope_theta", 0) is None:
+        fields.pop("rope_theta")
+    if fields.get("head_dim", 0) is None:
+        fields["head_dim"] = 16
     if fields.get("logit_scale"):
         fields["logit_scale"] = 1.0
     if (rope := fields.get("rope_parameters")) and "rope_type" in rope:
@@ -352,8 +360,9 @@ def _wide(fields: dict[str, Any]) -> None:
 def _windowed(fields: dict[str, Any]) -> None:
     """A window that is not active by default."""
     fields["sliding_window"] = WINDOW
-    if "use_sliding_window" in fields:
-        fields |= {"use_sliding_window": True, "max_window_layers": 1}
+    if "use_sliding_window" not in fields:
+        return
+    fields |= {"use_sliding_window": True, "max_window_layers": 1}
     if fields.get("layer_types"):
         kinds = {"full_attention": "sliding_attention"}
         fields["layer_types"] = [kinds.get(x, x) for x in fields["layer_types"]]
