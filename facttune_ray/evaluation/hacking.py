@@ -20,7 +20,8 @@ from facttune_ray.evaluation.agreement import of_facts
 from facttune_ray.evaluation.breakdowns import Scope, parts
 from facttune_ray.storage.schema import digest
 from facttune_ray.storage.tables import Folder
-from facttune_ray.text.statements import frame, is_fragment, names_only_its_topic
+from facttune_ray.text.fragments import is_fragment
+from facttune_ray.text.frames import frame, names_only_its_topic
 
 SIGNS = {  # sign -> what it is a share of, and what is counted
     "name_only": "supported facts name nothing but their own topic",
@@ -52,7 +53,7 @@ def _signs(root: Folder, scope: Scope) -> dict[str, Any]:
         pairs = zip(distinct["topic"].to_pylist(), distinct["fact"].to_pylist(), strict=True)
         for (topic, fact), yes in zip(pairs, supported, strict=True):
             found["facts"] += 1
-            found["fragments"] += is_fragment(topic, fact)
+            found["fragments"] += is_fragment(fact)
             found["supported"] += bool(yes)
             found["name_only"] += bool(yes) and names_only_its_topic(topic, fact)
         frames.add(stated)

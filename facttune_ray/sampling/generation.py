@@ -11,8 +11,8 @@ and top_p of a request always decide, because the config states them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from transformers import LogitsProcessorList
@@ -62,7 +62,7 @@ NEUTRAL = {  # values that change nothing, beside None and empty lists
 class Asked:
     """`respect`: whether samples follow the model's generation_config."""
 
-    def __init__(self, config: Any, eos: Sequence[int], respect: bool = True) -> None:
+    def __init__(self, config: Any, eos: Iterable[int], respect: bool = True) -> None:
         self.eos = sorted(eos)
         every = (*PENALTIES, *CUTS, *DECIDED, *OTHERS)
         given = {name: getattr(config, name, None) for name in every}
@@ -109,9 +109,10 @@ class Asked:
         )
 
         def apply(ids_RT: torch.Tensor, logits_RV: torch.Tensor) -> torch.Tensor:
-            logits_RV = first(ids_RT, logits_RV.clone())
+            ids = cast(torch.LongTensor, ids_RT)
+            logits_RV = first(ids, cast(torch.FloatTensor, logits_RV.clone()))
             if not cuts:
                 return logits_RV
-            return then(ids_RT, logits_RV / temperature) * temperature
+            return then(ids, cast(torch.FloatTensor, logits_RV / temperature)) * temperature
 
         return apply

@@ -129,7 +129,8 @@ class Windows:
         if not getattr(lm, "_supports_attention_backend", False):
             self.reach, self.why = 0, "its attention function cannot be replaced"
             return
-        _seen.clear(), _windows.clear()
+        _seen.clear()
+        _windows.clear()
         try:
             with evaluating(lm, NAME), torch.no_grad():
                 ids = torch.tensor([ids_of(lm, 4)], device=lm.device)

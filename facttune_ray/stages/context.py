@@ -169,13 +169,13 @@ class Context:
             "template": v.nli_template,
             "key": "verdicts.nli",
         }
-        return Entailment(v.nli, **form, **self._model_settings)
+        return Entailment(v.nli, **form, **_settings(self.cfg.verdicts))
 
     @functools.cached_property
     def minicheck(self) -> MiniCheck:
         from facttune_ray.verifiers.minicheck import MiniCheck
 
-        return MiniCheck(self.cfg.verdicts.minicheck, **self._model_settings)
+        return MiniCheck(self.cfg.verdicts.minicheck, **_settings(self.cfg.verdicts))
 
     @functools.cached_property
     def npm(self) -> NPM:

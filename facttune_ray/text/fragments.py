@@ -16,10 +16,11 @@ from facttune_ray.text.relations import (
 )
 from facttune_ray.text.verbs import AUXILIARIES, KNOWN, is_finite
 
+# These may end a sentence: "lives on", "ever since", "honoured her".
+_MAY_END = frozenset("like near over under since before after on around her his".split())
 # A fact that ends on one of these words is cut off.
 _OPEN_END = (
-    (PREPOSITIONS - {"like", "near", "over", "under", "since", "before", "after"})
-    | DETERMINERS
+    ((PREPOSITIONS | DETERMINERS) - _MAY_END)
     | AUXILIARIES
     | frozenset("and or but nor be been being who which whose than".split())
 )

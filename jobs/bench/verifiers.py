@@ -28,7 +28,7 @@ from facttune_ray.sources import factscore
 from facttune_ray.stages import verdicts
 from facttune_ray.stages.context import Context
 from facttune_ray.stages.work import Work
-from facttune_ray.storage.schema import FACTS, VERDICTS
+from facttune_ray.storage.schema import TABLES
 
 FILES = ("ChatGPT", "InstructGPT")
 WARM = 20  # facts
@@ -103,8 +103,8 @@ def _figures(cfg: Config, rows: list[dict], knowledge: str, opened: dict) -> dic
         made = asyncio.run(verdicts.run(context, 0))
         times.append((time.process_time() - cpu, time.perf_counter() - started))
     cpu_s, wall_s = (min(column) for column in zip(*times, strict=True))
-    facts = pa.Table.from_pylist(rows, FACTS)
-    judged = pa.Table.from_pylist(made, VERDICTS)
+    facts = pa.Table.from_pylist(rows, TABLES["facts"])
+    judged = pa.Table.from_pylist(made, TABLES["verdicts"])
     figures = human_agreement(facts, judged)
     kept = ("auroc", "accuracy", "kappa", "pearson_score", "ece", "human_supported")
     return {

@@ -2,7 +2,8 @@
 
 import pytest
 
-from facttune_ray.text.statements import frame, is_fragment, names_only_its_topic
+from facttune_ray.text.fragments import is_fragment
+from facttune_ray.text.frames import frame, names_only_its_topic
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ from facttune_ray.text.statements import frame, is_fragment, names_only_its_topi
     ],
 )
 def test_fragments(topic, fact):
-    assert is_fragment(topic, fact)
+    assert is_fragment(fact)
     assert not names_only_its_topic(topic, fact)
 
 
@@ -34,7 +35,7 @@ def test_fragments(topic, fact):
     ],
 )
 def test_whole_facts(topic, fact):
-    assert not is_fragment(topic, fact)
+    assert not is_fragment(fact)
     assert not names_only_its_topic(topic, fact)
 
 

@@ -1,6 +1,5 @@
-"""Signs that a statement says nothing: fragments, values that are the topic itself, frames.
+"""Signs that a statement says nothing: values that are the topic itself, repeated frames.
 
-is_fragment("Mali", "The currency of.")                      ->  True
 names_only_its_topic("Mali", "Mali borders Mali.")           ->  True
 frame("Mali", "Mali is a country in Africa.")                ->  "… is a country in africa"
 
@@ -22,26 +21,12 @@ from facttune_ray.text.clauses import (
     verb_at,
 )
 from facttune_ray.text.decompose import normal_fact
-from facttune_ray.text.verbs import AUXILIARIES
 
 TOPIC = "…"  # stands for the topic's name in a frame
-# Words that need another word after them. "on" and "her" may end a sentence ("lives on").
-_OPEN = (ARTICLES | POSSESSIVES | PREPOSITIONS | AUXILIARIES) - {"on", "her", "his", "around"}
-_OPEN = _OPEN | set("and or but than that which who whose because while when such be been".split())
 _FIRST = ARTICLES | POSSESSIVES | PREPOSITIONS | PRONOUNS | {"there", "this", "these", "both"}
 _BRACKET = re.compile(r"\s*\([^)]*\)$")
 _VERB_FORM = re.compile(r"[a-z]+(?:s|ed)$")
 _WORD = re.compile(r"[^\W_]+")
-
-
-def is_fragment(topic: str, fact: str) -> bool:
-    """Whether the fact has no finite verb, or ends where a word must follow ("moved to the").
-
-    Of the 8,957 human facts of FActScore's two labelled files 0.4% count as fragments: some have
-    no verb, the others have a verb that `text.verbs` does not know.
-    """
-    words = fact.strip(" .!?;:,").split()
-    return not words or words[-1] in _OPEN or _verb_at(words, topic) is None
 
 
 def names_only_its_topic(topic: str, fact: str) -> bool:
