@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from facttune_ray.sampling.probe import evaluating, ids_of
+from facttune_ray.sampling.probe import evaluating, ids_of, positions
 from facttune_ray.training.attention import NAME, what_is_seen
 from facttune_ray.training.losses import token_logps
 from facttune_ray.training.passes import Pass
@@ -76,7 +76,7 @@ def head_of(lm: Any) -> Head:
     chunk = max(256, LOGITS.get(lm.device.type, LOGITS["cpu"]) // row)
     if lm.base_model is lm:
         return Head(None, chunk)
-    ids_1T = torch.tensor([ids_of(lm, 12)], device=lm.device)
+    ids_1T = torch.tensor([ids_of(lm, min(12, positions(lm) or 12))], device=lm.device)
     try:
         with evaluating(lm, _plain_attention(lm)):
             logits_TV = lm(input_ids=ids_1T, use_cache=False).logits[0]

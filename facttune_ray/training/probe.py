@@ -39,7 +39,7 @@ from facttune_ray.training.attention import NAME
 from facttune_ray.training.forward import Head, plain_logps, shared_logps
 from facttune_ray.training.passes import Pass, lay_out
 
-PROMPT, FIRST, SECOND = 4, 5, 7  # tokens of the tests
+PROMPT, FIRST, SECOND = 3, 3, 5  # tokens of the tests
 Groups = list[tuple[list[int], list[list[int]]]]
 
 

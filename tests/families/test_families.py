@@ -17,7 +17,7 @@ KINDS = {
     "qwen2_moe/windowed": ("own cache", "padded"),  # a window that only the mask knows
     "gemma2": ("own cache", "padded"),  # softcaps
     "deepseek_v3": ("own cache", "fast"),  # latent attention
-    "lfm2": ("own cache", "padded"),  # convolutions
+    "lfm2_moe": ("own cache", "padded"),  # convolutions
     "mamba": ("own cache, prefix repeated", "padded"),  # recurrent
     "rwkv": ("no cache", "padded"),  # takes no cache
     "phi3/longrope": ("no cache", "one length"),  # embeddings that depend on the length
