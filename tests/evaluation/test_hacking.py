@@ -9,7 +9,7 @@ from facttune_ray.evaluation import hacking
 from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.evaluation.report import text
 from facttune_ray.storage import tables
-from facttune_ray.storage.schema import FACTS
+from facttune_ray.storage.schema import TABLES
 from facttune_ray.storage.tables import Folder
 
 # topic -> sentences, each with its facts: (fact, supported)
@@ -87,7 +87,7 @@ def test_facts_without_sentences_are_their_own_sentences():
         for t in ("Togo", "Mali")
         for verb in ("rests", "rests", "sings to Togo")
     ]
-    frames.add(pa.Table.from_pylist(rows, FACTS))
+    frames.add(pa.Table.from_pylist(rows, TABLES["facts"]))
     assert (frames.shared(), frames.sentences) == (2, 4)
     assert [f["frame"] for f in frames.common()] == ["… rests"]
 

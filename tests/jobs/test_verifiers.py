@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from bench import verifiers
 
-from facttune_ray.storage.schema import FACTS, VERDICTS
+from facttune_ray.storage.schema import TABLES
 
 PEOPLE = {
     "Ines Falk": [("Ines Falk was born in Oslo.", "S"), ("Ines Falk was a painter.", "S")],
@@ -53,7 +53,8 @@ def test_figures_by_label_by_hand():
     facts = [i | {"human_label": label} for i, (_, label, _) in zip(ids, labels, strict=True)]
     judged = [i | {"supported": value} for i, (_, _, value) in zip(ids, labels, strict=True)]
     found = verifiers._by_label(
-        pa.Table.from_pylist(facts, FACTS), pa.Table.from_pylist(judged, VERDICTS)
+        pa.Table.from_pylist(facts, TABLES["facts"]),
+        pa.Table.from_pylist(judged, TABLES["verdicts"]),
     )
     # NS: one hit, two judged NS, two labelled NS among the four with a verdict
     assert found["f1_not_supported"] == 0.5 and found["majority"] == 0.5
