@@ -429,9 +429,10 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
         return
     if s["slow_threads_s"] > 0.05 or any(t for *_, t in e.h.limits):
         return
-    if s["budget_share"] is not None and s["budget_share"] < 3.0:  # requests wait for funds
-        return
     high = s["trip_s"][1]
+    # requests wait for funds, which a slow meter gives late
+    if s["budget_share"] is not None and (s["budget_share"] < 3.0 or high > 0.3):
+        return
     first: dict[tuple[str, int], float] = {}
     for a in e.attempts:
         first.setdefault((a.process, a.row), a.departed_s)

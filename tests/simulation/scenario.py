@@ -325,6 +325,8 @@ def _draw(seed: int) -> Scenario:
     if chance(0.3):  # a worker may have no shard for a time
         last_s = d.choice([1.0, 5.0, 20.0])
         s.arrivals_s = [d.uniform(0.0, last_s) for _ in range(s.shards)]
+    if s.budget_share is None and chance(0.2):
+        s.budget_share = 30.0  # plenty: nothing should wait for funds
     return s
 
 
