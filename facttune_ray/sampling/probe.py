@@ -173,7 +173,7 @@ def _sees_all(mask: Callable[..., Any], length: int) -> bool:
 def depends_on_length(lm: Any, longest: int) -> bool:
     """Whether the logits of a short sequence change if another sequence of the same forward pass
     reaches position `longest` - 1, as with rotary embeddings that are scaled by the length. False
-    for a model that takes no positions."""
+    for a model that takes no positions; True for one that has fewer positions."""
     last = min(longest, positions(lm) or MOST, MOST)
     ids = torch.tensor([ids_of(lm, FEW)] * 2, device=lm.device)
     near = torch.arange(FEW, device=lm.device)
@@ -189,6 +189,8 @@ def depends_on_length(lm: Any, longest: int) -> bool:
             lm(input_ids=ids[:1, :1], use_cache=False)  # scaled embeddings start anew
     except TypeError:
         return False
+    except IndexError:  # it has no such positions: sequences that long are not comparable
+        return True
     return differs(alone, beside) is not None
 
 

@@ -104,7 +104,11 @@ def training(lm: Any) -> Result:
         old = [sum(x) for x in rows]
         for (w, x), part in zip(g.pairs, parts, strict=True):
             loss = loss - part * F.logsigmoid(BETA * (sums[w] - sums[x] - old[w] + old[x]))
-    loss.backward()
+    try:
+        loss.backward()
+    except Exception:  # not differentiable in evaluation mode: it must be refused
+        GroupModel(lm, LONGEST)
+        raise
     right = gradient(lm)
     lm.zero_grad()
 

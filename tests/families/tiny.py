@@ -248,7 +248,13 @@ PECULIAR: dict[str, dict[str, Any]] = {
         "attention_hidden_size": 128,
         "attention_head_dim": 32,
     },
-    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
 }
 # Types that AutoModelForCausalLM names and that do not continue a text by themselves.
 NOT_TEXT = {

@@ -13,6 +13,8 @@ from facttune_ray.errors import UserError
 from facttune_ray.quickstart.base_model import pretrain
 from facttune_ray.sampling.custom import CustomSampler
 from facttune_ray.sampling.dola import ALPHA, Dola, divergence, layers_of
+from facttune_ray.sampling.paths import PATHS
+from facttune_ray.sampling.probe import Way
 from facttune_ray.sampling.protocol import SampleRequest, encode_prompt
 from facttune_ray.sampling.transformers import TransformersSampler
 
@@ -103,10 +105,10 @@ def by_hand(sampler: TransformersSampler, ids: list[int], layers: list[int], ste
 
 
 @pytest.mark.parametrize("which", ["high", "low", "1"])
-@pytest.mark.parametrize("shares", [True, False])
-def test_greedy_equals_the_formula_without_a_cache(folder, which, shares):
+@pytest.mark.parametrize("path", PATHS)
+def test_greedy_equals_the_formula_without_a_cache(folder, monkeypatch, which, path):
     sampler = TransformersSampler(folder, dola_layers=which)
-    sampler.shares = shares
+    monkeypatch.setattr(sampler.paths, "at", lambda longest: Way(path))
     layers = {"high": [3, 5], "low": [0, 2], "1": [1]}[which]
     settings = {"n": 2, "seeds": [0] * 3, "max_tokens": 10, "temperature": 0, "top_p": 1.0}
     found = sampler.sample(SampleRequest(PROMPTS, **settings))
