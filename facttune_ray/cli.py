@@ -189,7 +189,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         "options",
         nargs="*",
         metavar="key=value",
-        help="latency, limits, faults: the fields of AnnotatorOptions in quickstart/annotator.py",
+        help="latency, limits, faults: the fields of AnnotatorOptions in quickstart/options.py",
     )
     return parser, commands.choices
 

@@ -63,14 +63,18 @@ def responses(
             head = f"{topic}  {name}  sample {r['sample']}"
             parts.append(f"\033[1m{head}\033[0m" if paint else head)
             parts.append(textwrap.fill(str(r["text"] or r["error"] or "(no text)"), width))
-            shown = ""  # the last passage; facts that follow with the same passage do not repeat it
+            shown: list[
+                str
+            ] = []  # the last passage; facts that follow with the same passage do not repeat it
             for f in rows["facts"]:
                 if f["response_id"] == r["response_id"]:
                     v = verdicts.get(f["fact_id"], {})
-                    why = _why(v, width)
                     parts.append(_fact(f, v, second, paint))
-                    parts += [why] * (why not in ("", shown))
-                    shown = why or shown
+                    if v.get("supported") is not True:
+                        parts += _indented(v.get("reason") or v.get("error"), width)
+                        passage = _indented(v.get("evidence"), width)
+                        parts += passage if passage != shown else []
+                        shown = passage or shown
             parts.append("")
     if not parts:
         raise UserError(f'{run}: no response about "{topic}" matches --model or --sample')
@@ -91,12 +95,11 @@ def _fact(f: dict, v: dict, second: dict, paint: bool) -> str:
     return f"  {_mark(supported, paint)} {text}"
 
 
-def _why(v: dict, width: int) -> str:
-    """The passage of a verdict that does not support its fact, else the reason; "" if supported."""
-    why = v.get("evidence") or v.get("reason") or v.get("error")
-    if not why or v.get("supported") is True:
-        return ""
-    return textwrap.indent(textwrap.fill(textwrap.shorten(why, EVIDENCE), width - 6), "      ")
+def _indented(text: str | None, width: int) -> list[str]:
+    """The shortened text below a fact; [] for None."""
+    if not text:
+        return []
+    return [textwrap.indent(textwrap.fill(textwrap.shorten(text, EVIDENCE), width - 6), "      ")]
 
 
 def _mark(supported: bool | None, paint: bool, before: str = "") -> str:

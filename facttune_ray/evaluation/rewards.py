@@ -84,7 +84,7 @@ def _values(
     """Shard by shard: texts by response_id, and every known (reward, row, value) of train."""
     for rows in _shards(root, scope, ("responses", "rewards", "mixes")):
         texts = {r["response_id"]: r["text"] for r in rows["responses"]}
-        rewards = [(n, r, r[n]) for r in rows["rewards"] for n in REWARD_COLUMNS]
+        rewards = [(n, r, r.get(n)) for r in rows["rewards"] for n in REWARD_COLUMNS]
         rewards += [(r["name"], r, r["value"]) for r in rows["mixes"]]
         yield texts, [(n, r, v) for n, r, v in rewards if r["split"] == "train" and v is not None]
 

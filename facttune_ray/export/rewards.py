@@ -84,7 +84,7 @@ def _keys(split: str, shards: Iterable[Shard]) -> list[str]:
 
 
 def _values(rewards: Rows, mixes: Rows) -> Values:
-    values = {r["response_id"]: {KEYS[c]: r[c] for c in REWARD_COLUMNS} for r in rewards}
+    values = {r["response_id"]: {KEYS[c]: r.get(c) for c in REWARD_COLUMNS} for r in rewards}
     for m in mixes:
         key = f"{m['name']}_avg"
         if key in KEYS.values():

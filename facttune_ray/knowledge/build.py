@@ -275,4 +275,8 @@ def _add_row(parsed: Parsed, row: Any, where: str, limit: int, columns: tuple[st
 def _others(row: Any) -> str:
     """The columns of a row, for the error of a missing column."""
     names = ", ".join(map(str, row)) if isinstance(row, Mapping) else ""
-    return f": the row has {names} (--title-column, --text-column)" if names else ""
+    return (
+        f": the row has {names} (`facttune knowledge build` has --title-column, --text-column)"
+        if names
+        else ""
+    )

@@ -53,14 +53,7 @@ def _start_ray() -> None:
                 f"unset RAY_ADDRESS to run on this machine alone"
             ) from None
     else:
-        ray.init(
-            address="local",
-            num_cpus=max(2, os.cpu_count() or 1),  # training needs a CPU beside the driver's
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            log_to_driver=False,  # workers' lines stay in Ray's session logs
-            object_store_memory=512 * 2**20,  # tables travel as files, not as objects
-        )
+        _start_here()
     ending.install()
     for name in ("ray", "ray.data"):  # a user can do nothing about their warnings
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -69,6 +62,34 @@ def _start_ray() -> None:
     context.print_on_execution_start = False
     # An actor has no shard in reserve, so a pool whose actors are all busy must grow.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+
+
+def _start_here(tries: int = 3) -> None:
+    """Start Ray on this machine. It may take longer than the 30 s that Ray waits when the machine
+    is busy: try again. UserError when it never starts."""
+    import ray
+
+    for left in reversed(range(tries)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(2, os.cpu_count() or 1),  # training needs a CPU beside the driver's
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=False,  # workers' lines stay in Ray's session logs
+                object_store_memory=512 * 2**20,  # tables travel as files, not as objects
+            )
+            return
+        except Exception as e:
+            if "timed out during startup" not in str(e):
+                raise
+            ray.shutdown()
+            if not left:
+                raise UserError(
+                    f"Ray did not start on this machine in {tries} tries: stop other work and run "
+                    f"the same command again, or set RAY_ADDRESS to a cluster"
+                ) from None
+            say("Ray did not start within 30 s: try again")
 
 
 def _tell_pages(dashboard: str | None) -> None:

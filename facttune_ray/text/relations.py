@@ -30,6 +30,8 @@ PREPOSITIONS = frozenset(
 )
 
 _WORD = re.compile(r"d\d\d?[a-z]{3}\b|\d{3}0s\b|\d[\d,]*\d|\d|'s\b|[^\W\d_]+|[,;:()\u2013]")
+# other ways to write the dash between two dates: "May 1901 - 2 June 1980", "1901-1980"
+_DASH = re.compile(r"\s(?:--?|\u2014)\s|(?<=\d)-(?=\d{4}\b)")
 _NOT_BEFORE = PREPOSITIONS | {",", "and", "or"}
 _ENDS = frozenset(";:()\u2013")
 _AND = frozenset("and but or then nor yet".split())
@@ -70,7 +72,7 @@ def is_date(word: str) -> bool:
 
 def split_words(text: str) -> list[str]:
     """Words, numbers and marks of a sentence, in order."""
-    words = _WORD.findall(plain(text))
+    words = _WORD.findall(_DASH.sub(" \u2013 ", plain(text)))
     if "," in text:  # thousands
         words = [w if w == "," else w.replace(",", "") for w in words]
     return words

@@ -104,13 +104,23 @@ def prepare(topic: str, passages: Sequence[str]) -> Article:
 
 def _lead(every: Sequence[list[str]], passage_of: Sequence[int], topic: str) -> int | None:
     """The place that opens the article: the first sentence of a passage that begins with the title
-    and has a bracket. Passages may come in any order; None when no passage opens so."""
-    title = [w for w in split_words(topic) if w[0].isalnum()][:1]
-    for place, words in enumerate(every):
-        opens = place == 0 or passage_of[place] != passage_of[place - 1]
-        if opens and words[:1] == title and "(" in words[:30]:
-            return place
-    return None
+    and has a bracket, else the first that names the title behind a bracket ("Samuel Clemens (1835),
+    known as Mark Twain"). Passages may come in any order; None when no passage opens so."""
+    title = [w for w in split_words(topic) if w[0].isalnum()]
+    opens = [
+        place
+        for place, words in enumerate(every)
+        if (place == 0 or passage_of[place] != passage_of[place - 1]) and "(" in words[:30]
+    ]
+    begins = (place for place in opens if every[place][:1] == title[:1])
+    return next(begins, next((p for p in opens if _known_as(every[p], title)), None))
+
+
+def _known_as(words: list[str], title: list[str]) -> bool:
+    if ")" not in words or not words[0][0].isupper():
+        return False
+    behind = words[words.index(")") :]
+    return any(behind[i : i + len(title)] == title for i in range(1, min(12, len(behind))))
 
 
 def _sentences(passage: str) -> Iterator[str]:

@@ -223,6 +223,23 @@ def test_relations_of_a_country(fact, supported):
     assert (score if score is None else score >= lexical.THRESHOLD) is supported
 
 
+@pytest.mark.parametrize("dash", ["-", "\u2013", "\u2014", "--"])
+@pytest.mark.parametrize(
+    ("fact", "supported"),
+    [
+        ("Mara Veldt was born in 1901.", True),
+        ("Mara Veldt died in 1980.", True),
+        ("Mara Veldt was born in 1980.", False),
+        ("Mara Veldt was a painter.", True),
+    ],
+)
+@pytest.mark.parametrize("name", ["Mara Veldt", "Marianne Veldt-Okker", "Anna Okker"])
+def test_dates_in_the_bracket_of_an_opening(name, fact, supported, dash):
+    known = "" if name == "Mara Veldt" else ", known as Mara Veldt,"
+    text = f"{name} (3 May 1901 {dash} 2 June 1980){known} was a Dutch painter."
+    assert (lexical.support(fact, "Mara Veldt", [text]).score >= lexical.THRESHOLD) is supported
+
+
 def test_a_relation_gives_its_reason():
     reason = lexical.support("Norland borders Burgund.", "Norland", [NORLAND]).reason
     assert reason == "border: the passage states another value than burgund"
