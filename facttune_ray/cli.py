@@ -281,8 +281,13 @@ def _status(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> int:
     from facttune_ray.config import listing
 
-    section = args.config.pop(0) if args.config and listing.is_section(args.config[0]) else ""
-    cfg = _config(args, needed=False)
+    first = args.config[0] if args.config else ""
+    section = args.config.pop(0) if first and listing.is_section(first) else ""
+    try:
+        cfg = _config(args, needed=False)
+    except UserError as e:
+        hint = "" if section else did_you_mean(first, listing.names())
+        raise UserError(f"{e}{hint}" if "Did you mean" in hint else str(e)) from None
     shown = listing.chosen(cfg, section) if section else listing.sections(cfg)
     print(listing.as_json(shown) if args.json else listing.table(shown))
     return 0

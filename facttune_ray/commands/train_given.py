@@ -27,6 +27,7 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
     from facttune_ray.training import engine, trackers
 
     files = given.files(cfg.data.groups)
+    source = given.recipe(files, cfg.data.reward)
     engine.deepspeed_config(cfg.train)  # what is wrong, before the model is run
     for tracker in cfg.train.log:
         trackers.check(tracker)
@@ -39,11 +40,7 @@ def train_given(cfg: Config) -> tuple[list[str], list[str]]:
         )
     with Maker(cfg, embedded) as maker:
         run = Run(maker)
-        recipe = (
-            given.recipe(files, cfg.data.reward)
-            | stage("groups").recipe(cfg)
-            | {"run.shards": run.cfg.run.shards}
-        )
+        recipe = source | stage("groups").recipe(cfg) | {"run.shards": run.cfg.run.shards}
 
         def rows() -> list[dict]:
             found = given.read(files, cfg.groups, cfg.data.reward)

@@ -62,9 +62,14 @@ def sections(cfg: Config) -> Iterator[Section]:
             yield from _sections(name, hint, getattr(cfg, name), getattr(Config(), name))
 
 
+def names() -> list[str]:
+    """The sections of every config."""
+    return list(hints(Config))
+
+
 def is_section(name: str) -> bool:
     """Whether the name, or what stands before its first dot, is a section of every config."""
-    return "=" not in name and name.split(".")[0] in hints(Config)
+    return "=" not in name and name.split(".")[0] in names()
 
 
 def chosen(cfg: Config, name: str) -> list[Section]:

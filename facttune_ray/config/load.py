@@ -32,7 +32,7 @@ def preset_path(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = {p.stem: p for p in conf_dir().glob("*.yaml")}
+    known = [p.stem for p in conf_dir().glob("*.yaml")]
     inside = conf_dir() / f"{name}.yaml"  # "gpus/8": a layer in a folder of its own
     if inside.is_file():
         return inside

@@ -71,10 +71,8 @@ def responses(
                     v = verdicts.get(f["fact_id"], {})
                     parts.append(_fact(f, v, second, paint))
                     if v.get("supported") is not True:
-                        parts += _indented(v.get("reason") or v.get("error"), width)
-                        passage = _indented(v.get("evidence"), width)
-                        parts += passage if passage != shown else []
-                        shown = passage or shown
+                        parts += why(v, width, shown)
+                        shown = _indented(v.get("evidence"), width) or shown
             parts.append("")
     if not parts:
         raise UserError(f'{run}: no response about "{topic}" matches --model or --sample')
@@ -93,6 +91,13 @@ def _fact(f: dict, v: dict, second: dict, paint: bool) -> str:
         remarks.append(f"score {v['score']:.2f}")
     text = f["fact"] + (f"  [{', '.join(remarks)}]" if remarks else "")
     return f"  {_mark(supported, paint)} {text}"
+
+
+def why(v: dict, width: int, shown: list[str]) -> list[str]:
+    """Lines with the reason and the passage of a verdict that does not support its fact. `shown`:
+    the lines of the last passage, which are not shown again."""
+    passage = _indented(v.get("evidence"), width)
+    return _indented(v.get("reason") or v.get("error"), width) + passage * (passage != shown)
 
 
 def _indented(text: str | None, width: int) -> list[str]:

@@ -53,7 +53,7 @@ def _start_ray() -> None:
                 f"unset RAY_ADDRESS to run on this machine alone"
             ) from None
     else:
-        _start_here()
+        start_here()
     ending.install()
     for name in ("ray", "ray.data"):  # a user can do nothing about their warnings
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -64,7 +64,7 @@ def _start_ray() -> None:
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
 
 
-def _start_here(tries: int = 3) -> None:
+def start_here(tries: int = 3) -> None:
     """Start Ray on this machine. It may take longer than the 30 s that Ray waits when the machine
     is busy: try again. UserError when it never starts."""
     import ray

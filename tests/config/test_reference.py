@@ -75,3 +75,6 @@ def test_config_prints_json(capsys):
 def test_config_of_an_unknown_section_is_one_line(capsys):
     assert cli.main(["config", "train.lor"]) == 2
     assert 'no section "train.lor". Did you mean "train.lora"?' in capsys.readouterr().err
+    assert cli.main(["config", "trian"]) == 2
+    said = capsys.readouterr().err
+    assert 'no preset "trian"' in said and 'Did you mean "train"?' in said

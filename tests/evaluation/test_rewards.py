@@ -73,6 +73,13 @@ def test_pairs_of_every_reward_and_mix(scope):
     assert found["max_conf"]["mean"] == pytest.approx(1.75 / 3)
 
 
+def test_a_finished_table_lacks_a_reward_that_is_newer(scope, monkeypatch):
+    root = scope(responses=RESPONSES, rewards=ROWS)
+    monkeypatch.setitem(rewards.REWARD_COLUMNS, "newer", "responses")
+    found = rewards.columns(root, Scope("base"), GroupsConfig())
+    assert "newer" not in found and found["factscore"]["responses"] == 4
+
+
 def test_equal_responses_are_in_pairs_once(scope):
     twice = [ROWS[0], [*ROWS[1], reward("e", "q", factscore=2.0)]]
     root = scope(responses=RESPONSES, rewards=twice)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from facttune_ray import cli, config
-from facttune_ray.evaluation import breakdowns
+from facttune_ray.evaluation import breakdowns, inspect_run
 from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.evaluation.report import text
 from facttune_ray.stages import verdicts
@@ -230,6 +230,13 @@ def test_inspect(folder, capsys):
     assert said.count("✓ Topic") == 1 and said.count("✗ Topic") == 3
     assert "second opinion" not in said and said.count("passage") == 3
     assert "score 0.20" in said
+
+
+def test_inspect_gives_the_reason_and_each_passage_once():
+    v = {"supported": False, "evidence": "a passage", "reason": "born: stated otherwise"}
+    reason, passage = inspect_run.why(v, 80, [])
+    assert (reason.strip(), passage.strip()) == (v["reason"], v["evidence"])
+    assert inspect_run.why(v, 80, [passage]) == [reason]
 
 
 def test_auto_takes_a_free_second_estimator():
