@@ -51,6 +51,11 @@ def choose(lm: Any, head: Head, longest: int) -> Way:
     groups = _groups(lm)
     try:
         expected_M = torch.cat([_logps_alone(lm, p, r) for p, rs in groups for r in rs])
+        if expected_M.isnan().any():
+            raise UserError(
+                f"train: log-probabilities of {type(lm).__name__} are nan: its weights are "
+                f"damaged, or too large for train.dtype: use another copy, or float32"
+            )
         _check_causal(lm)
     except torch.OutOfMemoryError:
         raise

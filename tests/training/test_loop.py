@@ -68,8 +68,15 @@ def test_a_model_of_nan_is_one_clear_line(reference, run, tmp_path, ray_cluster,
     model.lm_head.weight.data[5] = math.nan
     for part in (tokenizer, model):
         part.save_pretrained(tmp_path / "nan")
-    with pytest.raises(UserError, match="step 1: the loss is nan: lower train.lr") as caught:
+    with pytest.raises(UserError, match="LlamaForCausalLM are nan: its weights are") as caught:
         run((reference[0], str(tmp_path / "nan")), tmp_path / "out", loss="ipo")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_loss_of_nan_is_one_clear_line(reference, run, tmp_path, ray_cluster):
+    with pytest.raises(UserError, match=r"step \d: the loss is nan: lower train.lr") as caught:
+        run(reference, tmp_path / "out", loss="ipo", lr=1e30, clip=0)
     assert "\n" not in str(caught.value) and not (tmp_path / "out" / "model").exists()
 
 
