@@ -24,14 +24,7 @@ import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.sampling import weights
-from facttune_ray.verifiers.windows import (
-    Scored,
-    Tokens,
-    Windows,
-    batches,
-    best_windows,
-    padded,
-)
+from facttune_ray.verifiers.windows import Scored, Tokens, Windows, best_windows, passes
 
 Pair = tuple[str, str]  # premise, hypothesis
 
@@ -124,10 +117,8 @@ class Entailment:
         probability, becomes the two logits 0 and x."""
         labels = max(2, self.model.config.num_labels)
         out_NL = torch.zeros(len(rows), labels)
-        lengths = [len(row.ids) for row in rows]
-        for batch in batches(lengths, 0 if self.pad is None else self.batch_tokens):
-            some = [rows[i] for i in batch]
-            inputs = padded(some, self.pad or 0, self.windows.typed, self.device)
+        typed = self.windows.typed
+        for batch, inputs in passes(rows, self.batch_tokens, self.pad, typed, self.device):
             logits_BL = self.model(**inputs).logits.float().cpu()
             out_NL[batch, labels - logits_BL.shape[1] :] = logits_BL
             self.pairs_run += len(batch)

@@ -26,9 +26,8 @@ from facttune_ray.verifiers.windows import (
     Scored,
     Tokens,
     Windows,
-    batches,
     best_windows,
-    padded,
+    passes,
 )
 
 TASK = "predict: "  # the prefix that the model was trained with
@@ -67,11 +66,8 @@ class MiniCheck:
             return best_windows(self.windows, facts, evidence, self._probabilities)
 
     def _probabilities(self, rows: list[Tokens]) -> list[float]:
-        out = [0.0] * len(rows)
-        for batch in batches([len(row.ids) for row in rows], self.batch_tokens):
-            inputs = padded(
-                [rows[i] for i in batch], self.tokenizer.pad_token_id, False, self.device
-            )
+        out, pad = [0.0] * len(rows), self.tokenizer.pad_token_id
+        for batch, inputs in passes(rows, self.batch_tokens, pad, False, self.device):
             start_B1 = torch.full((len(batch), 1), self.start, device=self.device)
             logits_BV = self.model(**inputs, decoder_input_ids=start_B1).logits[:, 0]
             pair_B2 = logits_BV[:, [self.no, self.yes]].float()

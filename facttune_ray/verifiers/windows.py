@@ -166,18 +166,22 @@ def best_windows(
     return out
 
 
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Batches of indices, longest first. A padded batch has at most `batch_tokens` tokens, or one
-    row."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+def passes(
+    rows: Sequence[Tokens], batch_tokens: int, pad: int | None, typed: bool, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """(indices of the rows, inputs) of each forward pass, the longest rows first. A padded pass has
+    at most `batch_tokens` tokens, or one row; always one row without a padding token `pad`."""
+    lengths = [len(row.ids) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (-lengths[i], i))
     at = 0
     while at < len(order):
-        n = max(1, batch_tokens // max(1, lengths[order[at]]))
-        yield order[at : at + n]
+        n = 1 if pad is None else max(1, batch_tokens // max(1, lengths[order[at]]))
+        chosen = order[at : at + n]
+        yield chosen, _padded([rows[i] for i in chosen], pad or 0, typed, device)
         at += n
 
 
-def padded(
+def _padded(
     rows: Sequence[Tokens], pad: int, typed: bool, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """input_ids, attention_mask and, if `typed`, token_type_ids [B, T], padded on the right."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import sqlite3
@@ -15,6 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import row_files
 
 from facttune_ray import cli
 from facttune_ray.errors import UserError
@@ -253,16 +253,7 @@ WIKI = [
 @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
 def test_a_table_of_other_columns_becomes_the_same_database(tmp_path, form):
     """Parquet in the shape of Hugging Face's wikimedia/wikipedia, and the same rows as text."""
-    file = tmp_path / "rows"  # the content tells the form
-    if form == "parquet":
-        pq.write_table(pa.Table.from_pylist(WIKI), file, row_group_size=1000)
-    elif form == "csv":
-        with open(file, "w", newline="") as f:
-            out = csv.DictWriter(f, WIKI[0])
-            out.writeheader()
-            out.writerows(WIKI)
-    else:
-        jsonl(file, WIKI)
+    file = row_files.write(tmp_path / "rows", WIKI, form)  # the content tells the form
     words = ["knowledge", "build", str(file), str(tmp_path / "k.db")]
     columns = ["--title-column", "name", "--text-column", "body"]
     assert cli.main([*words, *columns]) == 0
@@ -275,7 +266,7 @@ def test_a_table_of_other_columns_becomes_the_same_database(tmp_path, form):
 
 def test_an_unfinished_build_of_parquet_is_resumed(tmp_path):
     rows = [{"title": r["name"], "text": r["body"]} for r in WIKI]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=700)
+    row_files.write(tmp_path / "a.parquet", rows, "parquet")
     bad = jsonl(tmp_path / "z.jsonl", [{}])
     with pytest.raises(UserError):
         build.build([tmp_path / "a.parquet", bad], tmp_path / "k.db", commit_s=0.0)

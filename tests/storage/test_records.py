@@ -1,15 +1,13 @@
 """The one reader of row files: formats by content, compression, blocks, files and globs."""
 
 import bz2
-import csv
 import gzip
-import json
 import lzma
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import row_files
 
 from facttune_ray.errors import UserError
 from facttune_ray.storage import records
@@ -66,27 +64,12 @@ def test_a_truncated_file_is_named(tmp_path, ending):
 ROWS = [{"title": f"T{i}", "text": f"Text, {i}.\nMore."} for i in range(2500)]
 
 
-def written(path, form):
-    if form == "parquet":
-        pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=700)
-    elif form == "csv":
-        with open(path, "w", newline="") as f:
-            out = csv.DictWriter(f, ROWS[0])
-            out.writeheader()
-            out.writerows(ROWS)
-    elif form == "json":
-        path.write_text(json.dumps(ROWS, indent=1))
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return str(path)
-
-
 @pytest.mark.parametrize("form", ["parquet", "csv", "json", "jsonl"])
 @pytest.mark.parametrize("name", ["rows", "rows.dat", "rows.jsonl.gz"])
 def test_a_file_is_recognised_by_its_content(tmp_path, form, name):
     if form == "csv" and name.endswith(".jsonl.gz"):
         pytest.skip("a text of CSV does not tell that its name is wrong")
-    path = written(tmp_path / name, form)
+    path = str(row_files.write(tmp_path / name, ROWS, form))
     assert [row for _, row in records.read(path)] == ROWS
     packed = str(compressed(tmp_path / "packed.gz", open(path, "rb").read()))
     if form != "parquet":
@@ -99,16 +82,16 @@ def test_a_file_is_recognised_by_its_content(tmp_path, form, name):
 
 
 def test_only_the_asked_columns_of_parquet_are_read(tmp_path):
-    path = written(tmp_path / "rows.parquet", "parquet")
+    path = str(row_files.write(tmp_path / "rows.parquet", ROWS, "parquet"))
     block = next(records.blocks(path, columns=("text", "gone")))
     assert next(block.rows())[1] == {"text": ROWS[0]["text"]}
     assert set(next(next(records.blocks(path, columns=("gone",))).rows())[1]) == {"title", "text"}
 
 
 def test_rows_are_counted_without_being_read(tmp_path):
-    assert records.count(written(tmp_path / "a", "parquet")) == 2500
-    assert records.count(written(tmp_path / "b", "json")) == 2500
-    assert records.count(written(tmp_path / "c", "jsonl")) == 2500
+    assert records.count(str(row_files.write(tmp_path / "a", ROWS, "parquet"))) == 2500
+    assert records.count(str(row_files.write(tmp_path / "b", ROWS, "json"))) == 2500
+    assert records.count(str(row_files.write(tmp_path / "c", ROWS, "jsonl"))) == 2500
     (tmp_path / "t.txt").write_text("Ada\nBo\n")
     assert records.count(str(tmp_path / "t.txt")) == 2
     assert records.count(str(tmp_path / "gone.txt")) == 0
