@@ -11,13 +11,12 @@ before it is returned.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import itertools
 import math
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,8 +100,7 @@ class Sender:
         """Send the request until it has an answer. Return its completions, which are in the ledger.
         Raise EndpointError when every request would fail, RowError when only this one fails."""
         while True:
-            async with self._alone():
-                endpoint, meaning, paid, number = await self._attempt(request)
+            endpoint, meaning, paid, number = await self._attempt_in_turn(request)
             if paid:
                 await self.ledger.put_all(dict(zip(request.keys, paid, strict=False)))
             if paid or not meaning.unknown:
@@ -111,15 +109,15 @@ class Sender:
                 return paid
             await self._before_retry(request, endpoint, meaning)
 
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """With a budget and before the first answer, let one request at a time go on."""
-        async with contextlib.AsyncExitStack() as held:
-            if (first := self._first) is not None:
-                await held.enter_async_context(first)
-                if self._first is None:  # the answer came while this request waited
-                    await held.aclose()
-            yield
+    async def _attempt_in_turn(
+        self, request: Request
+    ) -> tuple[Endpoint, Meaning, list[Completion], int]:
+        """`_attempt`; with a budget and before the first answer, one request at a time."""
+        if (first := self._first) is not None:
+            async with first:
+                if self._first is not None:  # no answer came while this request waited
+                    return await self._attempt(request)
+        return await self._attempt(request)
 
     async def _admit(self, request: Request) -> tuple[float, Gate, float]:
         """Wait for funds and a permit. Return (dollars taken, gate of the permit, its tokens)."""

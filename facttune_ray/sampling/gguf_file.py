@@ -48,7 +48,7 @@ def dequantized(file: Folder, cache: Path) -> Path:
     place = cache / digest("gguf", file.uri, info.size, info.mtime_ns) / Path(name).stem
     try:
         return made_once(place, lambda folder: _convert(Path(file.path), folder))
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{file.path}: transformers cannot read it: {one_line(error)}") from error
 
 

@@ -229,7 +229,7 @@ def _reason(lora: LoraConfig, model: Any, name: str, layer: Any) -> str:
         else:  # the adapter will be merged into the unquantised layer
             merged_2S = layer(x_2I)[:, :SLICE].float() + x_2I.float() @ added_SI.T
             rounding = torch.finfo(torch.bfloat16).eps
-    except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as e:
+    except (ValueError, TypeError, RuntimeError, AttributeError) as e:
         return f"peft: {one_line(e)[:200]}"
     bound = (1e-4 + 4 * rounding) * float(merged_2S.abs().max())
     if not float((adapted_2S - merged_2S).abs().max()) <= bound:
