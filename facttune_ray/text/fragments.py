@@ -1,4 +1,4 @@
-"""Fragments: texts that look like facts and state nothing. "The currency of.", "She moved to the."
+"""Find fragments: texts that look like facts and state nothing ("She moved to the.").
 
 is_fragment("Ada Vane was born.")        ->  True
 is_fragment("Ada Vane was born in May.") ->  False
@@ -6,6 +6,7 @@ is_fragment("Ada Vane was born in May.") ->  False
 
 from __future__ import annotations
 
+from facttune_ray.text.clauses import ARTICLES
 from facttune_ray.text.relations import (
     DETERMINERS,
     PREPOSITIONS,
@@ -16,7 +17,7 @@ from facttune_ray.text.relations import (
 )
 from facttune_ray.text.verbs import AUXILIARIES, KNOWN, is_finite
 
-# These may end a sentence: "lives on", "ever since", "honoured her".
+# A sentence may end on one of these words: "lives on", "ever since", "honoured her".
 _MAY_END = frozenset("like near over under since before after on around her his".split())
 # A fact that ends on one of these words is cut off.
 _OPEN_END = (
@@ -24,14 +25,14 @@ _OPEN_END = (
     | AUXILIARIES
     | frozenset("and or but nor be been being who which whose than".split())
 )
-
-
-_ARTICLES = frozenset("a an the his their its".split())
-_NO_NOUNS = PREPOSITIONS - {"like", "near", "over", "under", "since", "before", "after"} - {"as"}
+# An article needs a noun before one of these words: "the of" is cut off.
+_NEED_NOUN = frozenset(ARTICLES) | {"his", "their", "its"}
+_NO_NOUNS = PREPOSITIONS - frozenset("like near over under since before after as".split())
 _NO_NOUNS |= frozenset("which who whose and or but is was are were has had have".split())
 
 
 def is_fragment(fact: str) -> bool:
+    """Whether the text states nothing."""
     words = split_words(fact)
     clause = next((c for c in read(words, frozenset()) if c.verb), None)
     return unfinished(words, clause) is not None
@@ -46,7 +47,7 @@ def unfinished(words: list[str], clause: Clause | None) -> str | None:
     if low[-1] in _OPEN_END and not {"which", "that", "who"} & set(low[:-1]):
         return f'a fragment: it ends on "{low[-1]}"'
     for word, after in zip(words, words[1:], strict=False):
-        if word in _ARTICLES and after in _NO_NOUNS:
+        if word in _NEED_NOUN and after in _NO_NOUNS:
             return f'a fragment: "{word} {after}" lacks a noun'
     if clause and clause.verb == "born" and low[-1] == "born":
         return "a fragment: born, without a place or time"

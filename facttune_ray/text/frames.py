@@ -1,4 +1,4 @@
-"""Signs that a statement says nothing: values that are the topic itself, repeated frames.
+"""Find statements that say nothing: the topic as its own value, and frames that topics share.
 
 names_only_its_topic("Mali", "Mali borders Mali.")           ->  True
 frame("Mali", "Mali is a country in Africa.")                ->  "… is a country in africa"
@@ -22,7 +22,7 @@ from facttune_ray.text.clauses import (
 )
 from facttune_ray.text.decompose import normal_fact
 
-TOPIC = "…"  # stands for the topic's name in a frame
+NAME_MARK = "…"  # stands for the topic's name in a frame
 _FIRST = ARTICLES | POSSESSIVES | PREPOSITIONS | PRONOUNS | {"there", "this", "these", "both"}
 _BRACKET = re.compile(r"\s*\([^)]*\)$")
 _VERB_FORM = re.compile(r"[a-z]+(?:s|ed)$")
@@ -65,17 +65,17 @@ def _verb_at(words: list[str], topic: str) -> int | None:
 
 
 def frame(topic: str, sentence: str) -> str:
-    """The sentence in its normal form with TOPIC in place of the topic's name, and of a part of the
-    name or a pronoun that begins the sentence. Equal frames of different topics are one
+    """The sentence in its normal form with NAME_MARK in place of the topic's name, and of a part
+    of the name or a pronoun that begins the sentence. Equal frames of different topics are one
     sentence that the model fills in."""
     name = _BRACKET.sub("", topic).strip() or topic
-    text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", TOPIC, sentence, flags=re.IGNORECASE)
+    text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", NAME_MARK, sentence, flags=re.IGNORECASE)
     words = text.split()
-    if words and not words[0].startswith(TOPIC):
+    if words and not words[0].startswith(NAME_MARK):
         length = 1 if words[0].lower() in PRONOUNS else name_length(words, name)
         owner = re.sub(r"['\u2019]s?$", "", words[0])
         if length:
-            words = [TOPIC, *words[length:]]
+            words = [NAME_MARK, *words[length:]]
         elif words[0].lower() in POSSESSIVES or (owner != words[0] and owner in name.split()):
-            words = [f"{TOPIC}'s", *words[1:]]
+            words = [f"{NAME_MARK}'s", *words[1:]]
     return normal_fact(" ".join(words))

@@ -1,7 +1,8 @@
 """Read the clauses of a sentence: what each clause is about, its verb, and the words it says.
 
     read(split_words("Her mother was born in Mumbai, and she coached Leeds."), {"ada", "vane"})
-        ->  [Clause(OTHER, who=["her", "parent"], verb="born", said=["born", "in", "mumbai"], ...),
+        ->  [Clause(OTHER, who=["her", "parent"], verb="born",
+                    said=["be", "born", "in", "mumbai", ","], ...),
              Clause(TOPIC, who=["she"], verb="coach", said=["coach", "leed"], ...)]
 
 Rules find the clauses: marks, conjunctions and relative pronouns open one, and the words before its
@@ -15,19 +16,20 @@ import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
-from facttune_ray.text.meanings import meaning
+from facttune_ray.text.clauses import ARTICLES, POSSESSIVES, PRONOUNS
+from facttune_ray.text.clauses import PREPOSITIONS as ALL_PREPOSITIONS
+from facttune_ray.text.meanings import meaning, meanings
 from facttune_ray.text.quantities import MONTHS
 from facttune_ray.text.verbs import AUXILIARIES, BE, KNOWN, base, is_finite, is_past
 from facttune_ray.text.words import plain
 
 TOPIC, OTHER = "topic", "other"
-PRONOUNS = frozenset("he she it they".split())
-OWNERS = frozenset("his her their its whose".split())
-DETERMINERS = frozenset("a an the this that these those".split()) | OWNERS
-PREPOSITIONS = frozenset(
-    "in on at for with by from to of as into about over under during since until after before "
-    "between against across among within without toward towards around near like via upon".split()
-)
+OWNERS = frozenset(POSSESSIVES) | {"whose"}
+DETERMINERS = frozenset(ARTICLES) | OWNERS | frozenset("this that these those".split())
+# after these, the words of `clauses.PREPOSITIONS` that name no relation, a clause goes on
+PREPOSITIONS = frozenset(ALL_PREPOSITIONS) - {
+    "including", "featuring", "alongside", "through", "throughout"
+}  # fmt: skip
 
 _WORD = re.compile(r"d\d\d?[a-z]{3}\b|\d{3}0s\b|\d[\d,]*\d|\d|'s\b|[^\W\d_]+|[,;:()\u2013]")
 # other ways to write the dash between two dates: "May 1901 - 2 June 1980", "1901-1980"
@@ -50,8 +52,6 @@ _PEOPLE = frozenset(
     "grandfather grandmother grandparent ancestor teach coach mentor rival fan predecessor "
     "successor brother".split()
 )
-
-
 _MONTHS = frozenset(map(meaning, MONTHS))
 
 
@@ -70,6 +70,11 @@ def is_date(word: str) -> bool:
     return word[0].isdigit() or word in _MONTHS or (word[0] == "d" and word[1:2].isdigit())
 
 
+def is_year(word: str) -> bool:
+    """Whether a word is a year from 1000 to 2099."""
+    return len(word) == 4 and word.isdigit() and "1000" <= word < "2100"
+
+
 def split_words(text: str) -> list[str]:
     """Words, numbers and marks of a sentence, in order."""
     words = _WORD.findall(_DASH.sub(" \u2013 ", plain(text)))
@@ -86,8 +91,7 @@ def read(
     opens the topic's article, so dates in brackets are those of the topic's life; `first`: its
     subject is the topic, under any name. `means`: the meanings of the words, if they are known."""
     low = [w.lower() for w in words]
-    if means is None:
-        means = [w if w == "," else meaning(w) for w in low]
+    means = meanings(words) if means is None else means
     out: list[Clause] = []
     host: Clause | None = None  # the clause that a bracket interrupts
     main: Clause | None = None  # the last clause that no relative pronoun opened
@@ -98,12 +102,7 @@ def read(
             main = clause
         if lead and main and (kind == ")" or kind == "(" and clause.verb == "born"):
             clause.subject = main.subject
-        if (
-            lead
-            and not clause.verb
-            and kind in _LIFE
-            and any(len(w) == 4 and w.isdigit() for w in clause.said)
-        ):
+        if lead and not clause.verb and kind in _LIFE and any(map(is_year, clause.said)):
             clause.verb = _LIFE[kind]  # "Ada Vane (Lyon, 3 May 1870 - 1934) was"
             clause.subject = main.subject if main else TOPIC
             clause.said.insert(0, clause.verb)

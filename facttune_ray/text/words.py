@@ -148,14 +148,18 @@ _ACCENTS = re.compile("[\u0300-\u036f]")
 _TOKEN = re.compile(r"d\d\d?[a-z]{3}\b|\d{3}0s\b|\d[\d,]*\d|\d|[^\W\d_]+")
 
 
-def _families() -> dict[str, str]:
-    rows = [line.split() for line in _FAMILIES.strip().splitlines()]
-    table = {word: row[0] for row in rows for word in row}
-    # Not "one", which is also a pronoun, and no ordinals: "third" is not "three".
-    return table | {word: str(n) for word, n in NUMBERS.items() if 2 <= n <= 12}
+def rows(table: str) -> list[list[str]]:
+    """The words of each row of a literal table; an indented line continues its row."""
+    return [line.split() for line in table.replace("\n  ", " ").strip().splitlines()]
 
 
-FAMILY = _families()
+def families(table: str) -> dict[str, str]:
+    """Word -> first word of its row."""
+    return {word: row[0] for row in rows(table) for word in row}
+
+
+# Not "one", which is also a pronoun, and no ordinals: "third" is not "three".
+FAMILY = families(_FAMILIES) | {word: str(n) for word, n in NUMBERS.items() if 2 <= n <= 12}
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -1,9 +1,10 @@
-"""Who did a thing to whom, in which year, and how many of them.
+"""Compare who did a thing to whom, in which year, and how many of them.
 
-    by_action("Ada coached Tom")   with the evidence "Ada was coached by Tom"   ->  DENIED
-    by_another("Tom left Lyon")    with the evidence "Ada left Lyon"            ->  DENIED
-    by_year("Ada left in 1955")    with the evidence "Ada left in 1948"         ->  DENIED
-    by_quantity("two children")    with the evidence "three children"           ->  DENIED
+    function     a fact that it denies    the evidence
+    by_action    "Ada coached Tom"        "Ada was coached by Tom"
+    by_another   "Tom left Lyon"          "Ada left Lyon"
+    by_year      "Ada left in 1955"       "Ada left in 1948"
+    by_quantity  "two children"           "three children"
 
 These functions only deny. A fact that they do not deny is judged by its words.
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence, Set
 
 from facttune_ray.text.meanings import meaning
 from facttune_ray.text.quantities import NUMBERS
-from facttune_ray.text.relations import TOPIC, Clause
+from facttune_ray.text.relations import TOPIC, Clause, is_year
 from facttune_ray.verifiers.article import Article
 from facttune_ray.verifiers.match import DENIED, Match, clauses_with, values
 
@@ -59,7 +60,7 @@ def by_another(fact: Clause, article: Article) -> Match | None:
 
 def by_year(fact: Clause, article: Article) -> Match | None:
     """Whether the article gives another year for the same action."""
-    years = [w for w in fact.said if len(w) == 4 and w.isdigit()]
+    years = [w for w in fact.said if is_year(w)]
     if len(years) != 1 or not fact.verb:
         return None
     need = frozenset(values([*fact.said, *fact.who])) - {fact.verb, *years} - article.name
@@ -70,7 +71,7 @@ def by_year(fact: Clause, article: Article) -> Match | None:
         if need <= set(article.meanings[place]):
             if years[0] in article.meanings[place]:
                 return None
-            if any(len(w) == 4 and w.isdigit() for w in [*clause.said, *clause.who]):
+            if any(is_year(w) for w in [*clause.said, *clause.who]):
                 denied = place
     return None if denied is None else Match(DENIED, fact.verb, frozenset(years), denied)
 

@@ -1,6 +1,6 @@
 """An article as words and clauses, prepared once for all facts of its topic.
 
-article = prepare("Mara Veldt", ["Mara Veldt was born in Lyon. She plays the cello."])
+article = read_article("Mara Veldt", ["Mara Veldt was born in Lyon. She plays the cello."])
 article.places["cello"]   ->  [1]
 article.clauses(1)        ->  [Clause(TOPIC, who=["she"], verb="play", ...)]
 """
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from facttune_ray.text.meanings import meaning
-from facttune_ray.text.relations import Clause, read, split_words
+from facttune_ray.text.relations import PREPOSITIONS, TOPIC, Clause, is_year, read, split_words
 
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+(?=[A-Z\"'0-9])")
 _BRACKET = re.compile(r"\([^)]*\)")
-_YEAR = re.compile(r"1\d{3}|20\d\d")
+COPULAS = frozenset("be become remain".split())
 MOST_WORDS = 80  # a longer sentence counts as one of this length
 _OPENING = 3  # sentences that may give the dates of the topic's life
 
@@ -36,13 +36,12 @@ class Article:
     pairs: frozenset[tuple[str, str]]  # neighbouring meanings in any passage
     _clauses: dict[int, list[Clause]] = field(default_factory=dict)
     _clause_words: dict[int, list[frozenset[str]]] = field(default_factory=dict)
-    roles: dict[int, frozenset[str]] = field(default_factory=dict)  # filled by `statements`
+    _roles: dict[int, frozenset[str]] = field(default_factory=dict)
 
     def clauses(self, place: int) -> list[Clause]:
         """The clauses of a sentence, read when a fact first needs them."""
         if place not in self._clauses:
-            lead = self.lead is not None and self.lead <= place <= self.lead + _OPENING - 1
-            first = place == self.lead
+            lead, first = place in self.opening(), place == self.lead
             means = self.meanings[place]
             self._clauses[place] = read(self.words[place], self.name, lead, first, means)
         return self._clauses[place]
@@ -54,18 +53,25 @@ class Article:
             self._clause_words[place] = [frozenset([*c.who, *c.said]) for c in clauses]
         return self._clause_words[place]
 
+    def roles(self, place: int) -> frozenset[str]:
+        """The words that a sentence says the topic to be."""
+        if place not in self._roles:
+            said = (_roles(clause, self.name) for clause in self.clauses(place))
+            self._roles[place] = frozenset().union(*said)
+        return self._roles[place]
+
     def opening(self) -> range:
         """The places that may give the dates of the topic's life in brackets."""
         if self.lead is None:
             return range(0)
         return range(self.lead, min(self.lead + _OPENING, len(self.words)))
 
-    def same_passage(self, place: int) -> bool:
+    def in_opening_passage(self, place: int) -> bool:
         """Whether the place is in the passage that opens the article."""
         return self.lead is not None and self.passages[place] == self.passages[self.lead]
 
 
-def prepare(topic: str, passages: Sequence[str]) -> Article:
+def read_article(topic: str, passages: Sequence[str]) -> Article:
     """Split an article into words once, for all facts of its topic."""
     every: list[list[str]] = []
     meant: list[list[str]] = []
@@ -81,7 +87,7 @@ def prepare(topic: str, passages: Sequence[str]) -> Article:
             means = [meaning(w.lower()) for w in words]
             found = [w for w in means if w[0].isalnum()]
             # a year also supports its decade
-            for s in {*found, *(s[:3] + "0s" for s in found if _YEAR.fullmatch(s))}:
+            for s in {*found, *(s[:3] + "0s" for s in found if is_year(s))}:
                 places[s].append(len(every))
             every.append(words)
             meant.append(means)
@@ -136,4 +142,32 @@ def _sentences(passage: str) -> Iterator[str]:
 
 
 def names(text: str) -> frozenset[str]:
+    """The meanings of the words of a name."""
     return frozenset(meaning(w.lower()) for w in split_words(text) if w[0].isalnum())
+
+
+def phrase(said: Sequence[str]) -> Sequence[str]:
+    """The words of a noun phrase up to its first preposition."""
+    return said[: next((i for i, w in enumerate(said) if i and w in PREPOSITIONS), len(said))]
+
+
+def _roles(clause: Clause, name: Set[str]) -> set[str]:
+    """The words that a clause says the topic to be."""
+    if clause.subject != TOPIC:
+        return set()
+    said, out = clause.said, set()
+    if clause.verb in COPULAS or not clause.verb:
+        inside = True
+        for word in said:
+            inside = word in {",", "and"} or (inside and word not in PREPOSITIONS)
+            if inside:
+                out.add(word)
+    elif not clause.passive:
+        out.add(clause.verb)  # she sings: a singer
+    for i, word in enumerate(said):
+        if word == "as":
+            out.update(phrase(said[i + 1 :]))
+    if "," in clause.who:
+        out.update(phrase(clause.who[clause.who.index(",") + 1 :]))
+    out.update(w for w, after in zip(clause.who, clause.who[1:], strict=False) if after in name)
+    return out

@@ -17,33 +17,25 @@ value, or of nobody, bounds it. A fact without a known relation is judged by its
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from facttune_ray.text.clauses import PRONOUNS
 from facttune_ray.text.fragments import unfinished
-from facttune_ray.text.meanings import NARROWER, meaning
-from facttune_ray.text.relations import (
-    OTHER,
-    OWNERS,
-    PRONOUNS,
-    Clause,
-    read,
-    split_words,
-)
+from facttune_ray.text.meanings import NARROWER, ROLES, meanings
+from facttune_ray.text.relations import OTHER, OWNERS, Clause, is_year, read, split_words
 from facttune_ray.text.words import FAMILY, stem
-from facttune_ray.verifiers import article as articles
 from facttune_ray.verifiers import statements
-from facttune_ray.verifiers.article import Article
+from facttune_ray.verifiers.article import Article, read_article
 from facttune_ray.verifiers.match import DENIED, OPEN, SILENT, STATED, Match
 
 THRESHOLD = 0.5  # smallest score of a supported fact: even odds
 VERSION = 2  # raised when the code changes scores
 
-# Log-odds, as round numbers near the coefficients of logistic regressions on each labelled file of
-# FActScore. The README of this room says what each fit gives on the other file.
+# Log-odds, as round numbers. A regression on one labelled file of FActScore is no better on the
+# other file: jobs/results/README.md, "Real text".
 BIAS = -0.7
 SHARE = 2.2  # difference between no word and all words found in the best sentence
 CLAUSE = 0.7  # the same for the best clause of that sentence
@@ -81,9 +73,8 @@ _LIGHT = frozenset(
     "roles contributions contribution field notable famous successful member part would could may "
     "can people person used use widely considered continued throughout".split()
 )
-_YEAR = re.compile(r"1\d{3}|20\d\d")
 _COMMON = frozenset(FAMILY.values())
-_ABOUT = PRONOUNS | OWNERS | {"him", "them"}
+_ABOUT = OWNERS | PRONOUNS | {"him", "them"}
 
 
 class Support(NamedTuple):
@@ -113,6 +104,7 @@ class _Content:
     names: set[str] = field(default_factory=set)  # content words, capitalised inside the fact
     numbers: set[str] = field(default_factory=set)  # content words with digits
     runs: list[list[str]] = field(default_factory=list)  # capitalised words in a row
+    roles: set[str] = field(default_factory=set)  # content words that are nouns for roles
 
 
 def no_rarity(stem: str) -> float:
@@ -124,7 +116,7 @@ def prepare(
     topic: str, passages: Sequence[str], rarity: Callable[[str], float] = no_rarity
 ) -> Prepared:
     """Read an article once, for all facts of its topic."""
-    return Prepared(articles.prepare(topic, passages), rarity)
+    return Prepared(read_article(topic, passages), rarity)
 
 
 def support(fact: str, topic: str, passages: Sequence[str]) -> Support:
@@ -135,7 +127,7 @@ def support(fact: str, topic: str, passages: Sequence[str]) -> Support:
 def support_prepared(fact: str, prepared: Prepared) -> Support:
     """The article's support of the fact; `evidence` is the passage of the best sentence."""
     article, words = prepared.article, split_words(fact)
-    means = [w if w == "," else meaning(w.lower()) for w in words]
+    means = meanings(words)
     content = _read(words, means, prepared)
     clauses = read(words, article.name, means=means)
     clause = next((c for c in clauses if c.verb), None)
@@ -199,7 +191,7 @@ def _odds(content: _Content, article: Article) -> tuple[int, float]:
         places = article.places.get(word, ())
         for place in places:
             weight_at[place] += weight
-        if word in NARROWER:
+        if word in content.roles:
             found_at = {p for n in NARROWER[word] for p in article.places.get(n, ())}
             narrower[word] = found_at.difference(places)
             for place in narrower[word]:
@@ -234,7 +226,7 @@ def _against(
     weights, places = content.weights, article.places
     lacking = [w for word, w in weights.items() if word not in found]
     nowhere = sum(w for s, w in weights.items() if s not in places and not narrower.get(s))
-    years = sum(bool(_YEAR.fullmatch(n)) and n not in places for n in content.numbers)
+    years = sum(is_year(n) and n not in places for n in content.numbers)
     split = sum(not article.pairs.issuperset(zip(r, r[1:], strict=False)) for r in content.runs)
     negated = (_negated(content.order) & found) != (_negated(article.meanings[best]) & found)
     return (
@@ -257,6 +249,7 @@ def _negated(parts: list[str]) -> frozenset[str]:
 
 
 def _read(words: list[str], means: list[str], prepared: Prepared) -> _Content:
+    """Collect the words of a fact, with their weights."""
     content, name = _Content([], {}), prepared.article.name
     order, weights, known = content.order, content.weights, prepared.weights
     run: list[str] = []
@@ -279,6 +272,8 @@ def _read(words: list[str], means: list[str], prepared: Prepared) -> _Content:
             content.numbers.add(root)
         elif capital:
             content.names.add(root)
+        if lower in ROLES:
+            content.roles.add(root)
         weight = known.get(lower)
         if weight is None:
             # the square root keeps one very rare word from deciding alone

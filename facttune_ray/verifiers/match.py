@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from facttune_ray.text.relations import DETERMINERS, PREPOSITIONS, TOPIC, Clause
 from facttune_ray.verifiers.article import Article
@@ -13,8 +13,6 @@ EMPTY = (
     | DETERMINERS
     | PREPOSITIONS
 )
-
-
 STATED, DENIED, SILENT, OPEN = "stated", "denied", "silent", "open"
 
 
@@ -33,10 +31,12 @@ class Match:
 
 
 def values(words: Sequence[str]) -> list[str]:
+    """The words that carry meaning: no articles, prepositions, copulas or marks."""
     return [w for w in words if w not in EMPTY and w[0].isalnum()]
 
 
 def clauses_with(cue: str, article: Article) -> Iterator[tuple[int, Clause]]:
+    """Yield (place, clause) of the clauses that hold the cue."""
     places = article.places.get(cue, ())
     if cue in {"born", "die"}:  # the first sentence may give the dates alone, in brackets
         places = sorted({*places, *article.opening()})
@@ -44,6 +44,8 @@ def clauses_with(cue: str, article: Article) -> Iterator[tuple[int, Clause]]:
         for clause in article.clauses(place):
             if cue in clause.said or cue in clause.who:
                 named = clause.who and clause.capital.issuperset(clause.who)
-                if cue == "born" and named and article.same_passage(place):
-                    clause.subject = TOPIC  # the full name, under which the article has no title
-                yield place, clause
+                if cue == "born" and named and article.in_opening_passage(place):
+                    # the topic's full name, under which the article has no title
+                    yield place, replace(clause, subject=TOPIC)
+                else:
+                    yield place, clause

@@ -1,7 +1,9 @@
 """Look for a fact's relation in an article: does a clause state its value of the same subject?
 
-    article = prepare("Ada Vane", ["Ada Vane was born in Lyon. Her mother was born in Rome."])
-    judge("Ada Vane was born in Rome.", article)  ->  Match("denied", "born", missing={"rome"}, ...)
+    article = read_article("Ada Vane", ["Ada Vane was born in Lyon. Her mother was born in Rome."])
+    words = split_words("Ada Vane was born in Rome.")
+    judge(read(words, article.name)[0], words, article)
+        ->  Match("denied", "born", missing={"rome"}, ...)
 
 A relation has a cue (born, border, capital), a subject and a value. These are read: births, deaths
 and borders; a noun with an owner ("the capital of Mali is"); a place ("is in Africa"); a role ("is
@@ -18,13 +20,12 @@ from facttune_ray.text.meanings import NARROWER, meaning
 from facttune_ray.text.relations import (
     OTHER,
     OWNERS,
-    PREPOSITIONS,
     TOPIC,
     Clause,
     is_date,
 )
 from facttune_ray.verifiers.actions import by_action, by_another, by_quantity, by_year
-from facttune_ray.verifiers.article import Article
+from facttune_ray.verifiers.article import COPULAS, Article, phrase
 from facttune_ray.verifiers.match import (
     DENIED,
     EMPTY,
@@ -41,8 +42,7 @@ _WHOLE = frozenset({"border", "capital"})  # the value is a whole name: Sudan is
 _PLACES = frozenset("in on at within".split())  # prepositions of places and times
 _ASIDE = frozenset("to as with by for from after because".split())
 _KINDS = frozenset("country nation state city town village island region place".split())
-_COPULAS = frozenset("be become remain".split())
-_STATES = _COPULAS | {meaning("include")}
+_STATES = COPULAS | {meaning("include")}
 _SHARES = frozenset(map(meaning, ("share", "have")))
 
 # ---------------------------------------------------------------- the relation of a fact
@@ -52,7 +52,7 @@ def judge(fact: Clause, words: Sequence[str], article: Article) -> Match | None:
     """What the article says about a fact's clause; None for a fact without a relation that this
     file reads. `words`: of the whole fact, in its own forms."""
     match = _by_relation(fact, words, article) or by_another(fact, article)
-    if match is None and fact.verb not in _COPULAS:
+    if match is None and fact.verb not in COPULAS:
         match = by_year(fact, article) or by_action(fact, article)
     if match is None or match.answer == OPEN:
         match = by_quantity(words, article) or match
@@ -80,7 +80,7 @@ def _by_relation(fact: Clause, words: Sequence[str], article: Article) -> Match 
         if owner <= fact.capital and owner.isdisjoint(article.name):
             return _of_another(noun, owner, values(said[at:]), article)
         return None
-    if at >= len(said) or fact.verb not in _COPULAS:
+    if at >= len(said) or fact.verb not in COPULAS:
         return None
     if said[at] == "the" and "of" in said:  # "Bamako is the capital of Mali"
         of = said.index("of")
@@ -198,14 +198,14 @@ def _by_place(fact: Clause, said: list[str], article: Article) -> Match | None:
 def _by_role(fact: Clause, said: list[str], forms: Sequence[str], article: Article) -> Match | None:
     """Whether the topic is said to be this: "is a", "as a", an apposition, or an activity. A role
     noun elsewhere ("she met a journalist") says nothing; another form ("journalism") may."""
-    wanted = values(_phrase(said))
+    wanted = values(phrase(said))
     if not wanted:
         return None
     found, hinted, at = set(), set(), None
     for word in wanted:
         for kind in (word, *NARROWER.get(word, ())):
             for place in article.places.get(kind, ()):
-                if kind in _roles_at(place, article):
+                if kind in article.roles(place):
                     found.add(word)
                     at = place
                 elif word not in hinted and _hinted(kind, place, forms, article):
@@ -213,19 +213,12 @@ def _by_role(fact: Clause, said: list[str], forms: Sequence[str], article: Artic
             if word in found:
                 break
     missing = frozenset(wanted) - found
-    plain = len(_phrase(said)) == len(said)  # without "of the band"
+    plain = len(phrase(said)) == len(said)  # without "of the band"
     if not missing and plain:
         return Match(STATED, "be", place=at)
     if found or hinted or not plain or wanted[-1] in fact.capital:
         return Match(OPEN, "be", missing, at)
     return Match(SILENT, "be", missing)
-
-
-def _roles_at(place: int, article: Article) -> frozenset[str]:
-    if place not in article.roles:
-        said = [roles(clause, article.name) for clause in article.clauses(place)]
-        article.roles[place] = frozenset().union(*said)
-    return article.roles[place]
 
 
 def _hinted(kind: str, place: int, forms: Sequence[str], article: Article) -> bool:
@@ -235,33 +228,6 @@ def _hinted(kind: str, place: int, forms: Sequence[str], article: Article) -> bo
     means = article.meanings[place]
     same = {w for w, m in zip(article.words[place], means, strict=True) if m == kind}
     return same.isdisjoint(forms)
-
-
-def _phrase(said: Sequence[str]) -> Sequence[str]:
-    """The words of a noun phrase up to its first preposition."""
-    return said[: next((i for i, w in enumerate(said) if i and w in PREPOSITIONS), len(said))]
-
-
-def roles(clause: Clause, name: Set[str]) -> set[str]:
-    """The words that a clause says the topic to be."""
-    if clause.subject != TOPIC:
-        return set()
-    said, out = clause.said, set()
-    if clause.verb in _COPULAS or not clause.verb:
-        inside = True
-        for word in said:
-            inside = word in {",", "and"} or (inside and word not in PREPOSITIONS)
-            if inside:
-                out.add(word)
-    elif not clause.passive:
-        out.add(clause.verb)  # she sings: a singer
-    for i, word in enumerate(said):
-        if word == "as":
-            out.update(_phrase(said[i + 1 :]))
-    if "," in clause.who:
-        out.update(_phrase(clause.who[clause.who.index(",") + 1 :]))
-    out.update(w for w, after in zip(clause.who, clause.who[1:], strict=False) if after in name)
-    return out
 
 
 def _of_another(cue: str, owner: Set[str], wanted: Sequence[str], article: Article) -> Match | None:

@@ -38,6 +38,7 @@ class Tokens(NamedTuple):
 
 
 def join(*parts: Tokens) -> Tokens:
+    """Put the parts of a row together."""
     return Tokens([i for p in parts for i in p.ids], [t for p in parts for t in p.types])
 
 

@@ -9,7 +9,7 @@ from facttune_ray.knowledge import build
 from facttune_ray.knowledge.articles import Articles
 from facttune_ray.sources import factscore
 from facttune_ray.text import words
-from facttune_ray.verifiers import lexical as lexical
+from facttune_ray.verifiers import lexical
 
 ARTICLE = [
     "Mara Veldt was born in Lyon. She works as a teacher.",
@@ -238,6 +238,40 @@ def test_dates_in_the_bracket_of_an_opening(name, fact, supported, dash):
     known = "" if name == "Mara Veldt" else ", known as Mara Veldt,"
     text = f"{name} (3 May 1901 {dash} 2 June 1980){known} was a Dutch painter."
     assert (lexical.support(fact, "Mara Veldt", [text]).score >= lexical.THRESHOLD) is supported
+
+
+def test_a_score_does_not_depend_on_earlier_facts():
+    text = (
+        "Mara Veldt (3 May 1901 - 2 June 1980) was a Dutch painter. Anna Okker was born in Lyon as "
+        "a lawyer. She led a choir. Her mother coached Tom."
+    )
+    facts = [
+        "Mara Veldt was born in Lyon.",
+        "Mara Veldt was a lawyer.",
+        "Mara Veldt died in 1980.",
+        "Mara Veldt led a choir.",
+        "Mara Veldt coached Tom.",
+    ]
+    alone = [lexical.support(fact, "Mara Veldt", [text]) for fact in facts]
+    for order in (range(5), reversed(range(5))):
+        article = lexical.prepare("Mara Veldt", [text])
+        assert all(lexical.support_prepared(facts[i], article) == alone[i] for i in order)
+
+
+@pytest.mark.parametrize(
+    ("fact", "said", "narrower"),
+    [
+        ("Mara Veldt was an athlete.", "a boxer", True),
+        ("Mara Veldt led the expedition.", "a bishop of the expedition", False),
+        ("Mara Veldt played in Lyon.", "a goalkeeper in Lyon", False),
+    ],
+)
+def test_only_a_role_is_supported_by_a_narrower_role(fact, said, narrower):
+    with_role, without = (
+        odds(fact, f"She was {said}."),
+        odds(fact, f"She was {said}.".replace(said.split()[1], "baker")),
+    )
+    assert (with_role > without) is narrower
 
 
 def test_a_relation_gives_its_reason():
