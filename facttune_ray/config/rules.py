@@ -113,6 +113,17 @@ def _prompts(cfg: Config) -> Iterator[str]:
         yield "prompts.template: only with prompts.method=template: leave it out"
 
 
+def _verdicts(cfg: Config) -> Iterator[str]:
+    before, passage, after = cfg.verdicts.nli_template.partition("{passage}")
+    if cfg.verdicts.nli_template and (
+        not passage or "{claim}" in before or after.count("{claim}") != 1
+    ):
+        yield (
+            "verdicts.nli_template: write {passage} once and, after it, {claim} once, as in "
+            '"{passage} {claim}"'
+        )
+
+
 def _model(cfg: Config) -> Iterator[str]:
     date = cfg.model.template_date
     try:
@@ -249,4 +260,14 @@ def _sampling(cfg: Config) -> Iterator[str]:
         )
 
 
-RULES = (_values, _prompts, _model, _training, _rewards, _sampling, _decoder, _contenders)
+RULES = (
+    _values,
+    _prompts,
+    _verdicts,
+    _model,
+    _training,
+    _rewards,
+    _sampling,
+    _decoder,
+    _contenders,
+)

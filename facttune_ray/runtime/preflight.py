@@ -49,7 +49,7 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
         dense = v.retrieval == "dense" and names != ("lexical",)
         if dense and find_spec("sentence_transformers") is None:
             raise UserError("verdicts.retrieval=dense needs: pip install sentence-transformers")
-        for key in [n for n in names if n in verdicts.MODELS] + ["dense"] * dense:
+        for key in [n for n in names if verdicts.ESTIMATORS[n].weights] + ["dense"] * dense:
             used.setdefault(getattr(v, key), f"verdicts.{key}")
     if cfg.classes.method == "nli":
         used.setdefault(cfg.classes.nli_model, "classes.nli_model")

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from facttune_ray.config import Config, VerdictsConfig
@@ -59,19 +59,15 @@ def estimators(cfg: VerdictsConfig) -> tuple[str, ...]:
             f"verdicts.threshold={cfg.threshold:g} applies to one estimator, but "
             f"verdicts.estimator={cfg.estimator} has several: leave it null"
         )
-    blind = cfg.retrieval == "none" and NEED_PASSAGES.intersection(names)
-    if blind:
+    blind = [name for name in names if ESTIMATORS[name].needs_passages]
+    if blind and cfg.retrieval == "none":
         raise UserError(
             f"verdicts.retrieval=none shows no passages, but {min(blind)} compares with them: "
             f"set bm25, dense or fts"
         )
     for name in names:
-        if name in MODELS and not getattr(cfg, name):
-            raise UserError(f"verdicts.{name} is empty: name {MODELS[name]}, by folder or hub id")
-    if "nli" in names and cfg.nli_template:
-        before, passage, after = cfg.nli_template.partition("{passage}")
-        if not passage or "{claim}" in before or after.count("{claim}") != 1:
-            raise UserError("verdicts.nli_template: it needs {passage}, and after it {claim} once")
+        if (kind := ESTIMATORS[name].weights) and not getattr(cfg, name):
+            raise UserError(f"verdicts.{name} is empty: name {kind}, by folder or hub id")
     return names
 
 
@@ -106,35 +102,24 @@ def knows(cfg: Config) -> bool:
 
 
 def threshold(cfg: VerdictsConfig, name: str) -> float:
-    return THRESHOLDS[name] if cfg.threshold is None else cfg.threshold
+    return ESTIMATORS[name].threshold if cfg.threshold is None else cfg.threshold
 
 
 def recipe(cfg: Config) -> dict:
     """The settings that the chosen estimators use."""
     v, names = cfg.verdicts, estimators(cfg.verdicts)
     settings: dict = {"verdicts.estimator": "+".join(names), "verdicts.no_article": v.no_article}
-    keys: list[str] = []
+    keys = [key for name in names for key in ESTIMATORS[name].keys]
     if "lexical" in names:
         settings["lexical.version"] = lexical.VERSION
     if names != ("lexical",):
         keys += ["retrieval", "dense"] if v.retrieval == "dense" else ["retrieval"]
-    if {"chat", "local_lm", "nli", "minicheck"} & set(names):
-        keys.append("passages")
-    if "nli" in names:
-        keys += ["nli", "nli_label", "nli_template"]
-    if "minicheck" in names:
-        keys.append("minicheck")
-    if "npm" in names:
-        keys += ["npm", "npm_passages"]
-    if "local_lm" in names:
-        keys.append("local_lm")
     if "chat" in names:
-        keys += ["facts_per_request", "logprobs"]
         settings |= connect.recipe(cfg)
         templates = [prompt.CLOSED if v.retrieval == "none" else prompt.TEMPLATE]
         templates += [prompt.MANY] * (v.facts_per_request > 1)
         settings |= {f"prompts/{t}.txt": template.fingerprint(t) for t in templates}
-    if set(MODELS) & set(names):
+    if any(ESTIMATORS[name].weights for name in names):
         keys.append("dtype")
     if "chat" not in names or v.threshold is not None:
         settings |= {f"threshold.{name}": threshold(v, name) for name in names}
@@ -177,7 +162,7 @@ async def _judge(context: Context, topic: str, facts: list[str]) -> list[dict]:
     evidence = await find_evidence(context, topic, facts, most)
     if evidence.reason is not None:
         return [_UNKNOWN | {"reason": evidence.reason}] * len(facts)
-    by_estimator = [await ESTIMATORS[name](context, evidence) for name in names]
+    by_estimator = [await ESTIMATORS[name].judge(context, evidence) for name in names]
     return [_together(verdicts) for verdicts in zip(*by_estimator, strict=True)]
 
 
@@ -313,25 +298,28 @@ async def _by_model(
     return [_verdict(evidence, i, score, least) for i, score in enumerate(scores)]
 
 
+@dataclass(frozen=True)
+class Estimator:
+    """The declaration of an estimator."""
+
+    judge: Callable[[Context, Evidence], Awaitable[list[dict]]]
+    keys: tuple[str, ...] = ()  # settings of `verdicts` that change its verdicts
+    weights: str = ""  # the kind of model that the setting `verdicts.NAME` names; "": no model
+    needs_passages: bool = True  # it compares facts with passages
+    threshold: float = 0.5  # smallest score of a supported fact
+
+
 ESTIMATORS = {
-    "lexical": _lexical,
-    "chat": _chat,
-    "nli": _nli,
-    "minicheck": _minicheck,
-    "local_lm": _local_lm,
-    "npm": _npm,
+    "lexical": Estimator(_lexical, threshold=lexical.THRESHOLD),
+    "chat": Estimator(_chat, ("passages", "facts_per_request", "logprobs"), needs_passages=False),
+    "nli": Estimator(
+        _nli,
+        ("passages", "nli", "nli_label", "nli_template"),
+        "a sequence classifier with an entailment label",
+    ),
+    "minicheck": Estimator(_minicheck, ("passages", "minicheck"), "MiniCheck's Flan-T5"),
+    "local_lm": Estimator(_local_lm, ("passages", "local_lm"), "a causal LM", needs_passages=False),
+    # FActScore takes a fact above 0.3.
+    "npm": Estimator(_npm, ("npm", "npm_passages"), "a masked LM", threshold=0.3),
 }
 INDEPENDENT = ("minicheck", "nli", "lexical", "local_lm")  # for evaluation.estimator=auto, in order
-NEED_PASSAGES = {"lexical", "nli", "minicheck", "npm"}
-MODELS = {  # estimators with weights, which the setting `verdicts.NAME` names
-    "nli": "a sequence classifier with an entailment label",
-    "minicheck": "MiniCheck's Flan-T5",
-    "local_lm": "a causal LM",
-    "npm": "a masked LM",
-}
-# A fact is supported from this score. FActScore: logit True > logit False, and npm above 0.3.
-THRESHOLDS = {
-    "lexical": lexical.THRESHOLD,
-    **dict.fromkeys(("chat", "nli", "minicheck", "local_lm"), 0.5),
-    "npm": 0.3,
-}

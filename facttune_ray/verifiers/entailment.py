@@ -18,13 +18,13 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.sampling import weights
-from facttune_ray.verifiers.windows import Scored, Tokens, Windows, best_windows, passes
+from facttune_ray.verifiers.passes import padded, passes, row_limit
+from facttune_ray.verifiers.windows import Scored, Tokens, Windows, best_windows
 
 Pair = tuple[str, str]  # premise, hypothesis
 
@@ -56,7 +56,7 @@ class Entailment:
         self.batch_tokens, self.cached = batch_tokens, cached
         self.label = entailment_label(self.model.config.id2label, path, label, key)
         self.windows = Windows(
-            self.tokenizer, positions(self.tokenizer, self.model.config), path, template
+            self.tokenizer, row_limit(self.tokenizer, self.model.config), path, template
         )
         self.tokenizer.truncation_side = "left"  # `same` keeps the answer, which is at the end
         self.pad: int | None = self.tokenizer.pad_token_id
@@ -117,8 +117,10 @@ class Entailment:
         probability, becomes the two logits 0 and x."""
         labels = max(2, self.model.config.num_labels)
         out_NL = torch.zeros(len(rows), labels)
-        typed = self.windows.typed
-        for batch, inputs in passes(rows, self.batch_tokens, self.pad, typed, self.device):
+        ids = [row.ids for row in rows]
+        for batch, inputs in passes(ids, self.batch_tokens, self.pad, self.device):
+            if self.windows.typed:
+                inputs["token_type_ids"] = padded([rows[i].types for i in batch], 0, self.device)
             logits_BL = self.model(**inputs).logits.float().cpu()
             out_NL[batch, labels - logits_BL.shape[1] :] = logits_BL
             self.pairs_run += len(batch)
@@ -149,12 +151,3 @@ def entailment_label(
             f"a model trained on NLI, such as FacebookAI/roberta-large-mnli{asked}"
         )
     return named[0] if len(id2label) > 1 else 1
-
-
-def positions(tokenizer: Any, config: Any) -> int:
-    """Largest number of tokens of a pair. RoBERTa models count positions after the padding token's
-    id."""
-    limit = getattr(config, "max_position_embeddings", None) or 512
-    if "roberta" in config.model_type and config.pad_token_id is not None:
-        limit -= config.pad_token_id + 1
-    return min(limit, tokenizer.model_max_length)

@@ -24,6 +24,7 @@ import torch
 from facttune_ray.errors import UserError
 from facttune_ray.sampling import weights
 from facttune_ray.sampling.shared import caches_all
+from facttune_ray.verifiers.passes import passes
 
 SHARED_TOKENS = 32  # a pass of its own for fewer shared tokens costs more than it saves
 SAVED_TOKENS = 128  # what a branch must save, or its prompts run side by side
@@ -140,29 +141,16 @@ class LocalLM:
     def _run_padded(self, prompts: list[tuple[int, ...]]) -> list[float]:
         """P(True) of whole, right-padded prompts, for models whose cache cannot be shortened."""
         scores = [0.0] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        while order:
-            width = len(prompts[order[-1]])
-            batch = [order.pop() for _ in range(min(len(order), self.batch_tokens // width or 1))]
-            ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
-            real_BT = torch.zeros_like(ids_BT)
-            for row, i in enumerate(batch):
-                ids_BT[row, : len(prompts[i])] = torch.tensor(prompts[i])
-                real_BT[row, : len(prompts[i])] = 1
-            last_B = (real_BT.sum(1) - 1).to(self.device)
+        for batch, inputs in passes(prompts, self.batch_tokens, 0, self.device):
+            last_B = inputs["attention_mask"].sum(1) - 1
             kept_K, of_B = last_B.unique(return_inverse=True)
             more = {"logits_to_keep": kept_K} if self.keeps else {}
-            logits_BKV = self.model(
-                input_ids=ids_BT.to(self.device),
-                attention_mask=real_BT.to(self.device),
-                use_cache=False,
-                **more,
-            ).logits
+            logits_BKV = self.model(**inputs, use_cache=False, **more).logits
             each_B = torch.arange(len(batch), device=self.device)
             batch_scores = self._score(logits_BKV[each_B, of_B if self.keeps else last_B])
             for i, score in zip(batch, batch_scores, strict=True):
                 scores[i] = score
-            self.tokens_run += ids_BT.numel()
+            self.tokens_run += inputs["input_ids"].numel()
         return scores
 
     def _run_shared(self, prompts: list[tuple[int, ...]]) -> list[float]:

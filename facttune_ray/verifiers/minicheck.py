@@ -19,7 +19,7 @@ import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.sampling import weights
-from facttune_ray.verifiers.entailment import positions
+from facttune_ray.verifiers.passes import passes, row_limit
 from facttune_ray.verifiers.windows import (
     CLAIM,
     PASSAGE,
@@ -27,7 +27,6 @@ from facttune_ray.verifiers.windows import (
     Tokens,
     Windows,
     best_windows,
-    passes,
 )
 
 TASK = "predict: "  # the prefix that the model was trained with
@@ -53,7 +52,7 @@ class MiniCheck:
         self.start: int = start
         self.no, self.yes = answers(tok, path)
         template = f"{TASK}{PASSAGE}{tok.eos_token}{CLAIM}"
-        self.windows = Windows(tok, positions(tok, config), path, template)
+        self.windows = Windows(tok, row_limit(tok, config), path, template)
         self.rows_run = 0  # number of judged windows
         self._lock = threading.Lock()
 
@@ -67,7 +66,8 @@ class MiniCheck:
 
     def _probabilities(self, rows: list[Tokens]) -> list[float]:
         out, pad = [0.0] * len(rows), self.tokenizer.pad_token_id
-        for batch, inputs in passes(rows, self.batch_tokens, pad, False, self.device):
+        ids = [row.ids for row in rows]
+        for batch, inputs in passes(ids, self.batch_tokens, pad, self.device):
             start_B1 = torch.full((len(batch), 1), self.start, device=self.device)
             logits_BV = self.model(**inputs, decoder_input_ids=start_B1).logits[:, 0]
             pair_B2 = logits_BV[:, [self.no, self.yes]].float()

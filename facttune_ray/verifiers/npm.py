@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ import torch
 from facttune_ray.errors import UserError
 from facttune_ray.sampling import weights
 from facttune_ray.verifiers.local_lm import one_line
+from facttune_ray.verifiers.passes import passes, row_limit
 
 LEAD = "Fact: "  # precedes every fact, and is never masked
 MLM_SHARE = 0.5  # weight of the masked LM's own softmax; the rest is nonparametric
@@ -63,9 +64,8 @@ class NPM:
             raise UserError(f"{path} has no fast tokenizer with a mask token: name a masked LM")
         self.device = torch.device(device)
         self.batch_tokens, self.cache_bytes, self.mlm_share = batch_tokens, cache_bytes, mlm_share
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        # RoBERTa counts positions from 2
-        self.positions = min(tok.model_max_length, limit - 2 if limit else 1 << 20)
+        self.positions = row_limit(tok, self.model.config)
+        self.pad = tok.pad_token_id or 0
         self.special = torch.tensor(sorted(tok.all_special_ids))
         self._kept: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self._kept_bytes = 0
@@ -133,11 +133,10 @@ class NPM:
             of = rows["overflow_to_sample_mapping"]
             windows = [(new[i], ids) for i, ids in zip(of, rows["input_ids"], strict=True)]
         parts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {p: {} for p in new}
-        for batch in self._batches([ids for _, ids in windows]):
-            ids_BT, real_BT = self._padded([windows[i][1] for i in batch])
-            hidden_BTH = self.model.base_model(
-                input_ids=ids_BT, attention_mask=real_BT
-            ).last_hidden_state
+        pieces = [ids for _, ids in windows]
+        for batch, inputs in passes(pieces, self.batch_tokens, self.pad, self.device):
+            ids_BT, real_BT = inputs["input_ids"], inputs["attention_mask"]
+            hidden_BTH = self.model.base_model(**inputs).last_hidden_state
             keep_BT = real_BT.bool() & ~torch.isin(ids_BT, self.special.to(self.device))
             for row, i in enumerate(batch):
                 keep_T = keep_BT[row]
@@ -160,8 +159,9 @@ class NPM:
         probability of the true tokens [M]), float32."""
         vectors: list[Any] = [None] * len(rows)
         probabilities = torch.zeros(len(rows), device=self.device)
-        for batch in self._batches([ids for ids, _ in rows]):
-            ids_BT, real_BT = self._padded([rows[i][0] for i in batch])
+        texts = [ids for ids, _ in rows]
+        for batch, inputs in passes(texts, self.batch_tokens, self.pad, self.device):
+            ids_BT = inputs["input_ids"]
             at_B = torch.tensor([rows[i][1] for i in batch], device=self.device)
             each_B = torch.arange(len(batch), device=self.device)
             true_B = ids_BT[each_B, at_B]
@@ -178,7 +178,7 @@ class NPM:
 
             hook = self.model.base_model.register_forward_hook(only_masks)
             try:
-                logits_BV = self.model(input_ids=ids_BT, attention_mask=real_BT).logits[:, 0]
+                logits_BV = self.model(**inputs).logits[:, 0]
             finally:
                 hook.remove()
             log_BV = torch.log_softmax(logits_BV.float(), dim=-1)
@@ -189,21 +189,6 @@ class NPM:
         width = self.model.config.hidden_size
         stacked = torch.stack(vectors) if vectors else torch.zeros(0, width, device=self.device)
         return stacked.float(), probabilities
-
-    def _batches(self, rows: list[list[int]]) -> Iterator[list[int]]:
-        """Batches of rows of similar length, at most `batch_tokens` tokens with padding."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        while order:
-            width = len(rows[order[-1]])
-            n = max(1, self.batch_tokens // max(1, width))
-            yield [order.pop() for _ in range(min(n, len(order)))]
-
-    def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id or 0
-        ids_BT = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
-        real_BT = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
-        return ids_BT.to(self.device), real_BT.to(self.device)
 
 
 def nonparametric(

@@ -13,10 +13,8 @@ Tang et al. 2024).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-
-import torch
 
 from facttune_ray.errors import UserError
 
@@ -165,33 +163,3 @@ def best_windows(
         best = max(((known[row], -at) for row, at in pairs), default=None)
         out.append((None, None) if best is None else (best[0], -best[1]))
     return out
-
-
-def passes(
-    rows: Sequence[Tokens], batch_tokens: int, pad: int | None, typed: bool, device: torch.device
-) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """(indices of the rows, inputs) of each forward pass, the longest rows first. A padded pass has
-    at most `batch_tokens` tokens, or one row; always one row without a padding token `pad`."""
-    lengths = [len(row.ids) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: (-lengths[i], i))
-    at = 0
-    while at < len(order):
-        n = 1 if pad is None else max(1, batch_tokens // max(1, lengths[order[at]]))
-        chosen = order[at : at + n]
-        yield chosen, _padded([rows[i] for i in chosen], pad or 0, typed, device)
-        at += n
-
-
-def _padded(
-    rows: Sequence[Tokens], pad: int, typed: bool, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """input_ids, attention_mask and, if `typed`, token_type_ids [B, T], padded on the right."""
-    width = max(len(row.ids) for row in rows)
-    fill = [[0] * (width - len(row.ids)) for row in rows]
-    columns = {
-        "input_ids": [r.ids + [pad] * len(f) for r, f in zip(rows, fill, strict=True)],
-        "attention_mask": [[1] * len(r.ids) + f for r, f in zip(rows, fill, strict=True)],
-    }
-    if typed:
-        columns["token_type_ids"] = [r.types + f for r, f in zip(rows, fill, strict=True)]
-    return {name: torch.tensor(values, device=device) for name, values in columns.items()}

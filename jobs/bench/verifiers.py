@@ -53,7 +53,7 @@ PUBLISHED = {  # what others have reported on these files, ChatGPT and InstructG
 
 def estimators(models: Mapping[str, str]) -> list[str]:
     """lexical; each verifier whose model is named; and each of these joined with lexical."""
-    named = [name for name in verdicts.MODELS if name in models]
+    named = [name for name, e in verdicts.ESTIMATORS.items() if e.weights and name in models]
     return ["lexical", *named, *(f"{name}+lexical" for name in named)]
 
 

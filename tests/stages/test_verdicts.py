@@ -254,7 +254,7 @@ def test_retrieval_none_shows_no_passages(knowledge):
         ),
         (
             ["verdicts.estimator=nli", "verdicts.nli=x", 'verdicts.nli_template="{claim}"'],
-            "nli_template: it needs .passage., and after it .claim. once",
+            "nli_template: write .passage. once and, after it, .claim. once",
         ),
     ],
 )

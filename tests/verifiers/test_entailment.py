@@ -9,7 +9,7 @@ import torch
 
 from facttune_ray.errors import UserError
 from facttune_ray.verifiers.entailment import Entailment, entailment_label
-from facttune_ray.verifiers.windows import Tokens, passes
+from facttune_ray.verifiers.passes import passes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,13 +137,13 @@ def test_a_model_without_padding_runs_pairs_one_at_a_time(random_model, tmp_path
 
 
 def test_batches_are_sorted_by_length_and_bounded_by_tokens():
-    rows = [Tokens([7] * n, [0] * n) for n in (3, 9, 3, 5)]
+    rows = [[7] * n for n in (3, 9, 3, 5)]
     device = torch.device("cpu")
-    run = list(passes(rows, 10, 0, False, device))
+    run = list(passes(rows, 10, 0, device))
     assert [chosen for chosen, _ in run] == [[1], [3, 0], [2]]
     assert run[1][1]["attention_mask"].sum(1).tolist() == [5, 3]
-    assert [chosen for chosen, _ in passes(rows, 10, None, False, device)] == [[1], [3], [0], [2]]
-    assert list(passes([], 10, 0, False, device)) == []
+    assert [chosen for chosen, _ in passes(rows, 10, None, device)] == [[1], [3], [0], [2]]
+    assert list(passes([], 10, 0, device)) == []
 
 
 def test_the_label_for_entailment_is_recognised():
