@@ -21,8 +21,8 @@ class EvaluationConfig:
     estimator: str = setting(
         "auto",
         "Estimator of a second judge on the test facts. auto: the first of minicheck, nli, lexical "
-        "and local_lm that is no part of verdicts.estimator and, of a model, is named in verdicts; "
-        "none: only verdicts.estimator.",
+        "and local_lm that verdicts.estimator does not use; minicheck, nli and local_lm count only "
+        "if verdicts names their model. none: only verdicts.estimator.",
     )
     judge_samples: int = setting(
         1, "Responses to a test prompt that an LLM compares with the base model's; 0: none.", ge=0

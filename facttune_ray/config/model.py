@@ -39,7 +39,7 @@ class ModelConfig:
         {}, "Values that the chat template reads, such as enable_thinking: false."
     )
     template_date: str = setting(
-        "2024-07-26", "Date that a chat template takes for today (YYYY-MM-DD)."
+        "2024-07-26", "The date (YYYY-MM-DD) that a chat template shows as today's date."
     )
     dtype: Dtype = setting("float32", "Type of the weights that sample.")
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

@@ -33,7 +33,8 @@ class SamplingConfig:
     )
     generation_config: Literal["respect", "ignore"] = setting(
         "respect",
-        "engine=transformers: top_k, penalties and suppressed tokens that the model asks for.",
+        "engine=transformers: respect or ignore top_k, penalties and suppressed tokens of the "
+        "model's generation_config.json.",
     )
     gpus: float = setting(
         0.0, "GPUs of a worker; 0.5: two workers share a GPU; 0: CPU.", unit="GPUs", ge=0

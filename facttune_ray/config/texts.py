@@ -1,7 +1,8 @@
 """Settings whose value is a text or the name of a file with this text.
 
-prompts.template   its text has {topic} in it, which a file's name has not
-answers.examples   its text has a line end, which a file's name has not
+prompts.template   a value with {topic} in it is the text; any other value is a file's name
+answers.examples   a value with a line end is the text; any other value is none, bio, medicine,
+                   general or a file's name
 
 `load` puts the file's text in the place of its name, so workers need no file and the recipe of a
 table holds the text.
@@ -13,7 +14,7 @@ from dataclasses import replace
 
 from facttune_ray.config.sections import Config
 from facttune_ray.config.stages import EXAMPLES
-from facttune_ray.errors import UserError, one_line
+from facttune_ray.errors import UserError
 
 
 def with_texts(cfg: Config) -> Config:
@@ -31,17 +32,13 @@ def with_texts(cfg: Config) -> Config:
 
 
 def _text(key: str, path: str, hint: str) -> str:
-    from facttune_ray.storage.folders import Folder
+    from facttune_ray.storage import records  # imports pyarrow, which most configs do not need
 
-    shown = path if len(path) <= 80 else f"{path[:77]}..."
     try:
-        text = Folder.of(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{key}={path}: not UTF-8: save the file as UTF-8") from None
-    except FileNotFoundError:
-        raise UserError(f"{key}={shown}: no such file: {hint}") from None
-    except OSError as e:
-        raise UserError(f"{key}={shown}: {one_line(e)}: {hint}") from None
+        text = "".join(records.lines(path, key))
+    except UserError as e:
+        shown = path if len(path) <= 80 else f"{path[:77]}..."  # perhaps a text, not a name
+        raise UserError(f"{str(e).replace(path, shown)}: {hint}") from None
     if not text.strip():
-        raise UserError(f"{key}={path}: the file is empty")
+        raise UserError(f"{key}={path}: the file is empty: {hint}")
     return text

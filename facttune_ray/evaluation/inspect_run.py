@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from facttune_ray.errors import UserError
 from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.storage import tables
-from facttune_ray.storage.scopes import run_folder, scored
+from facttune_ray.storage.folders import Folder
+from facttune_ray.storage.scopes import finished, run_folder, scored
 
 MARKS = {True: "✓", False: "✗", None: "?"}
+SECOND_VERDICTS = f"{SECOND}/verdicts"
+TABLES = ("responses", "facts", "verdicts", SECOND_VERDICTS)  # of a scope
 EVIDENCE = 200  # characters shown of a passage
 
 
@@ -55,7 +58,7 @@ def responses(
     parts: list[str] = []
     for label, rows in _by_scope(run, topic):
         verdicts = {v["fact_id"]: v for v in rows["verdicts"]}
-        second = {v["fact_id"]: v["supported"] for v in rows["second"]}
+        second = {v["fact_id"]: v["supported"] for v in rows[SECOND_VERDICTS]}
         for r in rows["responses"]:
             name = _label(label, r)
             if model.lower() not in name.lower() or sample not in (None, r["sample"]):
@@ -63,16 +66,15 @@ def responses(
             head = f"{topic}  {name}  sample {r['sample']}"
             parts.append(f"\033[1m{head}\033[0m" if paint else head)
             parts.append(textwrap.fill(str(r["text"] or r["error"] or "(no text)"), width))
-            shown: list[
-                str
-            ] = []  # the last passage; facts that follow with the same passage do not repeat it
+            # The last passage: facts that follow with the same passage do not repeat it.
+            shown = None
             for f in rows["facts"]:
                 if f["response_id"] == r["response_id"]:
                     v = verdicts.get(f["fact_id"], {})
                     parts.append(_fact(f, v, second, paint))
                     if v.get("supported") is not True:
-                        parts += why(v, width, shown)
-                        shown = _indented(v.get("evidence"), width) or shown
+                        parts += explanation(v, width, shown)
+                        shown = v.get("evidence") or shown
             parts.append("")
     if not parts:
         raise UserError(f'{run}: no response about "{topic}" matches --model or --sample')
@@ -93,11 +95,12 @@ def _fact(f: dict, v: dict, second: dict, paint: bool) -> str:
     return f"  {_mark(supported, paint)} {text}"
 
 
-def why(v: dict, width: int, shown: list[str]) -> list[str]:
+def explanation(v: dict, width: int, shown: str | None) -> list[str]:
     """Lines with the reason and the passage of a verdict that does not support its fact. `shown`:
-    the lines of the last passage, which are not shown again."""
-    passage = _indented(v.get("evidence"), width)
-    return _indented(v.get("reason") or v.get("error"), width) + passage * (passage != shown)
+    the last passage, which is not shown again."""
+    passage = v.get("evidence")
+    lines = _indented(v.get("reason") or v.get("error"), width)
+    return lines if passage == shown else lines + _indented(passage, width)
 
 
 def _indented(text: str | None, width: int) -> list[str]:
@@ -118,23 +121,41 @@ def _label(scope: str, response: dict) -> str:
     return response["model"] if scope.startswith("imported") else scope
 
 
-def _by_scope(run: str, topic: str | None = None) -> Iterator[tuple[str, dict[str, list[dict]]]]:
-    """(scope, rows of its tables) shard by shard; only rows of one topic if `topic` is given."""
+def _scopes(run: str) -> tuple[Folder, dict[str, list[str]]]:
+    """(folder of the run, scope -> its finished tables of TABLES). UserError without facts."""
     root = run_folder(run)
-    scopes = [s for s in scored(root) if tables.has_manifest(root / s / "facts")]
+    found = finished(root)
+    there = {f"{folder}/{name}" for folder, names in found.items() for name in names}
+    scopes = {
+        s: [name for n in TABLES if (name := f"{s}/{n}") in there]
+        for s in scored(found)
+        if "facts" in found[s]
+    }
     if not scopes:
         raise UserError(f"{run}: no finished facts: run `facttune run` first")
-    names = {n: n for n in ("responses", "facts", "verdicts")} | {"second": f"{SECOND}/verdicts"}
-    for scope in scopes:
+    return root, scopes
+
+
+def _by_scope(run: str, topic: str | None = None) -> Iterator[tuple[str, dict[str, list[dict]]]]:
+    """(scope, rows of its TABLES) shard by shard; only rows of one topic if `topic` is given."""
+    root, scopes = _scopes(run)
+    for scope, there in scopes.items():
         for shard in range(tables.manifest(root / scope / "responses")["shards"]):
-            read = {k: tables.rows_if_finished(root / scope / n, shard) for k, n in names.items()}
-            about = {k: [r for r in v if topic in (None, r["topic"])] for k, v in read.items()}
-            yield scope, about
+            rows: dict[str, list[dict]] = {name: [] for name in TABLES}
+            for name in there:
+                read = tables.rows(root / name, shard)
+                rows[name[len(scope) + 1 :]] = [r for r in read if topic in (None, r["topic"])]
+            yield scope, rows
 
 
 def _topic(run: str, wanted: str) -> str:
     """The topic of that name in any case, or the only topic that begins with it."""
-    known = {r["topic"] for _, rows in _by_scope(run) for r in rows["responses"]}
+    root, scopes = _scopes(run)
+    known: set[str] = set()
+    for scope in scopes:
+        folder = root / scope / "responses"
+        for shard in range(tables.manifest(folder)["shards"]):
+            known |= set(tables.read_part(folder, shard, ["topic"])["topic"].to_pylist())
     if wanted in known:
         return wanted
     low = wanted.casefold()

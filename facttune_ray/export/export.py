@@ -22,7 +22,7 @@ from facttune_ray.export import preferences, rewards
 from facttune_ray.sources import confidence, entities, factscore, tuning
 from facttune_ray.storage import tables
 from facttune_ray.storage.schema import SPLITS
-from facttune_ray.storage.scopes import preferred, scored
+from facttune_ray.storage.scopes import finished, preferred, scored
 from facttune_ray.storage.tables import Folder
 
 
@@ -77,7 +77,8 @@ def export(
     FActScore of each "scope/model" or "scope"; None for a scope without verdicts. UserError when
     nothing is finished.
     """
-    scopes = scored(root)
+    found = finished(root)
+    scopes = scored(found)
     if not scopes:
         raise UserError(
             f"{root.path}: no finished facts and verdicts there: run `facttune run` or "
@@ -93,7 +94,7 @@ def export(
             summaries[name] = _write_model(
                 ScopeTables(root / scope, model), root / "prompts", str(place), gamma, threshold
             )
-    for scope in preferred(root):
+    for scope in preferred(found):
         _write_preferences(root / scope / "groups", str(Path(out, *scope.split("/"))), chat)
     return summaries
 

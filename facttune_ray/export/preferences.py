@@ -24,7 +24,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from facttune_ray.sampling.templates import Turn, plain_text
 from facttune_ray.scoring.pairs import pairs
 
 PAIRS, GROUPED = "preferences", "grouped"
@@ -53,10 +52,9 @@ def conversational(row: dict) -> dict:
 
 
 def _prompt(group: dict, chat: bool) -> str | list[dict]:
-    turns = group.get("turns")  # not a column of older tables
-    if not turns:
-        return group["prompt"] + ("" if chat else "\n")
-    return turns if chat else plain_text([Turn(**turn) for turn in turns])
+    if chat and (turns := group.get("turns")):  # not a column of older tables
+        return turns
+    return group["prompt"] + ("" if chat else "\n")
 
 
 def write(

@@ -94,8 +94,8 @@ class Run:
         return Snapshot(scope, (self.root / node.name / "model").uri, self.fingerprint(node.name))
 
     def make(self, node: Node, recipe: Recipe) -> str:
-        """A node by this recipe: a table that the driver writes itself, a folder of another kind.
-        Stages and trainings have verbs of their own, which compute the recipe."""
+        """Make a node by this recipe: a table that the driver writes, or a folder that is no table.
+        `table` and `train` compute the recipes of stages and trainings."""
         if isinstance(node, DriverTable):
             self._driver_tables.add(node.name)
         self.recipes[node.name] = recipe

@@ -65,8 +65,8 @@ def _start_ray() -> None:
 
 
 def start_here(tries: int = 3) -> None:
-    """Start Ray on this machine. It may take longer than the 30 s that Ray waits when the machine
-    is busy: try again. UserError when it never starts."""
+    """Start Ray on this machine. On a busy machine the start may take longer than the 30 s that Ray
+    waits, so start it up to `tries` times. UserError when it never starts."""
     import ray
 
     for left in reversed(range(tries)):
@@ -89,7 +89,7 @@ def start_here(tries: int = 3) -> None:
                     f"Ray did not start on this machine in {tries} tries: stop other work and run "
                     f"the same command again, or set RAY_ADDRESS to a cluster"
                 ) from None
-            say("Ray did not start within 30 s: try again")
+            say("Ray did not start within 30 s: starting it again")
 
 
 def _tell_pages(dashboard: str | None) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from facttune_ray.config import GroupsConfig
 from facttune_ray.errors import RowError, UserError
-from facttune_ray.sampling.templates import Turn
+from facttune_ray.sampling.templates import Turn, plain_text
 from facttune_ray.scoring.pairs import count_pairs
 from facttune_ray.sources.forms import parsed
 from facttune_ray.storage import records
@@ -130,13 +130,12 @@ def _add(groups: dict[str, Group], row: Mapping[str, Any], cfg: GroupsConfig) ->
     if not row.keys() & {"responses", "chosen", "rejected"}:
         raise RowError(f"{HINT}; it has {', '.join(row['columns']) or 'nothing'}")
     pairwise = "responses" not in row
-    missing = ({"prompt", "chosen", "rejected"} if pairwise else {"prompt"}) - row.keys()
+    needed = ("chosen", "rejected", "prompt") if pairwise else ("prompt",)
+    missing = [name for name in needed if name not in row]
     if not pairwise and not row.keys() & {"rewards", "pairs"}:
-        missing = {"rewards"}
-    if missing - {"prompt"}:
-        missing -= {"prompt"}
+        missing.insert(0, "rewards")
     if missing:
-        raise RowError(f'no "{min(missing)}": {HINT}')
+        raise RowError(f'no "{missing[0]}": {HINT}')
     if pairwise or "pairs" in row:
         _refuse_settings_of_rewards(cfg)
     return _add_pair(groups, row) if pairwise else _add_group(groups, row)
@@ -226,10 +225,8 @@ def _topic(row: Mapping[str, Any]) -> str:
 
 
 def _text(turns: list[Turn]) -> str:
-    """A user message as it is; a conversation as text with the roles."""
-    if len(turns) == 1:
-        return turns[0].content
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    """A user message as it is; a conversation as the text that a model without template gets."""
+    return plain_text(turns).removesuffix("\n")
 
 
 def _list(row: Mapping[str, Any], name: str) -> list:

@@ -6,11 +6,12 @@
         neighbouring rows, which another process may parse: block.rows()
     files(["s3://bucket/wiki/*.parquet", "more/"])  ->  the paths of all files
 
-This is the project's only reader of row files: of articles, topics, responses and preferences. A
-file is recognised by its first bytes, whatever its name: Parquet; gzip, bzip2, xz or zstd around
-text; JSON. Other text is CSV. A JSON file holds a list of objects, or {prompt: {"responses": ...,
+This is the project's only reader of row files: of articles, topics, responses and preferences.
+Parquet and compression (gzip, bzip2, xz, zstd) are recognised by the first bytes of a file. JSON,
+JSONL and CSV are recognised by the beginning of the text, and by the name where the beginning does
+not tell. A JSON file holds a list of objects, or {prompt: {"responses": ...,
 "pairs": ...}}, or FactTune's rewards {topic: {prompt: {"responses": ..., "factscore_avg": ...}}}.
-In a CSV file the cells of lists are JSON.
+In a CSV file the cells of LISTS are JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ from facttune_ray.storage.folders import Folder, explain, join
 Row = dict[str, Any]
 BLOCK_BYTES = 2**20  # text that one process parses at once
 BLOCK_ROWS = 1024  # largest number of rows of a block of Parquet, JSON or CSV
-LISTS = ("responses", "rewards", "pairs")  # columns whose CSV cells are JSON
+# columns whose CSV cells are JSON
+LISTS = (
+    "responses", "rewards", "pairs", "generations", "ratings", "completions", "conversations",
+    "history", "messages",
+)  # fmt: skip
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException, csv.Error)
 MAX_CELL = 2**31 - 1  # characters of a CSV cell
 PARQUET = b"PAR1"
 BOM = b"\xef\xbb\xbf"
@@ -106,7 +112,7 @@ def blocks(
     """All rows of a file in blocks, without the first `skip` rows (lines of JSONL).
 
     `columns`: the columns of a Parquet file that are read, if it has any of them; () for all.
-    `size`: bytes of a block, about. UserError when the file cannot be read.
+    `size`: about how many bytes a block has. UserError when the file cannot be read.
     """
     done = skip
     try:
@@ -114,13 +120,13 @@ def blocks(
             for block in BLOCKS[kind](path, file, skip, columns, size):
                 yield block
                 done = block.first + block.count - 1
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException, csv.Error) as e:
+    except UNREADABLE as e:
         why = explain(e) or one_line(e)
         raise UserError(f"{path}: row {done + 1}: cannot be read: {why}") from None
 
 
 def count(path: str) -> int:
-    """About how many rows a file has: exactly for Parquet and JSON, else its line ends. 0 for a
+    """The number of rows: exact for Parquet and JSON, else the number of line ends. 0 for a
     missing file, because its reader will report it. UserError when it cannot be read."""
     file = Folder.of(path)
     if not file.is_file():
@@ -132,14 +138,19 @@ def count(path: str) -> int:
             if kind != "json":
                 return sum(part.count(b"\n") for part in iter(lambda: stream.read(2**20), b""))
         return sum(block.count for block in blocks(path))
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as e:
+    except UNREADABLE as e:
         raise UserError(f"{path}: cannot be read: {explain(e) or one_line(e)}") from None
 
 
 def lines(path: str, key: str) -> Iterator[str]:
-    """Lines with their ends. UserError at the first line that is not UTF-8."""
-    with _opened(path, key, any_text=True) as (_, file):
-        yield from _lines(path, file)
+    """Lines with their ends. UserError when the file cannot be read, or at the first line that is
+    not UTF-8."""
+    try:
+        with _opened(path, key, any_text=True) as (_, file):
+            yield from _lines(path, file)
+    except UNREADABLE as e:
+        why = explain(e) or one_line(e)
+        raise UserError(f"{path}: cannot be read: {why}: check {key}") from None
 
 
 def content_digest(path: str, key: str = "data.groups") -> str:
@@ -203,7 +214,36 @@ def _raw(path: str, key: str) -> Any:
     file = Folder.of(path)
     if not file.is_file():
         raise UserError(f"{path}: no such file: check {key}")
-    return io.BufferedReader(file.fs.open_input_stream(file.path, compression=None), BLOCK_BYTES)
+    return io.BufferedReader(_Bytes(file), BLOCK_BYTES)
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes of a file. Each read is retried while an object store refuses it or stalls."""
+
+    def __init__(self, file: Folder) -> None:
+        self._folder, self._at = file, 0
+        self._file = file.again(lambda: file.fs.open_input_file(file.path))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence)
+        self._at = (self._file.size() if start is None else start) + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._folder.again(lambda: self._file.read_at(len(buffer), self._at))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextmanager
@@ -212,9 +252,7 @@ def _opened(path: str, key: str, any_text: bool = False) -> Iterator[tuple[str, 
     with _raw(path, key) as raw:
         head = raw.peek(BLOCK_BYTES)
         if head.startswith(PARQUET):
-            file = Folder.of(path)
-            with file.fs.open_input_file(file.path) as seekable:
-                yield "parquet", seekable
+            yield "parquet", raw
             return
         unpack = next((u for mark, u in UNPACK.items() if head.startswith(mark)), None)
         if unpack:
@@ -231,7 +269,9 @@ def _kind(path: str, head: bytes, any_text: bool) -> str:
     if text.startswith(b"{") and line.rstrip().endswith(b"}") and rest.lstrip().startswith(b"{"):
         return "jsonl"
     if text.startswith((b"{", b"[")):
-        return "json" if name == ".json" or text.startswith(b"[") else "jsonl"
+        whole = text.startswith(b"[") or name == ".json"
+        spread = name not in (".jsonl", ".ndjson") and not line.rstrip().endswith(b"}")
+        return "json" if whole or spread else "jsonl"
     if name in (".jsonl", ".ndjson", ".json", ".csv"):
         return name[1:].replace("ndjson", "jsonl")
     if any_text:

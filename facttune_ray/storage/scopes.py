@@ -1,10 +1,13 @@
 """Find the folder of a run, and the folders in it that hold finished tables.
 
-scored(root)      ["base/tune", "facttune_fs/round_1/test", "imported/all"]
-preferred(root)   ["facttune_fs/round_1"]
+found = finished(root)   {"base/tune": {"responses", "facts", "verdicts"}, ...}
+scored(found)            ["base/tune", "facttune_fs/round_1/test", "imported/all"]
+preferred(found)         ["facttune_fs/round_1"]
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Set
 
 from facttune_ray.errors import UserError
 from facttune_ray.storage.folders import Folder
@@ -23,21 +26,21 @@ def run_folder(run: str) -> Folder:
     return root
 
 
-def scored(root: Folder) -> list[str]:
-    """Folders of a run with finished responses and a finished table of SCORES."""
-    return [s for s, names in _finished(root).items() if "responses" in names and names & SCORES]
-
-
-def preferred(root: Folder) -> list[str]:
-    """Folders of a run with finished groups."""
-    return [s for s, names in _finished(root).items() if "groups" in names]
-
-
-def _finished(root: Folder) -> dict[str, set[str]]:
-    """Folder -> the names of its finished tables."""
+def finished(root: Folder) -> dict[str, set[str]]:
+    """Folder of a run -> the names of its finished tables. One listing of the run."""
     found: dict[str, set[str]] = {}
     for path in root.files():
         scope, table, file = ["", "", *path.rsplit("/", 2)][-3:]
         if file == MANIFEST:
             found.setdefault(scope, set()).add(table)
     return found
+
+
+def scored(found: Mapping[str, Set[str]]) -> list[str]:
+    """The folders with responses and a table of SCORES."""
+    return [s for s, names in found.items() if "responses" in names and names & SCORES]
+
+
+def preferred(found: Mapping[str, Set[str]]) -> list[str]:
+    """The folders with groups."""
+    return [s for s, names in found.items() if "groups" in names]

@@ -52,7 +52,7 @@ def test_a_contender_is_the_run_with_some_settings_changed():
         ("sampling.dola_layers=top", "low, high, or layers such as"),
         (
             "prompts.template=Who?",
-            "prompts.template=Who?: no such file: give a file, or a text with {",
+            "Who?: no such file: check prompts.template: give a file, or a text with {",
         ),
         ("data.sizes.test=-1", "data.sizes.test=-1: must be at least 0"),
     ],

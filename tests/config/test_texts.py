@@ -25,12 +25,20 @@ def test_the_text_of_a_file_takes_the_place_of_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("override", "content", "says"),
     [
-        ("answers.examples=bios", None, "no such file: give a file, or one of none, bio, medicine"),
-        ("prompts.template=Who is it?", None, "no such file: give a file, or a text with {topic}"),
+        (
+            "answers.examples=bios",
+            None,
+            "no such file: check answers.examples: give a file, or one of none, ",
+        ),
+        (
+            "prompts.template=Who is it?",
+            None,
+            "no such file: check prompts.template: give a file, or a text",
+        ),
         ("prompts.template=FILE", b"Who is it?", "prompts.template: it needs {topic}"),
         ("answers.examples=FILE", b" \n", "the file is empty"),
         ("answers.examples=FILE", b"Qu\xff", "not UTF-8"),
-        ("answers.examples=FOLDER", None, "answers.examples="),
+        ("answers.examples=FOLDER", None, "no such file: check answers.examples"),
         ('responses.stop=[""]', None, "responses.stop: an empty text"),
     ],
 )

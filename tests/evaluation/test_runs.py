@@ -234,9 +234,9 @@ def test_inspect(folder, capsys):
 
 def test_inspect_gives_the_reason_and_each_passage_once():
     v = {"supported": False, "evidence": "a passage", "reason": "born: stated otherwise"}
-    reason, passage = inspect_run.why(v, 80, [])
+    reason, passage = inspect_run.explanation(v, 80, None)
     assert (reason.strip(), passage.strip()) == (v["reason"], v["evidence"])
-    assert inspect_run.why(v, 80, [passage]) == [reason]
+    assert inspect_run.explanation(v, 80, "a passage") == [reason]
 
 
 def test_auto_takes_a_free_second_estimator():

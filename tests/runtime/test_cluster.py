@@ -20,7 +20,7 @@ def test_a_start_that_takes_too_long_is_tried_again(monkeypatch, capsys, late):
 
     monkeypatch.setattr(ray, "init", init)
     cluster.start_here()
-    assert not answers and capsys.readouterr().err.count("try again") == late
+    assert not answers and capsys.readouterr().err.count("starting it again") == late
 
 
 def test_a_machine_on_which_ray_never_starts_gives_one_line(monkeypatch):
