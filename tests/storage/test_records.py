@@ -11,6 +11,7 @@ import row_files
 
 from facttune_ray.errors import UserError
 from facttune_ray.storage import records
+from facttune_ray.storage.folders import Folder
 
 
 def compressed(path, data):
@@ -59,6 +60,14 @@ def test_a_truncated_file_is_named(tmp_path, ending):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=rf"a.jsonl{ending}: row \d+: cannot be read"):
         list(records.blocks(str(path)))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
+def test_a_damaged_file_of_lines_is_one_line(tmp_path, ending):
+    path = compressed(tmp_path / f"t.txt{ending}", b"Ada\nBea\n" * 900)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=rf"t.txt{ending}: cannot be read: .*: check data.topics"):
+        list(records.lines(str(path), "data.topics"))
 
 
 ROWS = [{"title": f"T{i}", "text": f"Text, {i}.\nMore."} for i in range(2500)]
@@ -112,3 +121,23 @@ def test_files_folders_and_globs_name_files(tmp_path):
     for missing in ("gone.jsonl", "*.gone", "empty"):
         with pytest.raises(UserError, match=missing.replace("*", r"\*")):
             records.files([tmp_path / missing])
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_reads_that_a_store_refuses_are_tried_again(object_store, tmp_path, form):
+    there = Folder.of(object_store.uri(f"refused.{form}"))
+    there.write_bytes(row_files.write(tmp_path / "rows", ROWS, form).read_bytes())
+    refused: list[str] = []
+
+    def three_times(number, method, path):
+        if method == "GET" and len(refused) < 3:
+            refused.append(path)
+            return True
+        return False
+
+    object_store.refuses = three_times
+    try:
+        rows = [row for _, row in records.read(there.uri, "data.files")]
+    finally:
+        object_store.refuses = lambda number, method, path: False
+    assert [r["title"] for r in rows] == [r["title"] for r in ROWS] and len(refused) == 3
