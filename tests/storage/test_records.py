@@ -126,7 +126,7 @@ def test_files_folders_and_globs_name_files(tmp_path):
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
 def test_reads_that_a_store_refuses_are_tried_again(object_store, tmp_path, form):
     there = Folder.of(object_store.uri(f"refused.{form}"))
-    there.write_bytes(row_files.write(tmp_path / "rows", ROWS, form).read_bytes())
+    there.write_bytes(row_files.write(tmp_path / "rows", ROWS[:2], form).read_bytes())
     refused: list[str] = []
 
     def three_times(number, method, path):
@@ -140,4 +140,4 @@ def test_reads_that_a_store_refuses_are_tried_again(object_store, tmp_path, form
         rows = [row for _, row in records.read(there.uri, "data.files")]
     finally:
         object_store.refuses = lambda number, method, path: False
-    assert [r["title"] for r in rows] == [r["title"] for r in ROWS] and len(refused) == 3
+    assert [r["title"] for r in rows] == ["T0", "T1"] and len(refused) == 3
