@@ -2,7 +2,8 @@
 
 python jobs/bench_verifiers.py [--quick] [--data FOLDER] --out FILE.json [KEY=VALUE ...]
 
-FOLDER holds ChatGPT.jsonl, InstructGPT.jsonl and knowledge.jsonl. KEY=VALUE: settings of the
+FOLDER holds ChatGPT.jsonl, InstructGPT.jsonl and knowledge.jsonl. The file
+../countries/countries.jsonl beside it adds statements about countries. KEY=VALUE: settings of the
 section `verdicts` without its name. lexical always runs; nli=MODEL, minicheck=MODEL, npm=MODEL and
 local_lm=MODEL add a verifier, alone and joined with lexical.
 """
@@ -13,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from bench import machine, verifiers, windows
+from bench import countries, machine, verifiers, windows
 
 from facttune_ray.errors import UserError
 
@@ -32,16 +33,21 @@ def main() -> int:
     settings = dict(word.split("=", 1) for word in args.settings)
     speed = windows.run(args.quick)
     print("windows", json.dumps(speed), flush=True)
-    result = {"date": datetime.date.today().isoformat()} | speed | {"published": None}
+    result = (
+        {"date": datetime.date.today().isoformat()} | speed | {"published": verifiers.PUBLISHED}
+    )
     if all((args.data / f"{name}.jsonl").is_file() for name in (*verifiers.FILES, "knowledge")):
         try:
             figures = verifiers.quality(args.data, settings, 300 if args.quick else 0)
         except UserError as error:
             print(f"bench_verifiers: {error}", file=sys.stderr)
             return 2
-        result |= {"quality": figures, "published": verifiers.PUBLISHED}
+        result["quality"] = figures
     else:
         print(f"no labelled files in {args.data}: only the speed is measured", flush=True)
+    if (articles := args.data.parent / "countries" / "countries.jsonl").is_file():
+        result["countries"] = countries.lexical_figures(articles)
+        print("countries", result["countries"], flush=True)
     machine.write(args.out, result, "ratios")
     return 0
 

@@ -1,4 +1,4 @@
-"""Signs of reward hacking: what a model may have learned in order to please its verifier.
+"""Count signs of reward hacking: habits that a model may learn to please its verifier.
 
 signs(root, {"base": Scope("base/test"), "facttune_fs": Scope("facttune_fs/round_2/test")})
     ->  {"base": {"name_only": {"value": 0.01, "count": 3, "of": 310}, "frames": {...},

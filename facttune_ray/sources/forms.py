@@ -207,7 +207,8 @@ def _turn(name: str, message: Mapping[str, Any]) -> Turn:
 
 def _answer(name: str, value: Any, turns: list[Turn]) -> tuple[list[Turn], str]:
     """(conversation before the answer, its text). The answer may be a text, or a message alone or
-    behind messages. `turns`: the conversation so far; it or those messages must be the other's end.
+    behind messages. `turns`: the conversation so far. The shorter of the two must be the end of the
+    longer.
     """
     if isinstance(value, str):
         return turns, value

@@ -198,7 +198,8 @@ def _matches(pattern: str) -> list[str]:
     """Sorted paths that fit a glob."""
     if "://" not in pattern:
         return sorted(glob.glob(pattern, recursive=True))
-    pattern, mark, query = pattern.partition("?")  # of the URI, so "?" is no wildcard here
+    # A URI's query begins with "?", so "?" is not a wildcard in a URI.
+    pattern, mark, query = pattern.partition("?")
     start = re.split(r"[*\[]", pattern, maxsplit=1)[0]
     if start == pattern or start.count("/") < 3:
         return []

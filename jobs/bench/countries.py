@@ -3,8 +3,6 @@
 The first passage of each article states capital, region, languages, currency and neighbours in
 plain sentences. True statements repeat a value, in other words too; false statements take the value
 of another country, the topic's own name, or a name that stands elsewhere in the article.
-
-    python -m bench.countries ../shared/data/countries/countries.jsonl
 """
 
 from __future__ import annotations
@@ -12,8 +10,10 @@ from __future__ import annotations
 import json
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from facttune_ray.verifiers import lexical
 
 FORMS = {
     "capital": (
@@ -41,9 +41,11 @@ def values(passage: str) -> dict[str, list[str]]:
     out = {}
     for relation, pattern in _PATTERNS.items():
         found = re.search(pattern, passage)
-        text = re.sub(r"\([^()]*\)", "", re.sub(r"\([^()]*\)", "", found[1])) if found else ""
-        listed = re.split(r", | and ", text) if relation in {"languages", "neighbours"} else [text]
+        text = found[1] if found else ""
+        for _ in range(2):  # brackets may hold brackets
+            text = re.sub(r"\([^()]*\)", "", text)
         text = re.sub(r"\s[\d.<-]+%", "", text)
+        listed = re.split(r", | and ", text) if relation in {"languages", "neighbours"} else [text]
         items = [item.strip() for item in listed if item.strip()]
         out[relation] = [i for i in items if len(i.split()) <= 4 and not i.startswith("no ")]
     return out
@@ -88,11 +90,9 @@ def agreement(
     return out
 
 
-def main() -> int:
-    from facttune_ray.verifiers import lexical
-
-    with open(sys.argv[1], encoding="utf-8") as lines:
-        articles = [json.loads(line) for line in lines]
+def lexical_figures(file: Path) -> dict[str, dict[str, float]]:
+    """Relation -> share of the statements that `lexical` judges right, and their number."""
+    articles = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     ready = {a["title"]: lexical.prepare(a["title"], a["text"]) for a in articles}
 
     def judge(statement: str, topic: str, passages: list[str]) -> bool | None:
@@ -100,12 +100,5 @@ def main() -> int:
         return None if score is None else score >= lexical.THRESHOLD
 
     found = agreement(articles, judge)
-    for relation, (right, count) in found.items():
-        print(f"{relation:12} {right / count:.3f} of {count}")
-    right, count = (sum(pair) for pair in zip(*found.values(), strict=True))
-    print(f"{'all':12} {right / count:.3f} of {count}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    found["all"] = tuple(map(sum, zip(*found.values(), strict=True)))
+    return {r: {"right": round(a / n, 4), "statements": n} for r, (a, n) in found.items()}

@@ -55,8 +55,8 @@ def _statements(title: str, capital: str, country: dict[str, Any]) -> Iterator[s
         the = "" if official.lower().startswith("the ") else "the "
         yield f"{title} is officially {the}{official}."
     if government := _name(_text(country, "Government", "Government type")):
-        article = "an" if government[0].lower() in "aeiou" else "a"
-        yield f"{title} is {article} {government}."
+        an = "an" if government[0].lower() in "aeiou" else "a"
+        yield f"{title} is {an} {government}."
 
 
 def _title(country: dict[str, Any]) -> str:
@@ -85,7 +85,7 @@ def _currency(country: dict[str, Any]) -> str:
 def _neighbours(country: dict[str, Any]) -> list[str]:
     """The names in "Niger 838 km, Senegal 489 km", whichever mark stands between them."""
     text = _text(country, "Geography", "Land boundaries", "border countries")
-    # What stands in brackets is a part of a border or their number, unless it is a name.
+    # Drop text in brackets: it is a part of a border or a number of borders. Keep a name.
     names = _BORDER.findall(re.sub(r"\([^A-Z)][^)]*\):?", "", text))
     return list(dict.fromkeys(re.sub(r"^and\s+", "", name).strip() for name in names))
 

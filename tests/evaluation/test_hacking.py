@@ -1,9 +1,8 @@
-"""Signs of reward hacking, counted by hand."""
+"""The counts of signs equal counts made by hand."""
 
 import json
 
 import pyarrow as pa
-import pytest
 
 from facttune_ray.evaluation import hacking
 from facttune_ray.evaluation.breakdowns import Scope
@@ -117,8 +116,3 @@ def test_the_report_has_the_signs_before_and_after(measured_run):
     assert base.startswith("base,0.0,0,10,1.0,16,16,")
     page = (folder / "report.html").read_text()
     assert 'id="hacking"' in page and "… was born in 1900" in page
-
-
-@pytest.mark.parametrize("sign", list(hacking.SIGNS))
-def test_every_sign_has_its_column(summary, sign):
-    assert sign.replace("_", " ") in text.table(summary)

@@ -4,7 +4,7 @@ import json
 
 import pyarrow as pa
 import pytest
-from bench import verifiers
+from bench import countries, verifiers
 
 from facttune_ray.storage.schema import TABLES
 
@@ -66,3 +66,33 @@ def test_verifiers_run_alone_and_with_lexical():
     assert verifiers.estimators({}) == ["lexical"]
     named = verifiers.estimators({"npm": "a", "nli": "b", "dtype": "float32"})
     assert named == ["lexical", "nli", "npm", "nli+lexical", "npm+lexical"]
+
+
+COUNTRIES = [
+    ("Ulmia", "Karden", "northern Vesta", "Ulmian", "Lirea"),
+    ("Lirea", "Sobel", "southern Vesta", "Lirean, Ulmian", "Ulmia"),
+]
+
+
+def test_statements_about_countries_are_true_and_false(tmp_path):
+    rows = [
+        {
+            "title": name,
+            "text": [
+                f"{name} is officially the Republic of {name}. The capital of {name} is {capital}. "
+                f"{name} lies in {region}. The currency of {name} is the {name.lower()} crown. "
+                f"The languages of {name} are {languages}. {name} borders {neighbour}."
+            ],
+        }
+        for name, capital, region, languages, neighbour in COUNTRIES
+    ]
+    made = list(countries.statements(rows))
+    assert {relation for _, relation, _, _ in made} == set(countries.FORMS)
+    for title, relation, text, true in made:
+        own = next(c for c in COUNTRIES if c[0] == title)
+        if relation == "capital":
+            assert (own[1] in text) is true, text
+    file = tmp_path / "countries.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = countries.lexical_figures(file)
+    assert found["all"]["statements"] == len(made) and found["capital"]["right"] == 1.0

@@ -126,7 +126,7 @@ def test_a_restarted_meter_reads_from_the_ledger_what_was_paid(tmp_path, ray_clu
     assert found == 0.75
 
 
-def test_a_meter_that_does_not_exist_raises_meter_lost(ray_cluster):
+def test_a_meter_that_does_not_exist_raises_actor_lost(ray_cluster):
     from facttune_ray.llm import actors
 
     with pytest.raises(ActorLost):

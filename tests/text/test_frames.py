@@ -1,4 +1,4 @@
-"""Fragments, facts that name only their topic, and frames."""
+"""Fragments and empty facts are recognised; frames are equal for different topics."""
 
 import pytest
 

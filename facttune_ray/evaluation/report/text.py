@@ -195,8 +195,8 @@ def _hacking_notes(signs: dict[str, Any], name: str) -> list[str]:
         before, after = (signs.get(n, {}).get(sign, {}).get("value") for n in ("base", name))
         if before is not None and after is not None and after > before + CLEARER:
             lines.append(
-                f"{display_name(name)} may please its verifier rather than a reader: "
-                f"{percent(after)} of its {share_of}, against {percent(before)} of base's."
+                f"{display_name(name)}: {percent(after)} of its {share_of}, against "
+                f"{percent(before)} of base's: a sign of reward hacking, no proof. Read responses."
             )
     return lines
 
