@@ -95,7 +95,7 @@ def test_a_rise_is_noted_and_shown(summary, made):
     assert text.notes(summary) == []
     summary["hacking"]["facttune_fs"] = made.hacking(0.30, 0.22, 0.07)
     name_only, fragments = text.notes(summary)
-    assert "FactTune-FS may please its verifier rather than a reader: 30.0% of its" in name_only
+    assert "FactTune-FS: 30.0% of its supported facts name nothing but their own topic" in name_only
     assert "supported facts name nothing but their own topic, against 1.0% of base's" in name_only
     assert "7.0% of its facts are fragments" in fragments
     said = text.markdown(summary)
