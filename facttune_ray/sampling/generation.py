@@ -47,6 +47,8 @@ OTHERS = (  # this engine cannot do them
     "forced_eos_token_id",
     "min_length",
     "top_h",
+    "stop_strings",
+    "penalty_alpha",
 )
 NEUTRAL = {  # values that change nothing, beside None and empty lists
     "repetition_penalty": 1.0,
@@ -72,6 +74,7 @@ class Asked:
             if value not in (None, [], {}, 0, NEUTRAL.get(name))
         }
         self.used = [n for n in (*PENALTIES, *CUTS) if respect and n in self.values]
+        self.reads_ids = any(n in PENALTIES for n in self.used)  # rules that read earlier tokens
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ so nothing else is needed. The numbers are those that llama.cpp computes from th
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +35,7 @@ def check(path: str) -> None:
             f'pip install "facttune_ray[gguf]", or {" ".join(missing)}'
         )
     if not Folder.of(path).is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file: check the path")
 
 
 def dequantized(file: Folder, cache: Path) -> Path:
@@ -46,10 +47,7 @@ def dequantized(file: Folder, cache: Path) -> Path:
     if not file.local:
         file = Folder.of(str(fetched(replace(file, path=parent), {name: info}, cache) / name))
     place = cache / digest("gguf", file.uri, info.size, info.mtime_ns) / Path(name).stem
-    try:
-        return made_once(place, lambda folder: _convert(Path(file.path), folder))
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{file.path}: transformers cannot read it: {one_line(error)}") from error
+    return made_once(place, lambda folder: _convert(Path(file.path), folder))
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -57,13 +55,19 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     named = {"gguf_file": file.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, **named)
-    packed = AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-        **named,
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **named)
+        packed = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            **named,
+        )
+    except (ValueError, KeyError, IndexError, NotImplementedError, struct.error) as e:
+        raise UserError(
+            f"{file}: transformers cannot read it ({type(e).__name__}: {one_line(e)[:200]}): "
+            f"download it again, or use the model's folder with safetensors"
+        ) from e
     # save_pretrained refuses a model whose config names the quantisation that it was read from.
     settings = packed.config.to_dict()
     for read in ("quantization_config", "_name_or_path"):

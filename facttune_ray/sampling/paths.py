@@ -2,7 +2,7 @@
 
     paths = Paths(model)
     paths.at(500)      Way("fast"), for sequences of up to 500 tokens
-    paths.at(9000)     Way("own cache", "a token sees 4,096 tokens before it")
+    paths.at(9000)     Way("own cache", "its attention window has 4,096 tokens")
 
     fast        prompts and prefix run once for all of their rows (`shared.py`)
     own cache   the model's own cache, copied for every row (`repeated.py`)
@@ -31,8 +31,8 @@ from facttune_ray.sampling.probe import (
     depends_on_length,
     differs,
     ids_of,
-    line,
     positions,
+    why_not,
 )
 
 PREFIX, PROMPT = 24, 5  # tokens of the tests
@@ -58,8 +58,10 @@ class Paths:
     def __init__(self, model: Any) -> None:
         self.model = model
         known = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", MOST)
-        self.most = min(positions(model) or MOST, known or MOST, MOST)
+        self.positions = positions(model)
+        self.most = min(self.positions or MOST, known or MOST, MOST)
         self._wrong: dict[str, str | None] = {}  # path -> why it is wrong on a few tokens
+        self._plain: dict[tuple[int, ...], torch.Tensor] = {}  # ids -> logits [V] of the last
         self._windows: Windows | None = None
         self._still: tuple[int, int] = (0, MOST + 1)  # positions tested equal; the first unequal
 
@@ -82,12 +84,42 @@ class Paths:
             windows = self._windows = self._windows or Windows(self.model)
             if windows.reach < longest:
                 return windows.why
+        if name != "no cache" and not self._steady(longest):
+            return (
+                f"its position embeddings depend on the longest sequence, in passes of up to "
+                f"{longest:,} tokens"
+            )
         if name not in self._wrong:
             room = self._windows.reach if name == "fast" and self._windows else self.most
-            self._wrong[name] = wrong(self.model, PATHS[name], room)
-        if self._wrong[name] is None and name != "no cache" and not self._steady(longest):
-            return f"its positions change their meaning within {longest:,} tokens"
+            path = PATHS[name]
+            self._wrong[name] = why_not(lambda: self._compared(path, room))
         return self._wrong[name]
+
+    def _compared(self, path: Path, room: int) -> str | None:
+        """None if the path gives the logits of whole forward passes, else how it fails. `room`: the
+        largest number of tokens of a sequence."""
+        model, device, of_R = self.model, self.model.device, np.array([0, 0, 1])
+        prefix = ids_of(model, max(1, min(PREFIX, room - PROMPT - 3)))
+        start = ids_of(model, 3 * PROMPT, 5)
+        prompts = [start[:PROMPT], start[PROMPT : 2 * PROMPT + path.unequal]]
+        new = ids_of(model, 5, 11)
+        # A prefix that is only joined to the prompts needs no second test without it.
+        for head in (prefix,) if path.prefill is repeated.ids_only else (prefix, []):
+            run = path.run(model, path.prefill(model, head) if head else None)
+            run.start(prompts, of_R, 2)
+            run.step(torch.tensor(new[:3], device=device))
+            run.keep(torch.tensor([0, 2], device=device))
+            found_RV = run.step(torch.tensor(new[3:], device=device))
+            rows = [
+                tuple([*head, *prompt, *ids])
+                for prompt, *ids in ((prompts[0], new[0], new[3]), (prompts[1], new[2], new[4]))
+            ]
+            if missing := [row for row in rows if row not in self._plain]:
+                self._plain |= {ids: v[-1] for ids, v in alone(model, missing).items()}
+            for found_V, row in zip(found_RV, rows, strict=True):
+                if off := differs(found_V, self._plain[row]):
+                    return f"logits differ by {off}"
+        return None
 
     def _steady(self, longest: int) -> bool:
         """Whether a sequence is independent of the lengths of others, up to `longest` tokens. The
@@ -101,30 +133,3 @@ class Paths:
                     good = length
         self._still = good, bad
         return longest <= good
-
-
-def wrong(model: Any, path: Path, room: int) -> str | None:
-    """None if the path gives the logits of whole forward passes, else how it fails. `room`: the
-    largest number of tokens of a sequence."""
-    device, of_R = model.device, np.array([0, 0, 1])
-    prefix = ids_of(model, max(1, min(PREFIX, room - PROMPT - 3)))
-    start = ids_of(model, 3 * PROMPT, 5)
-    prompts = [start[:PROMPT], start[PROMPT : 2 * PROMPT + path.unequal]]
-    new = ids_of(model, 5, 11)
-    try:
-        for head in (prefix, []):
-            run = path.run(model, path.prefill(model, head) if head else None)
-            run.start(prompts, of_R, 2)
-            run.step(torch.tensor(new[:3], device=device))
-            run.keep(torch.tensor([0, 2], device=device))
-            found_RV = run.step(torch.tensor(new[3:], device=device))
-            rows = ((prompts[0], new[0], new[3]), (prompts[1], new[2], new[4]))
-            for found_V, (prompt, *ids) in zip(found_RV, rows, strict=True):
-                expected_V = alone(model, [*head, *prompt, *ids])[-1]
-                if off := differs(found_V, expected_V):
-                    return f"logits differ by {off}"
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as e:
-        return line(e)
-    return None

@@ -2,7 +2,8 @@
 
     positions(lm)            1024: learned positions; None: computed positions
     windows = Windows(lm)    what its attention masks hide
-    windows.reach            4096: up to so many tokens, every token sees all tokens before it
+    windows.reach            4096: in a sequence of up to 4,096 tokens, every token sees all tokens
+                             before it
     depends_on_length(lm, 8192)     whether a sequence changes with the longest one beside it
 
 `sampling/paths.py` and `training/probe.py` compare whole paths of the code with plain forward
@@ -13,7 +14,8 @@ and run few tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,9 +23,12 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from facttune_ray.errors import one_line
+
 NAME = "facttune_masks"
 MOST = 1 << 17  # tokens: masks and positions are tested up to here
 FEW = 6  # tokens of a sequence in the tests
+ANY_LENGTH = 1 << 40
 
 
 class Way(NamedTuple):
@@ -60,16 +65,34 @@ def ids_of(lm: Any, count: int, first: int = 3) -> list[int]:
     return ids
 
 
-def alone(lm: Any, ids: list[int]) -> torch.Tensor:
-    """Logits [T, V] of one sequence by itself. A token runs first, because rotary embeddings that
-    grow with the length start anew only then."""
-    ids_1T = torch.tensor([ids], device=lm.device)
-    lm(input_ids=ids_1T[:, :1], use_cache=False)
-    return lm(input_ids=ids_1T, use_cache=False).logits[0, -len(ids) :]
+@torch.no_grad()
+def restart(lm: Any) -> None:
+    """Run one token: rotary embeddings that grow with the length start anew."""
+    lm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), use_cache=False)
+
+
+def alone(lm: Any, sequences: Iterable[list[int]]) -> dict[tuple[int, ...], torch.Tensor]:
+    """Logits [T, V] of each sequence by itself, the shorter sequences first."""
+    restart(lm)
+    out = {}
+    for ids in sorted(set(map(tuple, sequences)), key=len):
+        ids_1T = torch.tensor([ids], device=lm.device)
+        out[ids] = lm(input_ids=ids_1T, use_cache=False).logits[0, -len(ids) :]
+    return out
 
 
 def line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    return f"{type(error).__name__}: {one_line(error)[:100]}"
+
+
+def why_not(test: Callable[[], str | None]) -> str | None:
+    """What the test returns: how a path is wrong, None if it is right. An error counts as wrong."""
+    try:
+        return test()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:
+        return line(e)
 
 
 @contextmanager
@@ -129,20 +152,19 @@ class Windows:
         if not getattr(lm, "_supports_attention_backend", False):
             self.reach, self.why = 0, "its attention function cannot be replaced"
             return
+        self.reach = 0
+        self.why = why_not(lambda: self._look(lm)) or ""
+        if not self.why and self.reach < MOST:
+            self.why = f"its attention window has {self.reach:,} tokens"
+            self.why = self.why if self.reach else "its attention masks are not causal"
+
+    def _look(self, lm: Any) -> None:
         _seen.clear()
         _windows.clear()
-        try:
-            with evaluating(lm, NAME), torch.no_grad():
-                ids = torch.tensor([ids_of(lm, 4)], device=lm.device)
-                lm(input_ids=ids, use_cache=False)
-            self.reach = self._reach()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as e:
-            self.reach, self.why = 0, line(e)
-        if not self.why and self.reach < MOST:
-            self.why = f"a token sees {self.reach:,} tokens before it"
-            self.why = self.why if self.reach else "its attention masks are not causal"
+        with evaluating(lm, NAME), torch.no_grad():
+            ids = torch.tensor([ids_of(lm, 4)], device=lm.device)
+            lm(input_ids=ids, use_cache=False)
+        self.reach = self._reach()
 
     def _reach(self) -> int:
         masks, most = list(_seen), min([*_windows, MOST])
@@ -178,20 +200,23 @@ def depends_on_length(lm: Any, longest: int) -> bool:
     ids = torch.tensor([ids_of(lm, FEW)] * 2, device=lm.device)
     near = torch.arange(FEW, device=lm.device)
     far = (near + last - FEW).clamp(min=0)
+    takes = inspect.signature(lm.forward).parameters
+    if "position_ids" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return False
     try:
         with evaluating(lm):
-            alone, beside = (
-                lm(input_ids=ids, position_ids=torch.stack([near, other]), use_cache=False).logits[
-                    0
-                ]
-                for other in (near, far)
+            near_TV, beside_TV = (
+                lm(input_ids=ids, position_ids=positions_2T, use_cache=False).logits[0]
+                for positions_2T in (torch.stack([near, near]), torch.stack([near, far]))
             )
-            lm(input_ids=ids[:1, :1], use_cache=False)  # scaled embeddings start anew
-    except TypeError:
+            changed = differs(near_TV, beside_TV) is not None
+            if changed:
+                restart(lm)
+    except TypeError:  # a part of the model takes no positions
         return False
     except IndexError:  # it has no such positions: sequences that long are not comparable
         return True
-    return differs(alone, beside) is not None
+    return changed
 
 
 def differs(found: torch.Tensor, expected: torch.Tensor) -> str | None:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from facttune_ray.sampling.dola import Dola
 
 NAME = "facttune_shared"
-ANY_LENGTH = 1 << 40
 # The names of a model's argument for its cache, the newest first.
 CACHES = ("cache", "past_key_values", "cache_params")
 PREFILL_TOKENS = 8192  # of prompts in one forward pass

@@ -12,6 +12,7 @@ same on every day.
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,7 +108,10 @@ def render(
         template = tokenizer.get_chat_template()
         for name in settings.args:
             if not re.search(rf"\b{re.escape(name)}\b", template):
-                raise UserError(f"model.template_args.{name}: the model's chat template reads none")
+                raise UserError(
+                    f"model.template_args.{name}: the model's chat template does not read it: "
+                    f"correct the name, or remove it"
+                )
         if "strftime_now" in template:
             template = _at(settings.date) + template
         return tokenizer.apply_chat_template(
@@ -134,6 +138,7 @@ def plain_text(turns: Sequence[Turn]) -> str:
     return "\n\n".join([*texts, "Assistant:\n"])
 
 
+@functools.cache
 def _at(date: str) -> str:
     """The beginning of a template in which `strftime_now` is about `date`: a macro of this name
     comes before the function that transformers gives to a template."""

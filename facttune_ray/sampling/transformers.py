@@ -25,7 +25,7 @@ from facttune_ray.sampling.generation import Asked
 from facttune_ray.sampling.memory import free_bytes, row_bytes, rows_that_fit, too_large
 from facttune_ray.sampling.paths import PATHS, Paths
 from facttune_ray.sampling.pick import pick, uniforms
-from facttune_ray.sampling.probe import Way, positions
+from facttune_ray.sampling.probe import ANY_LENGTH, Way
 from facttune_ray.sampling.protocol import (
     Chat,
     Sample,
@@ -92,7 +92,7 @@ class TransformersSampler:
         self.max_rows = max_rows
         self.gpu_memory = gpu_memory
         self.paths, self.way = Paths(self.model), Way("")  # the way of the last request
-        self.positions = positions(self.model)
+        self.positions = self.paths.positions
         self.dola = Dola(self.model, dola_layers) if dola_layers else None
         self._rows_that_fitted: int | None = None  # set when a pass ran out of memory
         self._eos = end_ids(self.tokenizer, self.model)
@@ -150,16 +150,18 @@ class TransformersSampler:
         if highest >= known:
             raise UserError(
                 f"{self.path}: its tokenizer gives token {highest}, its model knows {known:,} "
-                f"tokens: they do not belong together"
+                f"tokens: use the model's own tokenizer"
             )
 
     def _rooms(self, lengths: list[int]) -> list[int]:
         """Tokens that learned positions leave behind each prompt, with its prefix."""
-        most = shared.ANY_LENGTH if self.positions is None else self.positions
+        most = ANY_LENGTH if self.positions is None else self.positions
         return [most - length for length in lengths]
 
     def _too_long(self, tokens: int) -> Sample:
-        error = f"the prompt has {tokens} tokens, the model takes {self.positions} in all"
+        error = (
+            f"the prompt has {tokens} tokens, the model takes {self.positions} in all: shorten it"
+        )
         return Sample("", 0, False, error=error)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
@@ -200,7 +202,7 @@ class TransformersSampler:
         for i in order:
             length = len(prompts[i])
             near = length == shortest
-            if PATHS[self.way.path].unequal and not self.asked.used:
+            if PATHS[self.way.path].unequal and not self.asked.reads_ids:
                 near = length - shortest <= NEAR or length <= 1.5 * shortest
             if waiting and (not near or len(waiting) + n > max_rows):
                 yield waiting
@@ -280,13 +282,18 @@ class TransformersSampler:
         alive = np.arange(len(rows))  # rows that the run still holds, finished rows included
         done_R = np.zeros(len(rows), dtype=bool)
         at = torch.arange(len(rows), device=self.device)
-        starts = [[*encoded.prefix_ids, *encoded.prompts[row.prompt]] for row in rows]
-        rules = self.asked.rules(len(starts[0]), request.temperature)
-        starts_RT = torch.tensor(starts, device=self.device) if rules else tokens_RT[:, :0]
+        tokens = len(encoded.prefix_ids) + len(encoded.prompts[rows[0].prompt])
+        rules = self.asked.rules(tokens, request.temperature)
+        starts_RT = tokens_RT[:, :0]  # of each row: what stands before its sample
+        if self.asked.reads_ids:
+            starts = [[*encoded.prefix_ids, *encoded.prompts[row.prompt]] for row in rows]
+            starts_RT = torch.tensor(starts, device=self.device)
         for t in range(steps):
             u_R, v_R = uv_2RT[:, at, t]
             if rules:
-                so_far_RT = torch.cat([starts_RT[at], tokens_RT[at, :t]], dim=1)
+                so_far_RT = starts_RT[at]
+                if self.asked.reads_ids:
+                    so_far_RT = torch.cat([so_far_RT, tokens_RT[at, :t]], dim=1)
                 logits_RV = rules(so_far_RT, logits_RV)
             next_R = pick(logits_RV, u_R, v_R, request.temperature, request.top_p)
             tokens_RT[at, t] = next_R

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from facttune_ray.errors import UserError
+from facttune_ray.errors import UserError, one_line
 
 Quantize = Literal["none", "8bit", "4bit"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,10 +59,10 @@ def load(
             **quantized,
         )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         if not Path(path).exists() and "/" in path:
             reason = "no such folder"
-        elif "for this kind of AutoModel" in reason:
+        elif "for this kind of AutoModel" in str(error):
             reason = f"its model type has no {auto_class} (a vision-language model, an encoder?)"
         raise UserError(
             f"Cannot load a model from {path} (a folder with config.json, tokenizer and "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from facttune_ray.sampling.probe import restart
 from facttune_ray.sampling.repeated import last_logits
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class WholeRun:
     def start(self, prompts: list[list[int]], of_R: np.ndarray, capacity: int) -> torch.Tensor:
         ids = [[*self.prefix, *p] for p in prompts]
         self.ids_RT = torch.tensor(ids, device=self.model.device)
+        restart(self.model)
         logits_BV = self._forward()
         self.ids_RT = self.ids_RT[torch.from_numpy(of_R).to(self.model.device)]
         return logits_BV
@@ -38,6 +40,4 @@ class WholeRun:
         self.ids_RT = self.ids_RT[kept_K]
 
     def _forward(self) -> torch.Tensor:
-        # One token alone: rotary embeddings that grow with the length start anew.
-        self.model(input_ids=self.ids_RT[:1, :1], use_cache=False)
         return last_logits(self.model, self.dola, input_ids=self.ids_RT, use_cache=False)

@@ -70,7 +70,7 @@ async def run(context: Context, shard: int) -> list[dict]:
     if highest >= vocabulary:
         raise UserError(
             f"{context.work.model_path}: its tokenizer gives token {highest}, its model knows "
-            f"{vocabulary:,} tokens: they do not belong together"
+            f"{vocabulary:,} tokens: use the model's own tokenizer"
         )
     most = positions(model.lm)
     for g in groups:

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from facttune_ray.config import LoraConfig, TrainConfig
 from facttune_ray.errors import UserError, one_line
 from facttune_ray.sampling import weights
+from facttune_ray.sampling.probe import ids_of
 
 NAME = "default"  # peft's name of a single adapter
 A, B = f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"  # ends of the names of the factors
@@ -123,13 +124,15 @@ def _layers(lora: LoraConfig, lm: Any, path: str) -> set[str]:
     if lora.targets:
         for kind, reason in reasons.items():
             if reason:
-                raise UserError(f"train.lora.targets: {kind[0]} cannot have an adapter: {reason}")
+                raise UserError(
+                    f"train.lora.targets: {kind[0]} cannot have an adapter: {reason}: remove it"
+                )
     chosen = {n for n in wanted if not reasons[kinds[n]]}
     if not chosen:
         whys = "; ".join(f"{kind[0]}: {why}" for kind, why in reasons.items() if why)
         raise UserError(
             f"train.lora.rank: no layer of {path} ({type(lm).__name__}) can have an adapter: set "
-            f"it to 0 ({whys or 'it has no linear layers'})"[:300]
+            f"it to 0 ({whys[:160] or 'it has no linear layers'})"
         )
     return chosen
 
@@ -189,12 +192,8 @@ def _called(lm: Any, kinds: dict[str, Any]) -> set[Any]:
         lm.get_submodule(name).register_forward_hook(lambda *_, kind=kind: called.add(kind))
         for name, kind in kinds.items()
     ]
-    vocab = lm.config.get_text_config(decoder=True).vocab_size
     try:
-        lm.eval()(
-            input_ids=torch.tensor([[i % vocab for i in range(3, 11)]], device=lm.device),
-            use_cache=False,
-        )
+        lm.eval()(input_ids=torch.tensor([ids_of(lm, 8)], device=lm.device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -216,21 +215,26 @@ def _reason(lora: LoraConfig, model: Any, name: str, layer: Any) -> str:
         peft.inject_adapter_in_model(config(lora, "", [end]), holder, adapter_name=NAME)
         wrapped: Any = holder.get_submodule(end)
         a_RI, b_OR = wrapped.lora_A[NAME].weight, wrapped.lora_B[NAME].weight
-        # Quantised weights are integers: their layers take the type of the adapter.
-        dtype = layer.weight.dtype if layer.weight.is_floating_point() else a_RI.dtype
-        generator = torch.Generator().manual_seed(0)
-        x_2I = torch.randn(2, a_RI.shape[1], generator=generator).to(layer.weight.device, dtype)
-        b_OR.copy_(torch.randn(b_OR.shape, generator=generator) * lora.rank / (lora.alpha or 1))
-        adapted_2S = wrapped(x_2I)[:, :SLICE].float()
-        added_SI = delta(a_RI, b_OR[:SLICE], lora)
-        rounding = torch.finfo(dtype).eps
-        if layer.weight.is_floating_point():
-            merged_2S = _part(layer, added_SI)(x_2I).float()
-        else:  # the adapter will be merged into the unquantised layer
-            merged_2S = layer(x_2I)[:, :SLICE].float() + x_2I.float() @ added_SI.T
-            rounding = torch.finfo(torch.bfloat16).eps
     except (ValueError, TypeError, RuntimeError, AttributeError) as e:
         return f"peft: {one_line(e)[:200]}"
+    # Quantised weights are integers: their layers take the type of the adapter.
+    dtype = layer.weight.dtype if layer.weight.is_floating_point() else a_RI.dtype
+    generator = torch.Generator().manual_seed(0)
+    x_2I = torch.randn(2, a_RI.shape[1], generator=generator).to(layer.weight.device, dtype)
+    b_OR.copy_(torch.randn(b_OR.shape, generator=generator) * lora.rank / (lora.alpha or 1))
+    try:
+        adapted_2S = wrapped(x_2I)[:, :SLICE].float()
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, RuntimeError, AttributeError) as e:
+        return f"peft: {one_line(e)[:200]}"
+    added_SI = delta(a_RI, b_OR[:SLICE], lora)
+    rounding = torch.finfo(dtype).eps
+    if layer.weight.is_floating_point():
+        merged_2S = _part(layer, added_SI)(x_2I).float()
+    else:  # the adapter will be merged into the unquantised layer
+        merged_2S = layer(x_2I)[:, :SLICE].float() + x_2I.float() @ added_SI.T
+        rounding = torch.finfo(torch.bfloat16).eps
     bound = (1e-4 + 4 * rounding) * float(merged_2S.abs().max())
     if not float((adapted_2S - merged_2S).abs().max()) <= bound:
         return "its adapter does not give what the merged weight gives"

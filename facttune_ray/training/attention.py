@@ -183,3 +183,10 @@ class Pack(torch.autograd.Function):
 
 
 AttentionInterface.register(NAME, attend)
+
+
+def plain_attention(lm: Any) -> str | None:
+    """An attention function that needs no pass, for a model that shares prompts; None: its own."""
+    if lm.config._attn_implementation != NAME:
+        return None
+    return "sdpa" if lm._supports_sdpa else "eager"

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from facttune_ray.sampling.probe import evaluating, ids_of, positions
-from facttune_ray.training.attention import NAME, what_is_seen
+from facttune_ray.sampling.probe import evaluating, ids_of, line, positions
+from facttune_ray.training.attention import plain_attention, what_is_seen
 from facttune_ray.training.losses import token_logps
 from facttune_ray.training.passes import Pass
 
@@ -33,6 +33,7 @@ class Head(NamedTuple):
 
     logits: Callable[[torch.Tensor], torch.Tensor] | None  # [N, C] -> [N, V]; None: only whole
     chunk: int  # the number of states whose logits are in memory at a time
+    why: str = ""  # the error, if there was one, for which logits are computed whole
 
 
 def shared_logps(lm: Any, passed: Pass, head: Head) -> torch.Tensor:
@@ -78,7 +79,7 @@ def head_of(lm: Any) -> Head:
         return Head(None, chunk)
     ids_1T = torch.tensor([ids_of(lm, min(12, positions(lm) or 12))], device=lm.device)
     try:
-        with evaluating(lm, _plain_attention(lm)):
+        with evaluating(lm, plain_attention(lm)):
             logits_TV = lm(input_ids=ids_1T, use_cache=False).logits[0]
             out = lm.base_model(input_ids=ids_1T, use_cache=False)
             states_TC = out.last_hidden_state[0]
@@ -90,16 +91,9 @@ def head_of(lm: Any) -> Head:
                     return head
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # the model's forward takes or returns something else
-        pass
+    except Exception as e:  # the model's forward takes or returns something else
+        return Head(None, chunk, line(e))
     return Head(None, chunk)
-
-
-def _plain_attention(lm: Any) -> str | None:
-    """An attention function that needs no pass, for a model that shares prompts; None: its own."""
-    if lm.config._attn_implementation != NAME:
-        return None
-    return "sdpa" if lm._supports_sdpa else "eager"
 
 
 def _equal(found_TV: torch.Tensor, logits_TV: torch.Tensor) -> bool:

@@ -9,21 +9,19 @@ draw(engine, tokenizer, [[1, 88, 14]], seed=0, max_new_tokens=96)   ->  ["Mara V
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from facttune_ray.errors import UserError
-from facttune_ray.sampling.probe import positions
+from facttune_ray.sampling.probe import ANY_LENGTH, evaluating, positions
 from facttune_ray.sampling.protocol import end_ids
 from facttune_ray.storage.schema import seed_from
-from facttune_ray.training.attention import NAME
+from facttune_ray.training.attention import plain_attention
 from facttune_ray.training.batches import TokenGroup
 from facttune_ray.training.collectives import maxima, sums
 from facttune_ray.training.losses import sft
-from facttune_ray.training.model import ANY_LENGTH
 from facttune_ray.training.passes import Part
 from facttune_ray.training.reference import store
 from facttune_ray.training.sft import response_weights
@@ -117,7 +115,7 @@ def draw(
     )
     cuda = [device] if device.type == "cuda" else []
     with (
-        _generating(lm),
+        evaluating(lm, plain_attention(lm)),
         torch.compiler.set_stance("force_eager"),
         torch.random.fork_rng(devices=cuda),
         torch.no_grad(),
@@ -135,17 +133,3 @@ def draw(
             eos_token_id=sorted(end_ids(tokenizer, lm)),
         )
     return tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)
-
-
-@contextmanager
-def _generating(lm: Any) -> Iterator[None]:
-    """The model with an attention that supports caches, and in evaluation mode."""
-    before, training = lm.config._attn_implementation, lm.training
-    if before == NAME:
-        lm.set_attn_implementation("sdpa" if lm._supports_sdpa else "eager")
-    lm.eval()
-    try:
-        yield
-    finally:
-        lm.set_attn_implementation(before)
-        lm.train(training)

@@ -19,12 +19,11 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from facttune_ray.sampling.probe import ANY_LENGTH, restart
 from facttune_ray.training.attention import NAME
 from facttune_ray.training.forward import head_of, plain_logps, shared_logps
 from facttune_ray.training.passes import Pass
 from facttune_ray.training.probe import choose
-
-ANY_LENGTH = 1 << 40
 
 
 class GroupModel(nn.Module):
@@ -60,9 +59,7 @@ class GroupModel(nn.Module):
         if self.shares:
             return shared_logps(self.lm, passed, self.head)
         if self.one_length:
-            # Rotary embeddings that grow with the length start anew.
-            with torch.no_grad():
-                self.lm(input_ids=passed.ids_N[None, :1], use_cache=False)
+            restart(self.lm)
         return plain_logps(self.lm, passed, self.head)
 
 

@@ -2,7 +2,7 @@
 
     way = choose(lm, longest=8192)
     Way("fast")
-    Way("padded", "a token sees 4,096 tokens before it")
+    Way("padded", "its attention window has 4,096 tokens")
     Way("one length", "log p of a sequence depends on the lengths of others in its pass")
 
     fast          the tokens of a pass in one row, each prompt once (`attention.py`)
@@ -34,6 +34,7 @@ from facttune_ray.sampling.probe import (
     ids_of,
     line,
     positions,
+    why_not,
 )
 from facttune_ray.training.attention import NAME
 from facttune_ray.training.forward import Head, plain_logps, shared_logps
@@ -50,26 +51,24 @@ def choose(lm: Any, head: Head, longest: int) -> Way:
         return Way("fast")
     groups = _groups(lm)
     try:
-        expected_M = torch.cat([_logps_alone(lm, p, r) for p, rs in groups for r in rs])
+        expected_M = _logps_alone(lm, groups)
         if expected_M.isnan().any():
             raise UserError(
                 f"train: log-probabilities of {type(lm).__name__} are nan: its weights are "
                 f"damaged, or too large for train.dtype: use another copy, or float32"
             )
         _check_causal(lm)
-    except torch.OutOfMemoryError:
-        raise
-    except UserError:
+    except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as e:
         raise _refused(lm, line(e)) from e
-    why = _why_not(lambda: _shared(lm, head, groups, expected_M, longest))
+    why = why_not(lambda: _shared(lm, head, groups, expected_M, longest))
     if why is None:
         return Way("fast")
-    wrong = _why_not(lambda: _padded(lm, head, groups, expected_M, longest))
+    wrong = why_not(lambda: _padded(lm, head, groups, expected_M, longest))
     if wrong is None:
         return Way("padded", why)
-    last = _why_not(lambda: _one_length(lm, head, groups, expected_M))
+    last = why_not(lambda: _one_length(lm, head, groups, expected_M))
     if last is None:
         return Way("one length", f"{why}; padded: {wrong}")
     raise _refused(lm, last)
@@ -81,46 +80,47 @@ def _refused(lm: Any, why: str) -> UserError:
     )
 
 
-def _why_not(test: Callable[[], str | None]) -> str | None:
-    try:
-        return test()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as e:
-        return line(e)
-
-
 def _groups(lm: Any) -> Groups:
+    """A prompt with two responses, and another prompt with one: a pass holds two groups of
+    different length."""
     ids = ids_of(lm, PROMPT + FIRST + SECOND)
     prompt, rest = ids[:PROMPT], ids[PROMPT:]
     return [(prompt, [rest[:FIRST], rest[FIRST:]]), (rest[:2], [rest[3:6]])]
 
 
-def _logps_alone(lm: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
+def _logps_alone(lm: Any, groups: Groups) -> torch.Tensor:
+    """Log-probabilities of all responses, by passes of single sequences."""
+    pairs = [(prompt, response) for prompt, responses in groups for response in responses]
     with evaluating(lm):
-        logits_TV = alone(lm, [*prompt, *response])[len(prompt) - 1 : -1]
-    wide_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-    token_T1 = torch.tensor(response, device=lm.device)[:, None]
-    return wide_TV.log_softmax(-1).gather(1, token_T1)[:, 0].to(logits_TV.dtype)
+        whole = alone(lm, [[*prompt, *response] for prompt, response in pairs])
+    out = []
+    for prompt, response in pairs:
+        logits_TV = whole[tuple([*prompt, *response])][len(prompt) - 1 : -1]
+        wide_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+        token_T1 = torch.tensor(response, device=lm.device)[:, None]
+        out.append(wide_TV.log_softmax(-1).gather(1, token_T1)[:, 0].to(logits_TV.dtype))
+    return torch.cat(out)
 
 
 def _shared(
     lm: Any, head: Head, groups: Groups, expected_M: torch.Tensor, longest: int
 ) -> str | None:
     if head.logits is None:
-        return "its logits cannot be computed from its states"
+        return f"its logits cannot be computed from its states {head.why}".rstrip()
     windows = Windows(lm)
     if windows.reach < min(longest, MOST):
         return windows.why
     passed = lay_out(groups, share_prefix=True).to(lm.device)
     passed = replace(passed, longest=longest)
     with evaluating(lm, NAME):
-        if off := differs(shared_logps(lm, passed, head), expected_M):
+        second = slice(FIRST, FIRST + SECOND)  # the second response of the first prompt
+        found_M, grad_1NC = _gradient(lm, lambda: shared_logps(lm, passed, head), second)
+        if off := differs(found_M, expected_M):
             return f"with shared prompts, log-probabilities differ by {off}"
-        if _second_depends_on_first(lm, passed, head):
+        if grad_1NC[0, PROMPT : PROMPT + FIRST].any():  # as by a convolution or a recurrent layer
             return "a response depends on other responses of its prompt"
-        if _depends_on_neighbours(lm, passed, head, longest):
-            return f"its positions change their meaning within {longest:,} tokens"
+        if _depends_on_neighbours(lm, passed, head, longest, found_M):
+            return _by_length(longest)
     return None
 
 
@@ -132,7 +132,7 @@ def _padded(
         if off := differs(plain_logps(lm, passed, head), expected_M):
             return f"log-probabilities differ by {off}"
     if depends_on_length(lm, longest):
-        return f"its positions change their meaning within {longest:,} tokens"
+        return _by_length(longest)
     return None
 
 
@@ -150,9 +150,19 @@ def _one_length(lm: Any, head: Head, groups: Groups, expected_M: torch.Tensor) -
     return None
 
 
+def _by_length(longest: int) -> str:
+    return (
+        f"its position embeddings depend on the longest sequence, in passes of up to {longest:,} "
+        f"tokens"
+    )
+
+
 @torch.enable_grad()
-def _gradient(lm: Any, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The gradient of a sum by the embeddings of the tokens, [rows, tokens, C]."""
+def _gradient(
+    lm: Any, run: Callable[[], torch.Tensor], part: slice = slice(None)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values of `run`, the gradient of the sum of a part of them by the embeddings of the tokens,
+    [rows, tokens, C])."""
     inputs: list[torch.Tensor] = []
 
     def keep(_module: Any, _args: Any, states: torch.Tensor) -> torch.Tensor:
@@ -162,10 +172,11 @@ def _gradient(lm: Any, run: Callable[[], torch.Tensor]) -> torch.Tensor:
 
     hook = lm.get_input_embeddings().register_forward_hook(keep)
     try:
-        (grad,) = torch.autograd.grad(run(), inputs[:1])
+        values = run()
+        (grad,) = torch.autograd.grad(values[part].sum(), inputs[:1])
     finally:
         hook.remove()
-    return grad
+    return values.detach(), grad
 
 
 def _check_causal(lm: Any) -> None:
@@ -175,29 +186,23 @@ def _check_causal(lm: Any) -> None:
 
     def early() -> torch.Tensor:
         logits_TV = lm(input_ids=ids_1T, use_cache=False).logits[0, -len(ids) :]
-        return logits_TV[:PROMPT].float().log_softmax(-1)[:, 0].sum()
+        return logits_TV[:PROMPT].float().log_softmax(-1)[:, 0]
 
     with evaluating(lm):
-        grad_1TC = _gradient(lm, early)
+        _, grad_1TC = _gradient(lm, early)
     if grad_1TC[0, -FIRST:].any():
         raise _refused(lm, "the probability of a token depends on tokens behind it")
 
 
-def _second_depends_on_first(lm: Any, passed: Pass, head: Head) -> bool:
-    """Whether the log-probabilities of a prompt's second response depend on the tokens of the first
-    response, as through a convolution or a recurrent layer."""
-    grad_1NC = _gradient(lm, lambda: shared_logps(lm, passed, head)[FIRST : FIRST + SECOND].sum())
-    return bool(grad_1NC[0, PROMPT : PROMPT + FIRST].any())
-
-
-def _depends_on_neighbours(lm: Any, passed: Pass, head: Head, longest: int) -> bool:
-    """Whether log p of the first group changes if the second group stands at the last positions."""
+def _depends_on_neighbours(
+    lm: Any, passed: Pass, head: Head, longest: int, near_M: torch.Tensor
+) -> bool:
+    """Whether log p of the first group changes if the second group stands at the last positions.
+    `near_M`: the log-probabilities with it at its own positions."""
     last = min(longest, positions(lm) or MOST, MOST)
     ends = passed.position_N.clone()
     tokens = len(passed.sequences[-1])  # the last group, one sequence
     ends[-tokens:] += max(0, last - tokens)
-    near_M, far_M = (
-        shared_logps(lm, replace(passed, position_N=p), head)[: FIRST + SECOND]
-        for p in (passed.position_N, ends)
-    )
-    return differs(far_M, near_M) is not None
+    far_M = shared_logps(lm, replace(passed, position_N=ends), head)
+    first = FIRST + SECOND
+    return differs(far_M[:first], near_M[:first]) is not None

@@ -126,13 +126,13 @@ class Training:
         self._take_best()
         figures = {"steps": float(self.place.step), **self.place.figures}
         model = str(self.here / "model")
-        try:
-            export(self.engine, self.tokenizer, model, self.rank, cfg, job.model, figures, job.sft)
-        except UserError:  # an adapter that cannot be merged is in the folder
-            together(self._upload, f"{out}: cannot be written")
-            raise
         if self.log:
             self.log.close()
+        try:
+            export(self.engine, self.tokenizer, model, self.rank, cfg, job.model, figures, job.sft)
+        except UserError:  # with LoRA, the adapter is complete: keep it
+            together(self._upload, f"{out}: cannot be written")
+            raise
         together(self._upload, f"{out}: cannot be written")
         self._clean()
         return done

@@ -113,14 +113,14 @@ def training(lm: Any) -> Result:
     lm.zero_grad()
 
     model = GroupModel(lm, LONGEST)
-    path, why = path_of(model)
+    path, why = model.way
     found = token_logps_of(model, some, 1000)
     nats = max(
         (torch.tensor(a) - b).abs().max().item()
         for x, y in zip(found, expected, strict=True)
         for a, b in zip(x, y, strict=True)
     )
-    objective = Objective("dpo", BETA, share_prefix=model.shares, **layout(model))
+    objective = Objective("dpo", BETA, share_prefix=model.shares, one_length=model.one_length)
     step = Step(some, stored, weights, objective)
     for i in range(len(step.first)):
         step.look(model, i)
@@ -132,16 +132,6 @@ def training(lm: Any) -> Result:
 
 def gradient(lm: Any) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in lm.parameters() if p.grad is not None])
-
-
-def path_of(model: Any) -> tuple[str, str]:
-    if hasattr(model, "way"):
-        return model.way.path, model.way.why
-    return ("fast" if model.shares else "plain"), ""
-
-
-def layout(model: Any) -> dict[str, Any]:
-    return {"one_length": model.one_length} if hasattr(model, "one_length") else {}
 
 
 # -- sampling ------------------------------------------------------------------------------------
@@ -160,13 +150,7 @@ def sampling(lm: Any) -> Result:
     greedy = SampleRequest(texts, n=1, temperature=0.0, raw=True, **common)
     drawn = SampleRequest(texts, n=SAMPLES, temperature=1.0, prefix=prefix, **common)
     error = max(compare(lm, r, sampler.sample(r)) for r in (greedy, drawn))
-    return Result(*sampled_path(sampler), error)
-
-
-def sampled_path(sampler: Any) -> tuple[str, str]:
-    if hasattr(sampler, "way"):
-        return sampler.way.path, sampler.way.why
-    return ("fast" if sampler.shares else "own cache"), ""
+    return Result(*sampler.way, error)
 
 
 @torch.no_grad()

@@ -191,7 +191,10 @@ DEPTHS = (
 )
 KINDS = ("layer_types", "layers_block_type", "mlp_layer_types", "attention_layers", "attn_layers")
 LAYERS = 4  # at most, unless a model has more kinds of layers
-NOT_CAUSAL = {"is_decoder": True, "is_encoder_decoder": False}  # types that are encoders by default
+AS_DECODER = {
+    "is_decoder": True,
+    "is_encoder_decoder": False,
+}  # for types that are encoders by default
 
 # What no rule gives: fields of one type.
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -291,7 +294,7 @@ def config(kind: str, variant: str = "") -> Any:
     """A tiny config of a type. Variants: see `variants`."""
     whole = CONFIG_MAPPING[kind]()
     if hasattr(whole, "is_decoder"):
-        whole = type(whole)(**NOT_CAUSAL)
+        whole = type(whole)(**AS_DECODER)
     fields = shrink(whole.to_dict(), kind)
     VARIANTS[variant](fields)
     fields.pop("transformers_version", None)
@@ -411,7 +414,6 @@ VARIANTS: dict[str, Any] = {
     "longrope": _scaled(LONG),
     "dynamic": _scaled({"rope_type": "dynamic", "factor": 16.0}),
     "encoder": lambda fields: fields.update(is_decoder=False),
-    "capped": lambda fields: fields.update(attn_logit_softcapping=5.0, final_logit_softcapping=5.0),
 }
 EVERY = 6  # the costly variants of every so many types
 

@@ -116,7 +116,7 @@ def test_a_tokenizer_of_another_model_is_refused(sampler, monkeypatch):
         "facttune_ray.sampling.transformers.encode_request", lambda *_: ([], [[5, 9999]])
     )
     request = SampleRequest(["a"], n=1, seeds=[1], **SETTINGS)
-    with pytest.raises(UserError, match="gives token 9999, its model knows .* do not belong"):
+    with pytest.raises(UserError, match="gives token 9999, its model knows .* use the model's own"):
         sampler.sample(request)
 
 

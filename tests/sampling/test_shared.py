@@ -93,7 +93,7 @@ def test_texts_longer_than_an_attention_window_do_not_share(window, longest):
     paths = Paths(MistralForCausalLM(MistralConfig(sliding_window=window, **sizes)).eval())
     assert paths.at(longest) == Way("fast")
     if window:
-        why = f"a token sees {window:,} tokens before it"
+        why = f"its attention window has {window:,} tokens"
         assert paths.at(window + 1) == Way("own cache", why)
         assert paths.at(longest) == Way("fast")  # the next request
 

@@ -89,7 +89,7 @@ def test_a_tokenizer_of_another_model_is_one_clear_line(run_stage, trained):
     tokenizer, model = trained
     small = copy.deepcopy(model)
     small.resize_token_embeddings(20)
-    with pytest.raises(UserError, match="its model knows 20 tokens: they do not belong together"):
+    with pytest.raises(UserError, match="its model knows 20 tokens: use the model's own tokenizer"):
         run_stage(
             reference,
             {"groups": [group("p", TEXTS)]},
