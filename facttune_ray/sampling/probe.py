@@ -15,7 +15,7 @@ and run few tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -71,7 +71,7 @@ def restart(lm: Any) -> None:
     lm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), use_cache=False)
 
 
-def alone(lm: Any, sequences: Iterable[list[int]]) -> dict[tuple[int, ...], torch.Tensor]:
+def alone(lm: Any, sequences: Iterable[Sequence[int]]) -> dict[tuple[int, ...], torch.Tensor]:
     """Logits [T, V] of each sequence by itself, the shorter sequences first."""
     restart(lm)
     out = {}

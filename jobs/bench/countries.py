@@ -100,5 +100,6 @@ def lexical_figures(file: Path) -> dict[str, dict[str, float]]:
         return None if score is None else score >= lexical.THRESHOLD
 
     found = agreement(articles, judge)
-    found["all"] = tuple(map(sum, zip(*found.values(), strict=True)))
+    right, count = (sum(column) for column in zip(*found.values(), strict=True))
+    found["all"] = (right, count)
     return {r: {"right": round(a / n, 4), "statements": n} for r, (a, n) in found.items()}
