@@ -222,10 +222,10 @@ def _sampling(cfg: Config) -> Iterator[str]:
     s, columns = cfg.sampling, needed(cfg, wanted(cfg))
     if s.quantize != "none" and not s.gpus:
         yield f"sampling.quantize={s.quantize}: needs a GPU: set sampling.gpus=1"
-    if s.engine == "vllm" and not s.gpus:
-        yield "sampling.engine=vllm: needs a GPU: set sampling.gpus=1"
     if s.tensor_parallel > 1 and s.engine != "vllm":
         yield "sampling.tensor_parallel: only sampling.engine=vllm spreads a model"
+    elif s.tensor_parallel > 1 and not s.gpus:
+        yield "sampling.tensor_parallel: needs GPUs: set sampling.gpus=1"
     for section, llm in (("llm", cfg.llm), ("sampling.llm", s.llm)):
         if llm.params.get("stream"):
             yield f"{section}.params.stream: answers are read whole: leave it out"

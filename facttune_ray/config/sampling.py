@@ -14,7 +14,9 @@ class SamplingConfig:
     """The engine that samples responses, answers and entities, and asks for P(True)."""
 
     engine: Literal["transformers", "vllm", "api"] = setting(
-        "transformers", "Library that samples; api: the endpoint of the section sampling.llm."
+        "transformers",
+        "Library that samples. vllm: on GPUs, or on CPUs with vLLM's build for CPUs; api: the "
+        "endpoint of the section sampling.llm.",
     )
     decoder: Literal["plain", "dola", "custom"] = setting(
         "plain",

@@ -70,7 +70,7 @@ def place_of(work: Work) -> Place:
         return Place(asks)
     own = getattr(work.cfg, declared.gpus)
     gpus = own.gpus
-    if declared.samples and own.engine == "vllm":
+    if declared.samples and own.engine == "vllm" and gpus:
         gpus = max(gpus, own.tensor_parallel)
     model = "" if asks else "sampler" if declared.samples else work.stage
     return Place(asks, gpus, own.accelerator if gpus else "", model)

@@ -64,6 +64,7 @@ def _vllm(cfg: Config, path: str, client: Client | None) -> Sampler:
         gpu_memory=cfg.sampling.gpu_memory * min(1.0, cfg.sampling.gpus),  # share of the GPU
         quantize=cfg.sampling.quantize,
         tensor_parallel=cfg.sampling.tensor_parallel,
+        device="cuda" if cfg.sampling.gpus else "cpu",
     )
 
 

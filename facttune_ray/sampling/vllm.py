@@ -1,4 +1,4 @@
-"""Sampling with vLLM: continuous batching on GPUs.
+"""Sampling with vLLM: continuous batching on GPUs, or on CPUs with vLLM's build for CPUs.
 
     sampler = VLLMSampler("meta-llama/Llama-2-7b-hf", dtype="bfloat16", tensor_parallel=2)
     sampler.sample(SampleRequest(["Where was Mara Veldt born?"], n=20, seeds=[7], ...))
@@ -11,6 +11,7 @@ vLLM is not a dependency of the package: `pip install vllm` on a machine with a 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from facttune_ray.errors import UserError
@@ -23,6 +24,7 @@ from facttune_ray.sampling.protocol import (
 )
 
 QUANTIZATION = {"none": None, "4bit": "bitsandbytes"}
+CPU_CACHE_BYTES = 2 * 2**30  # keys and values of a worker on CPUs; VLLM_CPU_KVCACHE_SPACE wins
 
 
 class VLLMSampler:
@@ -37,22 +39,30 @@ class VLLMSampler:
         gpu_memory: float = 0.85,
         quantize: str = "none",
         tensor_parallel: int = 1,
+        device: str = "cuda",
     ) -> None:
         """`path`: Hugging Face folder, its URI, or a hub name. `gpu_memory`: share of each GPU's
-        memory for weights and cache. `tensor_parallel`: number of GPUs that hold one model."""
+        memory for weights and cache. `tensor_parallel`: number of GPUs that hold one model.
+        `device`: "cuda", or "cpu" where vLLM is its build for CPUs."""
         if quantize not in QUANTIZATION:
             raise UserError(
                 f"sampling.quantize={quantize}: vLLM loads weights in 4 bits only: set 4bit or "
                 f"none, or sampling.engine=transformers"
             )
-        vllm = _import()
+        vllm = _import(device)
         from transformers import AutoTokenizer
 
         from facttune_ray.sampling.weights import local_weights
 
         folder = local_weights(path)
         # Use the GPUs of this machine only: vLLM must not ask the Ray cluster for others.
-        extra = {"distributed_executor_backend": "mp"} if tensor_parallel > 1 else {}
+        extra: dict[str, Any] = {}
+        if tensor_parallel > 1:
+            extra["distributed_executor_backend"] = "mp"
+        if device == "cpu":
+            extra["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+        else:
+            extra["gpu_memory_utilization"] = gpu_memory
         if quantize == "none":  # bitsandbytes has a loader of its own
             extra["load_format"] = "safetensors"
         try:
@@ -63,7 +73,6 @@ class VLLMSampler:
                 dtype=dtype,
                 quantization=QUANTIZATION[quantize],
                 tensor_parallel_size=tensor_parallel,
-                gpu_memory_utilization=gpu_memory,
                 enable_prefix_caching=True,
                 seed=0,
                 disable_log_stats=True,
@@ -123,7 +132,9 @@ def _sample(output: Any) -> Sample:
     return Sample(output.text, len(output.token_ids), output.finish_reason == "stop")
 
 
-def _import() -> Any:
+def _import(device: str) -> Any:
+    if device == "cpu":  # or each worker of a host binds its threads to the same cores
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     try:
         import vllm
     except ImportError as e:
@@ -133,4 +144,11 @@ def _import() -> Any:
             f"sampling.engine=vllm needs vLLM{why}: pip install vllm on the GPU machines, or set "
             f"sampling.engine=transformers"
         ) from None
+    from vllm.platforms import current_platform
+
+    if device == "cpu" and not current_platform.is_cpu():
+        raise UserError(
+            "sampling.engine=vllm: this vLLM is built for GPUs: set sampling.gpus=1, or install "
+            "vLLM's build for CPUs"
+        )
     return vllm

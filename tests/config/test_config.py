@@ -50,7 +50,7 @@ def test_config_is_frozen():
         ("rewards.mix.both={}", "rewards.mix.both: give at least one reward"),
         ("rewards.mix.both.factscore=x", "factscore=x: must be a number"),
         ("sampling.quantize=4bit", "sampling.quantize=4bit: needs a GPU: set sampling.gpus=1"),
-        ("sampling.engine=vllm", "sampling.engine=vllm: needs a GPU"),
+        ("sampling={engine: vllm, tensor_parallel: 2}", "sampling.tensor_parallel: needs GPUs"),
         ("train={workers: 2, gpus: 0.5}", "train.gpus=0.5: 2 workers cannot share a GPU"),
         ("sampling.tensor_parallel=2", "only sampling.engine=vllm"),
         ("sampling.engine=api", "name the model: sampling.llm.model"),

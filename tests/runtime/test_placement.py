@@ -65,6 +65,7 @@ def test_vllm_takes_as_many_gpus_as_hold_the_model():
     assert gpus("p_true", *vllm) == 1
     assert gpus("questions", *vllm) == 0
     assert gpus("classes", "classes.gpus=1", *vllm) == 1
+    assert gpus("answers", "sampling.engine=vllm") == 0  # vLLM's build for CPUs
 
 
 def test_kinds_of_gpus_are_named_where_gpus_are():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -32,6 +33,7 @@ class FakeLLM:
     has and its seed + k, as vLLM seeds them; outputs come in the wrong order on purpose."""
 
     made: list[FakeLLM] = []
+    on_cpu = False  # vLLM is its build for CPUs
 
     def __init__(self, **settings) -> None:
         if settings["dtype"] == "float8":
@@ -64,7 +66,11 @@ class FakeLLM:
 def fake(monkeypatch):
     module = ModuleType("vllm")
     module.LLM, module.SamplingParams = FakeLLM, lambda **kw: SimpleNamespace(**kw)  # type: ignore
+    platforms = ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: FakeLLM.on_cpu)  # type: ignore
     monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    monkeypatch.setattr(FakeLLM, "on_cpu", False)
     monkeypatch.setattr(FakeLLM, "made", [])
     return FakeLLM
 
@@ -104,6 +110,18 @@ def test_settings_of_the_vllm_model(fake, folder):
     }
     plain = fake.made[1].settings
     assert plain["quantization"] is None and "distributed_executor_backend" not in plain
+
+
+def test_on_cpus_the_cache_has_a_size_and_a_build_for_gpus_is_refused(fake, folder, monkeypatch):
+    with pytest.raises(UserError, match="this vLLM is built for GPUs: set sampling.gpus=1"):
+        VLLMSampler(folder, dtype="float32", device="cpu")
+    monkeypatch.setattr(fake, "on_cpu", True)
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    VLLMSampler(folder, dtype="float32", device="cpu")
+    (made,) = fake.made
+    assert made.settings["kv_cache_memory_bytes"] == 2 * 2**30
+    assert "gpu_memory_utilization" not in made.settings
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
 def test_every_output_is_kept_in_order_with_its_seed(sampler):
