@@ -27,11 +27,12 @@ from facttune_ray.evaluation import breakdowns, comparisons, hacking, metrics
 from facttune_ray.evaluation import rewards as rewards_of
 from facttune_ray.evaluation.agreement import human_agreement, of_facts
 from facttune_ray.evaluation.breakdowns import Scope, counts, shards_of
-from facttune_ray.evaluation.report import browser, files
+from facttune_ray.evaluation.report import browser, files, parts
+from facttune_ray.evaluation.report.traces import Traces
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
-VERSION = 3  # of the summary's figures and the report's data
+VERSION = 4  # of the summary's figures and the report's data
 SELECT = {  # the val figure that chooses the round, from `metrics.summarise`; higher is better
     "net": ("correct - incorrect", lambda m: m["correct"]["value"] - m["incorrect"]["value"]),
     "error_rate": ("-error rate", lambda m: -m["error_rate"]["value"]),
@@ -121,9 +122,14 @@ def write(
         group_of,
         most=cfg.evaluation.examples,
         train="" if imported else rewards,
+        traces=Traces(cfg, knowledge),
     )
-    for name, data in files.contents(summary, by_model, cards).items():
+    written = files.contents(summary, by_model, cards)
+    for name, data in written.items():
         (root / name).write_bytes(data)
+    for name in (root / parts.FOLDER).names():  # of an earlier report
+        if f"{parts.FOLDER}/{name}" not in written:
+            (root / parts.FOLDER / name).delete_file()
     return summary
 
 

@@ -167,6 +167,14 @@ def explain(fact: str, prepared: Prepared) -> Explained:
     return Explained(Support(score, article.passages[best], _reason(match)), best, parts)
 
 
+def best_clause(fact: str, prepared: Prepared, place: int) -> str:
+    """The clause of a sentence that shares the most words with the fact, as it was read: subject
+    and predicate, each word as its meaning."""
+    wanted = set(meanings(split_words(fact))) - _EMPTY
+    clauses = ([*c.who, *c.said] for c in prepared.article.clauses(place))
+    return " ".join(max(clauses, key=lambda words: len(wanted & set(words)), default=[]))
+
+
 def _other_name(clause: Clause, article: Article) -> bool:
     """Whether the subject shares only a first or a last name with the topic."""
     who = clause.who
