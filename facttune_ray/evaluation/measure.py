@@ -28,7 +28,6 @@ from facttune_ray.evaluation import rewards as rewards_of
 from facttune_ray.evaluation.agreement import human_agreement, of_facts
 from facttune_ray.evaluation.breakdowns import Scope, counts, shards_of
 from facttune_ray.evaluation.report import browser, files, parts
-from facttune_ray.evaluation.report.traces import Traces
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
@@ -73,11 +72,13 @@ def write(
     manifests: dict[str, dict],
     fingerprint: str,
     knowledge: str = "",
+    traces: browser.Traces | None = None,
 ) -> dict:
     """Write summary.json, report.html, the tables as CSV and the pictures of a finished run.
 
     `measured`: model -> scope of its test tables; `imported`: scope of imported responses, or "";
-    `rewards`: scope of the first rewards table; `knowledge`: the database of articles.
+    `rewards`: scope of the first rewards table; `knowledge`: the database of articles;
+    `traces`: gives the traces of a shard's facts.
     """
     scopes = {name: Scope(scope) for name, scope in measured.items()}
     if imported:
@@ -122,7 +123,7 @@ def write(
         group_of,
         most=cfg.evaluation.examples,
         train="" if imported else rewards,
-        traces=Traces(cfg, knowledge),
+        traces=traces,
     )
     written = files.contents(summary, by_model, cards)
     for name, data in written.items():

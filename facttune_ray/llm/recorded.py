@@ -37,7 +37,7 @@ class Recorded:
     completions: list[Completion]
 
 
-def keys(cfg: LLMConfig, request: Request) -> list[bytes]:
+def _keys(cfg: LLMConfig, request: Request) -> list[bytes]:
     """The keys of a request: of the first time that it is asked, and of `llm.reasks` more."""
     messages = as_sent(cfg, request.messages)
     return [
@@ -48,7 +48,7 @@ def keys(cfg: LLMConfig, request: Request) -> list[bytes]:
 
 def recorded(cfg: LLMConfig, ledger: Ledger | None, requests: Sequence[Request]) -> list[Recorded]:
     """Each request with its completions; none without a ledger. One read of the ledger."""
-    of_request = [keys(cfg, request) for request in requests]
+    of_request = [_keys(cfg, request) for request in requests]
     known = ledger.find(key for keys in of_request for key in keys) if ledger else {}
     return [
         Recorded(

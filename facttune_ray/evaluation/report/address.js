@@ -34,7 +34,7 @@ function mark(node) { // highlight the target of the address
   marked = node;
   if (!node) return;
   node.classList.add("target");
-  node.scrollIntoView({ block: "center" });
+  node.scrollIntoView({ block: node.offsetHeight > innerHeight / 2 ? "start" : "center" });
 }
 
 function anchor(text) { // a section or a chart

@@ -13,16 +13,17 @@ left out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from facttune_ray.evaluation.breakdowns import SECOND, Scope, limited, shards_of
-from facttune_ray.evaluation.report.traces import Traces
 from facttune_ray.scoring.units import by_id, of_question
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
+# rows of one shard by table -> fact_id -> steps of the fact's trace (stages/traces.py)
+Traces = Callable[[Mapping[str, list[dict]]], Mapping[str, list[dict]]]
 EVIDENCE = 700  # characters shown of a passage
 
 
@@ -111,9 +112,7 @@ def _facts(
     rows |= {"second": read(f"{SECOND}/verdicts"), "responses": responses}
     steps: Mapping[str, list[dict]] = {}
     if traces:
-        steps = traces.of_shard(
-            rows | {"prompts": tables.rows_if_finished(root / "prompts", shard)}
-        )
+        steps = traces(rows | {"prompts": tables.rows_if_finished(root / "prompts", shard)})
     verdicts = {v["fact_id"]: v for v in rows["verdicts"]}
     second = {v["fact_id"]: v["supported"] for v in rows["second"]}
     asked = {q["fact_id"]: q for q in rows["questions"]}

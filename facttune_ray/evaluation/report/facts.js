@@ -3,8 +3,8 @@ const MARK = { true: "✓", false: "✗", unknown: "?" };
 const SAID = { true: "supported", false: "not supported", unknown: "no verdict" };
 const HUMAN = { S: ["✓ human", "good"], NS: ["✗ human", "bad"], IR: ["human: irrelevant", "soft"] };
 const STAGES = {
-  facts: "Split of the sentence into facts", verdicts: "Verdict",
-  "second opinion": "Second opinion", questions: "Question",
+  verdicts: "Verdict", "second opinion": "Second opinion",
+  facts: "Split of the sentence into facts", questions: "Question",
 };
 const kind = (f) => (f.supported === undefined ? "unknown" : String(f.supported));
 const judged = (f) => f.supported !== undefined;
@@ -135,7 +135,14 @@ function step(s, text) { // one judge of a trace
   const words = (value) => el("pre", { className: "words" }, value);
   if (s.messages) {
     const sent = Object.entries(s.params).map(([k, v]) => `${k} ${JSON.stringify(v)}`).join(", ");
-    for (const [role, numbers] of s.messages) say(`Sent, ${role}`, words(text(numbers)));
+    const first = s.messages.slice(0, -1).flatMap(([role, numbers]) =>
+      [el("p", { className: "label" }, role), words(text(numbers))]);
+    if (first.length) {
+      const what = `${s.messages.length - 1} messages before it: instructions, examples`;
+      out.push(el("details", {}, el("summary", { className: "soft" }, what), ...first));
+    }
+    const [role, numbers] = s.messages.at(-1);
+    say(`Sent, ${role}`, words(text(numbers)));
     if (sent) out.push(el("p", { className: "soft" }, `Parameters: ${sent}`));
     if (!s.answers.length) {
       out.push(el("p", { className: "unsure" }, "The ledger holds no answer to this request."));

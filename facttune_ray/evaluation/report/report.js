@@ -104,7 +104,7 @@ function start(index, looks) {
         .map((m) => data.responses.find((r) => r.model === m && r.sample === card.samples[at]))
         .filter((r) => r && (!state.model || r.model === state.model));
       const link = linkTo(fragment({ topic: card.topic }), card.topic);
-      const parts = [el("p", { className: "soft text" }, link, data.prompt)];
+      const parts = [el("p", { className: "soft text prompt" }, link, data.prompt)];
       if (card.samples.length > 1) {
         const step = (by, words, off) =>
           el("button", {
@@ -217,6 +217,7 @@ function start(index, looks) {
       : target.response ? all.find((n) => n.response === target.response.id) : node;
     if (!wanted) return;
     if (target.trace && wanted.trace) wanted.trace(true);
+    else if (wanted.fact && wanted.querySelector("details")) wanted.querySelector("details").open = true;
     mark(wanted);
     (wanted === node ? node.querySelector("summary") : wanted).focus({ preventScroll: true });
   }

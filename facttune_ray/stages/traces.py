@@ -19,7 +19,7 @@ from typing import Any
 from facttune_ray.config import Config, VerdictsConfig
 from facttune_ray.errors import UserError, one_line
 from facttune_ray.llm.ledger import Ledger
-from facttune_ray.llm.recorded import Request, keys, recorded
+from facttune_ray.llm.recorded import Request, recorded
 from facttune_ray.llm.replies import Completion
 from facttune_ray.prompts import verdicts as prompt
 from facttune_ray.stages import connect, facts, questions, verdicts
@@ -52,8 +52,6 @@ class Traces:
         verdicts, questions, and `second` (verdicts of the second estimator)."""
         asked = Asked(self.cfg)
         steps: dict[str, list[Step]] = {f["fact_id"]: [] for f in rows["facts"]}
-        if self.cfg.facts.method == "llm":
-            self._extraction(asked, steps, rows)
         for cfg, name, stage in (
             (self.cfg, "verdicts", "verdicts"),
             (self.second, "second", "second opinion"),
@@ -63,6 +61,8 @@ class Traces:
                 for f in rows["facts"]:
                     if f["fact"] and f["human_label"] != verdicts.IRRELEVANT:
                         steps[f["fact_id"]] += judges[f["topic"], normal_fact(f["fact"])]
+        if self.cfg.facts.method == "llm":
+            self._extraction(asked, steps, rows)
         self._questions(asked, steps, rows)
         asked.look_up(self.ledger)
         return {
@@ -167,11 +167,11 @@ class Asked:
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
-        self.steps: dict[bytes, tuple[Step, Request]] = {}
+        self.steps: dict[tuple[str, ...], tuple[Step, Request]] = {}
 
     def step(self, stage: str, request: Request, optional: bool = False) -> Step:
         """The step of a request. `optional`: the request may not have been sent."""
-        key = keys(self.cfg.llm, request)[0]
+        key = stage, *(m["content"] for m in request.messages)
         if key not in self.steps:
             step = {"stage": stage, "by": self.cfg.llm.model, "optional": optional}
             self.steps[key] = step, request
