@@ -125,13 +125,18 @@ def write(
         train="" if imported else rewards,
         traces=traces,
     )
-    written = files.contents(summary, by_model, cards)
-    for name, data in written.items():
-        (root / name).write_bytes(data)
-    for name in (root / parts.FOLDER).names():  # of an earlier report
-        if f"{parts.FOLDER}/{name}" not in written:
-            (root / parts.FOLDER / name).delete_file()
+    write_files(root, files.contents(summary, by_model, cards))
     return summary
+
+
+def write_files(root: Folder, contents: dict[str, bytes]) -> None:
+    """Write the files in their order: parts before the page that reads them. Then remove the parts
+    of an earlier page."""
+    for name, data in contents.items():
+        (root / name).write_bytes(data)
+    for name in (root / parts.FOLDER).names():
+        if f"{parts.FOLDER}/{name}" not in contents:
+            (root / parts.FOLDER / name).delete_file()
 
 
 def _summary(

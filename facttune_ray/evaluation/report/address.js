@@ -15,26 +15,42 @@ function missing(line) { // the line that says what the address names in vain; "
   if (line) said.scrollIntoView({ block: "center" });
 }
 
-function linkTo(address, what) { // a control that opens and copies the address of `what`
-  const link = el("a", { className: "link", href: address, "aria-label": `link to ${what}` }, "link");
-  link.addEventListener("click", () => {
-    const href = link.href;
-    if (!navigator.clipboard) return; // the address bar has it
-    navigator.clipboard.writeText(href).then(() => {
-      link.textContent = "copied";
-      setTimeout(() => { link.textContent = "link"; }, 1500);
-    }, () => {});
-  });
-  return link;
-}
-
 let marked = null;
 function mark(node) { // highlight the target of the address
   if (marked) marked.classList.remove("target");
   marked = node;
-  if (!node) return;
-  node.classList.add("target");
+  if (node) node.classList.add("target");
+}
+
+function reveal(node) { // highlight it and scroll to it
+  mark(node);
   node.scrollIntoView({ block: node.offsetHeight > innerHeight / 2 ? "start" : "center" });
+}
+
+let told = 0;
+function tell(line) { // for two seconds
+  const said = byId("copied");
+  said.textContent = line;
+  said.hidden = false;
+  clearTimeout(told);
+  told = setTimeout(() => { said.hidden = true; }, 2000);
+}
+
+// A control that puts an address into the address bar and the clipboard. `target`: what the
+// address names, null for a list.
+function linkTo(address, what, target) {
+  const link = el("a", { className: "link", href: address, "aria-label": `link to ${what}` }, "link");
+  link.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // another tab or window
+    event.preventDefault();
+    history.pushState(null, "", address);
+    mark(target);
+    const barOnly = () => tell("The address bar shows the address.");
+    if (!navigator.clipboard) return barOnly();
+    return navigator.clipboard.writeText(location.href)
+      .then(() => tell("The address is copied."), barOnly);
+  });
+  return link;
 }
 
 function anchor(text) { // a section or a chart
@@ -49,17 +65,13 @@ function anchor(text) { // a section or a chart
   const box = node && node.closest("details");
   if (box) box.open = true;
   mark(null);
-  if (node) {
-    node.classList.add("target");
-    marked = node;
-    node.scrollIntoView();
-  }
+  if (node) reveal(node);
   return undefined;
 }
 
 for (const node of document.querySelectorAll("main h2[id], main h3[id], figure[id]")) {
   const name = node.tagName === "FIGURE" ? "this chart" : node.textContent.trim();
-  const link = linkTo(`#${node.id}`, name);
+  const link = linkTo(`#${node.id}`, name, node);
   link.classList.add(`at-${node.tagName.toLowerCase()}`);
   if (node.tagName === "FIGURE") node.prepend(link);
   else node.before(link);

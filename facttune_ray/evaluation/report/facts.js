@@ -105,13 +105,13 @@ function fact(f, card, data, looks) {
     node.trace = (open) => {
       panel.hidden = !open;
       button.setAttribute("aria-expanded", String(open));
-      const link = linkTo(fragment({ ...address, trace: 1 }), `the trace of ${name}`);
+      const link = linkTo(fragment({ ...address, trace: 1 }), `the trace of ${name}`, node);
       if (open && !panel.childElementCount) fillTrace(panel, link, card.traces, f.id);
     };
     tools.append(button);
     node.append(panel);
   }
-  tools.append(linkTo(fragment(address), name));
+  tools.append(linkTo(fragment(address), name, node));
   node.fact = f.id;
   return node;
 }
@@ -138,8 +138,9 @@ function step(s, text) { // one judge of a trace
     const first = s.messages.slice(0, -1).flatMap(([role, numbers]) =>
       [el("p", { className: "label" }, role), words(text(numbers))]);
     if (first.length) {
-      const what = `${s.messages.length - 1} messages before it: instructions, examples`;
-      out.push(el("details", {}, el("summary", { className: "soft" }, what), ...first));
+      const roles = s.messages.slice(0, -1).map(([role]) => role).join(", ");
+      const head = el("summary", { className: "soft" }, `Sent before it: ${roles}`);
+      out.push(el("details", {}, head, ...first));
     }
     const [role, numbers] = s.messages.at(-1);
     say(`Sent, ${role}`, words(text(numbers)));
@@ -180,7 +181,7 @@ const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2
 function paid(a) { // model, tokens, price and latency of an answer
   const count = (n, what) => `${n.toLocaleString("en")} ${what} tokens`;
   const out = [a.model, count(a.prompt_tokens, "prompt"), count(a.completion_tokens, "completion")];
-  out.push(`$${a.cost_usd.toPrecision(2)}`);
+  out.push(`$${a.cost_usd.toLocaleString("en", { maximumSignificantDigits: 2 })}`);
   out.push(a.latency_s === undefined ? "latency not measured" : `${a.latency_s.toFixed(3)} s`);
   if (a.attempts > 1) out.push(`${a.attempts} attempts`);
   if (a.probability !== undefined) out.push(`P(True) ${a.probability.toFixed(3)}`);
@@ -192,15 +193,15 @@ function response(r, card, data, looks) {
   const heading = el("h4", {}, ...badge(looks, r.model),
     el("span", { className: "tally" }, ...counts(r.n)));
   const name = `the response of ${(looks[r.model] || { name: r.model }).name}`;
-  const link = r.id && linkTo(fragment({ topic: card.topic, response: r.id }), name);
   const facts = r.facts.filter((f) => f.fact !== undefined || f.error !== undefined);
   const failed = r.n.failed ? `${r.n.failed} of its sentences could not be split into facts.` : "";
   const remark = r.abstained ? "It declines to answer: no facts." : failed;
   const node = el(
-    "section", { tabindex: "-1" }, link, heading, markedText(r),
+    "section", { tabindex: "-1" }, heading, markedText(r),
     remark && el("p", { className: "soft" }, remark),
     el("ul", { className: "facts" }, ...facts.map((f) => fact(f, card, data, looks))),
   );
   node.response = r.id;
+  if (r.id) node.prepend(linkTo(fragment({ topic: card.topic, response: r.id }), name, node));
   return node;
 }

@@ -33,3 +33,9 @@ function part(name) {
   }
   return reading.get(name);
 }
+
+function forget(name) { // free the memory of a part; the page's own parts are few, and stay
+  if (byId(`part-${name}`)) return;
+  reading.delete(name);
+  ready.delete(name);
+}

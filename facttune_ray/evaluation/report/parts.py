@@ -51,7 +51,9 @@ def packed(cards: Iterable[dict]) -> Packed:
         name, of_traces = _add(_shared(some), texts), _add(trace, traces) if trace else ""
         names.append([name, of_traces])
     inline, files, size = {}, {}, 0
-    for name, text in [*texts.items(), *traces.items()]:
+    texts |= traces
+    for name in list(texts):
+        text = texts.pop(name)  # a file holds it from here on
         size += len(text)
         if size <= INLINE_BYTES:
             inline[name] = text

@@ -74,6 +74,24 @@ function start(index, looks) {
     return card.words;
   }
 
+  const list = byId("cards"), count = byId("count");
+  const ofPart = new Map(); // name of a part -> its cards
+  for (const card of cards) ofPart.set(card.name, [...(ofPart.get(card.name) || []), card]);
+
+  async function visit(names, doing, look) { // read parts one by one, until `look` finds something
+    for (const [i, name] of names.entries()) {
+      const kept = ready.has(name);
+      if (!kept) {
+        count.textContent = `${doing}: part ${i + 1} of ${names.length}`;
+        await part(name).catch(() => {}); // a part that is missing has nothing
+      }
+      const found = ready.has(name) ? look(ofPart.get(name)) : null;
+      if (found) return found;
+      if (!kept) forget(name);
+    }
+    return null;
+  }
+
   function filtered() {
     const query = state.q.toLowerCase().split(/\s+/).filter(Boolean);
     const has = HAS.get(state.verdict);
@@ -95,7 +113,7 @@ function start(index, looks) {
     return n;
   }
 
-  function body(card, sample) {
+  function body(card, node, sample) {
     const data = full(card);
     const inside = el("div");
     let at = Math.max(0, card.samples.indexOf(sample));
@@ -103,7 +121,7 @@ function start(index, looks) {
       const shown = models
         .map((m) => data.responses.find((r) => r.model === m && r.sample === card.samples[at]))
         .filter((r) => r && (!state.model || r.model === state.model));
-      const link = linkTo(fragment({ topic: card.topic }), card.topic);
+      const link = linkTo(fragment({ topic: card.topic }), card.topic, node);
       const parts = [el("p", { className: "soft text prompt" }, link, data.prompt)];
       if (card.samples.length > 1) {
         const step = (by, words, off) =>
@@ -143,10 +161,10 @@ function start(index, looks) {
     node.fill = (sample) => { // returns when the responses are there
       const show = (child) => node.replaceChildren(head, child);
       if (sample === undefined && node.childElementCount > 1) return undefined;
-      if (ready.has(card.name)) return show(body(card, sample));
+      if (ready.has(card.name)) return show(body(card, node, sample));
       show(el("p", { className: "soft" }, "The responses are being read."));
       return part(card.name).then(
-        () => show(body(card, sample)),
+        () => show(body(card, node, sample)),
         (error) => { show(el("p", { className: "bad" }, error.message)); },
       );
     };
@@ -154,23 +172,22 @@ function start(index, looks) {
     return node;
   }
 
-  const list = byId("cards"), count = byId("count");
   let draws = 0; // a later call of draw ends an earlier one
-  async function draw(target) {
+  async function draw(target, typing = false) {
     const turn = ++draws;
     const busy = (yes) => list.setAttribute("aria-busy", String(yes));
     busy(true);
     for (const key of FILTERS) { // the controls show the state
       const control = byId(key === "q" ? "search" : `by-${key}`);
-      if (control && document.activeElement !== byId("search")) control.value = state[key];
+      if (control && !typing) control.value = state[key];
     }
     if (state.q) {
-      const unread = [...new Set(cards.map((c) => c.name))].filter((name) => !ready.has(name));
-      for (const [i, name] of unread.entries()) {
-        count.textContent = `searching part ${i + 1} of ${unread.length}`;
-        await part(name).catch(() => {}); // a part that is missing is searched by topic alone
-        if (turn !== draws) return;
-      }
+      const unread = new Set(cards.filter((c) => c.words === undefined).map((c) => c.name));
+      await visit([...unread], "searching", (some) => {
+        some.forEach(words);
+        return turn !== draws;
+      });
+      if (turn !== draws) return;
     }
     let kept = filtered();
     if (target && !shows(kept, target)) { // filters hide it
@@ -191,7 +208,7 @@ function start(index, looks) {
       : "nothing matches these filters";
     byId("previous").disabled = state.page === 1;
     byId("next").disabled = state.page === pages;
-    byId("filter-link").replaceChildren(linkTo(fragment(changed()), "this list"));
+    byId("filter-link").replaceChildren(linkTo(fragment(changed()), "this list", null));
     const open = target ? nodes[shown.indexOf(target.card)] : nodes[0];
     if (open) {
       const filled = open.fill(target?.response?.sample);
@@ -218,7 +235,7 @@ function start(index, looks) {
     if (!wanted) return;
     if (target.trace && wanted.trace) wanted.trace(true);
     else if (wanted.fact && wanted.querySelector("details")) wanted.querySelector("details").open = true;
-    mark(wanted);
+    reveal(wanted);
     (wanted === node ? node.querySelector("summary") : wanted).focus({ preventScroll: true });
   }
 
@@ -229,12 +246,14 @@ function start(index, looks) {
         ? named[0] : cards.find((c) => c.responses.some((r) => r.id === id));
       return card ? { card, response: card.responses.find((r) => r.id === id) } : null;
     }
-    for (const card of [...(name ? named : []), ...cards]) {
-      await part(card.name).catch(() => {});
-      const at = full(card)?.responses.findIndex((r) => r.facts.some((f) => f.id === fact)) ?? -1;
-      if (at >= 0) return { card, response: card.responses[at], fact };
-    }
-    return null;
+    const order = new Set([...(name ? named : []), ...cards].map((c) => c.name));
+    return visit([...order], "looking for the fact", (some) => {
+      for (const card of some) {
+        const at = full(card).responses.findIndex((r) => r.facts.some((f) => f.id === fact));
+        if (at >= 0) return { card, response: card.responses[at], fact };
+      }
+      return null;
+    });
   }
 
   function known(field, value) { // whether a filter has this value
@@ -264,7 +283,6 @@ function start(index, looks) {
     const field = TARGETS.findLast((key) => Object.hasOwn(wanted, key));
     let target = null;
     if (field) {
-      count.textContent = `looking for the ${field}`;
       const address = location.hash;
       target = await found(wanted);
       if (address !== location.hash) return undefined;
@@ -278,12 +296,13 @@ function start(index, looks) {
     return undefined;
   }
 
-  function go(fields, replace = false) { // to another state of the filters
+  function go(fields, typing = false) { // to another state of the filters
+    const replace = typing && state.q !== ""; // a search is one step back
     state = { ...state, page: 1, ...fields };
     missing("");
     mark(null);
     history[replace ? "replaceState" : "pushState"](null, "", fragment(changed()));
-    return draw();
+    return draw(null, typing);
   }
 
   async function turn(by) {
@@ -304,7 +323,7 @@ function start(index, looks) {
   let waiting = 0;
   search.addEventListener("input", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => go({ q: search.value }, state.q !== ""), 120);
+    waiting = setTimeout(() => go({ q: search.value }, true), 120);
   });
 
   function move(by) { // to the next prompt of the page
