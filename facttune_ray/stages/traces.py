@@ -14,15 +14,19 @@ verifier with a model has its passages in the trace, and a score.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from facttune_ray.config import Config, VerdictsConfig
 from facttune_ray.errors import UserError, one_line
 from facttune_ray.llm.ledger import Ledger
+from facttune_ray.llm.parameters import Prompt
 from facttune_ray.llm.recorded import Request, recorded
 from facttune_ray.llm.replies import Completion
-from facttune_ray.prompts import verdicts as prompt
-from facttune_ray.stages import connect, facts, questions, verdicts
+from facttune_ray.prompts import verdicts as verdicts_prompt
+from facttune_ray.sampling import engines
+from facttune_ray.sampling.api import calls
+from facttune_ray.stages import answers, connect, facts, questions, verdicts
 from facttune_ray.stages.context import Context
 from facttune_ray.stages.evidence import Evidence, evidence_of
 from facttune_ray.stages.work import Work
@@ -42,10 +46,13 @@ class Traces:
 
     def __init__(self, cfg: Config, knowledge: str) -> None:
         """`knowledge`: path or URI of the database of articles, or ""."""
-        folder = connect.ledger_folder(cfg)
         self.cfg, self.second = cfg, verdicts.second_opinion(cfg)
-        self.ledger = Ledger(folder) if folder.exists() else None
         self.knowledge = knowledge
+        self.ledger = _ledger(cfg)
+        self.sampling: Config | None = None  # the settings of the endpoint that samples answers
+        if cfg.sampling.engine == "api":
+            self.sampling = replace(cfg, llm=engines.endpoint(cfg))
+            self.samples = _ledger(self.sampling)
 
     def of_shard(self, rows: Mapping[str, Rows]) -> dict[str, list[Step]]:
         """fact_id -> the steps of its trace. `rows`: of one shard: prompts, responses, facts,
@@ -65,6 +72,10 @@ class Traces:
             self._extraction(asked, steps, rows)
         self._questions(asked, steps, rows)
         asked.look_up(self.ledger)
+        if self.sampling:
+            sampled = Asked(self.sampling)
+            self._answers(sampled, steps, rows)
+            sampled.look_up(self.samples)
         return {
             fact_id: [s for s in some if s.get("answers") or not s.get("optional")]
             for fact_id, some in steps.items()
@@ -92,6 +103,21 @@ class Traces:
                 fact, before = first[key]
                 sent = questions.messages(cfg, topics.get(f["topic"], {}), fact, before)
                 steps[f["fact_id"]].append(asked.step("questions", Request(sent)))
+
+    def _answers(self, asked: Asked, steps: dict[str, list[Step]], rows: Mapping) -> None:
+        """The requests for sampled answers to the question of a fact."""
+        questioned = {q["question_id"]: q for q in rows["questions"] if q["question"]}
+        models = {
+            r["model"] for r in rows["responses"]
+        }  # one: a scope with questions has one model
+        for model in models if questioned else ():
+            request = answers.request(self.cfg, model, questioned)
+            sent = dict(zip(questioned, calls(self.cfg.sampling.form, request), strict=True))
+            for q in rows["questions"]:
+                if q["question"]:
+                    prompt, params = sent[q["question_id"]]
+                    step = asked.step("answers", Request(prompt, samples=params))
+                    steps[q["fact_id"]].append(step)
 
     def _judges(
         self, cfg: Config, stage: str, asked: Asked, rows: Mapping[str, Rows]
@@ -171,7 +197,7 @@ class Asked:
 
     def step(self, stage: str, request: Request, optional: bool = False) -> Step:
         """The step of a request. `optional`: the request may not have been sent."""
-        key = stage, *(m["content"] for m in request.messages)
+        key = stage, *(content for _, content in _messages(request.prompt))
         if key not in self.steps:
             step = {"stage": stage, "by": self.cfg.llm.model, "optional": optional}
             self.steps[key] = step, request
@@ -181,8 +207,20 @@ class Asked:
         """Add to each step the messages that were sent, and the answers."""
         found = recorded(self.cfg.llm, ledger, [request for _, request in self.steps.values()])
         for (step, _), r in zip(self.steps.values(), found, strict=True):
-            step["messages"] = [[m["role"], m["content"]] for m in r.messages]
+            step["messages"] = _messages(r.prompt)
             step |= {"params": r.params, "answers": list(map(_answer, r.completions))}
+
+
+def _ledger(cfg: Config) -> Ledger | None:
+    folder = connect.ledger_folder(cfg)
+    return Ledger(folder) if folder.exists() else None
+
+
+def _messages(prompt: Prompt) -> list[list[str]]:
+    """[role, content] of each message; a text for `completions` has the role "text"."""
+    if isinstance(prompt, str):
+        return [["text", prompt]]
+    return [[m["role"], m["content"]] for m in prompt]
 
 
 def _answer(c: Completion) -> dict[str, Any]:
@@ -198,6 +236,6 @@ def _answer(c: Completion) -> dict[str, Any]:
         "cost_usd": c.cost_usd,
         "latency_s": c.latency_s,
         "attempts": c.attempts,
-        "probability": prompt.probability(c.top_logprobs),
+        "probability": verdicts_prompt.probability(c.top_logprobs),
     }
     return {k: v for k, v in found.items() if v is not None}

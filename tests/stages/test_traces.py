@@ -12,7 +12,8 @@ from facttune_ray.knowledge import build
 from facttune_ray.prompts import facts as facts_prompt
 from facttune_ray.prompts import verdicts as verdicts_prompt
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
-from facttune_ray.stages import facts, questions, verdicts
+from facttune_ray.sampling import engines
+from facttune_ray.stages import answers, facts, questions, verdicts
 from facttune_ray.stages.context import Context
 from facttune_ray.stages.traces import Traces
 from facttune_ray.stages.work import Work
@@ -27,6 +28,7 @@ RESPONSE = {
     "split": "train",
     "prompt": "Write.",
     "text": "Mara Veldt was born in Rome. She plays the cello. She was born in Rome.",
+    "model": "base",
     "abstained": None,
     "error": None,
 }
@@ -55,9 +57,10 @@ def made(tmp_path, url, knowledge):
         rows = {"prompts": [PROMPT], "responses": [RESPONSE], "second": []}
 
         async def stage(module, name):
-            client = annotator_client.client(tmp_path, url, **vars(cfg.llm))
+            llm = engines.endpoint(cfg) if module is answers else cfg.llm
+            client = annotator_client.client(tmp_path, url, **vars(llm))
             context = Context(
-                Work(name, "", {}, cfg, knowledge=knowledge),
+                Work(name, "", {}, cfg, snapshot="base", knowledge=knowledge),
                 client=client,
                 rows=lambda role, shard: rows.get(role, []),
             )
@@ -66,7 +69,8 @@ def made(tmp_path, url, knowledge):
             finally:
                 await context.close()
 
-        for module in (facts, verdicts, questions):
+        sampled = (answers,) if cfg.sampling.engine == "api" else ()
+        for module in (facts, verdicts, questions, *sampled):
             name = module.__name__.rsplit(".", 1)[-1]
             rows[name] = asyncio.run(stage(module, name))
         return cfg, rows
@@ -117,6 +121,21 @@ def test_every_request_is_found_with_its_answer_price_and_latency(made, knowledg
         else:
             assert verdicts_prompt.parse(verdict["answers"][0]["text"]) is judged[f["fact_id"]]
         assert f["fact"] in steps["questions"]["messages"][-1][1]
+
+
+@pytest.mark.parametrize("form", ["chat", "completions"])
+def test_answers_that_an_endpoint_sampled_are_found_by_their_seeds(made, knowledge, form):
+    api = ("sampling.engine=api", f"sampling.form={form}", "sampling.llm.model=sampled")
+    cfg, rows = made("evaluation.estimator=none", "answers.samples=3", *api)
+    wanted = {a["question_id"]: a["answers"] for a in rows["answers"]}
+    traces = Traces(cfg, knowledge).of_shard(rows)
+    for q in rows["questions"]:
+        step = by_stage(traces[q["fact_id"]])["answers"]
+        assert step["by"] == "sampled" and step["messages"][-1][1].endswith(
+            f"Question: {q['question']}\nAnswer:"
+        )
+        said = [a["text"].strip().split("\n")[0].strip() for a in step["answers"]]
+        assert said == wanted[q["question_id"]] and len(said) == 3
 
 
 def test_equal_facts_share_a_step_and_no_request_is_sent(made, knowledge, url):

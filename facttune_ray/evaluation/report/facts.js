@@ -5,6 +5,7 @@ const HUMAN = { S: ["✓ human", "good"], NS: ["✗ human", "bad"], IR: ["human:
 const STAGES = {
   verdicts: "Verdict", "second opinion": "Second opinion",
   facts: "Split of the sentence into facts", questions: "Question",
+  answers: "Sampled answers",
 };
 const kind = (f) => (f.supported === undefined ? "unknown" : String(f.supported));
 const judged = (f) => f.supported !== undefined;
