@@ -140,9 +140,9 @@ def test_the_button_switches_to_dark(opened, report):
 
 
 @pytest.mark.slow
-def test_5000_responses_open_in_three_seconds_in_25_megabytes(opened, measured_run):
+def test_5000_responses_open_in_three_seconds_in_20_megabytes(opened, measured_run):
     report = measured_run(topics=250, samples=10, facts=20, noise=6) / "report.html"
-    assert 5e6 < report.stat().st_size <= 25e6
+    assert 5e6 < report.stat().st_size <= 20e6
     took = []
     for _ in range(2):  # the better of two: others may be at work on this machine
         started = time.monotonic()
@@ -150,3 +150,5 @@ def test_5000_responses_open_in_three_seconds_in_25_megabytes(opened, measured_r
         took.append(time.monotonic() - started)
     assert "5,000 responses" in page.inner_text("#count")
     assert page.said == [] and min(took) <= 3
+    painted_ms = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    assert page.evaluate(painted_ms) < 1000
