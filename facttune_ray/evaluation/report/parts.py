@@ -23,7 +23,7 @@ from typing import Any
 
 FOLDER = "report_data"  # beside report.html
 INLINE_BYTES = 16_000_000  # limit of the parts in the page: report.html stays below 20 MB
-PART_FACTS = 5_000  # facts of a part: it is unpacked in about 50 ms
+PART_FACTS = 5_000  # facts of a part, which is unpacked in about 0.1 s
 SHARED = ("evidence", "question", "title", "reason")  # keys whose texts are stored once, by number
 MARKS = {"second": 1, "human": 2, "repeated": 4, "error": 8}  # bits of a response in the index
 
