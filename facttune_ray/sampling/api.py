@@ -53,20 +53,10 @@ class ApiSampler:
                 "sampling.form=completions is needed for entities: a chat endpoint cannot go on "
                 "from the middle of a response"
             )
-        beginnings = request.beginnings or [""] * len(request.prompts)
-        greedy = request.temperature == 0
-        calls = []
-        for prompt, beginning, limit, seed in zip(
-            request.prompts, beginnings, request.limits, request.seeds, strict=True
-        ):
-            fixed: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p}
-            fixed |= {"max_tokens": limit} | _stops(request)
-            draws = range(1 if greedy else request.n)
-            params = [fixed | {"seed": seed_from(seed, i) >> 32} for i in draws]
-            text = FORMS[self.form](request, prompt, beginning)
-            calls.append(self._samples(text, params, request.stop))
-        samples = await asyncio.gather(*calls)
-        return [s * request.n for s in samples] if greedy else samples
+        samples = await asyncio.gather(
+            *(self._samples(*call, request.stop) for call in calls(self.form, request))
+        )
+        return [s * request.n for s in samples] if request.temperature == 0 else samples
 
     async def _samples(
         self, prompt: Prompt, params: list[dict], stops: tuple[str, ...]
@@ -77,6 +67,21 @@ class ApiSampler:
     def count_tokens(self, texts: list[str]) -> list[int]:
         """An estimate, because there is no tokenizer: 4 tokens for 3 words, at least 1."""
         return [_estimate(text) for text in texts]
+
+
+def calls(form: str, request: SampleRequest) -> list[tuple[Prompt, list[dict[str, Any]]]]:
+    """(prompt as it is sent, parameters of each sample) of each prompt."""
+    beginnings = request.beginnings or [""] * len(request.prompts)
+    out = []
+    for prompt, beginning, limit, seed in zip(
+        request.prompts, beginnings, request.limits, request.seeds, strict=True
+    ):
+        fixed: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p}
+        fixed |= {"max_tokens": limit} | _stops(request)
+        draws = range(1 if request.temperature == 0 else request.n)
+        params = [fixed | {"seed": seed_from(seed, i) >> 32} for i in draws]
+        out.append((FORMS[form](request, prompt, beginning), params))
+    return out
 
 
 def _stops(request: SampleRequest) -> dict[str, Any]:

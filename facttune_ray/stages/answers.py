@@ -9,6 +9,8 @@ One row per distinct question of a topic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from facttune_ray.config import Config
 from facttune_ray.config.stages import EXAMPLES
 from facttune_ray.prompts import template
@@ -30,24 +32,11 @@ def recipe(cfg: Config) -> dict:
 
 
 async def run(context: Context, shard: int) -> list[dict]:
-    cfg = context.cfg.answers
     asked: dict[str, dict] = {}
     for q in context.rows("questions", shard):
         if q["question"]:
             asked.setdefault(q["question_id"], q)
-    sampled = await context.sample(
-        SampleRequest(
-            [f"Question: {q['question']}\nAnswer:" for q in asked.values()],
-            n=cfg.samples,
-            seeds=[seed_from(context.cfg.run.seed, context.work.snapshot, qid) for qid in asked],
-            max_tokens=cfg.max_tokens,
-            temperature=cfg.temperature,
-            top_p=cfg.top_p,
-            prefix=_prefix(cfg.examples),
-            stop=("\n",),
-            raw=True,
-        )
-    )
+    sampled = await context.sample(request(context.cfg, context.work.snapshot, asked))
     return [
         {
             "question_id": qid,
@@ -58,6 +47,22 @@ async def run(context: Context, shard: int) -> list[dict]:
         }
         for (qid, q), samples in zip(asked.items(), sampled, strict=True)
     ]
+
+
+def request(cfg: Config, model: str, asked: Mapping[str, dict]) -> SampleRequest:
+    """The answers to sample from `model`, a snapshot's name. `asked`: question_id -> its row."""
+    a = cfg.answers
+    return SampleRequest(
+        [f"Question: {q['question']}\nAnswer:" for q in asked.values()],
+        n=a.samples,
+        seeds=[seed_from(cfg.run.seed, model, qid) for qid in asked],
+        max_tokens=a.max_tokens,
+        temperature=a.temperature,
+        top_p=a.top_p,
+        prefix=_prefix(a.examples),
+        stop=("\n",),
+        raw=True,
+    )
 
 
 def _prefix(examples: str) -> str:

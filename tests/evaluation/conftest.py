@@ -1,9 +1,52 @@
 import itertools
+import os
 import random
+import shutil
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+
+CHROMIUM = os.environ.get("FACTTUNE_CHROMIUM") or shutil.which("chromium")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+READY = "#cards[aria-busy=false]"  # the responses can be read
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if not CHROMIUM:
+        pytest.skip("no chromium: apt-get install chromium, or name it in FACTTUNE_CHROMIUM")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium):
+    """page = opened(file, at="#fact=f1", **context): the page, with its console messages and
+    requests. `file`: a path or an address."""
+    contexts = []
+
+    def open_page(file, at="", **kinds):
+        contexts.append(chromium.new_context(**kinds))
+        page = contexts[-1].new_page()
+        page.said, page.asked = [], []
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("dialog", lambda dialog: (page.said.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto((file if isinstance(file, str) else file.as_uri()) + at)
+        page.wait_for_selector(READY)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +93,7 @@ def measured_run(tmp_path_factory):
     from facttune_ray.storage import tables
     from facttune_ray.storage.tables import Folder
 
-    def make(topics=3, samples=1, facts=4, noise=0, text=""):
+    def make(topics=3, samples=1, facts=4, noise=0, text="", traces=None):
         rng = random.Random(0)
 
         def words(n):
@@ -143,6 +186,7 @@ def measured_run(tmp_path_factory):
             selection={},
             manifests=manifests,
             fingerprint="f00",
+            traces=traces,
         )
         return out
 

@@ -1,51 +1,8 @@
 """report.html in headless Chromium: no requests, inert markup, speed, keyboard, accessibility."""
 
-import os
-import shutil
 import time
 
 import pytest
-
-CHROMIUM = os.environ.get("FACTTUNE_CHROMIUM") or shutil.which("chromium")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
-READY = "#cards[aria-busy=false]"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if not CHROMIUM:
-        pytest.skip("no chromium: apt-get install chromium, or name it in FACTTUNE_CHROMIUM")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(chromium):
-    """page = opened(file, **context): the page, with its console messages and requests."""
-    contexts = []
-
-    def open_page(file, **kinds):
-        contexts.append(chromium.new_context(**kinds))
-        page = contexts[-1].new_page()
-        page.said, page.asked = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("dialog", lambda dialog: (page.said.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(file.as_uri())
-        page.wait_for_selector(READY)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
 
 ODD = "<script>alert('run')</script><img src=x onerror=alert('run')></script><b>bold</b> &amp; 🎻"
 
@@ -76,11 +33,8 @@ def test_facts_show_verdict_evidence_question_samples_and_second_opinion(opened,
     facts = page.locator("#cards .topic").first.locator("section").first.locator("ul.facts > li")
     # topic 0, sample 0 of base: facts 0 to 3 are right (k < 5)
     assert facts.evaluate_all("all => all.map(f => f.className)") == ["true"] * 4
-    assert facts.first.inner_text().split("\n") == [
-        "✓",
-        "supported:",
-        "Topic 0000 was born in 1900.",
-    ]
+    said = facts.first.locator("summary").inner_text().split("\n")
+    assert said == ["✓", "supported:", "Topic 0000 was born in 1900."]
     facts.first.locator("summary").click()
     assert "Topic 0000 passage 0." in facts.first.locator("dl").inner_text()
     page.select_option("#by-split", "train")
@@ -186,9 +140,9 @@ def test_the_button_switches_to_dark(opened, report):
 
 
 @pytest.mark.slow
-def test_5000_responses_open_in_three_seconds_in_25_megabytes(opened, measured_run):
+def test_5000_responses_open_in_three_seconds_in_20_megabytes(opened, measured_run):
     report = measured_run(topics=250, samples=10, facts=20, noise=6) / "report.html"
-    assert 5e6 < report.stat().st_size <= 25e6
+    assert 5e6 < report.stat().st_size <= 20e6
     took = []
     for _ in range(2):  # the better of two: others may be at work on this machine
         started = time.monotonic()
@@ -196,3 +150,5 @@ def test_5000_responses_open_in_three_seconds_in_25_megabytes(opened, measured_r
         took.append(time.monotonic() - started)
     assert "5,000 responses" in page.inner_text("#count")
     assert page.said == [] and min(took) <= 3
+    painted_ms = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    assert page.evaluate(painted_ms) < 1000

@@ -20,6 +20,15 @@ def write(root, scope, **made):
         tables.write_manifest(root / scope / name, name, {}, len(shards), 0.0)
 
 
+def test_parts_of_an_earlier_page_are_removed(tmp_path):
+    root = Folder.of(str(tmp_path))
+    measure.write_files(root, {"report_data/a.js": b"1", "report_data/b.js": b"2"})
+    measure.write_files(root, {"report_data/b.js": b"2", "report.html": b"3"})
+    assert root.files() == ["report.html", "report_data/b.js"]
+    measure.write_files(root, {"report.html": b"3"})
+    assert root.files() == ["report.html"]
+
+
 def response(rid, split="test", **more):
     ids = {"response_id": rid, "prompt_id": rid, "topic": rid, "split": split, "sample": 0}
     return ids | {"model": "base", "text": f"{rid} sings."} | more
