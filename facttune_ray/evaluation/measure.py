@@ -31,7 +31,7 @@ from facttune_ray.evaluation.report import browser, files
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
-VERSION = 3  # of the summary's figures and the report's data
+VERSION = 4  # of the summary's figures and the report's data
 SELECT = {  # the val figure that chooses the round, from `metrics.summarise`; higher is better
     "net": ("correct - incorrect", lambda m: m["correct"]["value"] - m["incorrect"]["value"]),
     "error_rate": ("-error rate", lambda m: -m["error_rate"]["value"]),
@@ -99,6 +99,7 @@ def write(
         "versions": versions(),
         "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
         "splits": {name: scope.split for name, scope in scopes.items()},
+        "scopes": {name: dataclasses.asdict(scope) for name, scope in scopes.items()},
         "estimator": cfg.verdicts.estimator,
         "rewarded": [n for n, t in cfg.tune.items() if by_verdicts(cfg, t.reward)],
         "judge": cfg.llm.model,

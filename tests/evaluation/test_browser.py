@@ -1,51 +1,8 @@
 """report.html in headless Chromium: no requests, inert markup, speed, keyboard, accessibility."""
 
-import os
-import shutil
 import time
 
 import pytest
-
-CHROMIUM = os.environ.get("FACTTUNE_CHROMIUM") or shutil.which("chromium")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
-READY = "#cards[aria-busy=false]"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if not CHROMIUM:
-        pytest.skip("no chromium: apt-get install chromium, or name it in FACTTUNE_CHROMIUM")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(chromium):
-    """page = opened(file, **context): the page, with its console messages and requests."""
-    contexts = []
-
-    def open_page(file, **kinds):
-        contexts.append(chromium.new_context(**kinds))
-        page = contexts[-1].new_page()
-        page.said, page.asked = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("dialog", lambda dialog: (page.said.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(file.as_uri())
-        page.wait_for_selector(READY)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
 
 ODD = "<script>alert('run')</script><img src=x onerror=alert('run')></script><b>bold</b> &amp; 🎻"
 

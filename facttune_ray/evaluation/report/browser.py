@@ -16,7 +16,7 @@ import base64
 import gzip
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,16 +43,18 @@ def cards(
     group_of: Mapping[str, str],
     most: int,
     train: str = "",
+    topics: Set[str] | None = None,
 ) -> Cards:
     """At most `most` responses, with all responses of a prompt or none: measured responses first,
-    then responses of the scope `train`, which have questions and sampled answers."""
+    then responses of the scope `train`, which have questions and sampled answers. `topics`: only
+    responses about these topics; None: about all topics."""
     out: dict[str, dict[str, Any]] = {}
     room, names = most, {s.name for s in scopes.values()}
-    sources = [_by_prompt(root, scopes, group_of)]
+    sources = [_by_prompt(root, scopes, group_of, topics=topics)]
     if train:
         names.add(train)
         of_train = limited(root, {"base": Scope(train)}, 4 * most)  # holds val topics, too
-        sources.append(_by_prompt(root, of_train, group_of, "train"))
+        sources.append(_by_prompt(root, of_train, group_of, "train", topics))
     for by_prompt in itertools.chain(*sources):
         if not (room := _take(by_prompt, out, room)):
             break
@@ -75,6 +77,7 @@ def _by_prompt(
     scopes: Mapping[str, Scope],
     group_of: Mapping[str, str],
     split: str | None = None,
+    topics: Set[str] | None = None,
 ) -> Iterator[dict[str, dict]]:
     """Shard by shard: prompt_id -> card with the responses of every scope, in order of samples."""
     for shard in shards_of(root, *scopes.values()):
@@ -82,8 +85,8 @@ def _by_prompt(
         loaded: dict[str, tuple[list[dict], dict[str, list[dict]]]] = {}
         for label, scope in scopes.items():
             if scope.name not in loaded:
-                responses = list(tables.rows(root / scope.name / "responses", shard))
-                loaded[scope.name] = responses, _facts(root / scope.name, shard)
+                responses = list(tables.rows(root / scope.name / "responses", shard, topics))
+                loaded[scope.name] = responses, _facts(root / scope.name, shard, topics)
             responses, facts = loaded[scope.name]
             for r in sorted(responses, key=lambda r: r["sample"]):
                 if scope.model not in (None, r["model"]) or split not in (None, r["split"]):
@@ -101,11 +104,11 @@ def _by_prompt(
         yield out
 
 
-def _facts(folder: Folder, shard: int) -> dict[str, list[dict]]:
+def _facts(folder: Folder, shard: int, topics: Set[str] | None = None) -> dict[str, list[dict]]:
     """response_id -> its facts, with verdicts, questions and answers from the scope's tables."""
 
     def read(name: str) -> list[dict]:
-        return tables.rows_if_finished(folder / name, shard)
+        return tables.rows_if_finished(folder / name, shard, topics)
 
     verdicts = {v["fact_id"]: v for v in read("verdicts")}
     second = {v["fact_id"]: v["supported"] for v in read(f"{SECOND}/verdicts")}

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -32,6 +33,7 @@ FILTERS = (
     text.percent,
     text.number,
     text.number3,
+    text.signed,
     text.span,
     text.whole,
     text.duration,
@@ -43,31 +45,19 @@ STAGE_SUMS = ("rows", "errors", "wall_s", "calls", "cached", "tokens", "cost_usd
 
 def page(summary: Summary, cards: Cards) -> str:
     """The whole page. Sections without data are left out."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("facttune_ray", "evaluation/report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {f.__name__: f for f in FILTERS}
     packed, shown = browser.packed(cards)
-    script = _file("report.js")
     looks = drawing.looks(summary)
-    return environment.get_template("report.html").render(
+    return rendered(
+        "report.html",
+        ("page.js", "report.js"),
         s=summary,
         headline=text.headline(summary),
         notes=text.notes(summary),
         alone=[n for n in summary["comparisons"] if text.not_independent(summary, n)],
         looks={n: (c, drawing.MARKERS[m]) for n, (c, m) in looks.items()},
-        style=_style(),
-        script=script,
-        allowed=_digest(script),
         packed=packed if shown.cards else "",
         left_out=shown.left_out,
-        looks_json=_inert(_looks(summary, looks)),
+        looks_json=inert(_looks(summary, looks)),
         facets=_facets(shown),
         paper=charts.PAPER,
         results=_drawn(charts.scatter(summary), charts.error_rates(summary)),
@@ -80,6 +70,23 @@ def page(summary: Summary, cards: Cards) -> str:
         total={k: sum(t[k] for t in summary["stages"]) for k in STAGE_SUMS},
         config=json.dumps(summary["run"]["config"], indent=2, ensure_ascii=False),
     )
+
+
+def rendered(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """A page from a template of this folder, with the style sheet and the scripts as one script."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("facttune_ray", "evaluation/report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {f.__name__: f for f in FILTERS}
+    script = "".join(map(_file, scripts))
+    page = {"style": _style(), "script": script, "allowed": _digest(script)}
+    return environment.get_template(template).render(page | values)
 
 
 def _file(name: str) -> str:
@@ -110,7 +117,7 @@ DARK_PAGE = (
 )
 
 
-def _inert(value: Any) -> str:
+def inert(value: Any) -> str:
     """JSON that is safe inside a script element: it contains no "<"."""
     return json.dumps(value).replace("<", "\\u003c")
 
