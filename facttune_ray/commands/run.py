@@ -15,6 +15,7 @@ from facttune_ray.loop.start import IMPORTED, knowledge_file
 from facttune_ray.quickstart.annotator import embedded
 from facttune_ray.runtime import preflight
 from facttune_ray.runtime.maker import Maker
+from facttune_ray.stages.traces import Traces
 from facttune_ray.storage import tables
 from facttune_ray.storage.memory import release_memory
 
@@ -88,4 +89,5 @@ def _evaluate(maker: Maker, outcome: Outcome | None, again: bool = False) -> dic
             manifests=manifests,
             fingerprint=fingerprint,
             knowledge=knowledge_file(cfg),
+            traces=Traces(cfg, knowledge_file(cfg)).of_shard,
         )

@@ -22,7 +22,6 @@ from facttune_ray.evaluation import comparisons, metrics
 from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.evaluation.compare_runs import AGAIN, compare, counts_of, summary_of
 from facttune_ray.evaluation.report import browser, compare_page
-from facttune_ray.evaluation.report.browser import Cards
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.schema import TABLES
@@ -144,7 +143,7 @@ def _known(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _cards(runs: Sequence[str], shared: Shared) -> Cards:
+def _cards(runs: Sequence[str], shared: Shared) -> list[dict]:
     """The prompts of the opened topics with the responses of every run; a response has the number
     of its run. UserError if a run does not have the tables."""
     by_prompt: dict[tuple[str, str], dict[str, Any]] = {}
@@ -158,7 +157,7 @@ def _cards(runs: Sequence[str], shared: Shared) -> Cards:
             merged = by_prompt.setdefault(key, card | {"responses": []})
             merged["responses"] += [r | {"run": number} for r in card["responses"]]
     place = {topic: i for i, topic in enumerate(shared.opened)}
-    return Cards(sorted(by_prompt.values(), key=lambda c: place[c["topic"]]))
+    return sorted(by_prompt.values(), key=lambda c: place[c["topic"]])
 
 
 def _scopes(run: str) -> dict[str, Scope]:

@@ -27,7 +27,7 @@ from facttune_ray.evaluation import breakdowns, comparisons, hacking, metrics
 from facttune_ray.evaluation import rewards as rewards_of
 from facttune_ray.evaluation.agreement import human_agreement, of_facts
 from facttune_ray.evaluation.breakdowns import Scope, counts, shards_of
-from facttune_ray.evaluation.report import browser, files
+from facttune_ray.evaluation.report import browser, files, parts
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
@@ -72,11 +72,13 @@ def write(
     manifests: dict[str, dict],
     fingerprint: str,
     knowledge: str = "",
+    traces: browser.Traces | None = None,
 ) -> dict:
     """Write summary.json, report.html, the tables as CSV and the pictures of a finished run.
 
     `measured`: model -> scope of its test tables; `imported`: scope of imported responses, or "";
-    `rewards`: scope of the first rewards table; `knowledge`: the database of articles.
+    `rewards`: scope of the first rewards table; `knowledge`: the database of articles;
+    `traces`: gives the traces of a shard's facts.
     """
     scopes = {name: Scope(scope) for name, scope in measured.items()}
     if imported:
@@ -122,10 +124,20 @@ def write(
         group_of,
         most=cfg.evaluation.examples,
         train="" if imported else rewards,
+        traces=traces,
     )
-    for name, data in files.contents(summary, by_model, cards).items():
-        (root / name).write_bytes(data)
+    write_files(root, files.contents(summary, by_model, cards))
     return summary
+
+
+def write_files(root: Folder, contents: dict[str, bytes]) -> None:
+    """Write the files in their order: parts before the page that reads them. Then remove the parts
+    of an earlier page."""
+    for name, data in contents.items():
+        (root / name).write_bytes(data)
+    for name in (root / parts.FOLDER).names():
+        if f"{parts.FOLDER}/{name}" not in contents:
+            (root / parts.FOLDER / name).delete_file()
 
 
 def _summary(

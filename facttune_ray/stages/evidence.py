@@ -38,6 +38,14 @@ class Evidence:
 
 
 async def find_evidence(context: Context, topic: str, facts: list[str], k: int) -> Evidence:
+    """`evidence_of`, in a thread if it runs a model or searches all articles."""
+    cfg = context.cfg.verdicts
+    if cfg.retrieval in ("dense", "fts") or cfg.no_article != "null":
+        return await asyncio.to_thread(evidence_of, context, topic, facts, k)
+    return evidence_of(context, topic, facts, k)
+
+
+def evidence_of(context: Context, topic: str, facts: list[str], k: int) -> Evidence:
     """Up to k passages for each fact. k=0: the whole article, and no passages by fact."""
     cfg = context.cfg.verdicts
     if cfg.retrieval == "none":
@@ -54,12 +62,11 @@ async def find_evidence(context: Context, topic: str, facts: list[str], k: int) 
                 index = BM25(passages)
                 by_fact = [index.top(query, k) for query in queries]
             else:
-                top = context.dense.top
-                by_fact = await asyncio.to_thread(top, article.title, passages, queries, k)
+                by_fact = context.dense.top(article.title, passages, queries, k)
             return Evidence(topic, facts, passages, titles, tuple(map(tuple, by_fact)))
         if cfg.no_article == "null":
             return Evidence(topic, facts, by_fact=((),) * len(facts), reason="no article")
-    return await asyncio.to_thread(_search, context, topic, facts, k)
+    return _search(context, topic, facts, k)
 
 
 def _search(context: Context, topic: str, facts: list[str], k: int) -> Evidence:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from facttune_ray.config import Config
+from facttune_ray.config.stages import FactsConfig
 from facttune_ray.errors import RowError
 from facttune_ray.prompts import abstention as abstention_prompt
 from facttune_ray.prompts import facts as prompt
@@ -136,20 +137,26 @@ async def _abstained(context: Context, response: dict) -> bool:
     return await context.client.ask(messages, abstention_prompt.parse)
 
 
+def messages(cfg: FactsConfig, response: dict, sentence: str, start: int) -> list[dict[str, str]]:
+    """The request for the facts of a sentence, which begins at character `start` of the response's
+    text."""
+    return prompt.render(
+        response["topic"],
+        sentence,
+        domain=cfg.domain,
+        context=response["text"][:start],
+        decontextualize=cfg.decontextualize,
+    )
+
+
 async def _unit(context: Context, response: dict, sentence: Sentence) -> Unit:
     cfg = context.cfg.facts
     if cfg.method == "rules":
         facts = rule_facts(response["topic"], sentence.text)
     else:
-        messages = prompt.render(
-            response["topic"],
-            sentence.text,
-            domain=cfg.domain,
-            context=response["text"][: sentence.start],
-            decontextualize=cfg.decontextualize,
-        )
         try:
-            facts = await context.client.ask(messages, prompt.parse, reject_cut=True)
+            asked = messages(cfg, response, sentence.text, sentence.start)
+            facts = await context.client.ask(asked, prompt.parse, reject_cut=True)
         except RowError as e:
             return Unit(sentence, error=str(e))
     if cfg.cleanup == "entities":

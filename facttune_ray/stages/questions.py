@@ -13,9 +13,10 @@ equal, too. Equal questions of a topic share their id and their wording. `answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from facttune_ray.config import Config
+from facttune_ray.config.stages import QuestionsConfig
 from facttune_ray.errors import RowError
 from facttune_ray.prompts import questions as prompt
 from facttune_ray.prompts import template
@@ -39,28 +40,17 @@ def recipe(cfg: Config) -> dict:
 async def run(context: Context, shard: int) -> list[dict]:
     cfg = context.cfg.questions
     topics = {p["topic"]: p for p in context.rows("prompts", shard)}
-    facts = list(_with_context(context.rows("facts", shard), cfg.context))
-    distinct: dict[Key, tuple[dict, list[str]]] = {}
-    for key, fact, before in facts:
-        distinct.setdefault(key, (fact, before))
+    facts = list(with_context(context.rows("facts", shard), cfg.context))
+    distinct = first_of(facts)
 
     async def ask(fact: dict, before: list[str]) -> tuple[prompt.Asked | None, str | None]:
-        topic = topics.get(fact["topic"], {})
-        messages = prompt.render(
-            fact["topic"],
-            fact["fact"],
-            domain=cfg.domain,
-            answer=cfg.answer,
-            before=before,
-            pronoun=topic.get("pronoun"),
-            lower_case=topic.get("lower_case"),
-        )
+        asked = messages(cfg, topics.get(fact["topic"], {}), fact, before)
 
         def parse(text: str) -> prompt.Asked:
             return prompt.parse(text, cfg.answer, fact["fact"])
 
         try:
-            return await context.client.ask(messages, parse, reject_cut=True), None
+            return await context.client.ask(asked, parse, reject_cut=True), None
         except RowError as e:
             return None, str(e)
 
@@ -70,7 +60,30 @@ async def run(context: Context, shard: int) -> list[dict]:
     return [_row(fact, *questions[key], wording) for key, fact, _ in facts]
 
 
-def _with_context(facts: list[dict], most: int) -> Iterator[tuple[Key, dict, list[str]]]:
+def messages(
+    cfg: QuestionsConfig, topic: dict, fact: dict, before: list[str]
+) -> list[dict[str, str]]:
+    """The request for the question of a fact. `topic`: its row of prompts, or {}."""
+    return prompt.render(
+        fact["topic"],
+        fact["fact"],
+        domain=cfg.domain,
+        answer=cfg.answer,
+        before=before,
+        pronoun=topic.get("pronoun"),
+        lower_case=topic.get("lower_case"),
+    )
+
+
+def first_of(facts: Iterable[tuple[Key, dict, list[str]]]) -> dict[Key, tuple[dict, list[str]]]:
+    """The first fact of each key, with the facts before it: its question is asked."""
+    distinct: dict[Key, tuple[dict, list[str]]] = {}
+    for key, fact, before in facts:
+        distinct.setdefault(key, (fact, before))
+    return distinct
+
+
+def with_context(facts: list[dict], most: int) -> Iterator[tuple[Key, dict, list[str]]]:
     """Each fact with the last `most` facts before it in its response."""
     before: dict[str, list[str]] = {}
     for fact in facts:  # in the order of their response

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,10 +128,7 @@ def recipe(cfg: Config) -> dict:
 
 async def run(context: Context, shard: int) -> list[dict]:
     facts = context.rows("facts", shard)
-    by_topic: dict[str, dict[str, str]] = {}  # topic -> normal form -> first wording
-    for f in facts:
-        if f["fact"] and f.get("human_label") != IRRELEVANT:
-            by_topic.setdefault(f["topic"], {}).setdefault(normal_fact(f["fact"]), f["fact"])
+    by_topic = distinct_facts(facts)
     judged = await asyncio.gather(
         *(_judge(context, topic, list(distinct.values())) for topic, distinct in by_topic.items())
     )
@@ -141,6 +138,15 @@ async def run(context: Context, shard: int) -> list[dict]:
         for normal, v in zip(distinct, verdicts, strict=True)
     }
     return [_row(f, context.cfg, verdict) for f in facts]
+
+
+def distinct_facts(facts: Iterable[dict]) -> dict[str, dict[str, str]]:
+    """topic -> normal form of a fact -> its first wording, which is judged."""
+    by_topic: dict[str, dict[str, str]] = {}
+    for f in facts:
+        if f["fact"] and f.get("human_label") != IRRELEVANT:
+            by_topic.setdefault(f["topic"], {}).setdefault(normal_fact(f["fact"]), f["fact"])
+    return by_topic
 
 
 def _row(fact: dict, cfg: Config, verdict: dict[tuple[str, str], dict]) -> dict:
@@ -156,14 +162,18 @@ def _row(fact: dict, cfg: Config, verdict: dict[tuple[str, str], dict]) -> dict:
 
 async def _judge(context: Context, topic: str, facts: list[str]) -> list[dict]:
     """One verdict per fact, from all estimators together."""
-    cfg, names = context.cfg.verdicts, estimators(context.cfg.verdicts)
-    # The lexical estimator reads the whole article, so no passage is ranked.
-    most = 0 if names == ("lexical",) else max(cfg.passages, cfg.npm_passages)
-    evidence = await find_evidence(context, topic, facts, most)
+    names = estimators(context.cfg.verdicts)
+    evidence = await find_evidence(context, topic, facts, ranked(context.cfg.verdicts))
     if evidence.reason is not None:
         return [_UNKNOWN | {"reason": evidence.reason}] * len(facts)
     by_estimator = [await ESTIMATORS[name].judge(context, evidence) for name in names]
     return [_together(verdicts) for verdicts in zip(*by_estimator, strict=True)]
+
+
+def ranked(cfg: VerdictsConfig) -> int:
+    """The number of passages that are ranked for a fact. 0: the lexical estimator reads the whole
+    article."""
+    return 0 if estimators(cfg) == ("lexical",) else max(cfg.passages, cfg.npm_passages)
 
 
 def _together(verdicts: tuple[dict, ...]) -> dict:
@@ -210,27 +220,47 @@ async def _lexical(context: Context, evidence: Evidence) -> list[dict]:
 
 
 async def _chat(context: Context, evidence: Evidence) -> list[dict]:
-    cfg = context.cfg.verdicts
-    if cfg.facts_per_request > 1 and cfg.retrieval != "none":
-        size, facts = cfg.facts_per_request, range(len(evidence.facts))
-        parts = [facts[i : i + size] for i in facts[::size]]
+    facts = range(len(evidence.facts))
+    if parts := facts_together(context.cfg.verdicts, facts):
         many = await asyncio.gather(*(_ask_many(context, evidence, part) for part in parts))
         return [verdict for verdicts in many for verdict in verdicts]
-    facts = range(len(evidence.facts))
     return await asyncio.gather(*(_ask_one(context, evidence, fact) for fact in facts))
+
+
+def facts_together(cfg: VerdictsConfig, facts: range) -> list[range]:
+    """The facts of each request; [] if each fact has its own request."""
+    size = cfg.facts_per_request
+    several = size > 1 and cfg.retrieval != "none"
+    return [facts[i : i + size] for i in facts[::size]] if several else []
+
+
+def messages(cfg: VerdictsConfig, evidence: Evidence, fact: int) -> list[dict[str, str]]:
+    """The request about one fact."""
+    if cfg.retrieval == "none":
+        return prompt.render_closed(evidence.topic, evidence.facts[fact])
+    shown = evidence.shown(fact)[: cfg.passages]
+    return prompt.render(evidence.topic, evidence.facts[fact], shown)
+
+
+def messages_together(cfg: VerdictsConfig, evidence: Evidence, part: range) -> list[dict[str, str]]:
+    """The request about several facts, with the passages of all of them."""
+    shown = sorted({i for fact in part for i in evidence.by_fact[fact][: cfg.passages]})
+    facts, passages = [evidence.facts[i] for i in part], [evidence.passages[i] for i in shown]
+    return prompt.render_many(evidence.topic, facts, passages)
+
+
+def parameters(cfg: VerdictsConfig) -> dict[str, Any] | None:
+    """The parameters of the request about one fact."""
+    return {"logprobs": True, "top_logprobs": 5} if cfg.logprobs else None
 
 
 async def _ask_one(context: Context, evidence: Evidence, fact: int) -> dict:
     cfg = context.cfg.verdicts
-    if cfg.retrieval == "none":
-        messages = prompt.render_closed(evidence.topic, evidence.facts[fact])
-    else:
-        shown = evidence.shown(fact)[: cfg.passages]
-        messages = prompt.render(evidence.topic, evidence.facts[fact], shown)
-    params = {"logprobs": True, "top_logprobs": 5} if cfg.logprobs else None
     try:
         supported, score = await context.client.ask_completion(
-            messages, lambda c: (prompt.parse(c.answer), prompt.probability(c.top_logprobs)), params
+            messages(cfg, evidence, fact),
+            lambda c: (prompt.parse(c.answer), prompt.probability(c.top_logprobs)),
+            parameters(cfg),
         )
     except RowError as e:
         return _UNKNOWN | {"error": str(e)}
@@ -244,11 +274,9 @@ async def _ask_many(context: Context, evidence: Evidence, part: range) -> list[d
     """Ask about several facts in one request, with the passages of all facts. If the answer cannot
     be read, ask about each fact."""
     cfg = context.cfg.verdicts
-    shown = sorted({i for fact in part for i in evidence.by_fact[fact][: cfg.passages]})
-    facts, passages = [evidence.facts[i] for i in part], [evidence.passages[i] for i in shown]
-    messages = prompt.render_many(evidence.topic, facts, passages)
+    asked = messages_together(cfg, evidence, part)
     try:
-        judged = await context.client.ask(messages, lambda text: prompt.parse_many(text, len(part)))
+        judged = await context.client.ask(asked, lambda text: prompt.parse_many(text, len(part)))
     except RowError:
         return await asyncio.gather(*(_ask_one(context, evidence, fact) for fact in part))
     least = threshold(cfg, "chat")

@@ -60,6 +60,11 @@ class Article:
             self._roles[place] = frozenset().union(*said)
         return self._roles[place]
 
+    def sentence(self, place: int, passages: Sequence[str]) -> str:
+        """The text of a sentence. `passages`: those that the article was read from."""
+        of = self.passages[place]
+        return list(sentences(passages[of]))[place - self.passages.index(of)]
+
     def opening(self) -> range:
         """The places that may give the dates of the topic's life in brackets."""
         if self.lead is None:
@@ -82,7 +87,7 @@ def read_article(topic: str, passages: Sequence[str]) -> Article:
     name = names(_BRACKET.sub(" ", topic)) or names(topic)
     for i, passage in enumerate(passages):
         whole: list[str] = []
-        for sentence in _sentences(passage):
+        for sentence in sentences(passage):
             words = split_words(sentence)
             means = [meaning(w.lower()) for w in words]
             found = [w for w in means if w[0].isalnum()]
@@ -129,7 +134,7 @@ def _known_as(words: list[str], title: list[str]) -> bool:
     return any(behind[i : i + len(title)] == title for i in range(1, min(12, len(behind))))
 
 
-def _sentences(passage: str) -> Iterator[str]:
+def sentences(passage: str) -> Iterator[str]:
     """Sentences, and the parts of long ones at a semicolon; an open bracket is not cut."""
     held = ""
     for part in _SENTENCE_END.split(passage):

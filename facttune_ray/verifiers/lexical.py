@@ -77,6 +77,9 @@ _COMMON = frozenset(FAMILY.values())
 _ABOUT = OWNERS | PRONOUNS | {"him", "them"}
 
 
+Parts = tuple[tuple[str, float], ...]  # (name, log-odds) of what adds up to a score
+
+
 class Support(NamedTuple):
     """`score` in [0, 1], None for a fact without anything to check; `evidence`: passage index;
     `reason`: why there is no score, or what the article says about the fact's relation."""
@@ -84,6 +87,15 @@ class Support(NamedTuple):
     score: float | None
     evidence: int | None
     reason: str | None = None
+
+
+class Explained(NamedTuple):
+    """A score and how it came about: score = 1 / (1 + exp(-sum of `parts`)). `place`: the best
+    sentence's index in the article. Without a score there are neither."""
+
+    support: Support
+    place: int | None = None
+    parts: Parts = ()
 
 
 @dataclass(frozen=True)
@@ -126,26 +138,41 @@ def support(fact: str, topic: str, passages: Sequence[str]) -> Support:
 
 def support_prepared(fact: str, prepared: Prepared) -> Support:
     """The article's support of the fact; `evidence` is the passage of the best sentence."""
+    return explain(fact, prepared).support
+
+
+def explain(fact: str, prepared: Prepared) -> Explained:
+    """The article's support of the fact, with the best sentence and the parts of the score."""
     article, words = prepared.article, split_words(fact)
     means = meanings(words)
     content = _read(words, means, prepared)
     clauses = read(words, article.name, means=means)
     clause = next((c for c in clauses if c.verb), None)
     if why := unfinished(words, clause):
-        return Support(None, None, why)
+        return Explained(Support(None, None, why))
     match = None
     if clause:
         if _other_name(clause, article):
             clause.subject = OTHER
         match = statements.judge(clause, words, article) or _unknown_subject(clause, article)
     if not article.places or not (content.weights or match):
-        return Support(None, None, "nothing to check")
-    best, odds = _odds(content, article)
+        return Explained(Support(None, None, "nothing to check"))
+    best, odds, parts = _odds(content, article)
     if match:
         low, high = BOUNDS[match.answer]
-        odds = min(max(odds, low), high)
-        best = best if match.place is None else match.place
-    return Support(1 / (1 + math.exp(-odds)), article.passages[best], _reason(match))
+        bounded = min(max(odds, low), high)
+        parts += (("bound of the relation", bounded - odds),)
+        odds, best = bounded, best if match.place is None else match.place
+    score = 1 / (1 + math.exp(-odds))
+    return Explained(Support(score, article.passages[best], _reason(match)), best, parts)
+
+
+def best_clause(fact: str, prepared: Prepared, place: int) -> str:
+    """The clause of a sentence that shares the most words with the fact, as it was read: subject
+    and predicate, each word as its meaning."""
+    wanted = set(meanings(split_words(fact))) - _EMPTY
+    clauses = ([*c.who, *c.said] for c in prepared.article.clauses(place))
+    return " ".join(max(clauses, key=lambda words: len(wanted & set(words)), default=[]))
 
 
 def _other_name(clause: Clause, article: Article) -> bool:
@@ -181,8 +208,8 @@ def _reason(match: Match | None) -> str | None:
     }[match.answer]
 
 
-def _odds(content: _Content, article: Article) -> tuple[int, float]:
-    """(place of the best sentence, log-odds of the fact by its words)."""
+def _odds(content: _Content, article: Article) -> tuple[int, float, Parts]:
+    """(place of the best sentence, log-odds of the fact by its words, the parts of the odds)."""
     weights, order = content.weights, content.order
     total = sum(weights.values()) or 1.0
     weight_at: dict[int, float] = defaultdict(float)  # place -> weight of its words of the fact
@@ -215,29 +242,43 @@ def _odds(content: _Content, article: Article) -> tuple[int, float]:
         near += weight * (pair in article.pairs)
     share = weight_at[best] / total
     about = not article.name.isdisjoint(order) or not _ABOUT.isdisjoint(order)
-    odds = BIAS + SHARE * share + CLAUSE * clause / total
-    odds += PAIRS * (near / possible if possible else share) + (0.0 if about else ASIDE)
-    return best, odds - _against(content, found, narrower, best, article)
+    words, together = SHARE * share, CLAUSE * clause / total
+    pairs, aside = PAIRS * (near / possible if possible else share), 0.0 if about else ASIDE
+    in_favour = (
+        ("start of every fact", BIAS),
+        ("words in the best sentence", words),
+        ("words in its best clause", together),
+        ("neighbouring words", pairs),
+        ("not about the topic", aside),
+    )
+    against, penalties = _against(content, found, narrower, best, article)
+    odds = BIAS + words + together + (pairs + aside)
+    return best, odds - against, in_favour + penalties
 
 
 def _against(
     content: _Content, found: set[str], narrower: dict[str, set[int]], best: int, article: Article
-) -> float:
+) -> tuple[float, Parts]:
+    """(sum of the penalties, the penalties as negative parts)."""
     weights, places = content.weights, article.places
     lacking = [w for word, w in weights.items() if word not in found]
     nowhere = sum(w for s, w in weights.items() if s not in places and not narrower.get(s))
     years = sum(is_year(n) and n not in places for n in content.numbers)
     split = sum(not article.pairs.issuperset(zip(r, r[1:], strict=False)) for r in content.runs)
     negated = (_negated(content.order) & found) != (_negated(article.meanings[best]) & found)
-    return (
-        MISSING_NAME * len(content.names - found)
-        + MISSING_NUMBER * len(content.numbers - found)
-        + MISSING_YEAR * years
-        + SPLIT_NAME * split
-        + NOWHERE * math.sqrt(nowhere)
-        + RAREST * max(lacking, default=0.0)
-        + NEGATION * negated
+    penalties = (
+        ("names that the sentence lacks", MISSING_NAME * len(content.names - found)),
+        ("numbers that the sentence lacks", MISSING_NUMBER * len(content.numbers - found)),
+        ("years that the article lacks", MISSING_YEAR * years),
+        ("names that the article holds in parts", SPLIT_NAME * split),
+        ("words that the article lacks", NOWHERE * math.sqrt(nowhere)),
+        ("rarest word that the sentence lacks", RAREST * max(lacking, default=0.0)),
+        ("negation on one side", NEGATION * negated),
     )
+    total = 0.0
+    for _, value in penalties:
+        total += value
+    return total, tuple((name, -value) for name, value in penalties if value)
 
 
 def _negated(parts: list[str]) -> frozenset[str]:

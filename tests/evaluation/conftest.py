@@ -15,7 +15,7 @@ FLAGS = (
 READY = "#cards[aria-busy=false], #topic[aria-busy=false]"  # of the report, of a comparison
 
 
-@pytest.fixture(scope="module")  # playwright runs an event loop, which other modules start
+@pytest.fixture(scope="module")
 def chromium():
     if not CHROMIUM:
         pytest.skip("no chromium: apt-get install chromium, or name it in FACTTUNE_CHROMIUM")
@@ -28,11 +28,11 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium):
-    """page = opened(file, "#fragment", **context): the page, with its console messages and
-    requests."""
+    """page = opened(file, at="#fact=f1", **context): the page, with its console messages and
+    requests. `file`: a path or an address."""
     contexts = []
 
-    def open_page(file, fragment="", **kinds):
+    def open_page(file, at="", **kinds):
         contexts.append(chromium.new_context(**kinds))
         page = contexts[-1].new_page()
         page.said, page.asked = [], []
@@ -40,7 +40,7 @@ def opened(chromium):
         page.on("pageerror", lambda error: page.said.append(str(error)))
         page.on("dialog", lambda dialog: (page.said.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(file.as_uri() + fragment)
+        page.goto((file if isinstance(file, str) else file.as_uri()) + at)
         page.wait_for_selector(READY)
         return page
 
@@ -93,7 +93,7 @@ def measured_run(tmp_path_factory):
     from facttune_ray.storage import tables
     from facttune_ray.storage.tables import Folder
 
-    def make(topics=3, samples=1, facts=4, noise=0, text=""):
+    def make(topics=3, samples=1, facts=4, noise=0, text="", traces=None):
         rng = random.Random(0)
 
         def words(n):
@@ -186,6 +186,7 @@ def measured_run(tmp_path_factory):
             selection={},
             manifests=manifests,
             fingerprint="f00",
+            traces=traces,
         )
         return out
 

@@ -2,22 +2,19 @@
 
     cards(root, {"base": Scope("base/test"), ...}, {}, most=5000)
         ->  Cards([{"topic": "Mara Veldt", "prompt": "Write ...", "split": "test", "group": None,
-                    "responses": [{"model": "base", "sample": 0, "text": "Mara ...", "facts": [...]}
-                   ]}], left_out=0)
-    packed(cards)  ->  base64 of gzipped JSON; repeated texts (passages, questions) are stored once
+                    "responses": [{"model": "base", "sample": 0, "id": "9a01", "text": "Mara ...",
+                                   "facts": [...]}]}, ...], responses=4000)
 
-A fact: {"fact", "supported", "score", "start", "end", "repeated", "human", "second", "reason",
-"evidence", "title", "question", "answers", "conf"}; keys whose value is null are left out.
+A fact: {"id", "fact", "supported", "score", "start", "end", "repeated", "human", "second",
+"reason", "evidence", "title", "question", "answers", "conf", "trace"}; keys whose value is null are
+left out.
 """
 
 from __future__ import annotations
 
-import base64
-import gzip
 import itertools
-import json
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 from facttune_ray.evaluation.breakdowns import SECOND, Scope, limited, shards_of
@@ -25,16 +22,17 @@ from facttune_ray.scoring.units import by_id, of_question
 from facttune_ray.storage import tables
 from facttune_ray.storage.tables import Folder
 
+# rows of one shard by table -> fact_id -> steps of the fact's trace (stages/traces.py)
+Traces = Callable[[Mapping[str, list[dict]]], Mapping[str, list[dict]]]
 EVIDENCE = 700  # characters shown of a passage
-MOST_BYTES = 16_000_000  # limit of the packed responses: report.html stays below 25 MB
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cards:
-    """Prompts with their responses, and the number of the run's other responses."""
+    """Prompts with their responses, read once, and the number of responses of the run."""
 
-    cards: list[dict[str, Any]] = field(default_factory=list)
-    left_out: int = 0
+    cards: Iterable[dict[str, Any]] = ()
+    responses: int = 0
 
 
 def cards(
@@ -43,39 +41,39 @@ def cards(
     group_of: Mapping[str, str],
     most: int,
     train: str = "",
+    traces: Traces | None = None,
     topics: Set[str] | None = None,
 ) -> Cards:
     """At most `most` responses, with all responses of a prompt or none: measured responses first,
-    then responses of the scope `train`, which have questions and sampled answers. `topics`: only
-    responses about these topics; None: about all topics."""
-    out: dict[str, dict[str, Any]] = {}
-    room, names = most, {s.name for s in scopes.values()}
-    sources = [_by_prompt(root, scopes, group_of, topics=topics)]
+    then responses of the scope `train`, which have questions and sampled answers. Shards are read
+    while the cards are. Facts have a trace if `traces` is given. `topics`: only responses about
+    these topics."""
+    names = {s.name for s in scopes.values()}
+    sources = [_by_prompt(root, scopes, group_of, traces, topics=topics)]
     if train:
         names.add(train)
         of_train = limited(root, {"base": Scope(train)}, 4 * most)  # holds val topics, too
-        sources.append(_by_prompt(root, of_train, group_of, "train", topics))
-    for by_prompt in itertools.chain(*sources):
-        if not (room := _take(by_prompt, out, room)):
-            break
+        sources.append(_by_prompt(root, of_train, group_of, traces, "train", topics))
     total = sum(tables.manifest(root / name / "responses")["rows"] for name in names)
-    return Cards(list(out.values()), total - (most - room))
+    return Cards(_fitting(itertools.chain(*sources), most), total)
 
 
-def _take(by_prompt: dict[str, dict], out: dict[str, dict], room: int) -> int:
-    """Add the prompts all of whose responses fit into `room`; return the room that is left."""
-    for prompt_id, card in by_prompt.items():
-        size = len(card["responses"])
-        if size <= room:
-            out[prompt_id] = card
-            room -= size
-    return room
+def _fitting(sources: Iterable[dict[str, dict]], room: int) -> Iterator[dict[str, Any]]:
+    """The cards all of whose responses fit into the room that is left."""
+    for by_prompt in sources:
+        for card in by_prompt.values():
+            if len(card["responses"]) <= room:
+                room -= len(card["responses"])
+                yield card
+        if not room:
+            return
 
 
 def _by_prompt(
     root: Folder,
     scopes: Mapping[str, Scope],
     group_of: Mapping[str, str],
+    traces: Traces | None,
     split: str | None = None,
     topics: Set[str] | None = None,
 ) -> Iterator[dict[str, dict]]:
@@ -86,7 +84,8 @@ def _by_prompt(
         for label, scope in scopes.items():
             if scope.name not in loaded:
                 responses = list(tables.rows(root / scope.name / "responses", shard, topics))
-                loaded[scope.name] = responses, _facts(root / scope.name, shard, topics)
+                facts = _facts(root, scope.name, shard, responses, traces, topics)
+                loaded[scope.name] = responses, facts
             responses, facts = loaded[scope.name]
             for r in sorted(responses, key=lambda r: r["sample"]):
                 if scope.model not in (None, r["model"]) or split not in (None, r["split"]):
@@ -95,7 +94,8 @@ def _by_prompt(
                 card = out.setdefault(
                     r["prompt_id"], head | {"group": group_of.get(r["topic"]), "responses": []}
                 )
-                response = {"model": label, "sample": r["sample"], "text": r["text"]}
+                response = {k: r[k] for k in ("sample", "text")}
+                response |= {"model": label, "id": r["response_id"]}
                 response |= {k: r[k] for k in ("abstained", "error") if r[k]}
                 response["facts"] = facts.get(r["response_id"], [])
                 if any(f.get("abstained") for f in response["facts"]):
@@ -104,21 +104,34 @@ def _by_prompt(
         yield out
 
 
-def _facts(folder: Folder, shard: int, topics: Set[str] | None = None) -> dict[str, list[dict]]:
+def _facts(
+    root: Folder,
+    scope: str,
+    shard: int,
+    responses: list[dict],
+    traces: Traces | None,
+    topics: Set[str] | None,
+) -> dict[str, list[dict]]:
     """response_id -> its facts, with verdicts, questions and answers from the scope's tables."""
 
     def read(name: str) -> list[dict]:
-        return tables.rows_if_finished(folder / name, shard, topics)
+        return tables.rows_if_finished(root / scope / name, shard, topics)
 
-    verdicts = {v["fact_id"]: v for v in read("verdicts")}
-    second = {v["fact_id"]: v["supported"] for v in read(f"{SECOND}/verdicts")}
-    asked = {q["fact_id"]: q for q in read("questions")}
+    rows = {name: read(name) for name in ("facts", "verdicts", "questions")}
+    rows |= {"second": read(f"{SECOND}/verdicts"), "responses": responses}
+    steps: Mapping[str, list[dict]] = {}
+    if traces:
+        steps = traces(rows | {"prompts": tables.rows_if_finished(root / "prompts", shard)})
+    verdicts = {v["fact_id"]: v for v in rows["verdicts"]}
+    second = {v["fact_id"]: v["supported"] for v in rows["second"]}
+    asked = {q["fact_id"]: q for q in rows["questions"]}
     answers = {a["question_id"]: a["answers"] for a in read("answers")}
     units = by_id(read("classes")) if asked else {}
     out: dict[str, list[dict]] = {}
-    for f in read("facts"):
+    for f in rows["facts"]:
         v, q = verdicts.get(f["fact_id"], {}), asked.get(f["fact_id"], {})
         fact = {
+            "id": f["fact_id"],
             "fact": f["fact"],
             "supported": v.get("supported"),
             "score": _short(v.get("score")),
@@ -135,6 +148,7 @@ def _facts(folder: Folder, shard: int, topics: Set[str] | None = None) -> dict[s
             "question": q.get("question"),
             "answers": answers.get(q.get("question_id", "")),
             "conf": _short(of_question(q or None, units).get("max_conf")),
+            "trace": steps.get(f["fact_id"]) or None,
         }
         known = {k: value for k, value in fact.items() if value is not None}
         out.setdefault(f["response_id"], []).append(known)
@@ -143,33 +157,3 @@ def _facts(folder: Folder, shard: int, topics: Set[str] | None = None) -> dict[s
 
 def _short(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
-
-
-SHARED = ("evidence", "question", "title", "reason")  # keys whose texts are stored once, by number
-
-
-def packed(shown: Cards) -> tuple[str, Cards]:
-    """(base64 of gzipped JSON {strings, cards}, the cards in it). The last prompts are left out if
-    it would exceed MOST_BYTES."""
-    while True:
-        data = json.dumps(_shared(shown.cards), ensure_ascii=False, separators=(",", ":"))
-        text = base64.b64encode(gzip.compress(data.encode(), 6, mtime=0)).decode()
-        if len(text) <= MOST_BYTES or len(shown.cards) <= 1:
-            return text, shown
-        keep = max(1, int(0.9 * len(shown.cards) * MOST_BYTES / len(text)))
-        dropped = sum(len(c["responses"]) for c in shown.cards[keep:])
-        shown = Cards(shown.cards[:keep], shown.left_out + dropped)
-
-
-def _shared(all_cards: list[dict]) -> dict[str, Any]:
-    """The cards with the texts of SHARED as numbers, and the list of these texts."""
-    numbers: dict[str, int] = {}
-
-    def fact(f: dict) -> dict:
-        return {k: numbers.setdefault(v, len(numbers)) if k in SHARED else v for k, v in f.items()}
-
-    numbered = [
-        c | {"responses": [r | {"facts": list(map(fact, r["facts"]))} for r in c["responses"]]}
-        for c in all_cards
-    ]
-    return {"cards": numbered, "strings": list(numbers)}

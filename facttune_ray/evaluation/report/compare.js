@@ -1,4 +1,13 @@
 // The comparison of runs: topics in any order, and a topic's responses side by side.
+function tally(response) {
+  const n = { true: 0, false: 0, unknown: 0, failed: 0 };
+  for (const f of response.facts) {
+    if (f.fact === undefined) n.failed += 1;
+    else if (!f.repeated) n[kind(f)] += 1;
+  }
+  return n;
+}
+
 function start(data, names) {
   const { cards, strings } = data;
   const byTopic = new Map();
@@ -26,15 +35,9 @@ function start(data, names) {
       f.fact,
     ];
     if (f.repeated) line.push(" ", el("span", { className: "chip soft" }, "repeated"));
-    const why = [];
-    const say = (name, value) => value && why.push(el("dt", {}, name), el("dd", {}, value));
-    const score = f.score === undefined ? "" : `, score ${f.score.toFixed(2)}`;
-    const title = f.title === undefined ? "" : ` from ${strings[f.title]}`;
-    say(`Evidence${title}${score}`, strings[f.evidence]);
-    say(k === "unknown" ? "No verdict" : "Because", strings[f.reason] || f.error);
-    if (!why.length) return el("li", { className: k }, ...line);
-    const inside = el("dl", { className: "why" }, ...why);
-    return el("li", { className: k }, el("details", {}, el("summary", {}, ...line), inside));
+    const why = reasons(f, strings);
+    if (!why) return el("li", { className: k }, ...line);
+    return el("li", { className: k }, el("details", {}, el("summary", {}, ...line), why));
   }
 
   function response(run, r) {

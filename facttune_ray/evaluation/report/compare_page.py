@@ -11,23 +11,24 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from facttune_ray.evaluation.report import browser, charts, text
-from facttune_ray.evaluation.report.browser import Cards
+from facttune_ray.evaluation.report import charts, parts, text
 from facttune_ray.evaluation.report.page import inert, rendered
 
 LABEL = 20  # characters of a name beside the chart
 Comparison = Mapping[str, Any]  # as `compare_runs.compare` returns it
 
 
-def page(found: Comparison, models: Mapping[str, list[dict]], topics: int, cards: Cards) -> str:
+def page(
+    found: Comparison, models: Mapping[str, list[dict]], topics: int, cards: list[dict]
+) -> str:
     """`models`: rows of topics by model, as `compare_topics.Shared`; `topics`: the number of shared
     topics, of which some may be left out."""
-    packed, shown = browser.packed(cards)
+    packed, shown = _packed(cards)
     names = [r["run"] for r in found["runs"]]
     now = datetime.datetime.now(datetime.UTC)
     return rendered(
         "compare.html",
-        ("page.js", "compare.js"),
+        ("elements.js", "parts.js", "facts.js", "compare.js"),
         c=found,
         names=names,
         created=now.isoformat(timespec="minutes")[:16].replace("T", " "),
@@ -37,11 +38,23 @@ def page(found: Comparison, models: Mapping[str, list[dict]], topics: int, cards
         chart=_chart(found),
         models=models,
         left_out=topics - len({r["topic"] for rows in models.values() for r in rows}),
-        opened={c["topic"] for c in shown.cards},
+        opened={c["topic"] for c in shown},
         topics=topics,
         packed=packed,
         names_json=inert({"runs": names, "models": {m: text.display_name(m) for m in models}}),
     )
+
+
+def _packed(cards: list[dict]) -> tuple[str, list[dict]]:
+    """(base64 of gzipped JSON {strings, cards}, the cards in it). The last cards are left out if it
+    would exceed the limit of the report."""
+    while True:
+        data = parts.shared(cards)
+        named = [c | {"topic": of["topic"]} for c, of in zip(data["cards"], cards, strict=True)]
+        packed = parts.compressed(data | {"cards": named})
+        if len(packed) <= parts.INLINE_BYTES or len(cards) <= 1:
+            return packed, cards
+        cards = cards[: max(1, int(0.9 * len(cards) * parts.INLINE_BYTES / len(packed)))]
 
 
 def headline(found: Comparison) -> list[str]:

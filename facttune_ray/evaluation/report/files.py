@@ -2,7 +2,7 @@
 
     contents(summary, counts, cards)
         ->  {"summary.json": b"...", "summary.md": ..., "report.html": ..., "csv/models.csv": ...,
-             "headline.png": ...}
+             "headline.png": ..., "report_data/9b2e....js": ...}
 
 The caller writes them to a folder or an object store.
 """
@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -21,21 +21,24 @@ import pyarrow.csv as pacsv
 
 from facttune_ray.config.layers import flatten
 from facttune_ray.evaluation.hacking import SIGNS
-from facttune_ray.evaluation.report import page, pictures, text
+from facttune_ray.evaluation.report import page, parts, pictures, text
 from facttune_ray.evaluation.report.browser import Cards
 from facttune_ray.evaluation.report.text import Summary
 
 
 def contents(summary: Summary, counts: Mapping[str, pa.Table], cards: Cards) -> dict[str, bytes]:
-    """Every file of a run's evaluation."""
+    """Every file of a run's evaluation. Parts of the page come before the page."""
     summary = finite(summary)
-    out = {
+    facts = io.StringIO()
+    packed = parts.packed(_with_facts(cards.cards, facts))
+    left_out = max(0, cards.responses - packed.facets["responses"])
+    out = packed.files | {
         "summary.json": json.dumps(summary, indent=1, sort_keys=True).encode() + b"\n",
         "summary.md": text.markdown(summary).encode(),
-        "report.html": page.page(summary, cards).encode(),
+        "report.html": page.page(summary, packed, left_out).encode(),
         "headline.png": pictures.headline(summary),
         "csv/responses.csv": _responses(counts),
-        "csv/facts.csv": _rows(_facts(cards)),
+        "csv/facts.csv": facts.getvalue().encode(),
     }
     out |= {f"csv/{name}.csv": _rows(rows) for name, rows in _tables(summary).items() if rows}
     if picture := pictures.reliability(summary):
@@ -63,16 +66,21 @@ def _responses(counts: Mapping[str, pa.Table]) -> bytes:
     return out.getvalue()
 
 
-def _facts(cards: Cards) -> list[dict]:
-    """Every fact that the report shows, without its passage."""
-    keys = ("fact", "supported", "score", "repeated", "second", "human", "title", "question")
-    return [
-        {"topic": c["topic"], "split": c["split"], "model": r["model"], "sample": r["sample"]}
-        | {k: f.get(k) for k in (*keys, "conf")}
-        for c in cards.cards
-        for r in c["responses"]
-        for f in r["facts"]
-    ]
+FACT_COLUMNS = ("fact", "supported", "score", "repeated", "second", "human", "title", "question")
+
+
+def _with_facts(cards: Iterable[dict], out: io.StringIO) -> Iterator[dict]:
+    """The cards, while `out` gets a line of CSV for each of their facts, without its passage."""
+    heads = ("topic", "split", "model", "sample", *FACT_COLUMNS, "conf", "fact_id")
+    writer = csv.DictWriter(out, heads, lineterminator="\n")
+    writer.writeheader()
+    for c in cards:
+        for r in c["responses"]:
+            head = {k: c[k] for k in ("topic", "split")} | {k: r[k] for k in ("model", "sample")}
+            for f in r["facts"]:
+                known = {k: f.get(k) for k in (*FACT_COLUMNS, "conf")}
+                writer.writerow(head | known | {"fact_id": f.get("id")})
+        yield c
 
 
 def _tables(summary: Summary) -> dict[str, list[dict]]:

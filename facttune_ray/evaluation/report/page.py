@@ -1,11 +1,12 @@
-"""report.html from a run's summary and responses: one file, which needs no network.
+"""report.html from a run's summary and packed responses: it needs no network.
 
-    page(summary, cards)  ->  "<!doctype html>..."
+    page(summary, parts.packed(cards))  ->  "<!doctype html>..."
 
 Styles, charts and the script are inside. The page's content security policy allows this one
-script, by its hash, and no request. The template escapes texts of models and people, and the script
-makes text nodes of them, so markup in a response shows as text. Without the script the page shows
-everything but the browser of responses.
+script, by its hash, and no request; where parts are files beside the page, it also allows the
+scripts that this script adds, which are these files. The template escapes texts of models and
+people, and the script makes text nodes of them, so markup in a response, or in the address, shows
+as text. Without the script the page shows everything but the browser of responses.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from importlib.resources import files
 from typing import Any
 
 from facttune_ray.evaluation.report import (
-    browser,
     charts,
     charts_rewards,
     charts_training,
     drawing,
     text,
 )
-from facttune_ray.evaluation.report.browser import Cards
+from facttune_ray.evaluation.report.parts import FOLDER, Packed
 from facttune_ray.evaluation.report.text import Summary
 
 FILTERS = (
@@ -40,25 +40,26 @@ FILTERS = (
     text.display_name,
     text.p_value,
 )
+SCRIPTS = ("elements.js", "parts.js", "address.js", "facts.js", "report.js")  # in this order
 STAGE_SUMS = ("rows", "errors", "wall_s", "calls", "cached", "tokens", "cost_usd")
 
 
-def page(summary: Summary, cards: Cards) -> str:
-    """The whole page. Sections without data are left out."""
-    packed, shown = browser.packed(cards)
+def page(summary: Summary, packed: Packed | None = None, left_out: int = 0) -> str:
+    """The whole page. Sections without data are left out. `left_out`: the number of the run's
+    responses that are not packed."""
     looks = drawing.looks(summary)
     return rendered(
         "report.html",
-        ("page.js", "report.js"),
+        SCRIPTS,
         s=summary,
         headline=text.headline(summary),
         notes=text.notes(summary),
         alone=[n for n in summary["comparisons"] if text.not_independent(summary, n)],
         looks={n: (c, drawing.MARKERS[m]) for n, (c, m) in looks.items()},
-        packed=packed if shown.cards else "",
-        left_out=shown.left_out,
+        packed=packed if packed and packed.facets["responses"] else None,
+        left_out=left_out,
+        folder=FOLDER,
         looks_json=inert(_looks(summary, looks)),
-        facets=_facets(shown),
         paper=charts.PAPER,
         results=_drawn(charts.scatter(summary), charts.error_rates(summary)),
         where=_drawn(charts.by_group(summary), charts.lengths(summary)),
@@ -84,7 +85,7 @@ def rendered(template: str, scripts: Sequence[str], **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {f.__name__: f for f in FILTERS}
-    script = "".join(map(_file, scripts))
+    script = "\n".join(map(_file, scripts))
     page = {"style": _style(), "script": script, "allowed": _digest(script)}
     return environment.get_template(template).render(page | values)
 
@@ -133,19 +134,6 @@ def _looks(summary: Summary, looks: dict[str, tuple[str, str]]) -> dict[str, Any
         for n, (paint, mark) in looks.items()
     }
     return out | {" second": summary["second_opinion"].get("estimator", "")}
-
-
-def _facets(shown: Cards) -> dict[str, Any]:
-    """The values that the browser can filter by: splits, groups, models, and kinds of facts."""
-    facts = [f for c in shown.cards for r in c["responses"] for f in r["facts"]]
-    return {
-        "split": sorted({c["split"] for c in shown.cards}),
-        "group": sorted({c["group"] for c in shown.cards if c["group"]}),
-        "model": list(dict.fromkeys(r["model"] for c in shown.cards for r in c["responses"])),
-        "human": any("human" in f for f in facts),
-        "second": any("second" in f for f in facts),
-        "responses": sum(len(c["responses"]) for c in shown.cards),
-    }
 
 
 def _drawn(*svgs: str) -> list[str]:

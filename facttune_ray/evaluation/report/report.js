@@ -1,45 +1,45 @@
-// The report's browser of responses: pages, filters, search.
+// The report's browser of responses: pages, filters, search, and the targets of addresses.
 const PAGE = 20;
-const HUMAN = { S: ["✓ human", "good"], NS: ["✗ human", "bad"], IR: ["human: irrelevant", "soft"] };
+const SECOND = 1, HUMAN_APART = 2, REPEATED = 4, FAILED = 8; // marks of a response in the index
+const HAS = new Map(Object.entries({
+  all: () => true,
+  wrong: (r) => r.n.false > 0,
+  right: (r) => r.n.true > 0 && r.n.false === 0,
+  unknown: (r) => r.n.unknown > 0,
+  second: (r) => r.marks & SECOND,
+  human: (r) => r.marks & HUMAN_APART,
+  repeated: (r) => r.marks & REPEATED,
+  none: (r) => r.n.true + r.n.false + r.n.unknown === 0,
+  failed: (r) => r.marks & FAILED || r.n.failed > 0,
+}));
 
-function start(data, looks) {
-  const { cards, strings } = data;
-  const state = { query: "", verdict: "all", model: "", split: "", group: "", sort: "none", page: 0 };
-  const models = [...new Set(cards.flatMap((c) => c.responses.map((r) => r.model)))];
-  cards.forEach((card, i) => {
-    card.number = i;
-    card.samples = [...new Set(card.responses.map((r) => r.sample))].sort((a, b) => a - b);
-    for (const r of card.responses) r.n = tally(r);
+function cardsOf(index) {
+  const first = new Map(); // part -> its first card
+  return index.cards.map(([topic, split, group, at, responses], number) => {
+    if (!first.has(at)) first.set(at, number);
+    const [name, traces] = index.parts[at];
+    const read = responses.map(([model, sample, id, yes, no, unknown, failed, marks]) =>
+      ({ model, sample, id, marks, n: { true: yes, false: no, unknown, failed } }));
+    const samples = [...new Set(read.map((r) => r.sample))].sort((a, b) => a - b);
+    const place = number - first.get(at); // in its part
+    return { number, topic, split, group, name, traces, place, samples, responses: read };
   });
-  const text = (number) => (number === undefined ? undefined : strings[number]);
+}
 
-  function words(card) { // the text that a search looks through
-    if (card.words === undefined) {
-      const parts = [card.topic, card.prompt];
-      for (const r of card.responses) {
-        parts.push(r.text || "");
-        for (const f of r.facts) parts.push(f.fact || "");
-      }
-      card.words = parts.join("\n").toLowerCase();
-    }
-    return card.words;
-  }
+function full(card) { // {prompt, responses, strings} with texts; null before its part is read
+  const content = ready.get(card.name);
+  if (!content) return null;
+  const { prompt, responses } = content.cards[card.place];
+  responses.forEach((r, i) => { r.n = card.responses[i].n; });
+  return { prompt, responses, strings: content.strings };
+}
 
-  const judged = (f) => f.supported !== undefined;
-  const apart = (f) => judged(f) && f.second !== undefined && f.second !== f.supported;
-  const human = (f) =>
-    judged(f) && (f.human === "S" || f.human === "NS") && (f.human === "S") !== f.supported;
-  const HAS = {
-    all: () => true,
-    wrong: (r) => r.n.false > 0,
-    right: (r) => r.n.true > 0 && r.n.false === 0,
-    unknown: (r) => r.n.unknown > 0,
-    second: (r) => r.facts.some(apart),
-    human: (r) => r.facts.some(human),
-    repeated: (r) => r.facts.some((f) => f.repeated),
-    none: (r) => r.n.true + r.n.false + r.n.unknown === 0,
-    failed: (r) => r.error !== undefined || r.n.failed > 0,
-  };
+function start(index, looks) {
+  const cards = cardsOf(index);
+  const NONE = { q: "", verdict: "all", model: "", split: "", group: "", sort: "none", page: 1 };
+  let state = { ...NONE };
+  const models = [...new Set(cards.flatMap((c) => c.responses.map((r) => r.model)))];
+
   const rate = (card, wanted) => { // share of wrong facts of the models that `wanted` accepts
     let right = 0, wrong = 0;
     for (const r of card.responses) {
@@ -51,33 +51,60 @@ function start(data, looks) {
   };
   const change = (card) => rate(card, (m) => m !== "base") - rate(card, (m) => m === "base");
   const last = (value) => (Number.isNaN(value) ? Infinity : value);
-  const SORT = {
+  const SORT = new Map(Object.entries({
     none: (c) => c.number,
+    topic: (c) => c.number,
     wrong: (c) => -c.responses.reduce((sum, r) => sum + r.n.false, 0),
     rate: (c) => last(-rate(c, () => true)),
     better: (c) => last(change(c)),
     worse: (c) => last(-change(c)),
-  };
+  }));
+
+  function words(card) { // the text that a search looks through; topics alone before it is read
+    if (card.words === undefined) {
+      const data = full(card);
+      if (!data) return card.topic.toLowerCase();
+      const parts = [card.topic, data.prompt];
+      for (const r of data.responses) {
+        parts.push(r.text || "");
+        for (const f of r.facts) parts.push(f.fact || "");
+      }
+      card.words = parts.join("\n").toLowerCase();
+    }
+    return card.words;
+  }
+
+  const list = byId("cards"), count = byId("count");
+  const ofPart = new Map(); // name of a part -> its cards
+  for (const card of cards) ofPart.set(card.name, [...(ofPart.get(card.name) || []), card]);
+
+  async function visit(names, doing, look) { // read parts one by one, until `look` finds something
+    for (const [i, name] of names.entries()) {
+      const kept = ready.has(name);
+      if (!kept) {
+        count.textContent = `${doing}: part ${i + 1} of ${names.length}`;
+        await part(name).catch(() => {}); // a part that is missing has nothing
+      }
+      const found = ready.has(name) ? look(ofPart.get(name)) : null;
+      if (found) return found;
+      if (!kept) forget(name);
+    }
+    return null;
+  }
 
   function filtered() {
-    const query = state.query.toLowerCase().split(/\s+/).filter(Boolean);
+    const query = state.q.toLowerCase().split(/\s+/).filter(Boolean);
+    const has = HAS.get(state.verdict);
     const kept = cards.filter((card) => {
       if (state.split && card.split !== state.split) return false;
       if (state.group && card.group !== state.group) return false;
       const responses = card.responses.filter((r) => !state.model || r.model === state.model);
-      if (!responses.some(HAS[state.verdict])) return false;
+      if (!responses.some(has)) return false;
       return query.every((word) => words(card).includes(word));
     });
     if (state.sort === "topic") return kept.sort((a, b) => a.topic.localeCompare(b.topic));
-    const key = SORT[state.sort];
+    const key = SORT.get(state.sort);
     return kept.sort((a, b) => key(a) - key(b) || a.number - b.number);
-  }
-
-  function badge(model) {
-    const look = looks[model] || { name: model, mark: "", paint: "inherit" };
-    const mark = el("span", { "aria-hidden": "true" }, look.mark);
-    mark.style.color = look.paint;
-    return [mark, ` ${look.name} `];
   }
 
   function summed(responses) {
@@ -86,57 +113,16 @@ function start(data, looks) {
     return n;
   }
 
-  function fact(f) {
-    const k = kind(f);
-    const line = [
-      el("span", { className: "mark", "aria-hidden": "true" }, MARK[k]),
-      el("span", { className: "hidden" }, `${SAID[k]}: `),
-      f.fact,
-    ];
-    const chip = (words, tone) => line.push(" ", el("span", { className: `chip ${tone}` }, words));
-    if (f.repeated) chip("repeated", "soft");
-    if (f.human) {
-      const [words, tone] = HUMAN[f.human] || [f.human, "soft"];
-      chip(human(f) ? `${words}, unlike the estimate` : words, human(f) ? `${tone} apart` : tone);
-    }
-    if (apart(f)) {
-      chip(`${f.second ? "✓" : "✗"} ${looks[" second"] || "second"}`, f.second ? "good" : "bad");
-    }
-    const why = [];
-    const say = (name, value) => value && why.push(el("dt", {}, name), el("dd", {}, value));
-    const score = f.score === undefined ? "" : `, score ${f.score.toFixed(2)}`;
-    const title = text(f.title);
-    say(`Evidence${title ? ` from ${title}` : ""}${score}`, text(f.evidence));
-    say(f.supported === null || f.error ? "No verdict" : "Because", text(f.reason) || f.error);
-    say("Question", text(f.question));
-    const sure = f.conf === undefined ? "" : `, largest share ${Math.round(100 * f.conf)}%`;
-    say(`Sampled answers${sure}`, f.answers && f.answers.map((a) => a || "(empty)").join(" / "));
-    if (!why.length) return el("li", { className: k }, ...line);
-    const inside = el("dl", { className: "why" }, ...why);
-    return el("li", { className: k }, el("details", {}, el("summary", {}, ...line), inside));
-  }
-
-  function response(r) {
-    const head = el("h4", {}, ...badge(r.model), el("span", { className: "tally" }, ...counts(r.n)));
-    const facts = r.facts.filter((f) => f.fact !== undefined);
-    const failed = r.n.failed ? `${r.n.failed} of its sentences could not be split into facts.` : "";
-    const remark = r.abstained ? "It declines to answer: no facts." : failed;
-    return el(
-      "section", {}, head, markedText(r),
-      remark && el("p", { className: "soft" }, remark),
-      el("ul", { className: "facts" }, ...facts.map(fact)),
-    );
-  }
-
-  function body(card) {
+  function body(card, node, sample) {
+    const data = full(card);
     const inside = el("div");
-    let at = 0;
+    let at = Math.max(0, card.samples.indexOf(sample));
     const draw = () => {
-      const sample = card.samples[at];
       const shown = models
-        .map((m) => card.responses.find((r) => r.model === m && r.sample === sample))
+        .map((m) => data.responses.find((r) => r.model === m && r.sample === card.samples[at]))
         .filter((r) => r && (!state.model || r.model === state.model));
-      const parts = [el("p", { className: "soft text" }, card.prompt)];
+      const link = linkTo(fragment({ topic: card.topic }), card.topic, node);
+      const parts = [el("p", { className: "soft text prompt" }, link, data.prompt)];
       if (card.samples.length > 1) {
         const step = (by, words, off) =>
           el("button", {
@@ -145,7 +131,7 @@ function start(data, looks) {
               at += by;
               draw();
               const next = inside.querySelector(`button[aria-label="${words}"]`);
-              (next.disabled ? inside.querySelector("button:enabled") : next).focus();
+              (next.disabled ? inside.querySelector(".pager button:enabled") : next).focus();
             },
           }, by < 0 ? "‹" : "›");
         parts.push(el(
@@ -155,49 +141,172 @@ function start(data, looks) {
           step(1, "next sample", at === card.samples.length - 1),
         ));
       }
-      parts.push(el("div", { className: "side" }, ...shown.map(response)));
+      const sides = shown.map((r) => response(r, card, data, looks));
+      parts.push(el("div", { className: "side" }, ...sides));
       inside.replaceChildren(...parts);
     };
     draw();
     return inside;
   }
 
-  function topic(card, open) {
+  function topic(card) {
     const tallies = models
       .map((m) => [m, card.responses.filter((r) => r.model === m)])
       .filter(([, some]) => some.length)
-      .map(([m, some]) => el("span", { className: "tally" }, ...badge(m), ...counts(summed(some))));
+      .map(([m, some]) =>
+        el("span", { className: "tally" }, ...badge(looks, m), ...counts(summed(some))));
     const head = el("summary", {}, el("strong", {}, card.topic), ...tallies);
     const node = el("details", { className: "box topic" }, head);
-    const fill = () => node.childElementCount === 1 && node.append(body(card));
-    node.addEventListener("toggle", () => node.open && fill());
-    if (open) {
-      fill();
-      node.open = true;
-    }
+    node.card = card;
+    node.fill = (sample) => { // returns when the responses are there
+      const show = (child) => node.replaceChildren(head, child);
+      if (sample === undefined && node.childElementCount > 1) return undefined;
+      if (ready.has(card.name)) return show(body(card, node, sample));
+      show(el("p", { className: "soft" }, "The responses are being read."));
+      return part(card.name).then(
+        () => show(body(card, node, sample)),
+        (error) => { show(el("p", { className: "bad" }, error.message)); },
+      );
+    };
+    node.addEventListener("toggle", () => node.open && node.fill());
     return node;
   }
 
-  const list = byId("cards");
-  function draw() {
-    const kept = filtered();
+  let draws = 0; // a later call of draw ends an earlier one
+  async function draw(target, typing = false) {
+    const turn = ++draws;
+    const busy = (yes) => list.setAttribute("aria-busy", String(yes));
+    busy(true);
+    for (const key of FILTERS) { // the controls show the state
+      const control = byId(key === "q" ? "search" : `by-${key}`);
+      if (control && !typing) control.value = state[key];
+    }
+    if (state.q) {
+      const unread = new Set(cards.filter((c) => c.words === undefined).map((c) => c.name));
+      await visit([...unread], "searching", (some) => {
+        some.forEach(words);
+        return turn !== draws;
+      });
+      if (turn !== draws) return;
+    }
+    let kept = filtered();
+    if (target && !shows(kept, target)) { // filters hide it
+      state = { ...NONE, sort: state.sort };
+      return draw(target);
+    }
+    if (target) state.page = Math.floor(kept.indexOf(target.card) / PAGE) + 1;
     const pages = Math.max(1, Math.ceil(kept.length / PAGE));
-    state.page = Math.min(state.page, pages - 1);
-    const from = state.page * PAGE;
+    state.page = Math.min(state.page, pages);
+    const from = (state.page - 1) * PAGE;
     const shown = kept.slice(from, from + PAGE);
-    list.replaceChildren(...shown.map((card, i) => topic(card, i === 0)));
+    const nodes = shown.map(topic);
+    list.replaceChildren(...nodes);
     const responses = kept.reduce((sum, c) => sum + c.responses.length, 0);
-    byId("count").textContent = kept.length
+    count.textContent = kept.length
       ? `${from + 1} to ${from + shown.length} of ${kept.length.toLocaleString("en")} prompts, ` +
         `${responses.toLocaleString("en")} responses`
       : "nothing matches these filters";
-    byId("previous").disabled = state.page === 0;
-    byId("next").disabled = state.page === pages - 1;
+    byId("previous").disabled = state.page === 1;
+    byId("next").disabled = state.page === pages;
+    byId("filter-link").replaceChildren(linkTo(fragment(changed()), "this list", null));
+    const open = target ? nodes[shown.indexOf(target.card)] : nodes[0];
+    if (open) {
+      const filled = open.fill(target?.response?.sample);
+      open.open = true;
+      if (filled) await filled;
+      if (turn !== draws) return;
+      if (target) show(open, target);
+    }
+    busy(false);
   }
 
-  function turn(by) {
-    state.page = Math.max(0, state.page + by);
-    draw();
+  const changed = () => // the fields that differ from an untouched page
+    Object.fromEntries(FILTERS.filter((k) => state[k] !== NONE[k]).map((k) => [k, state[k]]));
+
+  function shows(kept, { card, response }) {
+    return kept.includes(card) && (!response || !state.model || response.model === state.model);
+  }
+
+  function show(node, target) { // scroll to the target of the address and highlight it
+    const all = [...node.querySelectorAll("section, li")];
+    const wanted = target.fact !== undefined
+      ? all.find((n) => n.fact === target.fact)
+      : target.response ? all.find((n) => n.response === target.response.id) : node;
+    if (!wanted) return;
+    if (target.trace && wanted.trace) wanted.trace(true);
+    else if (wanted.fact && wanted.querySelector("details")) wanted.querySelector("details").open = true;
+    reveal(wanted);
+    (wanted === node ? node.querySelector("summary") : wanted).focus({ preventScroll: true });
+  }
+
+  async function found({ topic: name, response: id, fact }) { // the target, or null
+    const named = name ? cards.filter((c) => c.topic === name) : cards;
+    if (fact === undefined) {
+      const card = id === undefined
+        ? named[0] : cards.find((c) => c.responses.some((r) => r.id === id));
+      return card ? { card, response: card.responses.find((r) => r.id === id) } : null;
+    }
+    const order = new Set([...(name ? named : []), ...cards].map((c) => c.name));
+    return visit([...order], "looking for the fact", (some) => {
+      for (const card of some) {
+        const at = full(card).responses.findIndex((r) => r.facts.some((f) => f.id === fact));
+        if (at >= 0) return { card, response: card.responses[at], fact };
+      }
+      return null;
+    });
+  }
+
+  function known(field, value) { // whether a filter has this value
+    if (field === "verdict") return HAS.has(value);
+    if (field === "sort") return SORT.has(value);
+    if (field === "page") return /^[1-9]\d{0,6}$/.test(value);
+    if (field === "model") return models.includes(value);
+    return field === "q" || cards.some((c) => c[field] === value);
+  }
+
+  async function open() { // show what the address names
+    const named = location.hash.slice(1);
+    missing("");
+    if (!named.includes("=")) {
+      if (named) anchor(named);
+      return named && list.childElementCount ? undefined : (state = { ...NONE }, draw());
+    }
+    const wanted = Object.fromEntries(new URLSearchParams(named));
+    const lines = [];
+    state = { ...NONE };
+    for (const [field, value] of Object.entries(wanted)) {
+      if (TARGETS.includes(field) || field === "trace") continue;
+      if (!FILTERS.includes(field)) lines.push(`nothing that is called "${field}"`);
+      else if (!known(field, value)) lines.push(`no ${field} "${value}"`);
+      else state[field] = field === "page" ? Number(value) : value;
+    }
+    const field = TARGETS.findLast((key) => Object.hasOwn(wanted, key));
+    let target = null;
+    if (field) {
+      const address = location.hash;
+      target = await found(wanted);
+      if (address !== location.hash) return undefined;
+      if (target) target.trace = Object.hasOwn(wanted, "trace");
+      else lines.push(`no ${field} "${wanted[field]}"`);
+    }
+    mark(null);
+    await draw(target);
+    if (lines.length) missing(`This page has ${lines.join(" and ")}.`);
+    else if (!target) byId("browser").scrollIntoView();
+    return undefined;
+  }
+
+  function go(fields, typing = false) { // to another state of the filters
+    const replace = typing && state.q !== ""; // a search is one step back
+    state = { ...state, page: 1, ...fields };
+    missing("");
+    mark(null);
+    history[replace ? "replaceState" : "pushState"](null, "", fragment(changed()));
+    return draw(null, typing);
+  }
+
+  async function turn(by) {
+    await go({ page: Math.max(1, state.page + by) });
     byId("browser").scrollIntoView();
     const first = list.querySelector("summary");
     if (first) first.focus();
@@ -207,23 +316,14 @@ function start(data, looks) {
 
   for (const key of ["verdict", "model", "split", "group", "sort"]) {
     const select = byId(`by-${key}`);
-    if (!select) continue;
-    select.addEventListener("change", () => {
-      state[key] = select.value;
-      state.page = 0;
-      draw();
-    });
+    if (select) select.addEventListener("change", () => go({ [key]: select.value }));
   }
-  byId("search").form.addEventListener("submit", (event) => event.preventDefault());
   const search = byId("search");
+  search.form.addEventListener("submit", (event) => event.preventDefault());
   let waiting = 0;
   search.addEventListener("input", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => {
-      state.query = search.value;
-      state.page = 0;
-      draw();
-    }, 120);
+    waiting = setTimeout(() => go({ q: search.value }, true), 120);
   });
 
   function move(by) { // to the next prompt of the page
@@ -246,22 +346,28 @@ function start(data, looks) {
     if (typing) return;
     const keys = {
       "/": () => search.focus(), j: () => move(1), k: () => move(-1),
-      n: () => turn(1), p: () => turn(-1),
+      n: () => byId("next").disabled || turn(1), p: () => byId("previous").disabled || turn(-1),
     };
-    if (keys[event.key]) {
+    if (Object.hasOwn(keys, event.key)) {
       event.preventDefault();
       keys[event.key]();
     }
   });
-  draw();
-  list.setAttribute("aria-busy", "false");
+  addEventListener("hashchange", open);
+  return open();
 }
 
-const packed = byId("packed");
-if (packed) {
+const packedIndex = byId("index");
+if (packedIndex) {
   const looks = JSON.parse(byId("looks").textContent);
-  unpacked(packed.textContent).then(
-    (data) => start(data, looks),
+  unpacked(packedIndex.textContent).then((index) => start(index, looks)).catch(
     (error) => { byId("count").textContent = `The responses cannot be read: ${error}`; },
   );
+} else {
+  const open = () => {
+    missing("");
+    anchor(location.hash.slice(1));
+  };
+  addEventListener("hashchange", open);
+  open();
 }
