@@ -4,8 +4,10 @@
     record("runs/quickstart")       write demo.html.gz beside this file
 
 The page is the report that a quickstart wrote, with one paragraph that says so. To record it again,
-after a change of the report or of the version: `facttune quickstart`, then
-`python -m facttune_ray.commands.demo runs/quickstart`.
+after a change of the report or of the version:
+
+    facttune quickstart && facttune report quickstart evaluation.examples=1500
+    python -m facttune_ray.commands.demo runs/quickstart
 
 This file imports the standard library alone, so that the command answers at once and needs no
 dependency of the package.
@@ -72,9 +74,9 @@ def record(run: str) -> Path:
         raise UserError(f"{run}: record the report of a finished `facttune quickstart`")
     title = before.replace("<title>", "<title>Recorded run: ", 1)
     packed = gzip.compress(f"{title}{main}{SIGN}{said}</p>\n{after}".encode(), 9, mtime=0)
-    if len(packed) > MOST_BYTES:
+    if len(packed) > MOST_BYTES or (Path(run) / "report_data").exists():
         raise UserError(
-            f"{run}/report.html: {len(packed):,} bytes compressed, above {MOST_BYTES:,}"
+            f"{run}: too many responses: make its report with fewer evaluation.examples"
         )
     file = Path(__file__).with_name("demo.html.gz")
     file.write_bytes(packed)
@@ -82,4 +84,7 @@ def record(run: str) -> Path:
 
 
 if __name__ == "__main__":
-    print(record(sys.argv[1]))
+    try:
+        print(record(sys.argv[1]))
+    except (UserError, OSError) as e:
+        sys.exit(f"demo: error: {e}")

@@ -10,7 +10,8 @@ import pytest
 
 from facttune_ray.commands import demo
 
-NOT_RECORDED = {"by-group"}  # a quickstart has one kind of topics
+# Topics of one kind, and of the split test alone, whose facts need no questions.
+NOT_RECORDED = {"by-group", "by-split", "question", "answers", "conf"}
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +31,16 @@ def ids(page):
 
 def facts(page):
     """The keys of all facts of a page."""
-    packed = re.search(r'id="packed">([^<]+)<', page)[1]
-    cards = json.loads(gzip.decompress(base64.b64decode(packed)))["cards"]
-    return {k for c in cards for r in c["responses"] for f in r["facts"] for k in f}
+    packed = re.findall(r'id="part-\w+">([^<]+)<', page)
+    parts = [json.loads(gzip.decompress(base64.b64decode(p))) for p in packed]
+    responses = [r for p in parts for c in p.get("cards", ()) for r in c["responses"]]
+    return {k for r in responses for f in r["facts"] for k in f}
 
 
 def test_it_has_the_sections_and_the_facts_of_todays_report(recorded, report):
     old, new = recorded.read_text(), report.read_text()
     assert ids(new) - NOT_RECORDED <= ids(old)
-    assert facts(new) <= facts(old)
+    assert facts(new) - NOT_RECORDED <= facts(old)
     columns = re.compile(r'<th scope="col">([a-zA-Z ]+)</th>')
     assert set(columns.findall(new)) - NOT_RECORDED <= set(columns.findall(old))
 
