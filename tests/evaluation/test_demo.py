@@ -10,8 +10,8 @@ import pytest
 
 from facttune_ray.commands import demo
 
-# Topics of one kind, and of the split test alone, whose facts need no questions.
-NOT_RECORDED = {"by-group", "by-split", "question", "answers", "conf"}
+# The recorded topics are of the split test alone, whose facts need no questions.
+NOT_RECORDED = {"by-split", "question", "answers", "conf"}
 
 
 @pytest.fixture(scope="module")
