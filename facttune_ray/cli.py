@@ -62,6 +62,8 @@ def _failed(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("facttune_ray"):
+        return _fail(f"{error.name} is not installed; a dependency: `pip install facttune_ray`")
     if isinstance(error, OSError):
         from facttune_ray.storage.folders import outage
 
@@ -100,6 +102,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         )
         return p
 
+    p = add("demo", _demo, "the report of a recorded quickstart: computes nothing")
+    p.add_argument("--out", default="runs/demo.html", metavar="FILE", help="(default: %(default)s)")
+    p.add_argument("--no-browser", action="store_true", help="only write the page")
     p = add("quickstart", _quickstart, "the whole loop on an embedded world: no key, GPU, network")
     p.add_argument("--out", help="folder of the run (default: runs/quickstart)")
     p.add_argument("--seed", type=int, help="seed of world, model and sampling (default: 0)")
@@ -136,7 +141,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     takes_config(add("report", _measure, "write summary.json and report.html from finished tables"))
     p = add("compare", _compare, "several finished runs side by side")
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs, or URIs")
-    p.add_argument("--json", action="store_true", help="print JSON")
+    form = p.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument(
+        "--html", metavar="FILE", help="write one page: figures, topics, responses side by side"
+    )
     p = add("inspect", _inspect, "a run's responses, fact by fact")
     p.add_argument("run_folder", metavar="RUN", help="folder of a run, or a URI")
     p.add_argument(
@@ -222,6 +231,16 @@ def _close(cfg: Config, summary: dict) -> None:
     print(text.table(summary))
     out = cfg.run.out.partition("?")[0]
     print(f"\n{out}/report.html  {out}/summary.json")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from facttune_ray.commands import demo
+
+    path = demo.demo(args.out)
+    print(path)
+    if args.no_browser or not demo.opened(path):
+        print("open this page in a browser", file=sys.stderr)
+    return 0
 
 
 def _quickstart(args: argparse.Namespace) -> int:
@@ -357,8 +376,11 @@ def _knowledge_search(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     import json
 
-    from facttune_ray.evaluation import compare_runs
+    from facttune_ray.evaluation import compare_runs, compare_topics
 
+    if args.html is not None:
+        print(compare_topics.write(args.runs, args.html))
+        return 0
     found = compare_runs.compare(args.runs)
     print(json.dumps(found, indent=1) if args.json else compare_runs.show(found))
     return 0

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
+import json
 import logging
 import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 from facttune_ray import cli
+from facttune_ray.commands import demo
+from facttune_ray.errors import UserError
 from facttune_ray.stages import STEPS
 
 
@@ -34,3 +45,105 @@ def test_stage_help_lists_every_step_with_its_declaration(capsys):
     lines = capsys.readouterr().out.splitlines()
     for name, (reads, runs_on) in STEPS.items():
         assert [name, *runs_on.split(), *reads.split()] in [line.split() for line in lines]
+
+
+@pytest.fixture
+def no_screen(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+
+
+def test_demo_writes_a_page_that_says_what_was_recorded(tmp_path, monkeypatch, no_screen, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo"]) == 0
+    said = capsys.readouterr()
+    path = tmp_path / "runs/demo.html"
+    assert said.out == f"{path}\n" and said.err == "open this page in a browser\n"
+    page = path.read_text()
+    note = re.search(r'<p class="note" id="recorded">(.*?)</p>', page)[1]
+    made = re.search(r"FactTune report, (\d+)-\d\d-0?(\d+) ", page)
+    assert f" {made[2]} " in note and f" {made[1]}, with seed 0" in note
+    # Record it again for another version, as commands/demo.py says.
+    assert f"facttune_ray {version('facttune_ray')}." in note
+    assert "<title>Recorded run: quickstart" in page
+
+
+def test_the_recorded_page_is_small_safe_and_names_no_folder(tmp_path):
+    page = demo.demo(str(tmp_path / "d.html")).read_text()
+    script = re.findall(r"<script>(.*?)</script>", page, flags=re.S)[-1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', page)
+    assert Path(demo.__file__).with_name("demo.html.gz").stat().st_size < demo.MOST_BYTES
+    assert "&#34;out&#34;: &#34;runs/quickstart&#34;" in page and "/home/" not in page
+
+
+def test_demo_needs_the_standard_library_alone(tmp_path):
+    code = "import sys; from facttune_ray import cli; cli.main(sys.argv[1:])\n"
+    code += "print([m for m in ('torch', 'ray', 'pyarrow', 'numpy', 'jinja2') if m in sys.modules])"
+    words = ["demo", "--no-browser", "--out", str(tmp_path / "d.html")]
+    command = [sys.executable, "-c", code, *words]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.splitlines() == [str(tmp_path / "d.html"), "[]"]
+
+
+@pytest.mark.parametrize(("answer", "opens"), [(True, True), (False, False), (OSError(), False)])
+def test_demo_opens_a_browser_where_there_is_a_screen(
+    tmp_path, monkeypatch, no_screen, capsys, answer, opens
+):
+    asked = []
+
+    def browse(address):
+        asked.append(address)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("webbrowser.open", browse)
+    words = ["demo", "--out", str(tmp_path / "d.html")]
+    assert cli.main(words) == 0 and asked == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    capsys.readouterr()
+    assert cli.main(words) == 0 and asked == [(tmp_path / "d.html").as_uri()]
+    assert capsys.readouterr().err == ("" if opens else "open this page in a browser\n")
+    assert cli.main([*words, "--no-browser"]) == 0 and len(asked) == 1
+
+
+@pytest.mark.parametrize("out", ["{}/file/d.html", "{}", "s3://bucket/d.html"])
+def test_demo_without_a_place_to_write_is_one_line(tmp_path, capsys, out):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["demo", "--out", out.format(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("facttune: error: ") and said.count("\n") == 1
+
+
+def test_a_quickstart_is_recorded_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "demo.py"))
+    about = {"created": "2026-03-07T10:00:00+00:00", "seed": 5, "versions": {"facttune_ray": "9.9"}}
+    about["config"] = {"data": {"source": "world"}}
+    page = "<title>quickstart</title>\n<main>\n<h1>quickstart</h1>"
+    (tmp_path / "report.html").write_text(page)
+    (tmp_path / "summary.json").write_text(json.dumps({"run": about}))
+    packed = demo.record(str(tmp_path)).read_bytes()
+    made = gzip.decompress(packed).decode()
+    assert "on 7 March 2026, with seed 5 and facttune_ray 9.9." in made
+    assert made.startswith("<title>Recorded run: quickstart") and made.endswith(page[-20:])
+    assert demo.record(str(tmp_path)).read_bytes() == packed
+    (tmp_path / "report.html").write_text(made)
+    with pytest.raises(UserError, match="record the report of a finished"):
+        demo.record(str(tmp_path))  # a recorded page is no report
+
+
+def test_without_its_dependencies_the_package_names_the_missing_one(capsys, monkeypatch):
+    def absent(args):
+        raise ModuleNotFoundError("No module named 'pyarrow'", name=name)
+
+    monkeypatch.setattr(cli, "_compare", absent)
+    name = "pyarrow"
+    assert cli.main(["compare", "a", "b"]) == 2
+    said = capsys.readouterr().err
+    assert "pyarrow is not installed" in said and said.count("\n") == 1
+    name = "facttune_ray"
+    with pytest.raises(ModuleNotFoundError):  # a bug
+        cli.main(["compare", "a", "b"])

@@ -51,8 +51,8 @@ def compare(runs: Sequence[str]) -> dict[str, Any]:
     keys that differ; warnings: why figures cannot be compared."""
     if len(runs) < 2:
         raise UserError("compare needs at least two runs")
-    summaries = [_summary(run) for run in runs]
-    names = _names(runs)
+    summaries = [summary_of(run) for run in runs]
+    names = names_of(runs)
     rows = [
         {"run": run, "model": model, "factscore": m["factscore"]["factscore_lp"]}
         | {k: m[k] for k in FIGURES}
@@ -61,16 +61,19 @@ def compare(runs: Sequence[str]) -> dict[str, Any]:
         for run, s in zip(names, summaries, strict=True)
         for model, m in s["models"].items()
     ]
+    paired = _paired(runs, names, summaries)
+    alone = [n for n in names[1:] if n not in {row["run"] for row in paired}]
     return {
         "runs": [{"run": n} | s["run"] for n, s in zip(names, summaries, strict=True)],
         "rows": rows,
-        "paired": _paired(runs, names, summaries),
+        "paired": paired,
         "settings": _differing(names, summaries),
-        "warnings": _warnings(names, summaries),
+        "warnings": _warnings(names, summaries)
+        + [f"{n} and {names[0]} share no topic under a model of the same name" for n in alone],
     }
 
 
-def _summary(run: str) -> dict[str, Any]:
+def summary_of(run: str) -> dict[str, Any]:
     summary = (run_folder(run) / "summary.json").read_json()
     if summary is None:
         raise UserError(f"{run}: no summary.json: run `facttune run` or `facttune report` first")
@@ -102,14 +105,16 @@ def _wrong_model(summary: dict[str, Any]) -> str:
     return _wrong_key(second, needed, "second_opinion.models")
 
 
-def _names(runs: Sequence[str]) -> list[str]:
+def names_of(runs: Sequence[str]) -> list[str]:
     """The names of the folders, or their paths where two names are equal."""
-    short = [r.rstrip("/").rsplit("/", 1)[-1] for r in runs]
-    return [s if short.count(s) == 1 else r for s, r in zip(short, runs, strict=True)]
+    paths = [r.partition("?")[0].rstrip("/") for r in runs]
+    short = [p.rsplit("/", 1)[-1] for p in paths]
+    return [s if short.count(s) == 1 else p for s, p in zip(short, paths, strict=True)]
 
 
-def _counts(run: str) -> pa.Table | None:
-    """csv/responses.csv; None if it is missing or empty."""
+def counts_of(run: str) -> pa.Table | None:
+    """`metrics.response_counts` of every model, from csv/responses.csv; None if it is missing or
+    empty."""
     file = Folder.of(run) / "csv/responses.csv"
     if not file.exists() or not (data := file.read_bytes()):
         return None
@@ -125,11 +130,11 @@ def _counts(run: str) -> pa.Table | None:
 def _paired(
     runs: Sequence[str], names: Sequence[str], summaries: Sequence[dict]
 ) -> list[dict[str, Any]]:
-    first, out = _counts(runs[0]), []
+    first, out = counts_of(runs[0]), []
     run_1 = summaries[0]["run"]
     resamples, seed = run_1["config"]["evaluation"]["resamples"], run_1["seed"]
     for run, name in zip(runs[1:], names[1:], strict=True):
-        other = _counts(run)
+        other = counts_of(run)
         if first is None or other is None:
             continue
         for model in pc.unique(first["model"]).to_pylist():
@@ -199,8 +204,8 @@ def show(comparison: dict[str, Any]) -> str:
                 text.display_name(r["model"]),
                 text.whole(r["topics"]),
                 text.band(r["error_rate_reduction"]),
-                _signed(r["correct_change"]["value"]),
-                _signed(r["incorrect_change"]["value"]),
+                text.signed(r["correct_change"]["value"]),
+                text.signed(r["incorrect_change"]["value"]),
                 text.percent(r["wins"]["error_rate"]["win_rate"]["value"]),
                 text.p_value(r["p_holm"]),
             ]
@@ -212,10 +217,6 @@ def show(comparison: dict[str, Any]) -> str:
         parts.append(text.aligned([["setting", *(r["run"] for r in comparison["runs"])], *rows]))
     parts += [f"warning: {line}" for line in comparison["warnings"]]
     return "\n\n".join(parts)
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
 
 
 def _cell(value: Any) -> str:

@@ -83,14 +83,18 @@ def win_rates(sums: Sums, a_TK: np.ndarray, b_TK: np.ndarray) -> dict[str, dict[
     """On how many topics the second model wins, by `error_rate` (lower wins) and by `net` (correct
     - incorrect facts a response, higher wins). Topics for which a model has no figure are left
     out."""
-    rate_a, rate_b = (sums.ratio(m, RATIOS["error_rate"]) for m in (a_TK, b_TK))
-    net_a, net_b = (
-        sums.ratio(m, RATIOS["correct"]) - sums.ratio(m, RATIOS["incorrect"]) for m in (a_TK, b_TK)
-    )
+    a, b = by_topic(sums, a_TK), by_topic(sums, b_TK)
     return {
-        "error_rate": tally(np.sign(rate_a - rate_b)),
-        "net": tally(np.sign(np.round(net_b - net_a, 12))),
+        "error_rate": tally(np.sign(a["error_rate"] - b["error_rate"])),
+        "net": tally(np.sign(np.round(b["net"] - a["net"], 12))),
     }
+
+
+def by_topic(sums: Sums, sums_TK: np.ndarray) -> dict[str, np.ndarray]:
+    """[T] each: error_rate; correct and incorrect facts a response, and net, their difference. NaN:
+    the model has no such figure for the topic."""
+    out = {f: sums.ratio(sums_TK, RATIOS[f]) for f in ("error_rate", "correct", "incorrect")}
+    return out | {"net": out["correct"] - out["incorrect"]}
 
 
 def tally(better_T: np.ndarray) -> dict[str, Any]:

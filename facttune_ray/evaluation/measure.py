@@ -101,6 +101,7 @@ def write(
         "versions": versions(),
         "wall_s": round(sum(m["wall_s"] for m in manifests.values()), 1),
         "splits": {name: scope.split for name, scope in scopes.items()},
+        "scopes": {name: dataclasses.asdict(scope) for name, scope in scopes.items()},
         "estimator": cfg.verdicts.estimator,
         "rewarded": [n for n, t in cfg.tune.items() if by_verdicts(cfg, t.reward)],
         "judge": cfg.llm.model,

@@ -13,7 +13,7 @@ rows; never paths or hardware), its fingerprint, row and error counts, calls and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import pyarrow as pa
@@ -51,16 +51,23 @@ def read_part(folder: Folder, shard: int, columns: list[str] | None = None) -> p
     )
 
 
-def rows(folder: Folder, shard: int | None = None) -> Iterator[dict]:
-    """The rows of one shard, or of every shard of a finished table in order, as dicts."""
+def rows(
+    folder: Folder, shard: int | None = None, topics: Set[str] | None = None
+) -> Iterator[dict]:
+    """The rows of one shard, or of every shard of a finished table in order, as dicts. `topics`:
+    only rows about these topics."""
     for s in (shard,) if shard is not None else range(manifest(folder)["shards"]):
-        for batch in read_part(folder, s).to_batches():
+        data = read_part(folder, s)
+        if topics is not None:
+            wanted = pa.array(sorted(topics), pa.string())
+            data = data.filter(pc.is_in(data["topic"], value_set=wanted))
+        for batch in data.to_batches():
             yield from batch.to_pylist()
 
 
-def rows_if_finished(folder: Folder, shard: int) -> list[dict]:
+def rows_if_finished(folder: Folder, shard: int, topics: Set[str] | None = None) -> list[dict]:
     """The rows of one shard; [] if the table is not finished."""
-    return list(rows(folder, shard)) if has_manifest(folder) else []
+    return list(rows(folder, shard, topics)) if has_manifest(folder) else []
 
 
 def part_stats(folder: Folder, shard: int) -> dict:

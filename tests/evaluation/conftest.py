@@ -12,7 +12,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 )
-READY = "#cards[aria-busy=false]"  # the responses can be read
+READY = "#cards[aria-busy=false], #topic[aria-busy=false]"  # of the report, of a comparison
 
 
 @pytest.fixture(scope="module")

@@ -109,3 +109,15 @@ def test_a_damaged_manifest_gives_one_line(tmp_path, capsys):
     manifest.unlink()
     assert cli.main(["status", "quickstart", f"run.out={tmp_path}"]) == 2
     assert "no table there: name a run's folder" in capsys.readouterr().err
+
+
+def test_rows_about_some_topics(tmp_path):
+    folder = Folder.of(str(tmp_path))
+    for shard, topics in enumerate(("ab", "cd")):
+        rows = [{"fact_id": t, "topic": t} for t in topics]
+        tables.write_part(folder, "facts", shard, rows, {})
+    assert tables.rows_if_finished(folder, 0, {"a"}) == []
+    tables.write_manifest(folder, "facts", {}, 2, 0.0)
+    found = tables.rows(folder, topics={"a", "d", "e"})
+    assert [r["fact_id"] for r in found] == ["a", "d"]
+    assert [r["fact_id"] for r in tables.rows_if_finished(folder, 1, {"a", "d"})] == ["d"]

@@ -13,7 +13,7 @@ left out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,16 +42,18 @@ def cards(
     most: int,
     train: str = "",
     traces: Traces | None = None,
+    topics: Set[str] | None = None,
 ) -> Cards:
     """At most `most` responses, with all responses of a prompt or none: measured responses first,
     then responses of the scope `train`, which have questions and sampled answers. Shards are read
-    while the cards are. Facts have a trace if `traces` is given."""
+    while the cards are. Facts have a trace if `traces` is given. `topics`: only responses about
+    these topics."""
     names = {s.name for s in scopes.values()}
-    sources = [_by_prompt(root, scopes, group_of, traces)]
+    sources = [_by_prompt(root, scopes, group_of, traces, topics=topics)]
     if train:
         names.add(train)
         of_train = limited(root, {"base": Scope(train)}, 4 * most)  # holds val topics, too
-        sources.append(_by_prompt(root, of_train, group_of, traces, "train"))
+        sources.append(_by_prompt(root, of_train, group_of, traces, "train", topics))
     total = sum(tables.manifest(root / name / "responses")["rows"] for name in names)
     return Cards(_fitting(itertools.chain(*sources), most), total)
 
@@ -73,6 +75,7 @@ def _by_prompt(
     group_of: Mapping[str, str],
     traces: Traces | None,
     split: str | None = None,
+    topics: Set[str] | None = None,
 ) -> Iterator[dict[str, dict]]:
     """Shard by shard: prompt_id -> card with the responses of every scope, in order of samples."""
     for shard in shards_of(root, *scopes.values()):
@@ -80,8 +83,9 @@ def _by_prompt(
         loaded: dict[str, tuple[list[dict], dict[str, list[dict]]]] = {}
         for label, scope in scopes.items():
             if scope.name not in loaded:
-                responses = list(tables.rows(root / scope.name / "responses", shard))
-                loaded[scope.name] = responses, _facts(root, scope.name, shard, responses, traces)
+                responses = list(tables.rows(root / scope.name / "responses", shard, topics))
+                facts = _facts(root, scope.name, shard, responses, traces, topics)
+                loaded[scope.name] = responses, facts
             responses, facts = loaded[scope.name]
             for r in sorted(responses, key=lambda r: r["sample"]):
                 if scope.model not in (None, r["model"]) or split not in (None, r["split"]):
@@ -101,12 +105,17 @@ def _by_prompt(
 
 
 def _facts(
-    root: Folder, scope: str, shard: int, responses: list[dict], traces: Traces | None
+    root: Folder,
+    scope: str,
+    shard: int,
+    responses: list[dict],
+    traces: Traces | None,
+    topics: Set[str] | None,
 ) -> dict[str, list[dict]]:
     """response_id -> its facts, with verdicts, questions and answers from the scope's tables."""
 
     def read(name: str) -> list[dict]:
-        return tables.rows_if_finished(root / scope / name, shard)
+        return tables.rows_if_finished(root / scope / name, shard, topics)
 
     rows = {name: read(name) for name in ("facts", "verdicts", "questions")}
     rows |= {"second": read(f"{SECOND}/verdicts"), "responses": responses}

@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -32,6 +33,7 @@ FILTERS = (
     text.percent,
     text.number,
     text.number3,
+    text.signed,
     text.span,
     text.whole,
     text.duration,
@@ -45,31 +47,19 @@ STAGE_SUMS = ("rows", "errors", "wall_s", "calls", "cached", "tokens", "cost_usd
 def page(summary: Summary, packed: Packed | None = None, left_out: int = 0) -> str:
     """The whole page. Sections without data are left out. `left_out`: the number of the run's
     responses that are not packed."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("facttune_ray", "evaluation/report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {f.__name__: f for f in FILTERS}
-    script = "\n".join(map(_file, SCRIPTS))
     looks = drawing.looks(summary)
-    return environment.get_template("report.html").render(
+    return rendered(
+        "report.html",
+        SCRIPTS,
         s=summary,
         headline=text.headline(summary),
         notes=text.notes(summary),
         alone=[n for n in summary["comparisons"] if text.not_independent(summary, n)],
         looks={n: (c, drawing.MARKERS[m]) for n, (c, m) in looks.items()},
-        style=_style(),
-        script=script,
-        allowed=_digest(script),
         packed=packed if packed and packed.facets["responses"] else None,
         left_out=left_out,
         folder=FOLDER,
-        looks_json=_inert(_looks(summary, looks)),
+        looks_json=inert(_looks(summary, looks)),
         paper=charts.PAPER,
         results=_drawn(charts.scatter(summary), charts.error_rates(summary)),
         where=_drawn(charts.by_group(summary), charts.lengths(summary)),
@@ -81,6 +71,23 @@ def page(summary: Summary, packed: Packed | None = None, left_out: int = 0) -> s
         total={k: sum(t[k] for t in summary["stages"]) for k in STAGE_SUMS},
         config=json.dumps(summary["run"]["config"], indent=2, ensure_ascii=False),
     )
+
+
+def rendered(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """A page from a template of this folder, with the style sheet and the scripts as one script."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("facttune_ray", "evaluation/report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {f.__name__: f for f in FILTERS}
+    script = "\n".join(map(_file, scripts))
+    page = {"style": _style(), "script": script, "allowed": _digest(script)}
+    return environment.get_template(template).render(page | values)
 
 
 def _file(name: str) -> str:
@@ -111,7 +118,7 @@ DARK_PAGE = (
 )
 
 
-def _inert(value: Any) -> str:
+def inert(value: Any) -> str:
     """JSON that is safe inside a script element: it contains no "<"."""
     return json.dumps(value).replace("<", "\\u003c")
 

@@ -48,7 +48,7 @@ def packed(cards: Iterable[dict]) -> Packed:
     for number, some in enumerate(_batches(cards)):
         index += [_line(card, number) for card in some]
         trace = _traces(some)
-        name, of_traces = _add(_shared(some), texts), _add(trace, traces) if trace else ""
+        name, of_traces = _add(shared(some), texts), _add(trace, traces) if trace else ""
         names.append([name, of_traces])
     inline, files, size = {}, {}, 0
     texts |= traces
@@ -68,7 +68,7 @@ def packed(cards: Iterable[dict]) -> Packed:
         "human": any(r[-1] & MARKS["human"] for r in responses),
         "responses": len(responses),
     }
-    return Packed(_compressed({"cards": index, "parts": names}), inline, files, facets)
+    return Packed(compressed({"cards": index, "parts": names}), inline, files, facets)
 
 
 def _batches(cards: Iterable[dict]) -> Iterator[list[dict]]:
@@ -109,7 +109,7 @@ def _response(r: dict) -> list:
     return [r["model"], r["sample"], r.get("id", ""), *counts, failed, marks]
 
 
-def _shared(cards: list[dict]) -> dict[str, Any]:
+def shared(cards: list[dict]) -> dict[str, Any]:
     """The cards without traces, with the texts of SHARED as numbers, and the list of the texts."""
     numbers: dict[str, int] = {}
 
@@ -158,12 +158,12 @@ def _in_lines(step: dict, split: Any) -> dict[str, Any]:
 
 def _add(value: Any, to: dict[str, str]) -> str:
     """Compress a part. -> its name"""
-    text = _compressed(value)
+    text = compressed(value)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     to[name] = text
     return name
 
 
-def _compressed(value: Any) -> str:
+def compressed(value: Any) -> str:
     data = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(data.encode(errors="replace"), 6, mtime=0)).decode()

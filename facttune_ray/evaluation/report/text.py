@@ -45,7 +45,7 @@ def headline(summary: Summary) -> list[str]:
             lines.append(f"{label} {why}.")
             continue
         wrong = f"{percent(after)} of its facts are wrong, against {percent(before)}"
-        change, interval = _change(cut)
+        change, interval = size_of_cut(cut)
         if change:
             line = f"{label}'s error rate is {change} than the base model's"
             line += f" (95% interval {interval}): {wrong}."
@@ -68,7 +68,7 @@ def headline(summary: Summary) -> list[str]:
     return lines
 
 
-def _change(cut: dict[str, Any]) -> tuple[str, str]:
+def size_of_cut(cut: dict[str, Any]) -> tuple[str, str]:
     """("63% lower", "58.0% to 68.0%"); ("", "-2.0% to 8.0%") if the interval holds 0; ("", "") if
     there is no interval."""
     interval = span(cut, "percent")
@@ -89,7 +89,7 @@ def _second_judge(summary: Summary, name: str) -> str:
     cut = second.get("comparisons", {}).get(name, {}).get("error_rate_reduction", {})
     if cut.get("value") is None:
         return ""
-    change, interval = _change(cut)
+    change, interval = size_of_cut(cut)
     start = f" By the second estimator, {second['estimator']}"
     if change:
         return f"{start}, it is {change} ({interval})."
@@ -211,6 +211,11 @@ def number(value: float | None) -> str:
 
 def number3(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """ "+0.20", "-0.20"; "0.00" for what rounds to 0."""
+    return "-" if value is None else "0.00" if abs(value) < 0.005 else f"{value:+.2f}"
 
 
 def whole(value: float | None) -> str:
