@@ -39,11 +39,12 @@ class Scope:
     name: str  # folder: "facttune_fs/round_2/test"
     model: str | None = None  # only rows of `responses` with this model; None: all rows
     shards: int | None = None  # only this many shards; None: all shards
+    only: str | None = None  # only topics of this split; None: all topics
 
     @property
     def split(self) -> str:
         """The split of the topics of its responses."""
-        return "all" if self.model else "test"
+        return self.only or ("all" if self.model else "test")
 
 
 def limited(root: Folder, scopes: Mapping[str, Scope], most: int) -> dict[str, Scope]:
@@ -69,7 +70,7 @@ def parts(
     """(responses, facts, verdicts) of the scope's model, shard by shard."""
     for shard in shards_of(root, scope):
         responses = tables.read_part(root / scope.name / "responses", shard)
-        for column, value in (("split", split), ("model", scope.model)):
+        for column, value in (("split", split or scope.only), ("model", scope.model)):
             if value:
                 responses = responses.filter(pc.equal(responses[column], value))
         ids = responses["response_id"].combine_chunks()

@@ -26,6 +26,7 @@ from facttune_ray.evaluation.report import (
     text,
 )
 from facttune_ray.evaluation.report.browser import Cards
+from facttune_ray.evaluation.report.live import Live
 from facttune_ray.evaluation.report.text import Summary
 
 FILTERS = (
@@ -41,8 +42,9 @@ FILTERS = (
 STAGE_SUMS = ("rows", "errors", "wall_s", "calls", "cached", "tokens", "cost_usd")
 
 
-def page(summary: Summary, cards: Cards) -> str:
-    """The whole page. Sections without data are left out."""
+def page(summary: Summary, cards: Cards, live: Live | None = None) -> str:
+    """The whole page. Sections without data are left out. `live`: the state of a run that is being
+    made, at the top, with a script that asks the page's server for later states."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -64,7 +66,8 @@ def page(summary: Summary, cards: Cards) -> str:
         looks={n: (c, drawing.MARKERS[m]) for n, (c, m) in looks.items()},
         style=_style(),
         script=script,
-        allowed=_digest(script),
+        allowed=[_digest(text) for text in (script, *([live.script] if live else ()))],
+        live=live,
         packed=packed if shown.cards else "",
         left_out=shown.left_out,
         looks_json=_inert(_looks(summary, looks)),

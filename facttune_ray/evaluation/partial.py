@@ -1,0 +1,83 @@
+"""The report of a run that is being made, from the tables that are finished.
+
+    page = partial(root, cfg, live)    the page of report.html, with `live` at its top
+
+Its cost does not grow with the run: it reads at most MOST responses of a model, draws RESAMPLES
+resamples, and shows EXAMPLES responses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Set
+
+from facttune_ray.config import Config
+from facttune_ray.evaluation import measure
+from facttune_ray.evaluation.breakdowns import Scope
+from facttune_ray.evaluation.report import files, page
+from facttune_ray.evaluation.report.live import Live
+from facttune_ray.storage import tables
+from facttune_ray.storage.scopes import finished
+from facttune_ray.storage.tables import Folder
+
+MOST, RESAMPLES, EXAMPLES = 2048, 200, 200
+IMPORTED = "imported/all"
+JUDGED = {"responses", "facts", "verdicts"}
+
+
+def partial(
+    root: Folder, cfg: Config, live: Live, found: Mapping[str, Set[str]] | None = None
+) -> str:
+    """The page. `found`: scope -> its tables that are shown; None: all that are finished. A table
+    that goes away meanwhile raises UserError, OSError or an error of Arrow."""
+    found = finished(root) if found is None else found
+    small = {
+        "most": min(MOST, cfg.evaluation.most),
+        "resamples": min(RESAMPLES, cfg.evaluation.resamples),
+        "examples": min(EXAMPLES, cfg.evaluation.examples),
+    }
+    cfg = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, **small))
+    scored = [s for s in ("base/tune", IMPORTED) if {"rewards", *JUDGED} <= found.get(s, set())]
+    names = [f"{scope}/{table}" if scope else table for scope in found for table in found[scope]]
+    made = measure.collect(
+        root,
+        cfg,
+        scopes=measured(root, found),
+        rewards=scored[0] if scored else "",
+        train="",
+        trained=trained(root) if found else [],
+        selection={},
+        manifests={name: tables.manifest(root / name) for name in sorted(names)},
+    )
+    return page.page(files.finite(made.summary), made.cards, live)
+
+
+def measured(root: Folder, found: Mapping[str, Set[str]]) -> dict[str, Scope]:
+    """Model -> its judged responses: imported ones, those to test topics when base has answered
+    them, or those to val topics, of the last round that has them. `found`: scope -> its finished
+    tables."""
+    judged = [s for s, names in found.items() if JUDGED <= names]
+    tests = {s.split("/")[0]: Scope(s) for s in judged if s.endswith("/test")}
+    if "base" in tests:
+        return dict(sorted(tests.items(), key=_base_first))
+    if IMPORTED in judged:
+        return {model: Scope(IMPORTED, model) for model in measure.models(root, IMPORTED)}
+    rounds = (s for s in judged if s.endswith("/tune"))
+    last = {s.split("/")[0]: Scope(s, only="val") for s in sorted(rounds, key=_round)}
+    return dict(sorted(last.items(), key=_base_first))
+
+
+def _base_first(item: tuple[str, Scope]) -> tuple[bool, str]:
+    return item[0] != "base", item[0]
+
+
+def _round(scope: str) -> int:
+    """2 of "facttune_fs/round_2/tune", 0 of "base/tune"."""
+    number = scope.partition("/round_")[2].partition("/")[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def trained(root: Folder) -> list[str]:
+    """The tuned models whose training has begun."""
+    logs = (f for f in root.files() if f.endswith("/train/train.jsonl") and "/round_" in f)
+    return list(dict.fromkeys(f.partition("/round_")[0] for f in logs))
