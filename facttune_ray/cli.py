@@ -7,43 +7,32 @@ Exit codes: 0 done; 1 a bug (traceback); 2 bad input (one line); 3 the budget is
 from __future__ import annotations
 
 import argparse
-import logging
+import json
 import os
 import sys
-from collections.abc import Collection, Sequence
-from importlib.metadata import version
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from facttune_ray import secrets
+from facttune_ray.commands import parser, process
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.runtime import ending
-from facttune_ray.stages import STEPS
 
 if TYPE_CHECKING:
     from facttune_ray.config import Config
 
 
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn a UserError into one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser, commands = _parser()
+    whole, commands = parser.parser()
     if words and not words[0].startswith("-") and words[0] not in commands:
         return _fail(f'no command "{words[0]}".{did_you_mean(words[0], commands)}')
-    args = parser.parse_args(words)
-    secrets.install()
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # threads that wait for their next loop spin: for as long as is default, two programs on the
-        # same cores take ten times as long and more; a single one is as fast with this
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # transformers imports DeepSpeed where accelerate is there, which warns of a missing GPU
-    logging.getLogger("DeepSpeed").addFilter(_is_error)
+    args = whole.parse_args(words)
+    process.prepare()
     try:
         with ending.signals_handled():
-            return args.run(args)
+            return COMMANDS[args.does](args)
     except KeyboardInterrupt:
         return _ended()
     except Exception as e:
@@ -75,6 +64,17 @@ def _fail(message: str, exit_code: int = 2) -> int:
     return exit_code
 
 
+def _print(args: argparse.Namespace, value: Any, text: Callable[[], str]) -> None:
+    """Print the value as JSON where --json asks for it, else as text."""
+    print(json.dumps(value, indent=1) if args.json else text())
+
+
+def _paints() -> bool:
+    """Whether the terminal shows colours, and the user has not declined them (no-color.org)."""
+    declined = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not declined
+
+
 def _config(
     args: argparse.Namespace,
     first: Sequence[str] = (),
@@ -90,31 +90,33 @@ def _config(
     return config.load(presets, [*(w for w in args.config if "=" in w), *also])
 
 
-def _close(cfg: Config, summary: dict) -> None:
-    from facttune_ray.evaluation.report import text
+def _close(args: argparse.Namespace, cfg: Config, summary: dict) -> None:
+    from facttune_ray.evaluation.report import files, text
 
-    print(text.table(summary))
     out = cfg.run.out.partition("?")[0]
-    print(f"\n{out}/report.html  {out}/summary.json")
+    made = f"{out}/report.html  {out}/summary.json"
+    _print(args, files.finite(summary), lambda: f"{text.table(summary)}\n\n{made}")
 
 
 def _quickstart(args: argparse.Namespace) -> int:
     also = [f"run.out={args.out}"] if args.out is not None else []
     also += [f"run.seed={args.seed}"] if args.seed is not None else []
-    return _make(_config(args, ["quickstart"], also))
+    return _make(args, _config(args, ["quickstart"], also))
 
 
 def _run(args: argparse.Namespace) -> int:
     """`run`, and `stage`, which names the one stage to make."""
-    return _make(_config(args), getattr(args, "name", None))
+    return _make(args, _config(args), getattr(args, "name", None))
 
 
-def _make(cfg: Config, only: str | None = None) -> int:
+def _make(args: argparse.Namespace, cfg: Config, only: str | None = None) -> int:
     from facttune_ray.commands import run
 
     summary, made = run.run(cfg, only)
     if summary:
-        _close(cfg, summary)
+        _close(args, cfg, summary)
+    elif args.json:
+        print(json.dumps({"made": made}))
     elif not made:
         print(f"stage {only}: nothing to do, every table matches its recipe")
     return 0
@@ -128,9 +130,8 @@ def _train(args: argparse.Namespace) -> int:
         models, made = train_given.train_given(cfg)
     else:
         models, made = run.train(cfg)
-    if not made:
-        print("train: nothing to do, every table matches its recipe")
-    print("\n".join(models))
+    nothing = [] if made else ["train: nothing to do, every table matches its recipe"]
+    _print(args, {"models": models, "made": made}, lambda: "\n".join([*nothing, *models]))
     return 0
 
 
@@ -138,18 +139,40 @@ def _measure(args: argparse.Namespace) -> int:
     from facttune_ray.commands import run
 
     cfg = _config(args)
-    _close(cfg, run.evaluate(cfg) if args.command == "evaluate" else run.report(cfg))
+    _close(args, cfg, run.evaluate(cfg) if args.command == "evaluate" else run.report(cfg))
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    from facttune_ray.commands.status import status
-    from facttune_ray.runtime.maker import describe
+    from facttune_ray.commands import status
 
-    cfg = _config(args)
-    for name, manifest in status(cfg):
-        print(describe(cfg, name, manifest) if manifest else f"{name:<36} unfinished")
+    cfg, folder = _config_or_folder(args)
+    found = status.status(cfg, folder)
+    name = folder or (cfg.run.out if cfg else "")
+    ledger = (cfg.llm.ledger if cfg else "") or f"{name}/ledger"
+    value = {"run": name, "tables": [t.as_dict() for t in found]}
+    _print(args, value, lambda: status.show(name, found, ledger, _paints()))
     return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from facttune_ray.commands.watch import watch
+    from facttune_ray.commands.watched import Watched
+
+    cfg, folder = _config_or_folder(args)
+    return watch(Watched.of_config(cfg) if cfg else Watched.of_folder(folder), args.port, args.open)
+
+
+def _config_or_folder(args: argparse.Namespace) -> tuple[Config | None, str]:
+    """(the config, "") or (None, the folder of a run), by the first word."""
+    from facttune_ray.commands.status import is_run
+
+    first = args.config[0] if args.config else ""
+    if not is_run(first):
+        return _config(args), ""
+    if more := args.config[1:]:
+        raise UserError(f"{first} is the folder of a run: it takes no config ({more[0]})")
+    return None, first
 
 
 def _settings(args: argparse.Namespace) -> int:
@@ -168,8 +191,6 @@ def _settings(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    import json
-
     from facttune_ray.estimate import estimate, gpu_hours, show
 
     given = {"tokens_per_s": args.tokens_per_second, "tflops": args.tflops}
@@ -180,8 +201,7 @@ def _estimate(args: argparse.Namespace) -> int:
         raise UserError(f"--topics {args.topics}: must be at least 1")
     cfg = _config(args)
     rows = estimate.estimate(cfg, args.topics, rates, args.parameters)
-    text = show.show(rows, cfg, rates, args.parameters)
-    print(json.dumps(rows, indent=1) if args.json else text)
+    _print(args, rows, lambda: show.show(rows, cfg, rates, args.parameters))
     return 0
 
 
@@ -189,7 +209,8 @@ def _ledger(args: argparse.Namespace) -> int:
     from facttune_ray.llm import ledger_tools
     from facttune_ray.storage.tables import Folder
 
-    return ledger_tools.main(args.action, Folder.of(args.folder), args.days, args.model)
+    folder = Folder.of(args.folder)
+    return ledger_tools.main(args.action, folder, args.days, args.model, args.json)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -205,7 +226,7 @@ def _export(args: argparse.Namespace) -> int:
             threshold=cfg.groups.threshold,
             chat=args.chat,
         )
-    print(export.show(done))
+    _print(args, export.plain(done), lambda: export.show(done))
     return 0
 
 
@@ -225,27 +246,27 @@ def _knowledge_index(args: argparse.Namespace) -> int:
 def _knowledge_search(args: argparse.Namespace) -> int:
     from facttune_ray.knowledge import articles
 
-    return articles.main_search(args.database, args.query, args.k)
+    return articles.main_search(args.database, args.query, args.k, args.json)
 
 
 def _compare(args: argparse.Namespace) -> int:
-    import json
-
     from facttune_ray.evaluation import compare_runs
 
     found = compare_runs.compare(args.runs)
-    print(json.dumps(found, indent=1) if args.json else compare_runs.show(found))
+    _print(args, found, lambda: compare_runs.show(found))
     return 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
     from facttune_ray.evaluation import inspect_run
 
-    paint = sys.stdout.isatty()
     if args.topic is None:
-        print(inspect_run.topics(args.run_folder, paint))
+        counts = inspect_run.topics(args.run_folder)
+        _print(args, counts, lambda: inspect_run.show_topics(counts, _paints()))
     else:
-        print(inspect_run.responses(args.run_folder, args.topic, args.model, args.sample, paint))
+        chosen = (args.run_folder, args.topic, args.model, args.sample)
+        found = inspect_run.responses(*chosen)
+        _print(args, found, lambda: inspect_run.show_responses(found, _paints()))
     return 0
 
 
@@ -257,6 +278,36 @@ def _annotator(args: argparse.Namespace) -> int:
     given += [f"replay={args.replay}"] if args.replay else []
     annotator.serve(config.override(annotator.AnnotatorOptions, given))
     return 0
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from facttune_ray.commands import completion
+
+    print(completion.script(args.shell, *parser.parser()))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "quickstart": _quickstart,
+    "run": _run,
+    "stage": _run,
+    "train": _train,
+    "estimate": _estimate,
+    "evaluate": _measure,
+    "report": _measure,
+    "status": _status,
+    "watch": _watch,
+    "config": _settings,
+    "compare": _compare,
+    "inspect": _inspect,
+    "export": _export,
+    "knowledge build": _knowledge_build,
+    "knowledge index": _knowledge_index,
+    "knowledge search": _knowledge_search,
+    "ledger": _ledger,
+    "annotator": _annotator,
+    "completion": _completion,
+}
 
 
 if __name__ == "__main__":

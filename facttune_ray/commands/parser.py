@@ -29,8 +29,8 @@ def parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPar
         p.set_defaults(does=name)
         return p
 
-    def prints(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        prints(p)
+    def prints(p: argparse.ArgumentParser, what: str = "print JSON") -> argparse.ArgumentParser:
+        p.add_argument("--json", action="store_true", help=what)
         return p
 
     def takes_config(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -42,18 +42,21 @@ def parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPar
         )
         return p
 
+    of_run = "The first word may be the folder of a run, or its URI, instead of a config."
+    summary = "print the summary as JSON"
     p = add("quickstart", "the whole loop on an embedded world: no key, GPU, network")
     p.add_argument("--out", help="folder of the run (default: runs/quickstart)")
     p.add_argument("--seed", type=int, help="seed of world, model and sampling (default: 0)")
-    takes_config(p)
-    takes_config(add("run", "make every missing table, train, evaluate, report"))
+    takes_config(prints(p, summary))
+    p = add("run", "make every missing table, train, evaluate, report")
+    takes_config(prints(p, summary))
     p = add("stage", "make the missing tables of one stage")
     p.add_argument("name", metavar="NAME", help="one of the steps below")
-    takes_config(p)
+    takes_config(prints(p, summary))
     p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = _steps()
     p = add("train", "train on the run's rewards, or on preferences in files of your own")
-    takes_config(p)
+    takes_config(prints(p, "print the folders of the models as JSON"))
     p.epilog = (
         "With data.groups=FILE (JSONL, JSON, Parquet or CSV) and model.path it needs nothing else: "
         'each row is {"prompt", "responses", "rewards"}, {"prompt", "responses", "pairs"} or '
@@ -64,18 +67,28 @@ def parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPar
     p.add_argument("--tokens-per-second", type=float, help="that a GPU samples (assumed: 2000)")
     p.add_argument("--tflops", type=float, help="that a GPU reaches (assumed: 150)")
     p.add_argument("--parameters", type=float, help="of the model (default: from its config)")
-    prints(p)
+    takes_config(prints(p))
+    p = add("evaluate", "measure trained models on held-out topics, report")
+    takes_config(prints(p, summary))
+    p = add("status", "every table of a run: progress, rows, errors, calls, cost")
+    takes_config(prints(p))
+    p.epilog = of_run
+    p = add("watch", "the report of a run in the browser, while the run is made")
+    p.add_argument("--port", type=int, default=0, help="to listen on (default: any free port)")
+    p.add_argument("--open", action="store_true", help="open it in this machine's browser")
     takes_config(p)
-    takes_config(add("evaluate", "measure trained models on held-out topics, report"))
-    takes_config(add("status", "tables on disk: rows, errors, calls, cost"))
+    p.epilog = (
+        f"{of_run} It reads files and disturbs no run. Only this machine reaches the page, with "
+        "the token in the printed URL; from elsewhere: ssh -L PORT:127.0.0.1:PORT HOST."
+    )
     p = add("config", "every setting: value, default, range, meaning")
-    prints(p)
-    takes_config(p)
+    takes_config(prints(p))
     p.epilog = (
         "The first word may be a section, such as train or model.pretrain. Without presets it "
         "prints the defaults; with presets and overrides it marks the values that they change."
     )
-    takes_config(add("report", "write summary.json and report.html from finished tables"))
+    p = add("report", "write summary.json and report.html from finished tables")
+    takes_config(prints(p, summary))
     p = add("compare", "several finished runs side by side")
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs, or URIs")
     prints(p)
@@ -86,10 +99,11 @@ def parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPar
     )
     p.add_argument("--model", default="", help="only scopes or models whose name contains this")
     p.add_argument("--sample", type=int, help="only the sample of this number")
+    prints(p)
     p = add("export", "finished tables as files of FActScore, FactTune's scripts, TRL")
     p.add_argument("--to", required=True, metavar="DIR", help="folder to write into")
     p.add_argument("--chat", action="store_true", help="preferences as chat messages, for TRL")
-    takes_config(p)
+    takes_config(prints(p))
     p = add("knowledge", "build a knowledge source, or search one")
     what = p.add_subparsers(required=True, metavar="ACTION")
     b = what.add_parser("build", help="files of {title, text} rows -> one SQLite database")
@@ -111,12 +125,13 @@ def parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPar
     b.add_argument("database", metavar="DB")
     b.add_argument("query", metavar="QUERY")
     b.add_argument("-k", type=int, default=5, help="passages shown (default: 5)")
-    b.set_defaults(does="knowledge search")
+    prints(b).set_defaults(does="knowledge search")
     p = add("ledger", "look after a ledger of paid completions")
     p.add_argument("action", choices=("stats", "compact", "verify", "gc"), metavar="ACTION")
     p.add_argument("folder", metavar="FOLDER", help="such as runs/quickstart/ledger; any URI")
     p.add_argument("--days", type=float, help="gc: remove completions older than this")
     p.add_argument("--model", help="gc: of these only those of this served model")
+    prints(p)
     p.epilog = (
         "stats: by stage and model. compact: few segments, each key once. verify: read and check "
         "every row; exit code 2 when some are damaged. gc: torn segments, and what --days says."
@@ -132,6 +147,12 @@ def parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPar
         nargs="*",
         metavar="key=value",
         help="latency, limits, faults: the fields of AnnotatorOptions in quickstart/options.py",
+    )
+    p = add("completion", "print the completion of commands, options and settings for a shell")
+    p.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash|zsh|fish")
+    p.epilog = (
+        "bash: source <(facttune completion bash)   zsh: the same, after compinit   "
+        "fish: facttune completion fish | source"
     )
     return whole, commands.choices
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
+from facttune_ray.runtime.remarks import remarks
 from facttune_ray.stages import STEPS
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
@@ -223,7 +224,7 @@ def _usual_place(name: str) -> tuple:
     model, _, rest = scope.partition("/")
     number, _, inner = rest.removeprefix("round_").partition("/")
     if not scope or table == "pretrain":
-        return 0, "", 0, 0, step, name
+        return 0, "", 0, bool(scope), step, name
     if inner.startswith("test") or number.startswith("test"):
         second = "second_opinion" in scope or table == "judgements"
         return 3 + second, model != "base", model, 0, step, name
@@ -238,14 +239,14 @@ MARKS = {FINISHED: "✓", MAKING: "▸", WAITING: "·"}
 PAINT = {FINISHED: "32", MAKING: "33", WAITING: "2"}
 
 
-def show(name: str, states: Sequence[TableState], paint: bool, now_s: float | None = None) -> str:
-    """The tables as a tree of scopes, with progress, errors and dollars; `name`: of the run."""
-    now_s = time.time() if now_s is None else now_s
+def show(name: str, states: Sequence[TableState], ledger: str = "", paint: bool = False) -> str:
+    """The tables as a tree of scopes, with progress, errors and dollars. `name`: of the run;
+    `ledger`: the folder of its ledger."""
     finished = sum(t.state == FINISHED for t in states)
     changed_s = max((t.changed_s for t in states if t.changed_s), default=None)
     head = f"{name}  {finished} of {len(states)} tables, {money(sum(t.cost_usd for t in states))}"
     if changed_s and finished < len(states):
-        head += f", last change {age(now_s - changed_s)} ago"
+        head += f", last change {age(time.time() - changed_s)} ago"
     lines = [_painted(head, "1", paint)]
     scopes: dict[str, list[TableState]] = {}
     for t in states:
@@ -258,12 +259,12 @@ def show(name: str, states: Sequence[TableState], paint: bool, now_s: float | No
             last = j == len(members) - 1
             stem = ("   " if end else "│  ") + ("└─ " if last else "├─ ")
             if not scope:
-                stem = "├─ "
-            lines.append(stem + _line(t, 27 - len(stem), paint))
+                stem = "└─ " if end and last else "├─ "
+            lines.append(stem + _line(t, 27 - len(stem), paint, ledger))
     return "\n".join(lines)
 
 
-def _line(t: TableState, width: int, paint: bool) -> str:
+def _line(t: TableState, width: int, paint: bool, ledger: str) -> str:
     colour = PAINT[t.state]
     label = _painted(f"{MARKS[t.state]} {t.table:<{width}}", colour, paint)
     if t.state == WAITING:
@@ -274,14 +275,8 @@ def _line(t: TableState, width: int, paint: bool) -> str:
     parts = [progress(t)]
     if t.wall_s is not None:
         parts.append(f"{t.wall_s:>8,.1f} s")
-    if t.calls or t.cached:
-        parts.append(f"{t.calls:,} calls, {t.cached:,} from the ledger")
-    if t.cost_usd:
-        parts.append(money(t.cost_usd))
-    if path := (t.manifest or {}).get("path"):
-        parts.append(f"model path: {path}")
-    if t.errors:
-        parts.append(_painted(f"{t.errors:,} errors", "31", paint))
+    told = remarks(t.manifest or asdict(t), ledger)
+    parts += [_painted(text, "31", paint) if text.endswith(" errors") else text for text in told]
     return label + "  ".join(parts)
 
 

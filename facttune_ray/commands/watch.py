@@ -26,6 +26,7 @@ from facttune_ray.storage.folders import outage
 from facttune_ray.telemetry import say
 
 HOST = "127.0.0.1"
+NAMES = (HOST, "localhost")
 NEED_TOKEN = "Open the URL that `facttune watch` printed: it holds the token.\n"
 POLICY = re.compile(r'http-equiv="Content-Security-Policy" content="([^"]*)"')
 FORBIDDEN = "default-src 'none'"
@@ -37,13 +38,12 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, watched: Watched, port: int = 0) -> None:
-        self.watched, self.token = watched, secrets.token_urlsafe(32)
+        self.watched, self.token = watched, secrets.token_hex(24)
         try:
             super().__init__((HOST, port), Handler)
         except (OSError, OverflowError) as e:
             why = getattr(e, "strerror", None) or e
             raise UserError(f"--port {port}: cannot listen there: {why}: give another port") from None
-        self.names = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
         self.cookie = f"facttune-{self.server_port}"  # cookies do not tell ports apart
 
     @property
@@ -62,7 +62,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path)
-        if self.headers.get("Host") not in self.server.names:
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if host not in NAMES:  # at any port: a tunnel may have another one
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, "Unknown host name.\n")
         elif (token := parse_qs(path.query).get("token", [""])[0]) and self.server.permits(token):
             # a cookie from here on: the address of the page, and its history, hold no token
@@ -129,7 +130,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def watch(watched: Watched, port: int, open_browser: bool = False) -> int:
     """Serve until Ctrl-C. Return the exit code."""
     with Server(watched, port) as server:
-        say(f"{watched.root}: {server.url}")
+        print(server.url, flush=True)
         say("Ctrl-C ends this page, not the run")
         if open_browser:
             import webbrowser
@@ -138,5 +139,5 @@ def watch(watched: Watched, port: int, open_browser: bool = False) -> int:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            say("")
+            pass
     return 0
