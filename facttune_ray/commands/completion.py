@@ -12,8 +12,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-CONFIG, RUN = "CONFIG|key=value", "RUN"  # metavars whose words are presets and settings, or folders
-TAKES_RUN = ("status", "watch")  # commands whose config may also be the folder of a run
+CONFIG = "CONFIG|key=value"  # the metavar of presets and settings
 
 
 class Words(NamedTuple):
@@ -27,9 +26,8 @@ class Words(NamedTuple):
 def script(
     shell: str, whole: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser]
 ) -> str:
-    """The script for a shell: "bash", "zsh" or "fish"."""
-    helps = {a.dest: a.help or "" for g in whole._subparsers._group_actions for a in g._choices_actions}  # type: ignore[union-attr]
-    found = {name: _words(name, p, helps.get(name, "")) for name, p in commands.items()}
+    """The script for a shell: "bash", "zsh" or "fish". `commands`: name -> its parser."""
+    found = {name: _words(name, p, p.description or "") for name, p in commands.items()}
     return _fish(found) if shell == "fish" else _bash(found, shell == "zsh")
 
 
@@ -79,9 +77,9 @@ def settings() -> Iterator[str]:
 BASH = """\
 # completion of facttune for {shell}: source <(facttune completion {shell})
 _facttune() {{
-  local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" words="" i line
-  # bash splits words at "=" and ":"; join key=value again
-  line="${{COMP_LINE:0:COMP_POINT}}"; word="${{line##* }}"
+  # not COMP_WORDS, which splits key=value
+  local line="${{COMP_LINE:0:COMP_POINT}}" words=""
+  local word="${{line##* }}"
   COMPREPLY=()
   if [[ $COMP_CWORD -eq 1 ]]; then
     COMPREPLY=( $(compgen -W "{commands} --help --version" -- "$word") )

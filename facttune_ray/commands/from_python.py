@@ -1,7 +1,7 @@
 """`facttune_ray.run`: the command `run`, for notebooks.
 
-    run(["bio"], {"train": {"lr": 3e-5}, "run.seed": 1})  ->  SavedRun
-    overrides({"train": {"lr": 3e-5}})                    ->  ["train.lr=3e-05"]
+run(["bio"], {"train": {"lr": 3e-5}, "run.seed": 1})  ->  SavedRun
+overrides({"train": {"lr": 3e-5}})                    ->  ["train.lr=3e-05"]
 """
 
 from __future__ import annotations

@@ -103,7 +103,9 @@ class Look:
             sums = {k: manifest.get(k, 0) for k in SUMS}
             shards = manifest.get("shards", 0)
             made = {"parts": shards, "shards": shards, "wall_s": manifest.get("wall_s")}
-            return TableState(name, FINISHED, **made, **sums, changed_s=changed_s, manifest=manifest)
+            return TableState(
+                name, FINISHED, **made, **sums, changed_s=changed_s, manifest=manifest
+            )
         log = f"{name}/train.jsonl"
         if log in infos:
             last = self._once(log, infos, last_line) or {}
@@ -179,7 +181,7 @@ def status(cfg: Config | None, folder: str = "") -> list[TableState]:
 def plan(cfg: Config) -> tuple[list[str], int]:
     """(names of all tables of the run in the order of the loop, the number of parts of each).
     ([], 0) if the loop cannot be followed, as when an input file is absent."""
-    from facttune_ray.estimate.dry_run import DryRun
+    from facttune_ray.loop.dry_run import DryRun
     from facttune_ray.loop.facttune import facttune
     from facttune_ray.loop.run import Run
 
@@ -289,7 +291,9 @@ def progress(t: TableState) -> str:
         return f"step {t.parts:,} of {t.shards:,}" if t.shards else "begun"
     if t.table not in tables.TABLES:
         return "begun"
-    rows = f"{t.rows:,} of about {t.expected_rows:,} rows" if t.expected_rows else f"{t.rows:,} rows"
+    rows = (
+        f"{t.rows:,} of about {t.expected_rows:,} rows" if t.expected_rows else f"{t.rows:,} rows"
+    )
     return f"{rows}, {t.parts}/{t.shards} parts" if t.shards else f"{rows}, {t.parts} parts"
 
 

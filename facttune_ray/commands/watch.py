@@ -16,6 +16,7 @@ import hmac
 import http.server
 import re
 import secrets
+from collections.abc import Callable
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
@@ -43,7 +44,9 @@ class Server(http.server.ThreadingHTTPServer):
             super().__init__((HOST, port), Handler)
         except (OSError, OverflowError) as e:
             why = getattr(e, "strerror", None) or e
-            raise UserError(f"--port {port}: cannot listen there: {why}: give another port") from None
+            raise UserError(
+                f"--port {port}: cannot listen there: {why}: give another port"
+            ) from None
         self.cookie = f"facttune-{self.server_port}"  # cookies do not tell ports apart
 
     @property
@@ -88,13 +91,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return ""
         return found.value if found else ""
 
-    def _show(self, make) -> None:
+    def _show(self, make: Callable[[], str]) -> None:
         try:
             html = make()
-        except OSError as e:  # a store that does not answer: the next request may find it again
-            if (line := outage(e)) is None:
-                raise
-            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"storage: {line}\n")
+        except Exception as e:
+            line = outage(e) if isinstance(e, OSError) else None
+            why = f"storage: {line}" if line else "The page could not be made: a bug."
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n")
+            if not line:
+                raise  # the server prints the traceback
             return
         self._answer(HTTPStatus.OK, html, kind="text/html")
 

@@ -20,8 +20,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facttune_ray.commands.status import FINISHED, MAKING, WAITING, Look, TableState
-from facttune_ray.commands.status import age, last_line, money, progress
+from facttune_ray.commands.status import (
+    FINISHED,
+    MAKING,
+    WAITING,
+    Look,
+    TableState,
+    age,
+    last_line,
+    money,
+    progress,
+)
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError, one_line
 from facttune_ray.evaluation.partial import partial
@@ -52,6 +61,7 @@ class Watched:
         self._spending = Spending(connect.ledger_folder(cfg), connect.run_id(cfg))
         self._lock = threading.Lock()
         self._rates: list[tuple[float, int]] = []  # (time, rows of all tables) of the last minute
+        self._found: list[TableState] = []  # of the last look
         self._state, self._report = _Made(), _Made()
         self._version = ""  # of the tables that the report shows
         self._small: dict[tuple, Any] = {}  # what was read for one version of a file
@@ -72,7 +82,7 @@ class Watched:
     def fragment(self) -> str:
         """The element #live, at most some seconds old."""
         with self._lock:
-            return self._live().html
+            return render(self._current()).html
 
     def page(self) -> str:
         """The report of the finished run, or that of the tables that are finished so far."""
@@ -83,7 +93,8 @@ class Watched:
             if self._report.value is None or state.version != self._version:
                 self._version = state.version
                 self._report.make(lambda: self._partial(state))
-            return self._report.value.replace(PLACE, self._live().html, 1)
+            shown = dataclasses.replace(self._current(), version=self._version)
+            return self._report.value.replace(PLACE, render(shown).html, 1)
 
     # -- the state ---------------------------------------------------------------------------
 
@@ -93,9 +104,6 @@ class Watched:
             self._state.make(self._read_state)
         return self._state.value
 
-    def _live(self) -> Live:
-        return render(self._current())
-
     def _read_state(self) -> State:
         shown = STATE_S[self.root.local]
         try:
@@ -103,6 +111,7 @@ class Watched:
         except AWAY as e:
             problem = f"The tables cannot be read just now: {redact(one_line(e))}"
             return State("The run cannot be read", False, self._version, shown, problem=problem)
+        self._found = found
         now_s = time.time()
         finished, headline = self._headline(found, now_s)
         problem = ""
@@ -148,7 +157,9 @@ class Watched:
         if self._report.value and not self._report.due(PAGE_S):
             return self._version
         logs = [(t.name, t.parts) for t in found if t.table == "train"]
-        made = [(t.name, (t.manifest or {}).get("fingerprint")) for t in found if t.state == FINISHED]
+        made = [
+            (t.name, (t.manifest or {}).get("fingerprint")) for t in found if t.state == FINISHED
+        ]
         return digest(repr((made, logs)), chars=12)
 
     def _facts(
@@ -218,7 +229,10 @@ class Watched:
         begun = [t for t in found if t.table == "responses" and t.parts]
         if not begun:
             return []
-        scope, parts = begun[-1].scope, {t.table: t.parts for t in found if t.scope == begun[-1].scope}
+        scope, parts = (
+            begun[-1].scope,
+            {t.table: t.parts for t in found if t.scope == begun[-1].scope},
+        )
         key = (scope, *(parts.get(k, 0) for k in ("responses", "facts", "verdicts")))
         return self._once(key, lambda: _first_responses(self.root, scope), [])
 
@@ -243,10 +257,13 @@ class Watched:
     def _partial(self, state: State) -> str:
         """The report so far. If a table goes away meanwhile, the last one stays."""
         live = Live(PLACE, render(state).script)
+        names = [t.name for t in self._found if t.state == FINISHED]
+        trainings = [t.name for t in self._found if t.table == "train" and t.state != WAITING]
+        trained = dict.fromkeys(n.partition("/round_")[0] for n in trainings if "/round_" in n)
         try:
-            return partial(self.root, self.cfg, live)
+            return partial(self.root, self.cfg, live, names, list(trained))
         except AWAY:
-            return self._report.value or partial(self.root, self.cfg, live, {})
+            return self._report.value or partial(self.root, self.cfg, live, [])
 
 
 PLACE = "<!-- the state of the run -->"
@@ -299,8 +316,12 @@ def _facts(scope: Folder, part: str, ids: list[str]) -> dict[str, list[dict[str,
     shard = int(part[5:-8])
     facts, verdicts = (tables.read_part(scope / n, shard, c) for n, c in names.items())
     facts = facts.filter(pc.is_in(facts["response_id"], value_set=pa.array(ids)))
-    verdicts = verdicts.filter(pc.is_in(verdicts["fact_id"], value_set=facts["fact_id"].combine_chunks()))
-    supported = dict(zip(verdicts["fact_id"].to_pylist(), verdicts["supported"].to_pylist(), strict=True))
+    verdicts = verdicts.filter(
+        pc.is_in(verdicts["fact_id"], value_set=facts["fact_id"].combine_chunks())
+    )
+    supported = dict(
+        zip(verdicts["fact_id"].to_pylist(), verdicts["supported"].to_pylist(), strict=True)
+    )
     out: dict[str, list[dict[str, Any]]] = {}
     for f in facts.to_pylist():
         if f["fact"]:

@@ -1,6 +1,6 @@
 """The report of a run that is being made, from the tables that are finished.
 
-    page = partial(root, cfg, live)    the page of report.html, with `live` at its top
+    page = partial(root, cfg, live, names)    the page of report.html, with `live` at its top
 
 Its cost does not grow with the run: it reads at most MOST responses of a model, draws RESAMPLES
 resamples, and shows EXAMPLES responses.
@@ -9,7 +9,7 @@ resamples, and shows EXAMPLES responses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 
 from facttune_ray.config import Config
 from facttune_ray.evaluation import measure
@@ -17,7 +17,6 @@ from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.evaluation.report import files, page
 from facttune_ray.evaluation.report.live import Live
 from facttune_ray.storage import tables
-from facttune_ray.storage.scopes import finished
 from facttune_ray.storage.tables import Folder
 
 MOST, RESAMPLES, EXAMPLES = 2048, 200, 200
@@ -26,28 +25,34 @@ JUDGED = {"responses", "facts", "verdicts"}
 
 
 def partial(
-    root: Folder, cfg: Config, live: Live, found: Mapping[str, Set[str]] | None = None
+    root: Folder, cfg: Config, live: Live, names: Sequence[str], trained: Sequence[str] = ()
 ) -> str:
-    """The page. `found`: scope -> its tables that are shown; None: all that are finished. A table
-    that goes away meanwhile raises UserError, OSError or an error of Arrow."""
-    found = finished(root) if found is None else found
-    small = {
-        "most": min(MOST, cfg.evaluation.most),
-        "resamples": min(RESAMPLES, cfg.evaluation.resamples),
-        "examples": min(EXAMPLES, cfg.evaluation.examples),
-    }
-    cfg = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, **small))
-    scored = [s for s in ("base/tune", IMPORTED) if {"rewards", *JUDGED} <= found.get(s, set())]
-    names = [f"{scope}/{table}" if scope else table for scope in found for table in found[scope]]
+    """The page. `names`: the finished tables, in the order of the pipeline; `trained`: names of the
+    tuned models whose training has begun. A table that goes away meanwhile raises UserError,
+    OSError or an error of Arrow."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        scope, _, table = name.rpartition("/")
+        found.setdefault(scope, set()).add(table)
+    own = cfg.evaluation
+    small = dataclasses.replace(
+        own,
+        most=min(MOST, own.most),
+        resamples=min(RESAMPLES, own.resamples),
+        examples=min(EXAMPLES, own.examples),
+    )
+    cfg = dataclasses.replace(cfg, evaluation=small)
+    rewarded = {"rewards", *JUDGED}
+    scored = [scope for scope in ("base/tune", IMPORTED) if rewarded <= found.get(scope, set())]
     made = measure.collect(
         root,
         cfg,
         scopes=measured(root, found),
         rewards=scored[0] if scored else "",
         train="",
-        trained=trained(root) if found else [],
+        trained=trained,
         selection={},
-        manifests={name: tables.manifest(root / name) for name in sorted(names)},
+        manifests={name: tables.manifest(root / name) for name in names},
     )
     return page.page(files.finite(made.summary), made.cards, live)
 
@@ -75,9 +80,3 @@ def _round(scope: str) -> int:
     """2 of "facttune_fs/round_2/tune", 0 of "base/tune"."""
     number = scope.partition("/round_")[2].partition("/")[0]
     return int(number) if number.isdecimal() else 0
-
-
-def trained(root: Folder) -> list[str]:
-    """The tuned models whose training has begun."""
-    logs = (f for f in root.files() if f.endswith("/train/train.jsonl") and "/round_" in f)
-    return list(dict.fromkeys(f.partition("/round_")[0] for f in logs))

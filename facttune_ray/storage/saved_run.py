@@ -93,8 +93,8 @@ class SavedRun:
     """The folder of a run, finished or not. Every table of `storage/schema.py` that the run has is
     an attribute: `responses`, `facts`, `verdicts`, `rewards`, ...
 
-    `tables`: table -> its scopes that are finished. `unfinished`: names of tables whose later parts
-    are missing ("base/tune/facts"); their finished parts are in the datasets.
+    `tables`: attribute -> the scopes in which its table is finished. `unfinished`: names of tables
+    that lack parts ("base/tune/facts"); the parts that they have are in the datasets.
     """
 
     def __init__(self, root: Folder, files: Iterable[str]) -> None:
@@ -104,20 +104,16 @@ class SavedRun:
         begun: dict[str, bool] = {}  # name of a table -> whether it is finished
         for path in files:
             name, _, file = path.rpartition("/")
-            scope, _, table = name.rpartition("/")
-            if table not in TABLES:
+            if name.rpartition("/")[2] not in TABLES:
                 continue
             if file in (MANIFEST, RECIPE):
                 begun[name] = begun.get(name, False) or file == MANIFEST
             elif file.startswith("part-") and file.endswith(".parquet"):
-                inner, _, last = scope.rpartition("/")
-                second = last == SECOND
-                place = (SECOND, inner) if second else (table, scope)
-                self._parts.setdefault(place[0], []).append((place[1], path))
-        for name, finished in begun.items():
-            scope, _, table = name.rpartition("/")
-            if finished:
-                self.tables.setdefault(table, []).append(scope)
+                attribute, scope = _place(name)
+                self._parts.setdefault(attribute, []).append((scope, path))
+        for name in (name for name, finished in begun.items() if finished):
+            attribute, scope = _place(name)
+            self.tables.setdefault(attribute, []).append(scope)
         self.unfinished = [name for name, finished in begun.items() if not finished]
 
     @property
@@ -154,6 +150,14 @@ class SavedRun:
         state = f", {len(self.unfinished)} unfinished" if self.unfinished else ""
         count = sum(map(len, self.tables.values()))
         return f"<run {self.root}: {count} tables{state}: {', '.join(sorted(self._parts))}>"
+
+
+def _place(name: str) -> tuple[str, str]:
+    """(the attribute, the scope) of a table: ("second_opinion", "base/test") of
+    "base/test/second_opinion/verdicts"."""
+    scope, _, table = name.rpartition("/")
+    inner, _, last = scope.rpartition("/")
+    return (SECOND, inner) if last == SECOND else (table, scope)
 
 
 def model_of(scope: str) -> str | None:

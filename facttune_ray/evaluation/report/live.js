@@ -51,5 +51,9 @@
     setTimeout(refresh, every);
   }
 
+  // show the table that is being made
+  const box = document.querySelector("#live .wide");
+  const row = box?.querySelector("progress")?.closest("tr");
+  if (row) box.scrollTop = row.offsetTop - box.clientHeight / 2;
   setTimeout(refresh, every);
 })();
