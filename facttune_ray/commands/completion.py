@@ -78,7 +78,7 @@ BASH = """\
 # completion of facttune for {shell}: source <(facttune completion {shell})
 _facttune() {{
   # not COMP_WORDS, which splits key=value
-  local line="${{COMP_LINE:0:COMP_POINT}}" words=""
+  local line="${{COMP_LINE:0:$COMP_POINT}}" words=""
   local word="${{line##* }}"
   COMPREPLY=()
   if [[ $COMP_CWORD -eq 1 ]]; then
@@ -86,7 +86,8 @@ _facttune() {{
     return
   fi
   case "$word" in
-    *=*) COMPREPLY=( $(compgen -f -- "${{word#*=}}") ); return ;;
+    *=*) for line in "${{word#*=}}"*; do [[ -e $line ]] && COMPREPLY+=( "{prefix}$line" ); done
+         return ;;
   esac
   case "${{COMP_WORDS[1]}}" in
 {cases}
@@ -110,6 +111,7 @@ def _bash(found: Mapping[str, Words], zsh: bool) -> str:
         shell="zsh" if zsh else "bash",
         commands=" ".join(found),
         cases=cases,
+        prefix="${word%%=*}=" if zsh else "",  # bash completes what stands after "="
         no_space=":" if zsh else "compopt -o nospace 2>/dev/null",
         install=ZSH_LINES if zsh else "complete -F _facttune facttune",
     ).rstrip()

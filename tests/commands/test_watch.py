@@ -303,12 +303,12 @@ def test_the_page_follows_the_run_and_markup_stays_text(cfg, root, served, monke
         assert "token" not in page.url and "Stopped: 1 of" in page.inner_text("#live")
         respond(root)
         page.wait_for_selector("#result", timeout=60_000)  # later figures load the page again
-        page.wait_for_selector("details.topic")
-        page.click("details.topic > summary")  # the page is in use from now on
+        page.wait_for_selector("details.topic[open]")
+        page.click("details.topic > summary")  # closes it: the page is in use from now on
         page.wait_for_selector("#live .facts")
         respond(root, "base/test", "test")
         page.wait_for_selector("#newer a", timeout=60_000)
-        assert page.locator("details.topic[open]").count() == 1
+        assert page.locator("details.topic[open]").count() == 0
         assert "window.ran" in page.inner_text("#live .text")
         assert page.evaluate("window.ran") is None and said == []
         server.shutdown()

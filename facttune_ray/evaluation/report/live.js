@@ -4,11 +4,9 @@
 (() => {
   const first = document.getElementById("live").dataset;
   const every = 1000 * Number(first.every);
-  const inUse = () =>
-    document.querySelector("details.topic[open]") !== null ||
-    ["INPUT", "SELECT"].includes(document.activeElement?.tagName) ||
-    [...document.querySelectorAll("#browser input, #browser select")].some(
-      (field) => field.value && !["all", "none"].includes(field.value));
+  let inUse = false; // once the reader has opened a response, searched or typed
+  document.getElementById("browser")?.addEventListener("pointerdown", () => (inUse = true));
+  document.addEventListener("keydown", () => (inUse = true));
 
   function note(text, link) {
     const line = document.createElement("p");
@@ -42,7 +40,7 @@
       const answer = await fetch("live", { cache: "no-store" });
       if (!answer.ok) throw new Error(String(answer.status));
       if (replace(await answer.text()) !== first.version) {
-        if (!inUse()) return location.reload();
+        if (!inUse) return location.reload();
         note("Later figures are there.", "Show them");
       }
     } catch {
