@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from facttune_ray import config
 from facttune_ray.commands import process
+from facttune_ray.config import Config
 from facttune_ray.errors import UserError
 from facttune_ray.storage import saved_run
 from facttune_ray.storage.saved_run import SavedRun
@@ -24,12 +26,21 @@ def run(words: Sequence[str], settings: Mapping[str, Any]) -> SavedRun:
     if not presets:
         raise UserError('name a preset, as in facttune_ray.run("quickstart")')
     given = [w for w in words if "=" in w]
-    cfg = config.load(presets, [*given, *overrides(settings)])
+    cfg = _absolute(config.load(presets, [*given, *overrides(settings)]))
     process.prepare()
     from facttune_ray.commands import run as command
 
     command.run(cfg)
     return saved_run.load(cfg.run.out)
+
+
+def _absolute(cfg: Config) -> Config:
+    """The config with absolute local folders: a notebook may change its folder after it has started
+    Ray, whose workers stay in the first one."""
+    out, folder = cfg.run.out, cfg.data.folder
+    out, folder = (p if "://" in p or not p else os.path.abspath(p) for p in (out, folder))
+    run, data = replace(cfg.run, out=out), replace(cfg.data, folder=folder)
+    return replace(cfg, run=run, data=data)
 
 
 def overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -151,8 +151,8 @@ def parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPar
     p = add("completion", "print the completion of commands, options and settings for a shell")
     p.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash|zsh|fish")
     p.epilog = (
-        "bash: source <(facttune completion bash)   zsh: the same, after compinit   "
-        "fish: facttune completion fish | source"
+        "bash: source <(facttune completion bash)   zsh, after compinit: "
+        "source <(facttune completion zsh)   fish: facttune completion fish | source"
     )
     return whole, commands.choices
 

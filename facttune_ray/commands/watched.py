@@ -17,20 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from facttune_ray.commands.status import (
-    FINISHED,
-    MAKING,
-    WAITING,
-    Look,
-    TableState,
-    age,
-    last_line,
-    money,
-    progress,
-)
+from facttune_ray.commands.excerpts import first_error, first_responses
+from facttune_ray.commands.look import FINISHED, MAKING, WAITING, Look, TableState, last_line
+from facttune_ray.commands.status import age, money, progress
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError, one_line
 from facttune_ray.evaluation.partial import partial
@@ -40,15 +30,11 @@ from facttune_ray.llm.spending import Spending, Spent
 from facttune_ray.runtime.run_lock import driver
 from facttune_ray.secrets import redact
 from facttune_ray.stages import connect
-from facttune_ray.storage import tables
-from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.schema import digest
 
 STATE_S = {True: 2.0, False: 15.0}  # between two looks at a local folder, or at a store
 PAGE_S = 30.0  # between two reports
 SHARE = 0.05  # of the time that looks, and reports, may take
-RESPONSES, TEXT, FACTS = 4, 1200, 12  # responses shown, characters of each, facts of each
-ERROR_PARTS = 50  # parts of a table in which an error is looked for
 CURVES = ("loss", "reward_accuracy", "margin")
 AWAY = (UserError, OSError, pa.ArrowException, KeyError, ValueError)  # a file that has just gone
 
@@ -215,14 +201,8 @@ class Watched:
         ]
 
     def _first_error(self, t: TableState) -> str:
-        def read() -> str:
-            for shard in sorted(tables.present(self.root / t.name, t.shards or 1))[:ERROR_PARTS]:
-                found = tables.read_part(self.root / t.name, shard, ["error"])["error"]
-                if known := pc.drop_null(found).slice(0, 1).to_pylist():
-                    return redact(known[0][:300])
-            return "-"
-
-        return self._once((t.name, "error", t.errors, t.parts), read, "-")
+        key = (t.name, "error", t.errors, t.parts)
+        return self._once(key, lambda: first_error(self.root / t.name, t.shards), "-")
 
     def _responses(self, found: Sequence[TableState]) -> list[dict[str, Any]]:
         """Some responses of the last model that has any, with their facts once they are judged."""
@@ -234,7 +214,7 @@ class Watched:
             {t.table: t.parts for t in found if t.scope == begun[-1].scope},
         )
         key = (scope, *(parts.get(k, 0) for k in ("responses", "facts", "verdicts")))
-        return self._once(key, lambda: _first_responses(self.root, scope), [])
+        return self._once(key, lambda: first_responses(self.root, scope), [])
 
     def _once(self, key: tuple, read: Callable[[], Any], otherwise: Any) -> Any:
         if key not in self._small:
@@ -285,47 +265,3 @@ class _Made:
     def due(self, least_s: float) -> bool:
         """Whether it is older than `least_s`, and than its making allows."""
         return time.monotonic() - self._at_s > max(least_s, self._took_s / SHARE)
-
-
-def _first_responses(root: Folder, scope: str) -> list[dict[str, Any]]:
-    folder = root / scope / "responses"
-    part = min(n for n in folder.names() if n.startswith("part-") and n.endswith(".parquet"))
-    columns = ["response_id", "topic", "text", "error"]
-    with folder.fs.open_input_file((folder / part).path) as file:
-        batches = pq.ParquetFile(file).iter_batches(batch_size=64, columns=columns)
-        rows = next(batches, pa.RecordBatch.from_pylist([])).to_pylist()
-    by_topic = {r["topic"]: r for r in reversed(rows)}  # the first response to each topic
-    shown = list(reversed(by_topic.values()))[:RESPONSES]
-    facts = _facts(root / scope, part, [r["response_id"] for r in shown])
-    return [
-        {
-            "scope": scope,
-            "topic": r["topic"],
-            "text": redact((r["text"] or r["error"] or "(no text)")[:TEXT]),
-            "facts": facts.get(r["response_id"], []),
-        }
-        for r in shown
-    ]
-
-
-def _facts(scope: Folder, part: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """response_id -> its first facts with their verdicts; {} if the part is not judged yet."""
-    names = {"facts": ["response_id", "fact_id", "fact"], "verdicts": ["fact_id", "supported"]}
-    if not all((scope / name / part).exists() for name in names):
-        return {}
-    shard = int(part[5:-8])
-    facts, verdicts = (tables.read_part(scope / n, shard, c) for n, c in names.items())
-    facts = facts.filter(pc.is_in(facts["response_id"], value_set=pa.array(ids)))
-    verdicts = verdicts.filter(
-        pc.is_in(verdicts["fact_id"], value_set=facts["fact_id"].combine_chunks())
-    )
-    supported = dict(
-        zip(verdicts["fact_id"].to_pylist(), verdicts["supported"].to_pylist(), strict=True)
-    )
-    out: dict[str, list[dict[str, Any]]] = {}
-    for f in facts.to_pylist():
-        if f["fact"]:
-            out.setdefault(f["response_id"], []).append(
-                {"fact": f["fact"], "supported": supported.get(f["fact_id"])}
-            )
-    return {k: v[:FACTS] for k, v in out.items()}

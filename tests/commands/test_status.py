@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from facttune_ray import cli, config
+from facttune_ray.commands import look as look_file
 from facttune_ray.commands import status
-from facttune_ray.commands.status import FINISHED, MAKING, WAITING, Look
+from facttune_ray.commands.look import FINISHED, MAKING, WAITING, Look
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 
@@ -66,7 +67,7 @@ def test_a_run_that_is_being_made(cfg, root):
 
 
 def test_the_order_is_that_of_the_loop_with_a_config_and_without_one(cfg, root):
-    names, shards = status.plan(cfg)
+    names, shards = look_file.plan(cfg)
     assert shards == SHARDS and names[:3] == ["knowledge", "prompts", "base/pretrain"]
     for name in names:
         (root / name / tables.MANIFEST).write_json({"rows": 1, "wall_s": 1.0, "fingerprint": "f"})
@@ -115,6 +116,11 @@ def test_a_config_whose_files_are_absent_shows_what_is_there(cfg, root, tmp_path
     words += [f"data.knowledge={tmp_path / 'none.db'}", "llm.base_url=http://x", "llm.model=m"]
     names = [t.name for t in status.status(config.load(["bio"], words))]
     assert names == ["prompts", "base/tune/responses", "base/tune/facts", "base/tune/verdicts"]
+
+
+def test_preferences_from_files_have_no_loop_to_follow(cfg):
+    words = [f"run.out={cfg.run.out}", "data.groups=mine.jsonl"]
+    assert look_file.plan(config.load(["quickstart"], words)) == ([], 0)
 
 
 def test_the_tree(cfg, root, capsys, monkeypatch):
