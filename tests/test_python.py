@@ -12,7 +12,8 @@ import pytest
 import facttune_ray
 from facttune_ray import config
 from facttune_ray.commands import from_python
-from facttune_ray.errors import UserError
+from facttune_ray.commands import run as command
+from facttune_ray.errors import BudgetReached, UserError
 
 PAGE = Path(__file__).resolve().parents[1] / "jobs" / "python.md"
 HEAVY = ("torch", "ray", "pyarrow", "pandas", "omegaconf", "pydantic")
@@ -71,3 +72,20 @@ def test_bad_input_raises_one_line(words, settings, says):
     with pytest.raises(UserError, match=re.escape(says)) as raised:
         facttune_ray.run(*words, **settings)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "says"),
+    (
+        (BudgetReached("spent; sk-abcdefgh12 refused"), BudgetReached, "spent; sk-[key] refused"),
+        (OSError(28, "No space left on device"), UserError, "storage: no space left: free some"),
+    ),
+)
+def test_errors_of_a_run_are_one_line_without_secrets(monkeypatch, tmp_path, raised, kind, says):
+    def fails(cfg):
+        raise raised
+
+    monkeypatch.setattr(command, "run", fails)
+    with pytest.raises(kind, match=re.escape(says)) as error:
+        facttune_ray.run("quickstart", run={"out": tmp_path})
+    assert "abcdefgh12" not in str(error.value)

@@ -29,7 +29,9 @@ def first_responses(root: Folder, scope: str) -> list[dict[str, Any]]:
     """The first response to each of some topics, with its first facts once they are judged:
     [{"scope", "topic", "text", "facts": [{"fact", "supported"}]}]"""
     folder = root / scope / "responses"
-    part = min(n for n in folder.names() if n.startswith("part-") and n.endswith(".parquet"))
+    parts = (n for n in folder.names() if n.startswith("part-") and n.endswith(".parquet"))
+    if (part := next(parts, None)) is None:
+        return []
     columns = ["response_id", "topic", "text", "error"]
     with folder.fs.open_input_file((folder / part).path) as file:
         batches = pq.ParquetFile(file).iter_batches(batch_size=64, columns=columns)

@@ -16,7 +16,9 @@ from facttune_ray import config
 from facttune_ray.commands import process
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
+from facttune_ray.secrets import redact
 from facttune_ray.storage import saved_run
+from facttune_ray.storage.folders import reading
 from facttune_ray.storage.saved_run import SavedRun
 
 
@@ -30,7 +32,11 @@ def run(words: Sequence[str], settings: Mapping[str, Any]) -> SavedRun:
     process.prepare()
     from facttune_ray.commands import run as command
 
-    command.run(cfg)
+    try:
+        with reading():
+            command.run(cfg)
+    except UserError as error:
+        raise type(error)(redact(str(error))) from None
     return saved_run.load(cfg.run.out)
 
 

@@ -36,7 +36,7 @@ STATE_S = {True: 2.0, False: 15.0}  # between two looks at a local folder, or at
 PAGE_S = 30.0  # between two reports
 SHARE = 0.05  # of the time that looks, and reports, may take
 CURVES = ("loss", "reward_accuracy", "margin")
-AWAY = (UserError, OSError, pa.ArrowException, KeyError, ValueError)  # a file that has just gone
+AWAY = (UserError, OSError, pa.ArrowException)  # a file that has just gone, or is damaged
 
 
 class Watched:
@@ -130,11 +130,12 @@ class Watched:
         if done == len(found) and (self.root / "summary.json").exists():
             return True, f"Finished: {count}"
         changed_s = max((t.changed_s for t in there if t.changed_s), default=now_s)
+        count += f"; the last change was {age(now_s - changed_s)} ago"
         if held is None:
-            return False, f"{count}; the last change was {age(now_s - changed_s)} ago"
+            return False, count
         return False, (
-            f"Stopped: {count}, and no process of this machine makes the run's tables. Its last "
-            f"line says why; the same command goes on"
+            f"Not running on this machine: {count}. A command that has failed says why in its last "
+            f"line, and goes on when it is run again"
         )
 
     def _next_version(self, found: Sequence[TableState]) -> str:
@@ -209,10 +210,8 @@ class Watched:
         begun = [t for t in found if t.table == "responses" and t.parts]
         if not begun:
             return []
-        scope, parts = (
-            begun[-1].scope,
-            {t.table: t.parts for t in found if t.scope == begun[-1].scope},
-        )
+        scope = begun[-1].scope
+        parts = {t.table: t.parts for t in found if t.scope == scope}
         key = (scope, *(parts.get(k, 0) for k in ("responses", "facts", "verdicts")))
         return self._once(key, lambda: first_responses(self.root, scope), [])
 

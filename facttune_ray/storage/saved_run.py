@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from facttune_ray.errors import UserError, did_you_mean
-from facttune_ray.storage.folders import Folder
+from facttune_ray.storage.folders import Folder, reading
 from facttune_ray.storage.schema import TABLES
 from facttune_ray.storage.scopes import run_folder
 from facttune_ray.storage.tables import MANIFEST, RECIPE
@@ -33,8 +33,9 @@ def load(run: str) -> SavedRun:
 
     Raise UserError if there is no such folder, or if it holds no table.
     """
-    root = run_folder(str(run))
-    files = root.files()
+    with reading():
+        root = run_folder(str(run))
+        files = root.files()
     if not any(f.endswith((MANIFEST, RECIPE)) for f in files):
         raise UserError(f"{run} holds no table: name the folder of a run (its run.out)")
     return SavedRun(root, files)

@@ -184,7 +184,7 @@ def test_a_run_that_begins_grows_and_stops(cfg, root):
         assert headline(shown).startswith("Running: 4 of ")
     finally:
         os.close(folder)
-    assert headline(watched.fragment()).startswith("Stopped: 4 of ")
+    assert headline(watched.fragment()).startswith("Not running on this machine: 4 of ")
     assert re.search(r'data-version="(\w*)"', shown)[1] != before
     assert "3 of about 6 rows, 1/2 parts" in shown and 'value="0.500"' in shown
     assert "base/tune/rewards: <b" in shown and "no &lt;script&gt;" in shown
@@ -235,7 +235,7 @@ def test_half_written_and_damaged_files(cfg, root):
     manifest.write_bytes(whole)
     (root / "base/tune/verdicts/part-00000.parquet").delete_file()  # a table that is withdrawn
     assert "50.0%" in watched.page() and "50.0%" in good
-    assert headline(watched.fragment()).startswith("Stopped: 3 of ")
+    assert headline(watched.fragment()).startswith("Not running on this machine: 3 of ")
 
 
 def test_a_finished_run_shows_its_report(cfg, root):
@@ -300,7 +300,7 @@ def test_the_page_follows_the_run_and_markup_stays_text(cfg, root, served, monke
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(server.url)
-        assert "token" not in page.url and "Stopped: 1 of" in page.inner_text("#live")
+        assert "token" not in page.url and "machine: 1 of" in page.inner_text("#live")
         respond(root)
         page.wait_for_selector("#result", timeout=60_000)  # later figures load the page again
         page.wait_for_selector("details.topic[open]")

@@ -124,3 +124,12 @@ def test_a_run_in_an_object_store(object_store):
     run = facttune_ray.load(object_store.uri("saved"))
     assert run.facts.filter(scope="base/test").to_pandas()["fact_id"].is_unique
     assert (root / "prompts").exists() and run.verdicts.count_rows() == 9
+
+
+def test_a_store_that_does_not_answer_is_one_line(object_store, monkeypatch):
+    uri = object_store.uri("saved")
+    monkeypatch.setattr(
+        Folder, "exists", lambda self: (_ for _ in ()).throw(OSError("AWS Error x"))
+    )
+    with pytest.raises(UserError, match="storage: the store does not answer: AWS Error x"):
+        facttune_ray.load(uri)
