@@ -18,7 +18,6 @@ from facttune_ray.config import Config
 from facttune_ray.errors import UserError
 from facttune_ray.secrets import redact
 from facttune_ray.storage import saved_run
-from facttune_ray.storage.folders import reading
 from facttune_ray.storage.saved_run import SavedRun
 
 
@@ -33,7 +32,7 @@ def run(words: Sequence[str], settings: Mapping[str, Any]) -> SavedRun:
     from facttune_ray.commands import run as command
 
     try:
-        with reading():
+        with saved_run.reading():
             command.run(cfg)
     except UserError as error:
         raise type(error)(redact(str(error))) from None

@@ -377,17 +377,6 @@ def outage(error: OSError) -> str | None:
     return f"{named[1]}: {line}" if named and line and error.errno else line
 
 
-@contextmanager
-def reading() -> Iterator[None]:
-    """Turn the errors that `outage` explains into UserError."""
-    try:
-        yield
-    except OSError as error:
-        if (line := outage(error)) is None:
-            raise
-        raise UserError(f"storage: {line}") from None
-
-
 def is_transient(error: BaseException) -> bool:
     """Whether an object store raised this error and a retry may succeed."""
     if not isinstance(error, OSError) or error.errno is not None:

@@ -12,14 +12,15 @@ scopes. Two columns tell the scopes apart: `scope` ("facttune_fs/round_1/test") 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from facttune_ray.errors import UserError, did_you_mean
-from facttune_ray.storage.folders import Folder, reading
+from facttune_ray.storage.folders import Folder, outage
 from facttune_ray.storage.schema import TABLES
 from facttune_ray.storage.scopes import run_folder
 from facttune_ray.storage.tables import MANIFEST, RECIPE
@@ -39,6 +40,17 @@ def load(run: str) -> SavedRun:
     if not any(f.endswith((MANIFEST, RECIPE)) for f in files):
         raise UserError(f"{run} holds no table: name the folder of a run (its run.out)")
     return SavedRun(root, files)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn the errors that `outage` explains into UserError."""
+    try:
+        yield
+    except OSError as error:
+        if (line := outage(error)) is None:
+            raise
+        raise UserError(f"storage: {line}") from None
 
 
 class Rows:
