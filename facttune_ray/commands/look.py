@@ -19,7 +19,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.stages import STEPS
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
-from facttune_ray.storage.scopes import run_folder
+from facttune_ray.storage.scopes import SECOND, run_folder
 
 FINISHED, MAKING, WAITING = "finished", "being made", "not begun"
 SUMS = ("rows", "errors", "calls", "cached", "tokens", "cost_usd")  # of the parts of a table
@@ -217,7 +217,7 @@ def _usual_place(name: str) -> tuple:
     if not scope or table == "pretrain":
         return 0, "", 0, bool(scope), step, name
     if inner.startswith("test") or number.startswith("test"):
-        second = "second_opinion" in scope or table == "judgements"
+        second = SECOND in scope or table == "judgements"
         return 3 + second, model != "base", model, 0, step, name
     if number.isdecimal():
         return 2, model, int(number), inner == "tune", step, name

@@ -23,10 +23,10 @@ from facttune_ray.evaluation.agreement import kappa, of_facts, spearman
 from facttune_ray.evaluation.comparisons import compare, corrected, tally
 from facttune_ray.evaluation.resampling import holm
 from facttune_ray.storage import tables
+from facttune_ray.storage.scopes import SECOND as SECOND
 from facttune_ray.storage.tables import Folder
 from facttune_ray.text.kinds import kind_of
 
-SECOND = "second_opinion"  # folder of the second estimator's verdicts, within a scope
 QUALITIES = ("fluency", "helpfulness")
 KINDS = 15  # the largest number of kinds of fact shown
 BINS = 6  # bins of length, each with the same number of responses

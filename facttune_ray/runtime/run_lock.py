@@ -45,6 +45,8 @@ def locked(root: Folder) -> Iterator[None]:
 def driver(root: Folder) -> bool | None:
     """Whether a process of this machine holds the lock of a local folder, as the kernel lists it:
     taking the lock could end another driver. None where this cannot be known."""
+    if not root.local:
+        return None
     try:
         found = os.stat(root.path)
         with open("/proc/locks") as file:
@@ -52,7 +54,7 @@ def driver(root: Folder) -> bool | None:
     except OSError:
         return None
     place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    return any(words[1] == "FLOCK" and place in words for words in locks) if root.local else None
+    return any(words[1] == "FLOCK" and place in words for words in locks)
 
 
 def _lock(root: Folder, held: contextlib.ExitStack) -> bool:

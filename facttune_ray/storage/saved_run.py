@@ -22,10 +22,9 @@ import pyarrow.dataset as ds
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.storage.folders import Folder, outage
 from facttune_ray.storage.schema import TABLES
-from facttune_ray.storage.scopes import run_folder
+from facttune_ray.storage.scopes import SECOND, run_folder
 from facttune_ray.storage.tables import MANIFEST, RECIPE
 
-SECOND = "second_opinion"  # folder of the second judge's verdicts, within a scope
 _GIVEN = ("prompts", "topics")  # tables that are about no model
 
 
