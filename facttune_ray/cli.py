@@ -7,43 +7,32 @@ Exit codes: 0 done; 1 a bug (traceback); 2 bad input (one line); 3 the budget is
 from __future__ import annotations
 
 import argparse
-import logging
+import json
 import os
 import sys
-from collections.abc import Collection, Sequence
-from importlib.metadata import version
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from facttune_ray import secrets
+from facttune_ray.commands import parser, process
 from facttune_ray.errors import UserError, did_you_mean
 from facttune_ray.runtime import ending
-from facttune_ray.stages import STEPS
 
 if TYPE_CHECKING:
     from facttune_ray.config import Config
 
 
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn a UserError into one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser, commands = _parser()
+    whole, commands = parser.parser()
     if words and not words[0].startswith("-") and words[0] not in commands:
         return _fail(f'no command "{words[0]}".{did_you_mean(words[0], commands)}')
-    args = parser.parse_args(words)
-    secrets.install()
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # threads that wait for their next loop spin: for as long as is default, two programs on the
-        # same cores take ten times as long and more; a single one is as fast with this
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # transformers imports DeepSpeed where accelerate is there, which warns of a missing GPU
-    logging.getLogger("DeepSpeed").addFilter(_is_error)
+    args = whole.parse_args(words)
+    process.prepare()
     try:
         with ending.signals_handled():
-            return args.run(args)
+            return COMMANDS[args.does](args)
     except KeyboardInterrupt:
         return _ended()
     except Exception as e:
@@ -77,137 +66,15 @@ def _fail(message: str, exit_code: int = 2) -> int:
     return exit_code
 
 
-def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
-    """(the parser, the names of its commands)"""
-    parser = argparse.ArgumentParser(
-        prog="facttune",
-        description="Tune language models for factuality: sample, score, prefer, train, measure.",
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"facttune_ray {version('facttune_ray')}"
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-
-    def add(name: str, run: object, help: str) -> argparse.ArgumentParser:
-        p = commands.add_parser(name, help=help, description=help)
-        p.set_defaults(run=run)
-        return p
-
-    def takes_config(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        p.add_argument(
-            "config",
-            nargs="*",
-            metavar="CONFIG|key=value",
-            help="presets (a YAML path or a name in conf/) in order, and overrides",
-        )
-        return p
-
-    p = add("demo", _demo, "the report of a recorded quickstart: computes nothing")
-    p.add_argument("--out", default="runs/demo.html", metavar="FILE", help="(default: %(default)s)")
-    p.add_argument("--no-browser", action="store_true", help="only write the page")
-    p = add("quickstart", _quickstart, "the whole loop on an embedded world: no key, GPU, network")
-    p.add_argument("--out", help="folder of the run (default: runs/quickstart)")
-    p.add_argument("--seed", type=int, help="seed of world, model and sampling (default: 0)")
-    takes_config(p)
-    takes_config(add("run", _run, "make every missing table, train, evaluate, report"))
-    p = add("stage", _run, "make the missing tables of one stage")
-    p.add_argument("name", metavar="NAME", help="one of the steps below")
-    takes_config(p)
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
-    p.epilog = _steps()
-    p = add("train", _train, "train on the run's rewards, or on preferences in files of your own")
-    takes_config(p)
-    p.epilog = (
-        "With data.groups=FILE (JSONL, JSON, Parquet or CSV) and model.path it needs nothing else: "
-        'each row is {"prompt", "responses", "rewards"}, {"prompt", "responses", "pairs"} or '
-        '{"prompt", "chosen", "rejected"}. The same command goes on where it was stopped.'
-    )
-    p = add("estimate", _estimate, "LLM requests, tokens, dollars and hours, before paying them")
-    p.add_argument("--topics", type=int, default=100, help="topics that it counts (default: 100)")
-    p.add_argument("--tokens-per-second", type=float, help="that a GPU samples (assumed: 2000)")
-    p.add_argument("--tflops", type=float, help="that a GPU reaches (assumed: 150)")
-    p.add_argument("--parameters", type=float, help="of the model (default: from its config)")
-    p.add_argument("--json", action="store_true", help="print JSON")
-    takes_config(p)
-    takes_config(add("evaluate", _measure, "measure trained models on held-out topics, report"))
-    takes_config(add("status", _status, "tables on disk: rows, errors, calls, cost"))
-    p = add("config", _settings, "every setting: value, default, range, meaning")
-    p.add_argument("--json", action="store_true", help="print JSON")
-    takes_config(p)
-    p.epilog = (
-        "The first word may be a section, such as train or model.pretrain. Without presets it "
-        "prints the defaults; with presets and overrides it marks the values that they change."
-    )
-    takes_config(add("report", _measure, "write summary.json and report.html from finished tables"))
-    p = add("compare", _compare, "several finished runs side by side")
-    p.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs, or URIs")
-    form = p.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON")
-    form.add_argument(
-        "--html", metavar="FILE", help="write one page: figures, topics, responses side by side"
-    )
-    p = add("inspect", _inspect, "a run's responses, fact by fact")
-    p.add_argument("run_folder", metavar="RUN", help="folder of a run, or a URI")
-    p.add_argument(
-        "topic", nargs="?", metavar="TOPIC", help="or how it begins; without: all topics"
-    )
-    p.add_argument("--model", default="", help="only scopes or models whose name contains this")
-    p.add_argument("--sample", type=int, help="only the sample of this number")
-    p = add("export", _export, "finished tables as files of FActScore, FactTune's scripts, TRL")
-    p.add_argument("--to", required=True, metavar="DIR", help="folder to write into")
-    p.add_argument("--chat", action="store_true", help="preferences as chat messages, for TRL")
-    takes_config(p)
-    p = add("knowledge", _knowledge_build, "build a knowledge source, or search one")
-    what = p.add_subparsers(required=True, metavar="ACTION")
-    b = what.add_parser("build", help="files of {title, text} rows -> one SQLite database")
-    b.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="IN",
-        help="Parquet, JSONL, JSON or CSV files, folders, globs, URIs; also compressed",
-    )
-    b.add_argument("out", metavar="OUT.db", help="appears whole or not at all; run again to go on")
-    b.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
-    b.add_argument("--title-column", default="title", help="column of titles (default: title)")
-    b.add_argument("--text-column", default="text", help="column of texts (default: text)")
-    b.set_defaults(run=_knowledge_build)
-    b = what.add_parser("index", help="full-text index beside a database that has none")
-    b.add_argument("database", metavar="DB", help="such as FActScore's; it stays as it is")
-    b.set_defaults(run=_knowledge_index)
-    b = what.add_parser("search", help="passages of any article by words")
-    b.add_argument("database", metavar="DB")
-    b.add_argument("query", metavar="QUERY")
-    b.add_argument("-k", type=int, default=5, help="passages shown (default: 5)")
-    b.set_defaults(run=_knowledge_search)
-    p = add("ledger", _ledger, "look after a ledger of paid completions")
-    p.add_argument("action", choices=("stats", "compact", "verify", "gc"), metavar="ACTION")
-    p.add_argument("folder", metavar="FOLDER", help="such as runs/quickstart/ledger; any URI")
-    p.add_argument("--days", type=float, help="gc: remove completions older than this")
-    p.add_argument("--model", help="gc: of these only those of this served model")
-    p.epilog = (
-        "stats: by stage and model. compact: few segments, each key once. verify: read and check "
-        "every row; exit code 2 when some are damaged. gc: torn segments, and what --days says."
-    )
-    p = add("annotator", _annotator, "serve the rule-based OpenAI-compatible endpoint")
-    p.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    p.add_argument("--port", type=int, required=True, help="0: any free port")
-    p.add_argument(
-        "--replay", metavar="FILE", help="answer with a labelled file's facts and labels"
-    )
-    p.add_argument(
-        "options",
-        nargs="*",
-        metavar="key=value",
-        help="latency, limits, faults: the fields of AnnotatorOptions in quickstart/options.py",
-    )
-    return parser, commands.choices
+def _print(args: argparse.Namespace, value: Any, text: Callable[[], str]) -> None:
+    """Print the value as JSON where --json asks for it, else as text."""
+    print(json.dumps(value, indent=1) if args.json else text())
 
 
-def _steps() -> str:
-    """One line a step of a run: its name, where it runs, what it reads."""
-    rows = [("step", "can run on", "reads")]
-    rows += [(name, runs_on, reads) for name, (reads, runs_on) in STEPS.items()]
-    return "\n".join(f"{name:<11} {runs_on:<39} {reads}" for name, runs_on, reads in rows)
+def _paints() -> bool:
+    """Whether the terminal shows colours, and the user has not declined them (no-color.org)."""
+    declined = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not declined
 
 
 def _config(
@@ -225,12 +92,12 @@ def _config(
     return config.load(presets, [*(w for w in args.config if "=" in w), *also])
 
 
-def _close(cfg: Config, summary: dict) -> None:
-    from facttune_ray.evaluation.report import text
+def _close(args: argparse.Namespace, cfg: Config, summary: dict) -> None:
+    from facttune_ray.evaluation.report import files, text
 
-    print(text.table(summary))
     out = cfg.run.out.partition("?")[0]
-    print(f"\n{out}/report.html  {out}/summary.json")
+    made = f"{out}/report.html  {out}/summary.json"
+    _print(args, files.finite(summary), lambda: f"{text.table(summary)}\n\n{made}")
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -246,20 +113,22 @@ def _demo(args: argparse.Namespace) -> int:
 def _quickstart(args: argparse.Namespace) -> int:
     also = [f"run.out={args.out}"] if args.out is not None else []
     also += [f"run.seed={args.seed}"] if args.seed is not None else []
-    return _make(_config(args, ["quickstart"], also))
+    return _make(args, _config(args, ["quickstart"], also))
 
 
 def _run(args: argparse.Namespace) -> int:
     """`run`, and `stage`, which names the one stage to make."""
-    return _make(_config(args), getattr(args, "name", None))
+    return _make(args, _config(args), getattr(args, "name", None))
 
 
-def _make(cfg: Config, only: str | None = None) -> int:
+def _make(args: argparse.Namespace, cfg: Config, only: str | None = None) -> int:
     from facttune_ray.commands import run
 
     summary, made = run.run(cfg, only)
     if summary:
-        _close(cfg, summary)
+        _close(args, cfg, summary)
+    elif args.json:
+        print(json.dumps({"made": made}))
     elif not made:
         print(f"stage {only}: nothing to do, every table matches its recipe")
     return 0
@@ -273,9 +142,8 @@ def _train(args: argparse.Namespace) -> int:
         models, made = train_given.train_given(cfg)
     else:
         models, made = run.train(cfg)
-    if not made:
-        print("train: nothing to do, every table matches its recipe")
-    print("\n".join(models))
+    nothing = [] if made else ["train: nothing to do, every table matches its recipe"]
+    _print(args, {"models": models, "made": made}, lambda: "\n".join([*nothing, *models]))
     return 0
 
 
@@ -283,18 +151,40 @@ def _measure(args: argparse.Namespace) -> int:
     from facttune_ray.commands import run
 
     cfg = _config(args)
-    _close(cfg, run.evaluate(cfg) if args.command == "evaluate" else run.report(cfg))
+    _close(args, cfg, run.evaluate(cfg) if args.command == "evaluate" else run.report(cfg))
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    from facttune_ray.commands.status import status
-    from facttune_ray.runtime.maker import describe
+    from facttune_ray.commands import status
 
-    cfg = _config(args)
-    for name, manifest in status(cfg):
-        print(describe(cfg, name, manifest) if manifest else f"{name:<36} unfinished")
+    cfg, folder = _config_or_folder(args)
+    found = status.status(cfg, folder)
+    name = folder or (cfg.run.out if cfg else "")
+    ledger = (cfg.llm.ledger if cfg else "") or f"{name}/ledger"
+    value = {"run": name, "tables": [t.as_dict() for t in found]}
+    _print(args, value, lambda: status.show(name, found, ledger, _paints()))
     return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from facttune_ray.commands.watch import watch
+    from facttune_ray.commands.watched import Watched
+
+    cfg, folder = _config_or_folder(args)
+    return watch(Watched.of_config(cfg) if cfg else Watched.of_folder(folder), args.port, args.open)
+
+
+def _config_or_folder(args: argparse.Namespace) -> tuple[Config | None, str]:
+    """(the config, "") or (None, the folder of a run), by the first word."""
+    from facttune_ray.commands.status import is_run
+
+    first = args.config[0] if args.config else ""
+    if not is_run(first):
+        return _config(args), ""
+    if more := args.config[1:]:
+        raise UserError(f"{first} is the folder of a run: it takes no config ({more[0]})")
+    return None, first
 
 
 def _settings(args: argparse.Namespace) -> int:
@@ -313,8 +203,6 @@ def _settings(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    import json
-
     from facttune_ray.estimate import estimate, gpu_hours, show
 
     given = {"tokens_per_s": args.tokens_per_second, "tflops": args.tflops}
@@ -325,8 +213,7 @@ def _estimate(args: argparse.Namespace) -> int:
         raise UserError(f"--topics {args.topics}: must be at least 1")
     cfg = _config(args)
     rows = estimate.estimate(cfg, args.topics, rates, args.parameters)
-    text = show.show(rows, cfg, rates, args.parameters)
-    print(json.dumps(rows, indent=1) if args.json else text)
+    _print(args, rows, lambda: show.show(rows, cfg, rates, args.parameters))
     return 0
 
 
@@ -334,7 +221,8 @@ def _ledger(args: argparse.Namespace) -> int:
     from facttune_ray.llm import ledger_tools
     from facttune_ray.storage.tables import Folder
 
-    return ledger_tools.main(args.action, Folder.of(args.folder), args.days, args.model)
+    folder = Folder.of(args.folder)
+    return ledger_tools.main(args.action, folder, args.days, args.model, args.json)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -350,7 +238,7 @@ def _export(args: argparse.Namespace) -> int:
             threshold=cfg.groups.threshold,
             chat=args.chat,
         )
-    print(export.show(done))
+    _print(args, export.plain(done), lambda: export.show(done))
     return 0
 
 
@@ -370,30 +258,30 @@ def _knowledge_index(args: argparse.Namespace) -> int:
 def _knowledge_search(args: argparse.Namespace) -> int:
     from facttune_ray.knowledge import articles
 
-    return articles.main_search(args.database, args.query, args.k)
+    return articles.main_search(args.database, args.query, args.k, args.json)
 
 
 def _compare(args: argparse.Namespace) -> int:
-    import json
-
     from facttune_ray.evaluation import compare_runs, compare_topics
 
     if args.html is not None:
         print(compare_topics.write(args.runs, args.html))
         return 0
     found = compare_runs.compare(args.runs)
-    print(json.dumps(found, indent=1) if args.json else compare_runs.show(found))
+    _print(args, found, lambda: compare_runs.show(found))
     return 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
     from facttune_ray.evaluation import inspect_run
 
-    paint = sys.stdout.isatty()
     if args.topic is None:
-        print(inspect_run.topics(args.run_folder, paint))
+        counts = inspect_run.topics(args.run_folder)
+        _print(args, counts, lambda: inspect_run.show_topics(counts, _paints()))
     else:
-        print(inspect_run.responses(args.run_folder, args.topic, args.model, args.sample, paint))
+        chosen = (args.run_folder, args.topic, args.model, args.sample)
+        found = inspect_run.responses(*chosen)
+        _print(args, found, lambda: inspect_run.show_responses(found, _paints()))
     return 0
 
 
@@ -405,6 +293,37 @@ def _annotator(args: argparse.Namespace) -> int:
     given += [f"replay={args.replay}"] if args.replay else []
     annotator.serve(config.override(annotator.AnnotatorOptions, given))
     return 0
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from facttune_ray.commands import completion
+
+    print(completion.script(args.shell, *parser.parser()))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "quickstart": _quickstart,
+    "run": _run,
+    "stage": _run,
+    "train": _train,
+    "estimate": _estimate,
+    "evaluate": _measure,
+    "report": _measure,
+    "status": _status,
+    "watch": _watch,
+    "config": _settings,
+    "compare": _compare,
+    "inspect": _inspect,
+    "export": _export,
+    "knowledge build": _knowledge_build,
+    "knowledge index": _knowledge_index,
+    "knowledge search": _knowledge_search,
+    "ledger": _ledger,
+    "annotator": _annotator,
+    "completion": _completion,
+}
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from typing import Any
 
 from facttune_ray.config import Config
 from facttune_ray.estimate import gpu_hours
-from facttune_ray.estimate.dry_run import DryRun, judged_scope, splits_of
 from facttune_ray.estimate.topic_sample import TopicSample, topic_sample
 from facttune_ray.estimate.trial import CountingClient, RequestCounts, TrialContext
 from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.llm.cost import price_of
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.ledger_tools import stats
+from facttune_ray.loop.dry_run import DryRun, judged_scope, splits_of
 from facttune_ray.loop.facttune import facttune
 from facttune_ray.loop.nodes import StageTable
 from facttune_ray.loop.run import Run

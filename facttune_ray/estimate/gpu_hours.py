@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from facttune_ray.config import Config
-from facttune_ray.estimate.dry_run import splits_of
+from facttune_ray.loop.dry_run import splits_of
 from facttune_ray.loop.nodes import StageTable
 from facttune_ray.stages import responses
 from facttune_ray.storage import tables

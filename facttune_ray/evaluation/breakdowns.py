@@ -23,10 +23,10 @@ from facttune_ray.evaluation.agreement import kappa, of_facts, spearman
 from facttune_ray.evaluation.comparisons import compare, corrected, tally
 from facttune_ray.evaluation.resampling import holm
 from facttune_ray.storage import tables
+from facttune_ray.storage.scopes import SECOND as SECOND
 from facttune_ray.storage.tables import Folder
 from facttune_ray.text.kinds import kind_of
 
-SECOND = "second_opinion"  # folder of the second estimator's verdicts, within a scope
 QUALITIES = ("fluency", "helpfulness")
 KINDS = 15  # the largest number of kinds of fact shown
 BINS = 6  # bins of length, each with the same number of responses
@@ -39,11 +39,12 @@ class Scope:
     name: str  # folder: "facttune_fs/round_2/test"
     model: str | None = None  # only rows of `responses` with this model; None: all rows
     shards: int | None = None  # only this many shards; None: all shards
+    only: str | None = None  # only topics of this split; None: all topics
 
     @property
     def split(self) -> str:
         """The split of the topics of its responses."""
-        return "all" if self.model else "test"
+        return self.only or ("all" if self.model else "test")
 
 
 def limited(root: Folder, scopes: Mapping[str, Scope], most: int) -> dict[str, Scope]:
@@ -69,7 +70,7 @@ def parts(
     """(responses, facts, verdicts) of the scope's model, shard by shard."""
     for shard in shards_of(root, scope):
         responses = tables.read_part(root / scope.name / "responses", shard)
-        for column, value in (("split", split), ("model", scope.model)):
+        for column, value in (("split", split or scope.only), ("model", scope.model)):
             if value:
                 responses = responses.filter(pc.equal(responses[column], value))
         ids = responses["response_id"].combine_chunks()

@@ -1,7 +1,8 @@
 """The responses of a run in the terminal, fact by fact.
 
-topics("runs/quickstart")               ->  a line a topic: facts of each model by verdict
+topics("runs/quickstart")               ->  facts of each topic and model, by verdict
 responses("runs/quickstart", "mara v")  ->  each response to the topic's prompts, its facts
+show_topics(...), show_responses(...)   ->  the same for the terminal
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import difflib
 import shutil
 import textwrap
-from collections import Counter
 from collections.abc import Iterator
 
 from facttune_ray.errors import UserError
@@ -19,43 +19,54 @@ from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.scopes import finished, run_folder, scored
 
 MARKS = {True: "✓", False: "✗", None: "?"}
+KINDS = {True: "correct", False: "incorrect", None: "unjudged"}  # verdict -> kind of fact
+VERDICT = ("supported", "score", "evidence", "title", "estimator", "reason", "error")
 SECOND_VERDICTS = f"{SECOND}/verdicts"
 TABLES = ("responses", "facts", "verdicts", SECOND_VERDICTS)  # of a scope
 EVIDENCE = 200  # characters shown of a passage
 
 
-def topics(run: str, paint: bool = False) -> str:
-    """Every topic with its correct, incorrect and unjudged distinct facts, by scope and model."""
-    counts: dict[str, dict[str, Counter]] = {}
+def topics(run: str) -> dict[str, dict[str, dict[str, int]]]:
+    """topic -> scope or model -> numbers of its distinct facts: correct, incorrect, unjudged."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
     for label, rows in _by_scope(run):
         by_id = {r["response_id"]: r for r in rows["responses"]}
         for r in by_id.values():
-            counts.setdefault(r["topic"], {}).setdefault(_label(label, r), Counter())
+            of_topic = counts.setdefault(r["topic"], {})
+            of_topic.setdefault(_label(label, r), dict.fromkeys(KINDS.values(), 0))
         verdicts = {v["fact_id"]: v["supported"] for v in rows["verdicts"]}
         for f in rows["facts"]:
             if f["fact"] and not f["repeated"]:
                 of_model = counts[f["topic"]][_label(label, by_id[f["response_id"]])]
-                of_model[verdicts.get(f["fact_id"])] += 1
+                of_model[KINDS[verdicts.get(f["fact_id"])]] += 1
+    return dict(sorted(counts.items()))
+
+
+def show_topics(counts: dict[str, dict[str, dict[str, int]]], paint: bool = False) -> str:
+    """A line a topic."""
     width = max(map(len, counts), default=0)
     lines = []
-    for topic in sorted(counts):
+    for topic, models in counts.items():
         cells = (
-            f"{label}  " + " ".join(_mark(k, paint, f"{n[k]}") for k in MARKS if n[k] or k is False)
-            for label, n in counts[topic].items()
+            f"{label}  "
+            + " ".join(
+                _mark(verdict, paint, f"{n[kind]}")
+                for verdict, kind in KINDS.items()
+                if n[kind] or verdict is False
+            )
+            for label, n in models.items()
         )
         lines.append(f"{topic:<{width}}  " + "   ".join(cells))
     return "\n".join(lines)
 
 
-def responses(
-    run: str, wanted: str, model: str = "", sample: int | None = None, paint: bool = False
-) -> str:
-    """Every response about a topic with its facts: verdict, human label, second opinion, and the
-    passage behind the verdict. `model`: part of the name of a scope or model; `sample`: number of
-    the sample. UserError if no response matches."""
+def responses(run: str, wanted: str, model: str = "", sample: int | None = None) -> list[dict]:
+    """Every response about a topic: {"topic", "model", "sample", "text", "error", "facts"}. A fact
+    has its verdict, human label, second opinion, and the passage behind the verdict. `model`: part
+    of the name of a scope or model; `sample`: number of the sample. UserError if no response
+    matches."""
     topic = _topic(run, wanted)
-    width = max(20, min(100, shutil.get_terminal_size().columns))
-    parts: list[str] = []
+    out: list[dict] = []
     for label, rows in _by_scope(run, topic):
         verdicts = {v["fact_id"]: v for v in rows["verdicts"]}
         second = {v["fact_id"]: v["supported"] for v in rows[SECOND_VERDICTS]}
@@ -63,33 +74,49 @@ def responses(
             name = _label(label, r)
             if model.lower() not in name.lower() or sample not in (None, r["sample"]):
                 continue
-            head = f"{topic}  {name}  sample {r['sample']}"
-            parts.append(f"\033[1m{head}\033[0m" if paint else head)
-            parts.append(textwrap.fill(str(r["text"] or r["error"] or "(no text)"), width))
-            # The last passage: facts that follow with the same passage do not repeat it.
-            shown = None
-            for f in rows["facts"]:
-                if f["response_id"] == r["response_id"]:
-                    v = verdicts.get(f["fact_id"], {})
-                    parts.append(_fact(f, v, second, paint))
-                    if v.get("supported") is not True:
-                        parts += explanation(v, width, shown)
-                        shown = v.get("evidence") or shown
-            parts.append("")
-    if not parts:
+            facts = [
+                {k: f[k] for k in ("fact", "repeated", "abstained", "human_label", "error")}
+                | {"verdict": {k: verdicts.get(f["fact_id"], {}).get(k) for k in VERDICT}}
+                | {"second": second.get(f["fact_id"])}
+                for f in rows["facts"]
+                if f["response_id"] == r["response_id"]
+            ]
+            head = {"topic": topic, "model": name, "sample": r["sample"]}
+            out.append(head | {"text": r["text"], "error": r["error"], "facts": facts})
+    if not out:
         raise UserError(f'{run}: no response about "{topic}" matches --model or --sample')
+    return out
+
+
+def show_responses(found: list[dict], paint: bool = False) -> str:
+    """The responses with their facts, each with the passage behind its verdict."""
+    width = max(20, min(100, shutil.get_terminal_size().columns))
+    parts: list[str] = []
+    for r in found:
+        head = f"{r['topic']}  {r['model']}  sample {r['sample']}"
+        parts.append(f"\033[1m{head}\033[0m" if paint else head)
+        parts.append(textwrap.fill(str(r["text"] or r["error"] or "(no text)"), width))
+        # The last passage: facts that follow with the same passage do not repeat it.
+        shown = None
+        for f in r["facts"]:
+            v = f["verdict"]
+            parts.append(_fact(f, paint))
+            if v["supported"] is not True:
+                parts += explanation(v, width, shown)
+                shown = v["evidence"] or shown
+        parts.append("")
     return "\n".join(parts).rstrip()
 
 
-def _fact(f: dict, v: dict, second: dict, paint: bool) -> str:
+def _fact(f: dict, paint: bool) -> str:
     if f["fact"] is None:
         return "    it declines to answer" if f["abstained"] else f"    failed: {f['error']}"
-    supported = v.get("supported")
+    v, other = f["verdict"], f["second"]
+    supported = v["supported"]
     remarks = ["repeated"] * bool(f["repeated"])
     remarks += [f"human {f['human_label']}"] * bool(f["human_label"])
-    other = second.get(f["fact_id"])
     remarks += [f"second opinion {MARKS[other]}"] * (other is not None and other != supported)
-    if v.get("score") is not None:
+    if v["score"] is not None:
         remarks.append(f"score {v['score']:.2f}")
     text = f["fact"] + (f"  [{', '.join(remarks)}]" if remarks else "")
     return f"  {_mark(supported, paint)} {text}"

@@ -14,9 +14,9 @@ import datetime
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,14 +82,60 @@ def write(
     """
     scopes = {name: Scope(scope) for name, scope in measured.items()}
     if imported:
-        for model in _models(root, imported):
+        for model in models(root, imported):
             scopes[f"{model} (imported)" if model in measured else model] = Scope(imported, model)
+    found = collect(
+        root,
+        cfg,
+        scopes=scopes,
+        rewards=rewards,
+        train="" if imported else rewards,
+        trained=list(cfg.tune),
+        selection=selection,
+        manifests=manifests,
+        fingerprint=fingerprint,
+        knowledge=knowledge,
+        traces=traces,
+    )
+    found.summary["human"] = _human(root, found.scopes) if imported else {}
+    found.summary["errors"] = _errors(root, manifests)
+    write_files(root, files.contents(found.summary, found.by_model, found.cards))
+    return found.summary
+
+
+class Collected(NamedTuple):
+    summary: dict[str, Any]
+    by_model: dict[str, pa.Table]  # counts of each response
+    cards: browser.Cards
+    scopes: dict[str, Scope]  # with the shards that were read
+
+
+def collect(
+    root: Folder,
+    cfg: Config,
+    *,
+    scopes: dict[str, Scope],
+    rewards: str,
+    train: str,
+    trained: Sequence[str],
+    selection: dict[str, dict],
+    manifests: dict[str, dict],
+    fingerprint: str = "",
+    knowledge: str = "",
+    traces: browser.Traces | None = None,
+) -> Collected:
+    """Compute a summary from finished tables, and write nothing. `human` and `errors` are empty.
+
+    `scopes`: model -> its measured responses; `rewards`: scope of a table of rewards, or "";
+    `train`: scope whose train responses the report shows, or ""; `trained`: names of tuned models.
+    """
     all_shards = shards_of(root, *scopes.values())
     scopes = breakdowns.limited(root, scopes, cfg.evaluation.most)
     shards = shards_of(root, *scopes.values())
-    (rewarded,) = breakdowns.limited(root, {"": Scope(rewards)}, cfg.evaluation.most).values()
     group_of = _groups(root, knowledge, shards)
     by_model = {name: counts(root, scope) for name, scope in scopes.items()}
+    of_rewards = {"": Scope(rewards)} if rewards else {}
+    rewarded = list(breakdowns.limited(root, of_rewards, cfg.evaluation.most).values())
     summary = _summary(root, cfg, scopes, by_model, group_of)
     summary["run"] = {
         "name": cfg.run.name,
@@ -106,28 +152,27 @@ def write(
         "rewarded": [n for n, t in cfg.tune.items() if by_verdicts(cfg, t.reward)],
         "judge": cfg.llm.model,
         "parts": [len(shards), len(all_shards)],  # measured, of all
-        "reward_parts": [len(shards_of(root, s)) for s in (rewarded, Scope(rewards))],
+        "reward_parts": [len(shards_of(root, *s)) for s in (rewarded, of_rewards.values())],
     }
     summary |= {
-        "human": _human(root, scopes) if imported else {},
-        "rewards": _rewards(root, rewarded, cfg.groups),
-        "reward_agreement": rewards_of.agreement(root, rewarded),
+        "human": {},
+        "rewards": _rewards(root, rewarded[0], cfg.groups) if rewarded else {},
+        "reward_agreement": rewards_of.agreement(root, rewarded[0]) if rewarded else {},
         "selection": selection,
-        "training": {n: _log(root, n, "train") for n in cfg.tune},
-        "heldout": {n: _log(root, n, "heldout") for n in cfg.tune},
+        "training": {n: _log(root, n, "train") for n in trained},
+        "heldout": {n: _log(root, n, "heldout") for n in trained},
         "stages": [_stage(name, m) for name, m in manifests.items()],
-        "errors": _errors(root, manifests),
+        "errors": [],
     }
     cards = browser.cards(
         root,
         scopes,
         group_of,
         most=cfg.evaluation.examples,
-        train="" if imported else rewards,
+        train=train,
         traces=traces,
     )
-    write_files(root, files.contents(summary, by_model, cards))
-    return summary
+    return Collected(summary, by_model, cards, scopes)
 
 
 def write_files(root: Folder, contents: dict[str, bytes]) -> None:
@@ -184,7 +229,8 @@ def versions() -> dict[str, str]:
     return out
 
 
-def _models(root: Folder, scope: str) -> list[str]:
+def models(root: Folder, scope: str) -> list[str]:
+    """The models that imported responses name, in order."""
     shards = range(tables.manifest(root / scope / "responses")["shards"])
     parts = (tables.read_part(root / scope / "responses", s, ["model"])["model"] for s in shards)
     return list(dict.fromkeys(name for p in parts for name in pc.unique(p).to_pylist()))
@@ -202,7 +248,7 @@ def _groups(root: Folder, knowledge: str, shards: range) -> dict[str, str]:
             topics[row["topic"]] = None
             if row.get("group"):
                 given[row["topic"]] = row["group"]
-    return given or _by_article(list(topics), knowledge)
+    return given or (_by_article(list(topics), knowledge) if knowledge else {})
 
 
 def _by_article(topics: list[str], knowledge: str) -> dict[str, str]:
@@ -250,13 +296,14 @@ def _rewards(root: Folder, scope: Scope, groups: GroupsConfig) -> dict[str, dict
 
 
 def _log(root: Folder, name: str, kind: str) -> list[dict]:
-    """Lines of train.jsonl or heldout.jsonl of every round."""
+    """Lines of train.jsonl or heldout.jsonl of every round; a line that is being written is left
+    out."""
     out = []
     scopes = (n for n in (root / name).names() if n.startswith("round_"))
     for number in sorted(int(n.removeprefix("round_")) for n in scopes):
         log = root / name / f"round_{number}" / "train" / f"{kind}.jsonl"
         if log.exists():
-            lines = log.read_bytes().decode().splitlines()
+            lines = log.read_bytes().rpartition(b"\n")[0].decode().splitlines()
             out += [{"round": number} | json.loads(line) for line in lines]
     return out
 

@@ -14,7 +14,7 @@ list of questions grows with the topics in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from facttune_ray.errors import UserError
@@ -178,3 +178,8 @@ def show(summaries: dict[str, factscore.Summary | None]) -> str:
     for name, summary in summaries.items():
         lines += [f"{name}:", *(summary.lines() if summary else ["no verdicts"])]
     return "\n".join(lines)
+
+
+def plain(summaries: dict[str, factscore.Summary | None]) -> dict[str, dict | None]:
+    """The same figures as plain values; None for a model without verdicts."""
+    return {name: asdict(summary) if summary else None for name, summary in summaries.items()}

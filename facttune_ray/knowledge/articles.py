@@ -9,6 +9,7 @@ Articles("knowledge.db").search("cellist born in Lyon", 1)
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import sqlite3
 import textwrap
@@ -248,12 +249,16 @@ class Articles:
         return rarity_of(passage for (text,) in rows for passage in split(text))
 
 
-def main_search(db: str, query: str, k: int) -> int:
-    """The command `knowledge search`: print titles, scores and beginnings. Return the exit code."""
+def main_search(db: str, query: str, k: int, as_json: bool = False) -> int:
+    """The command `knowledge search`: print titles, scores and beginnings, or whole passages as
+    JSON. Return the exit code."""
     if k < 1:
         raise UserError(f"-k {k}: must be at least 1")
     width = min(shutil.get_terminal_size().columns, 100)
     hits = Articles(local_copy(db)).search(query, k)
+    if as_json:
+        print(json.dumps([vars(hit) for hit in hits], indent=1))
+        return 0
     for hit in hits:
         print(f"{hit.title}  ({hit.score:.1f})")
         text = textwrap.shorten(hit.passage, 4 * (width - 4), placeholder=" ...")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Concatenate, ParamSpec, TypedDict, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -186,7 +187,9 @@ def _gc(ledger: Ledger, days: float | None, model: str | None, removed: dict[str
             removed["rows"] += table.num_rows - kept.num_rows
 
 
-def main(action: str, folder: Folder, days: float | None, model: str | None) -> int:
+def main(
+    action: str, folder: Folder, days: float | None, model: str | None, as_json: bool = False
+) -> int:
     """Run the command and print its result. UserError for options that do not fit the command."""
     if action != "gc" and (days is not None or model):
         raise UserError(f"ledger {action}: --days and --model are options of gc")
@@ -194,33 +197,40 @@ def main(action: str, folder: Folder, days: float | None, model: str | None) -> 
         raise UserError("--model: give --days, too: only completions older than that are removed")
     if days is not None and not 0 < days < math.inf:
         raise UserError(f"--days {days:g}: must be above 0")
-    if action == "stats":
-        for r in stats(folder):
-            latency = "" if r["latency_s"] is None else f"{r['latency_s']:.2f} s"
-            days_of = (time.strftime("%Y-%m-%d", time.gmtime(r[k])) for k in ("first_s", "last_s"))
-            print(
-                f"{r['stage']:<12} {r['model']:<28} {r['completions']:>10,} completions "
-                f"{r['prompt_tokens']:>12,} + {r['completion_tokens']:,} tokens  "
-                f"${r['cost_usd']:,.2f}  {latency}  {' to '.join(days_of)}"
-            )
-    elif action == "compact":
-        merged = compact(folder)
-        print(
-            f"{merged['segments_before']:,} segments -> {merged['segments']:,}; "
-            f"{merged['rows_before']:,} rows -> {merged['rows']:,}"
-        )
-    elif action == "gc":
+    if action == "gc":
         removed = gc(folder, days, model)
-        print(f"{removed['rows']:,} completions and {removed['files']:,} files removed")
+        shown: Any = removed
+        lines = [f"{removed['rows']:,} completions and {removed['files']:,} files removed"]
+    elif action == "stats":
+        shown = stats(folder)
+        lines = [_stats_line(row) for row in shown]
+    elif action == "compact":
+        shown = compact(folder)
+        lines = [
+            f"{shown['segments_before']:,} segments -> {shown['segments']:,}; "
+            f"{shown['rows_before']:,} rows -> {shown['rows']:,}"
+        ]
     else:
-        checked = verify(folder)
-        print("\n".join(_verify_lines(checked)))
-        if checked["damaged"]:
-            raise UserError(
-                f"{folder.path}: damaged: {', '.join(checked['damaged'])}: remove them; a run that "
-                f"needs their completions pays for them again"
-            )
+        shown = verify(folder)
+        lines = list(_verify_lines(shown))
+    for line in [json.dumps(shown, indent=1)] if as_json else lines:
+        print(line)
+    if action == "verify" and shown["damaged"]:
+        raise UserError(
+            f"{folder.path}: damaged: {', '.join(shown['damaged'])}: remove them; a run that "
+            f"needs their completions pays for them again"
+        )
     return 0
+
+
+def _stats_line(row: dict) -> str:
+    latency = "" if row["latency_s"] is None else f"{row['latency_s']:.2f} s"
+    days_of = (time.strftime("%Y-%m-%d", time.gmtime(row[k])) for k in ("first_s", "last_s"))
+    return (
+        f"{row['stage']:<12} {row['model']:<28} {row['completions']:>10,} completions "
+        f"{row['prompt_tokens']:>12,} + {row['completion_tokens']:,} tokens  "
+        f"${row['cost_usd']:,.2f}  {latency}  {' to '.join(days_of)}"
+    )
 
 
 def _verify_lines(checked: Verified) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """A run as the loop sees it: verbs that ask for tables and models, and a maker that has them made.
 
     run = Run(Maker(cfg, embedded))     makes what is missing (`runtime/maker.py`)
-    run = Run(DryRun(cfg))              makes nothing, and lists it (`estimate/dry_run.py`)
+    run = Run(DryRun(cfg))              makes nothing, and lists it (`loop/dry_run.py`)
     facts = run.table("base/tune", "facts", ["base/tune/responses"])
 
 The verbs compute every recipe, so an estimate cannot differ from the run.

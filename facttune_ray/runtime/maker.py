@@ -27,6 +27,7 @@ from facttune_ray.loop.nodes import Artifact, DriverTable, Node, StageTable, Tra
 from facttune_ray.loop.start import knowledge_file
 from facttune_ray.runtime import pipeline, worker
 from facttune_ray.runtime.pipeline import Planned
+from facttune_ray.runtime.remarks import remarks
 from facttune_ray.runtime.run_lock import locked
 from facttune_ray.runtime.services import Embedded, Services
 from facttune_ray.sampling import engines
@@ -199,21 +200,5 @@ class Maker:
 
 def describe(cfg: Config, name: str, manifest: dict) -> str:
     """One line about a finished table."""
-    parts = [f"{name:<36} {manifest.get('rows', 0):>8,} rows {manifest['wall_s']:>7.1f} s"]
-    if manifest.get("calls") or manifest.get("cached"):
-        parts.append(f"{manifest['calls']:,} calls, {manifest['cached']:,} from the ledger")
-    if manifest.get("cost_usd"):
-        parts.append(f"${manifest['cost_usd']:.2f}")
-    if manifest.get("path"):
-        parts.append(f"model path: {manifest['path']}")
-    if manifest.get("errors"):
-        parts.append(f"{manifest['errors']:,} errors")
-    if estimated := manifest.get("estimated"):
-        parts.append(f"{estimated:,} answers without usage: their tokens are estimates")
-    if unknown := manifest.get("unknown"):
-        parts.append(
-            f"{unknown:,} requests may have been paid twice or for nothing "
-            f"(${manifest['unknown_usd']:.2f}): `facttune ledger verify "
-            f"{connect.ledger_folder(cfg)}` lists them"
-        )
-    return "  ".join(parts)
+    figures = f"{name:<36} {manifest.get('rows', 0):>8,} rows {manifest['wall_s']:>7.1f} s"
+    return "  ".join([figures, *remarks(manifest, str(connect.ledger_folder(cfg)))])

@@ -42,6 +42,21 @@ def locked(root: Folder) -> Iterator[None]:
         yield
 
 
+def driver(root: Folder) -> bool | None:
+    """Whether a process of this machine holds the lock of a local folder, as the kernel lists it:
+    taking the lock could end another driver. None where this cannot be known."""
+    if not root.local:
+        return None
+    try:
+        found = os.stat(root.path)
+        with open("/proc/locks") as file:
+            locks = [line.split() for line in file]
+    except OSError:
+        return None
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    return any(words[1] == "FLOCK" and place in words for words in locks)
+
+
 def _lock(root: Folder, held: contextlib.ExitStack) -> bool:
     if not os.path.isdir(root.path):
         held.callback(_remove_empty, root.path)

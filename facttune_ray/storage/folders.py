@@ -108,8 +108,13 @@ class Folder:
 
     def files(self) -> list[str]:
         """Sorted paths of the files at any depth, relative to the folder; [] when it is absent."""
+        return sorted(self.infos())
+
+    def infos(self) -> dict[str, pafs.FileInfo]:
+        """Path, relative to the folder -> size and time of each file at any depth; {} when the
+        folder is absent."""
         inside = self._inside(recursive=True)
-        return sorted(info.path[len(self.path) + 1 :] for info in inside if info.is_file)
+        return {info.path[len(self.path) + 1 :]: info for info in inside if info.is_file}
 
     def _inside(self, recursive: bool = False) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)

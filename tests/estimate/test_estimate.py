@@ -8,9 +8,9 @@ import pytest
 
 from facttune_ray import cli
 from facttune_ray.config import load
-from facttune_ray.estimate.dry_run import DryRun
 from facttune_ray.estimate.estimate import estimate
 from facttune_ray.llm import ledger_tools
+from facttune_ray.loop.dry_run import DryRun
 from facttune_ray.loop.facttune import facttune
 from facttune_ray.loop.run import Run
 from facttune_ray.quickstart import annotator

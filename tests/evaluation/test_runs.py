@@ -232,6 +232,23 @@ def test_inspect(folder, capsys):
     assert "score 0.20" in said
 
 
+def test_inspect_as_json(folder, capsys):
+    assert cli.main(["inspect", str(folder), "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)["Topic 0003"]["base/test"]
+    assert counts == {"correct": 5, "incorrect": 3, "unjudged": 0}
+    words = ["inspect", str(folder), "topic 0003", "--model", "base/test", "--sample", "1"]
+    assert cli.main([*words, "--json"]) == 0
+    (response,) = json.loads(capsys.readouterr().out)
+    assert (response["topic"], response["model"], response["sample"]) == (
+        "Topic 0003",
+        "base/test",
+        1,
+    )
+    verdicts = [f["verdict"]["supported"] for f in response["facts"]]
+    assert sorted(verdicts) == [False] * 3 + [True]
+    assert response["facts"][0]["verdict"]["evidence"].startswith("Topic 0003 passage")
+
+
 def test_inspect_gives_the_reason_and_each_passage_once():
     v = {"supported": False, "evidence": "a passage", "reason": "born: stated otherwise"}
     reason, passage = inspect_run.explanation(v, 80, None)

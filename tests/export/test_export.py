@@ -101,6 +101,7 @@ def test_every_finished_table_is_written_and_comes_back(tmp_path):
     (tmp_path / "run" / "base" / "latest").write_text("a file without an ending")
     done = export.export(root, str(out), 0.0)
     assert export.show(done).splitlines()[:2] == ["base/tune:", "FActScore = 66.7%"]
+    assert export.plain(done)["base/tune"]["score"] == pytest.approx(2 / 3)
     here = out / "base" / "tune"
     assert names(here) == {
         "factscore.jsonl",
@@ -136,6 +137,7 @@ def test_a_scope_without_verdicts_is_written_without_scores(tmp_path):
     scored(root, "base/tune", RESPONSES, skip=("verdicts", "mixes", "answers"))
     done = export.export(root, str(out), 10.0)
     assert export.show(done) == "base/tune:\nno verdicts"
+    assert export.plain(done) == {"base/tune": None}
     found = {name.split("/")[0] for name in names(out / "base" / "tune")}
     assert "factscore_outputs" not in found and "atomic_qs_samples" not in found
     assert {"atomic_qs", "ne_samples", "rewards", "responses"} <= found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -291,3 +292,6 @@ def test_the_search_command_prints_hits(ours, capsys):
     assert title.startswith("Mara Veldt  (") and passage == "    She plays the cello in Ostrava."
     assert main_search(str(ours.path), "zebra", 1) == 0
     assert "no passage" in capsys.readouterr().out
+    assert main_search(str(ours.path), "cello", 1, as_json=True) == 0
+    (hit,) = json.loads(capsys.readouterr().out)
+    assert hit["title"] == "Mara Veldt" and hit["score"] > 0 and "cello" in hit["passage"]

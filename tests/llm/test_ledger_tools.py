@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import threading
 import time
@@ -279,3 +280,11 @@ def test_the_commands_print_a_line(folder, capsys, action):
     write(folder, range(3))
     assert ledger_tools.main(action, folder, None, None) == 0
     assert capsys.readouterr().out.count("\n") == 1
+    assert ledger_tools.main(action, folder, None, None, as_json=True) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown[0] if action == "stats" else shown).keys() >= {
+        "stats": {"stage", "model", "completions", "cost_usd"},
+        "compact": {"rows", "segments"},
+        "verify": {"rows", "damaged", "unknown"},
+        "gc": {"files", "rows"},
+    }[action]

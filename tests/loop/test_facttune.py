@@ -167,8 +167,13 @@ def test_a_changed_recipe_is_refused_in_one_line(run, capsys, override, says):
 
 def test_status_and_report(run, capsys):
     out, config = run
-    assert cli.main(["status", "quickstart", f"run.out={out}"]) == 0
-    assert "base/tune/facts" in capsys.readouterr().out
+    assert cli.main(["status", "quickstart", *config, f"run.out={out}", "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert [t["name"] for t in tables] == [s["table"] for s in summary["stages"]]
+    assert {t["state"] for t in tables} == {"finished"}
+    assert cli.main(["status", str(out)]) == 0
+    assert "├─ base/tune\n" in capsys.readouterr().out
     (out / "report.html").unlink()
     assert cli.main(["report", "quickstart", *config, f"run.out={out}"]) == 0
     assert "FactTune-FS" in (out / "report.html").read_text()

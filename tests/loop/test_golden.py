@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from facttune_ray.config import load
-from facttune_ray.estimate.dry_run import DryRun
+from facttune_ray.loop.dry_run import DryRun
 from facttune_ray.loop.facttune import facttune
 from facttune_ray.loop.run import Run
 

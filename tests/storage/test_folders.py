@@ -224,7 +224,8 @@ def test_data_preset_and_tables_on_s3_give_the_tables_of_a_local_run(
         assert cli.main(["status", "score", f"run.out={out}"]) == 0
     finally:
         del os.environ["AWS_ENDPOINT_URL"]
-    assert "imported/all/verdicts" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "imported/all\n" in shown and "✓ verdicts" in shown
     remote_tables = parquet(there / "out")
     assert remote_tables == parquet(Folder.of(str(tmp_path))) and len(remote_tables) > 8
     assert {"summary.json", "report.html"} <= set((there / "out").names())

@@ -26,6 +26,7 @@ from facttune_ray.evaluation.report import (
     drawing,
     text,
 )
+from facttune_ray.evaluation.report.live import Live
 from facttune_ray.evaluation.report.parts import FOLDER, Packed
 from facttune_ray.evaluation.report.text import Summary
 
@@ -44,18 +45,23 @@ SCRIPTS = ("elements.js", "parts.js", "address.js", "facts.js", "report.js")  # 
 STAGE_SUMS = ("rows", "errors", "wall_s", "calls", "cached", "tokens", "cost_usd")
 
 
-def page(summary: Summary, packed: Packed | None = None, left_out: int = 0) -> str:
+def page(
+    summary: Summary, packed: Packed | None = None, left_out: int = 0, live: Live | None = None
+) -> str:
     """The whole page. Sections without data are left out. `left_out`: the number of the run's
-    responses that are not packed."""
+    responses that are not packed; `live`: the state of a run that is being made, at the top, with
+    a script that asks the page's server for later states."""
     looks = drawing.looks(summary)
     return rendered(
         "report.html",
         SCRIPTS,
+        (live.script,) if live else (),
         s=summary,
         headline=text.headline(summary),
         notes=text.notes(summary),
         alone=[n for n in summary["comparisons"] if text.not_independent(summary, n)],
         looks={n: (c, drawing.MARKERS[m]) for n, (c, m) in looks.items()},
+        live=live,
         packed=packed if packed and packed.facets["responses"] else None,
         left_out=left_out,
         folder=FOLDER,
@@ -73,8 +79,11 @@ def page(summary: Summary, packed: Packed | None = None, left_out: int = 0) -> s
     )
 
 
-def rendered(template: str, scripts: Sequence[str], **values: Any) -> str:
-    """A page from a template of this folder, with the style sheet and the scripts as one script."""
+def rendered(
+    template: str, scripts: Sequence[str], others: Sequence[str] = (), **values: Any
+) -> str:
+    """A page from a template of this folder, with the style sheet and the scripts as one script.
+    `others`: texts of further scripts that the page allows."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -86,7 +95,11 @@ def rendered(template: str, scripts: Sequence[str], **values: Any) -> str:
     )
     environment.filters |= {f.__name__: f for f in FILTERS}
     script = "\n".join(map(_file, scripts))
-    page = {"style": _style(), "script": script, "allowed": _digest(script)}
+    page = {
+        "style": _style(),
+        "script": script,
+        "allowed": [_digest(text) for text in (script, *others)],
+    }
     return environment.get_template(template).render(page | values)
 
 
