@@ -242,10 +242,10 @@ def test_a_finished_run_shows_its_report(cfg, root):
     for name in ("base/test", "facttune_fs/round_1/test"):
         respond(root, name, "test")
     (root / "summary.json").write_json({})
-    (root / "report.html").write_bytes(b"<p>the report</p>")
-    assert Watched.of_folder(cfg.run.out).page() == "<p>the report</p>"
+    (root / "report.html").write_bytes(b"<p>of a finished run</p>")
+    assert Watched.of_folder(cfg.run.out).page() == "<p>of a finished run</p>"
     assert 'data-version="finished"' in Watched.of_folder(cfg.run.out).fragment()
-    assert "the report" not in Watched.of_config(cfg).page()  # other tables are still to come
+    assert "of a finished run" not in Watched.of_config(cfg).page()  # other tables are still to come
 
 
 def test_it_writes_nothing(cfg, root):
