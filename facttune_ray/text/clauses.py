@@ -62,7 +62,7 @@ _ALSO_PASSIVE = set(
 MARK = "\ue000"
 CAP = rf"(?:[A-Z0-9{MARK}\u00c0-\u00de][^\s,]*)"
 CAPS = rf"{CAP}(?:\s(?:(?:of|the|de|da|del|von|van|for)\s)*{CAP})*"
-_CONNECTIVE = re.compile(
+CONNECTIVE = re.compile(
     r"^(?:However|Additionally|In addition|Furthermore|Moreover|Also|Overall|Today|Later|Then|"
     r"Finally|Eventually|Subsequently|Meanwhile|Instead|Thus|Therefore|Nevertheless|Nonetheless|"
     r"Unfortunately|Notably|Sadly|Off the \w+|(?:In addition to|Apart from|Aside from|Besides|"
@@ -74,7 +74,7 @@ LEAD = re.compile(
 )
 _PARTICIPLE_LEAD = re.compile(r"((?:Born|Raised|Educated|Known|Based)\s.+?),\s+(?=\S)")
 _REGION = re.compile(rf"({CAPS}),\s+(?=((?:he|she|they|it)\s)?)")
-_VAGUE = re.compile(r" (?:since then|in recent years|at the same time|over the years|after that)$")
+VAGUE = re.compile(r" (?:since then|in recent years|at the same time|over the years|after that)$")
 _OWN_SUBJECT = re.compile(r"(?:;|,?\s(?:and|but|while|although|whereas|so|where))\s(?=\S)")
 _JOINT = re.compile(r",?\s(?:and then|and|but)\s|,\s(?=[a-z])")
 
@@ -86,7 +86,7 @@ def facts(text: str, name: str) -> list[str]:
 
 def _clauses(text: str, name: str) -> list[tuple[str, str]]:
     """(clause with its own subject, its introductory phrase: " in 2018" or "")."""
-    text = _CONNECTIVE.sub("", text, count=1)
+    text = CONNECTIVE.sub("", text, count=1)
     out: list[tuple[str, str]] = []
     if match := _PARTICIPLE_LEAD.match(text):
         text = text[match.end() :]
@@ -98,7 +98,7 @@ def _clauses(text: str, name: str) -> list[tuple[str, str]]:
     lead = ""
     if (match := LEAD.match(text)) and verb_at(text[match.end() :].split(), name) is not None:
         text, lead = text[match.end() :], f" {match[1][0].lower()}{match[1][1:]}"
-        lead = "" if _VAGUE.match(lead) else lead
+        lead = "" if VAGUE.match(lead) else lead
     start = 0
     for match in _OWN_SUBJECT.finditer(text):
         rest = text[match.end() :].split()
@@ -285,10 +285,10 @@ def _predicate_facts(subject: str, text: str) -> list[str]:
                 continue
             more = [f for p in _predicates(rest) for f in _predicate_facts(noun[1], p)]
         return [*_predicate_facts(subject, head), *more]
-    return [f"{subject} {part}" for part in _parts(text)]
+    return [f"{subject} {part}" for part in split_predicate(text)]
 
 
-def _parts(text: str) -> list[str]:
+def split_predicate(text: str) -> list[str]:
     """Split a predicate at its lists, or at the places and dates of a birth or death."""
     if match := re.match(r"((?:was|were) born|died|passed away)\s(?=(?:on|in|at|to)\s)", text):
         spots = re.split(r",?\s(?=(?:on|in|at|to|after)\s)", " " + text[match.end() :].strip(" ,"))

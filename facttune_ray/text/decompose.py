@@ -23,7 +23,7 @@ from facttune_ray.text.fragments import is_fragment
 from facttune_ray.text.quantities import MONTHS
 from facttune_ray.text.verbs import KNOWN, third
 
-_BULLET = re.compile(r"^\s*(?:[-*\u2022\u2013]|\(?\d{1,3}[.)]|#+)\s+")
+BULLET = re.compile(r"^\s*(?:[-*\u2022\u2013]|\(?\d{1,3}[.)]|#+)\s+")
 
 
 def normal_fact(text: str) -> str:
@@ -60,20 +60,20 @@ def rule_facts(topic: str, sentence: str) -> list[str]:
     "The currency of.", is dropped.
     """
     name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
-    text = _BULLET.sub("", " ".join(sentence.split()))
+    text = BULLET.sub("", " ".join(sentence.split()))
     if not re.search(r"\w", text) or text.endswith("?"):
         return []
     if len(text.split()) > 400:  # a table, or a model that repeats itself
         return [] if is_fragment(text) else [text]
-    text, raw_facts = _lifespan(text.rstrip(" .!;:"))
+    text, raw_facts = lifespan(text.rstrip(" .!;:"))
     masked: list[str] = []
     text = mask(text.replace(", however,", "," if LEAD.match(text) else ""), masked, name)
     raw_facts += facts(text, name)
-    finished = [_finish(unmask(f, masked), name) for f in raw_facts]
+    finished = [finish(unmask(f, masked), name) for f in raw_facts]
     return list(dict.fromkeys(f for f in finished if f and not is_fragment(f)))
 
 
-def _lifespan(text: str) -> tuple[str, list[str]]:
+def lifespan(text: str) -> tuple[str, list[str]]:
     """Split off life dates: "A B (1703-63) was" -> ("A B was", ["A B was born in 1703", ...])."""
     if match := _LIFE.search(text):
         who = text[: match.start()]
@@ -119,7 +119,7 @@ def unmask(text: str, masked: list[str]) -> str:
     return text
 
 
-def _finish(text: str, name: str) -> str:
+def finish(text: str, name: str) -> str:
     """Make a sentence: replace the topic's pronoun by its name, end with one full stop."""
     words = " ".join(text.split()).strip(" ,;").split()
     if not words:
