@@ -28,13 +28,17 @@ from facttune_ray.prompts import template
 from facttune_ray.sources import factscore
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
+from facttune_ray.stages.pipelines import version
 from facttune_ray.storage.schema import digest
 from facttune_ray.text import abstention, cleanup
 from facttune_ray.text.decompose import normal_fact, rule_facts
+from facttune_ray.text.parsed import parsed_facts
+from facttune_ray.text.pipelines import load_for_facts
 from facttune_ray.text.sentences import Sentence, carry, split
 
 VERSION = 2
 RULES_VERSION = 2  # raised when `facts.method=rules` gives other facts
+PARSED_VERSION = 1  # raised when only `facts.method=spacy` gives other facts
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,11 @@ def recipe(cfg: Config) -> dict:
     keys += ["domain", "carry_words", "decontextualize"] if f.method == "llm" else []
     keys += ["spacy_model"] if f.cleanup == "entities" else []
     settings: dict = {f"facts.{k}": getattr(f, k) for k in keys}
-    if f.method == "rules":
+    if f.method in ("rules", "spacy"):
         settings["facts.rules"] = RULES_VERSION
+    if f.method == "spacy":
+        settings["facts.parsed"] = PARSED_VERSION
+        settings["facts.spacy_model"] = version("facts.spacy_model", f.spacy_model)
     names = [prompt.template_name(f.domain, f.decontextualize)] if f.method == "llm" else []
     names += [abstention_prompt.TEMPLATE] if f.abstention == "llm" else []
     if names:
@@ -65,7 +72,10 @@ def recipe(cfg: Config) -> dict:
 
 
 def hints(cfg: Config) -> list[str]:
-    """Warnings of the clean-up, which the user would not see if a worker printed them."""
+    """Warnings of the clean-up, which the user would not see if a worker printed them. A missing
+    pipeline of `facts.method=spacy` raises UserError here, before any worker starts."""
+    if cfg.facts.method == "spacy":
+        load_for_facts("facts.spacy_model", cfg.facts.spacy_model)
     if cfg.facts.cleanup == "none":
         return []
     with warnings.catch_warnings(record=True) as caught:
@@ -77,7 +87,9 @@ def hints(cfg: Config) -> list[str]:
 
 async def run(context: Context, shard: int) -> list[dict]:
     responses = context.rows("responses", shard)
-    units = await asyncio.gather(*(_units(context, r) for r in responses))
+    units = list(await asyncio.gather(*(_units(context, r) for r in responses)))
+    if context.cfg.facts.method == "spacy":
+        units = _parsed(context, responses, units)
     return [row for r, u in zip(responses, units, strict=True) for row in _rows(r, u)]
 
 
@@ -138,6 +150,8 @@ async def _abstained(context: Context, response: dict) -> bool:
 
 async def _unit(context: Context, response: dict, sentence: Sentence) -> Unit:
     cfg = context.cfg.facts
+    if cfg.method == "spacy":
+        return Unit(sentence)  # `_parsed` adds the facts of all responses
     if cfg.method == "rules":
         facts = rule_facts(response["topic"], sentence.text)
     else:
@@ -152,10 +166,27 @@ async def _unit(context: Context, response: dict, sentence: Sentence) -> Unit:
             facts = await context.client.ask(messages, prompt.parse, reject_cut=True)
         except RowError as e:
             return Unit(sentence, error=str(e))
-    if cfg.cleanup == "entities":
+    return _cleaned(context, response, sentence, facts)
+
+
+def _cleaned(context: Context, response: dict, sentence: Sentence, facts: list[str]) -> Unit:
+    if context.cfg.facts.cleanup == "entities":
         known = [response["topic"], response["text"][: sentence.start]]
         facts = cleanup.clean(sentence.text, facts, context.entities, known)
     return Unit(sentence, tuple((fact, None) for fact in facts))
+
+
+def _parsed(context: Context, responses: list[dict], units: list[list[Unit]]) -> list[list[Unit]]:
+    """The units of the responses with their facts. All sentences go through the parser together."""
+    texts = [
+        (r["topic"], [u.sentence.text for u in some if u.sentence])
+        for r, some in zip(responses, units, strict=True)
+    ]
+    facts = iter(parsed_facts(context.parser, texts))
+    return [
+        [_cleaned(context, r, u.sentence, next(facts)) if u.sentence else u for u in some]
+        for r, some in zip(responses, units, strict=True)
+    ]
 
 
 def _labelled_facts(cfg: Config, response: dict) -> list[Unit]:

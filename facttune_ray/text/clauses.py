@@ -47,7 +47,9 @@ _ALSO_NOUNS = set(
     "reports matches pitches moves films stages scores dances".split()
 )
 _ALSO_ADJECTIVES = set("organized organised mixed animated related applied advanced".split())
-_INTRANSITIVE = set("retired died resigned returned emigrated graduated married lived left".split())
+INTRANSITIVE = set(
+    "retired died resigned returned emigrated immigrated graduated married lived left".split()
+)
 _NOT_ADJECTIVES = set(
     "music critic musical festival executive native capital animal medal hospital journal canary "
     "dictionary library secretary missionary documentary table fable clinic comic public".split()
@@ -55,7 +57,7 @@ _NOT_ADJECTIVES = set(
 _JOINERS = {"of", "the", "de", "da", "del", "von", "van", "vs", "for", "&"}
 _BODIES = set("Foundation Society Association Institute Committee Center Centre Council".split())
 # After "was ... and" these are passive, too: "was born in Lyon and raised in Paris".
-_ALSO_PASSIVE = set(
+ALSO_PASSIVE = set(
     "raised brought educated based buried known nominated inducted considered regarded praised "
     "appointed elected awarded given named honored recognized released influenced trained".split()
 )
@@ -112,6 +114,11 @@ def _clauses(text: str, name: str) -> list[tuple[str, str]]:
                 return [*out, *_clauses(text[match.end() :], name)]
             start, lead = match.end(), ""
     return [*out, (text[start:], lead)]
+
+
+def is_person(name: str) -> bool:
+    """Whether a name of several words, all capitalised, is taken for a person's: never "it"."""
+    return " " in name and not re.search(r"\b[a-z]", name)
 
 
 def name_length(words: list[str], name: str) -> int:
@@ -191,7 +198,7 @@ def _predicates(text: str) -> list[str]:
         if not listed and _opens_predicate(verb, follow, before, head):
             out.append(text[start : match.start()])
             start = match.end()
-            passive = head[0] in BE and verb in _ALSO_PASSIVE and head[1:2] and is_past(head[1])
+            passive = head[0] in BE and verb in ALSO_PASSIVE and head[1:2] and is_past(head[1])
             bare_participle = is_past(verb) and past(base(verb)) != verb
             if passive or (bare_participle and head[0] in {"has", "have", "had"}):
                 text = f"{text[:start]}{head[0]} {text[start:]}"
@@ -222,7 +229,7 @@ def _opens_predicate(verb: str, follow: str, before: list[str], head: list[str])
     if is_past(verb):
         if plain and verb in _ALSO_ADJECTIVES:
             return False
-        if len(before) <= 3 and is_past(before[-1]) and before[-1] not in _INTRANSITIVE:
+        if len(before) <= 3 and is_past(before[-1]) and before[-1] not in INTRANSITIVE:
             return False  # "wrote and directed a film", "was written and directed by"
         noun_phrase = head[0] in BE and head[1:2] and head[1] in ARTICLES
         return not plain or not (noun_phrase or _is_adjective(before[-1]))

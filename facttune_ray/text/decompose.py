@@ -17,6 +17,7 @@ from facttune_ray.text.clauses import (
     POSSESSIVES,
     PRONOUNS,
     facts,
+    is_person,
     name_length,
 )
 from facttune_ray.text.fragments import is_fragment
@@ -126,9 +127,7 @@ def finish(text: str, name: str) -> str:
         return ""
     first = words[0].lower()
     rest = words[1:]
-    # A name of several words, all capitalised, is taken for a person, whom "it" cannot mean.
-    person = " " in name and not re.search(r"\b[a-z]", name)
-    if first in PRONOUNS and not (first == "it" and person):
+    if first in PRONOUNS and not (first == "it" and is_person(name)):
         if first == "they" and rest:
             fixed = {"were": "was", "are": "is", "have": "has", "do": "does"}.get(rest[0], rest[0])
             rest[0] = third(fixed) if fixed == rest[0] and fixed in KNOWN else fixed
