@@ -114,7 +114,7 @@ class Context:
 
     @functools.cached_property
     def parser(self) -> Any:
-        """spaCy's pipeline for `facts.method=spacy`. UserError where it differs from the driver's."""
+        """spaCy's pipeline for `facts.method=spacy`. UserError if the driver has another one."""
         from facttune_ray.stages.pipelines import check_same
         from facttune_ray.text.pipelines import load_for_facts
 

@@ -35,8 +35,7 @@ def _file(path: Path, folder: Path) -> str:
 def check_same(key: str, name: str, table: Folder) -> None:
     """UserError where this machine has another version of the pipeline than the recipe of an
     unfinished table: its rows would differ from those of other workers."""
-    stored = (table / tables.RECIPE).read_json() or {}
-    recipe, here = stored.get("recipe", stored), version(key, name)
+    recipe, here = (table / tables.RECIPE).read_json() or {}, version(key, name)
     if (wanted := recipe.get(key, here)) != here:
         raise UserError(
             f'{key}: this worker has "{here}", the driver "{wanted}": install the same version '

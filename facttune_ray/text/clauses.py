@@ -71,7 +71,7 @@ CONNECTIVE = re.compile(
     r"Outside of|Beyond|Despite|As well as|Along with|Alongside|Throughout) [^,]+),\s+"
 )
 LEAD = re.compile(
-    r"((?:In|On|At|During|After|Before|Since|From|By|Until|For|Under|Following|Prior to|Between|"
+    r"((?:In|On|As|At|During|After|Before|Since|From|By|Until|For|Under|Following|Prior to|Between|"
     r"Around|Upon)\s[^,]+),\s+(?=\S)"
 )
 _PARTICIPLE_LEAD = re.compile(r"((?:Born|Raised|Educated|Known|Based)\s.+?),\s+(?=\S)")
@@ -285,9 +285,8 @@ def _predicate_facts(subject: str, text: str) -> list[str]:
                 verb = third(verb)
             more = [f for p in _predicates(f"{verb} {rest}") for f in _predicate_facts(subject, p)]
         else:
-            noun = re.search(rf"({MARK}\d+{MARK}|{CAPS})[^{MARK}]*$", head) or re.search(
-                r"\b((?:the|an?|his|her|their)\s[^,]*)$", head
-            )
+            names = [*re.finditer(rf"({MARK}\d+{MARK}|(?:[Tt]he\s)?(?!\d){CAPS})", head)]
+            noun = names[-1] if names else re.search(r"\b((?:the|an?|his|her|their)\s[^,]*)$", head)
             if not noun or not is_finite(rest.split()[0]):
                 continue
             more = [f for p in _predicates(rest) for f in _predicate_facts(noun[1], p)]

@@ -38,7 +38,8 @@ _LIFE = re.compile(r"\s\(([^()]*?\d{3,4}(?:\sBC)?)\s?[-\u2013\u2014]\s?([^()]*?\
 _MASKED = (
     re.compile(
         rf'()("[^"]+"|\u201c[^\u201d]+\u201d|\([^()]*\)|{_DATE}|[A-Z]\w+,\s(?:Jr|Sr)\b\.?|'
-        r"Bosnia and Herzegovina|Trinidad and Tobago|Antigua and Barbuda|Jammu and Kashmir)"
+        r"Bosnia and Herzegovina|Trinidad and Tobago|Antigua and Barbuda|Jammu and Kashmir|"
+        r"Rock and Roll|Arts and (?:Crafts|Letters|Sciences))"
     ),
     # "City, Region", but not the list "Paris, London and Rome"
     re.compile(

@@ -248,6 +248,8 @@ def _borrowed(parsed: Parsed, first: Token, item: Token) -> set[int]:
     phrase = child(item, "prep")
     if first.dep_ == "pobj" and phrase is not None and phrase.lower_ == first.head.lower_:
         raise UnclearParse  # "studied law in Lyon and music in Rome"
+    if indefinite and item.pos_ == "PROPN" and own is not None and child(first, "prep"):
+        raise UnclearParse  # "a member of the Committee, the Council and the Board"
     if own is not None and own.dep_ == "poss" and opens is None and first.dep_ == "pobj":
         raise UnclearParse  # "his degree from Yale and his doctorate"
     if own is not None or opens is None:
