@@ -28,7 +28,7 @@ _NAME, _YEAR = "Casablanca", "1985"
 _MASK = re.compile(f"{MARK}\\d+{MARK}")
 _NAMES = re.compile(rf"(?<=\s){CAPS}(?::\s{CAPS})?")
 _SEMICOLON = re.compile(r";\s(?=(?:he|she|they|it|his|her|the)\s|[A-Z])")
-_MOST_WORDS = 100  # a longer sentence is a list or a repetition
+_MOST_WORDS, _MOST_CHARACTERS = 100, 2_000  # a longer sentence is a list or a repetition
 
 
 @dataclass(slots=True)
@@ -78,7 +78,9 @@ def _parts(nlp: Any, sentence: str, name: str) -> Iterator[_Part]:
     """Yield the parts of a sentence; none where only the rules may split it."""
     masked: list[str] = []
     text = BULLET.sub("", " ".join(sentence.split()))
-    if not re.search(r"\w", text) or text.endswith("?") or len(text.split()) > _MOST_WORDS:
+    if not re.search(r"\w", text) or text.endswith("?"):
+        return
+    if len(text.split()) > _MOST_WORDS or len(text) > _MOST_CHARACTERS:
         return
     text, life = lifespan(text.rstrip(" .!;:"))
     text = CONNECTIVE.sub("", text, count=1).replace(", however,", ",")

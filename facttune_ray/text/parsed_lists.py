@@ -35,6 +35,7 @@ _TIMES_PLACES = {"in", "on", "at", "during"}
 NATION = re.compile(r"[A-Z][a-z]+(?:an|ese|ish|nch|lsh|wiss|[^n]i|eek|ndic|egian)|Dutch|Thai|Czech")
 # "is an American football player" and "is an English teacher" name no nationality.
 _NONATION = set("football language literature history law teacher professor lecturer".split())
+_SPACES = re.compile(r"\s(?=,\s)")
 _CONSONANT_VOWEL = re.compile(r"uni|us[eu]|eu|one\b|once", re.I)
 
 
@@ -58,13 +59,17 @@ class Parsed:
             token = self.tokens[i]
             word = (swap or {}).get(i, self.shown.get(i, token.text))
             gap = at + 1 == len(order) or order[at + 1] != i + 1
-            if token.text in COMMAS and (gap or at == 0 or order[at - 1] != i - 1):
+            # A comma stays behind a gap that no other comma opens: "law [and art], a new subject".
+            paired = at == 0 or (
+                order[at - 1] != i - 1 and self.tokens[order[at - 1]].text in COMMAS
+            )
+            if token.text in COMMAS and (gap or paired):
                 out.append(" ")
                 continue
             if gap and token.lower_ in {"a", "an"} and at + 1 < len(order):
                 word = _article(word, self.tokens[order[at + 1]].text)
             out.append(word + (" " if gap else token.whitespace_))
-        return " ".join("".join(out).split()).strip(" ,;:")
+        return _SPACES.sub("", " ".join("".join(out).split())).strip(" ,;:")
 
 
 def _article(word: str, before: str) -> str:

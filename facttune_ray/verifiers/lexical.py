@@ -74,7 +74,7 @@ _LIGHT = frozenset(
     # praise, which writers of biographies add to any fact
     "figure figures position positions legacy significant often involved remembered controversial "
     "regarded prominent recognition variety way popular highly respected talented influential "
-    "strong active actively quickly faced left behind remains".split()
+    "strong active actively quickly faced behind remains".split()
 )
 _COMMON = frozenset(FAMILY.values())
 _ABOUT = OWNERS | PRONOUNS | {"him", "them"}
