@@ -1,6 +1,6 @@
 """A small spaCy pipeline, trained on the spot: tags and dependencies of a few sentences.
 
-train(folder)  ->  folder with a pipeline of morphologizer, tagger, parser and empty entity recogniser
+train(folder)  ->  folder with a pipeline: morphologizer, tagger, parser, empty entity recogniser
 
 The templates' words are "text/POS/head/dependency", the head by its place in the template. Of a
 slot the last word has what the template says, those before it are its compounds.

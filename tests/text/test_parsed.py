@@ -78,7 +78,7 @@ def test_the_rules_split_what_is_not_parsed(nlp, sentence):
 
 
 def record(pipeline, cases):
-    """Write the parses and facts of cases {"topic", "sentences"}. Read the facts before a commit."""
+    """Write the parses and facts of cases {"topic", "sentences"}; then read the facts."""
     from facttune_ray.text.pipelines import load_for_facts
 
     nlp = Recording(load_for_facts("facts.spacy_model", pipeline))
