@@ -8,8 +8,8 @@ out  facts      {"fact_id": "c07e", "response_id": "51ab", "position": 1, "sente
 
 Equal sentences of a topic are one request. A sentence whose request failed is one row with `fact`
 null and an `error`; a response that declines to answer is one row with `fact` null and `abstained`.
-`facts.method: labels` takes the human facts and labels of a labelled file, `atomic_facts` takes its
-model facts, like FActScore's --use_atomic_facts.
+`facts.method: rules` and `spacy` ask no LLM. `labels` takes the human facts and labels of a
+labelled file, `atomic_facts` takes its model facts, like FActScore's --use_atomic_facts.
 """
 
 from __future__ import annotations
