@@ -24,7 +24,7 @@ from facttune_ray.text.fragments import is_fragment
 from facttune_ray.text.quantities import MONTHS
 from facttune_ray.text.verbs import KNOWN, third
 
-BULLET = re.compile(r"^\s*(?:[-*\u2022\u2013]|\(?\d{1,3}[.)]|#+)\s+")
+_BULLET = re.compile(r"^\s*(?:[-*\u2022\u2013]|\(?\d{1,3}[.)]|#+)\s+")
 
 
 def normal_fact(text: str) -> str:
@@ -62,7 +62,7 @@ def rule_facts(topic: str, sentence: str) -> list[str]:
     "The currency of.", is dropped.
     """
     name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
-    text = BULLET.sub("", " ".join(sentence.split()))
+    text = bare_sentence(sentence)
     if not re.search(r"\w", text) or text.endswith("?"):
         return []
     if len(text.split()) > 400:  # a table, or a model that repeats itself
@@ -73,6 +73,11 @@ def rule_facts(topic: str, sentence: str) -> list[str]:
     raw_facts += facts(text, name)
     finished = [finish(unmask(f, masked), name) for f in raw_facts]
     return list(dict.fromkeys(f for f in finished if f and not is_fragment(f)))
+
+
+def bare_sentence(sentence: str) -> str:
+    """The sentence with single spaces, without a list mark and without characters of `mask`."""
+    return _BULLET.sub("", " ".join(sentence.replace(MARK, " ").split()))
 
 
 def lifespan(text: str) -> tuple[str, list[str]]:

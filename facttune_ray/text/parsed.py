@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from facttune_ray.text.clauses import CAPS, CONNECTIVE, MARK
-from facttune_ray.text.decompose import BULLET, finish, lifespan, mask, rule_facts, unmask
+from facttune_ray.text.decompose import bare_sentence, finish, lifespan, mask, rule_facts, unmask
 from facttune_ray.text.fragments import is_fragment
 from facttune_ray.text.parsed_clauses import read_sentence
 from facttune_ray.text.parsed_lists import NATION, Parsed
@@ -77,7 +77,7 @@ def _facts(parts: list[_Part], docs: Iterator, name: str, thing: str) -> tuple[l
 def _parts(nlp: Any, sentence: str, name: str) -> Iterator[_Part]:
     """Yield the parts of a sentence; none where only the rules may split it."""
     masked: list[str] = []
-    text = BULLET.sub("", " ".join(sentence.split()))
+    text = bare_sentence(sentence)
     if not re.search(r"\w", text) or text.endswith("?"):
         return
     if len(text.split()) > _MOST_WORDS or len(text) > _MOST_CHARACTERS:

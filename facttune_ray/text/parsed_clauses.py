@@ -64,8 +64,8 @@ def read_sentence(parsed: Parsed, name: str, thing: str = "") -> tuple[list[str]
     `thing`: what "it" means here; "" if that is unclear. Other pronouns are not replaced. There are
     no facts where the parse has no clause, is unclear, or would lose a name or a noun.
     """
-    root = next(t for t in parsed.tokens if t.head == t)
-    if root.pos_ not in VERBS or not _subject(root):
+    root = next((t for t in parsed.tokens if t.head == t), None)  # None: no words
+    if root is None or root.pos_ not in VERBS or not _subject(root):
         return [], ""
     reader = _Reader(parsed, name, thing)
     try:

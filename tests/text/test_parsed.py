@@ -37,7 +37,8 @@ class Recorded:
         from spacy.tokens import Doc
 
         for doc in docs:
-            tags, pos, heads, deps = zip(*self.parses[doc.text], strict=True)
+            parse = self.parses[doc.text]
+            tags, pos, heads, deps = zip(*parse, strict=True) if parse else ([], [], [], [])
             words, spaces = [t.text for t in doc], [bool(t.whitespace_) for t in doc]
             yield Doc(doc.vocab, words, spaces, tags=tags, pos=pos, heads=heads, deps=deps)
 
