@@ -20,7 +20,8 @@ from facttune_ray.text.clauses import CAPS, CONNECTIVE, MARK
 from facttune_ray.text.decompose import bare_sentence, finish, lifespan, mask, rule_facts, unmask
 from facttune_ray.text.fragments import is_fragment
 from facttune_ray.text.parsed_clauses import read_sentence
-from facttune_ray.text.parsed_lists import NATION, Parsed
+from facttune_ray.text.parsed_lists import NATION
+from facttune_ray.text.parsed_tree import Parsed
 from facttune_ray.text.quantities import MONTHS
 
 # The parser takes these for a name and a year; they stand for masked texts.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from facttune_ray.text.clauses import (
@@ -25,23 +25,27 @@ from facttune_ray.text.clauses import (
     name_length,
     split_predicate,
 )
-from facttune_ray.text.parsed_lists import (
+from facttune_ray.text.parsed_lists import split_lists
+from facttune_ray.text.parsed_tree import (
     COMMAS,
     NOUNS,
     ROLES,
+    SUBJECTS,
     VERBS,
+    WH,
     Parsed,
     Token,
     UnclearParse,
     below,
     child,
+    conjunction,
+    is_past_clause,
     is_time,
-    split_lists,
+    is_whole,
+    own_subject,
 )
 from facttune_ray.text.verbs import base, past, third
 
-_SUBJECTS = {"nsubj", "nsubjpass", "csubj", "csubjpass"}
-_WH = {"WDT", "WP", "WP$", "WRB"}
 # A clause may hold clauses with other subjects in these parts.
 _OPEN = {"prep", "pobj", "conj", "xcomp", "agent", "oprd", "dobj", "attr", "appos", "nsubj",
          "nsubjpass", "dative"}  # fmt: skip
@@ -65,7 +69,7 @@ def read_sentence(parsed: Parsed, name: str, thing: str = "") -> tuple[list[str]
     no facts where the parse has no clause, is unclear, or would lose a name or a noun.
     """
     root = next((t for t in parsed.tokens if t.head == t), None)  # None: no words
-    if root is None or root.pos_ not in VERBS or not _subject(root):
+    if root is None or root.pos_ not in VERBS or not own_subject(root):
         return [], ""
     reader = _Reader(parsed, name, thing)
     try:
@@ -79,27 +83,13 @@ def _covers(facts: list[str], parsed: Parsed) -> bool:
     """Whether the facts hold all names and numbers, and all nouns behind the subject."""
     held = Counter(re.findall(r"[\w'-]+", " ".join(facts)))
     need = Counter(t.text for t in parsed.tokens if t.i not in parsed.shown)
-    subject = next((t.i for t in parsed.tokens if t.dep_ in _SUBJECTS), 0)
+    subject = next((t.i for t in parsed.tokens if t.dep_ in SUBJECTS), 0)
     return all(
         held[t.text] >= need[t.text]
         for t in parsed.tokens
         if t.i not in parsed.shown and t.text.isalnum()
         if t.pos_ in {"PROPN", "NUM"} or t.pos_ == "NOUN" and t.i > subject
     )
-
-
-def _subject(head: Token) -> Token | None:
-    return next((c for c in head.children if c.dep_ in _SUBJECTS and c.tag_ not in _WH), None)
-
-
-def _is_whole(indices: set[int]) -> bool:
-    """Whether no token stands between these."""
-    return len(indices) == max(indices) - min(indices) + 1
-
-
-def _is_past(head: Token) -> bool:
-    first = child(head, "aux", "auxpass")
-    return head.tag_ == "VBD" if first is None else first.lower_ not in {"is", "are"}
 
 
 def _parts(head: Token) -> Iterator[Token]:
@@ -117,13 +107,6 @@ def _parts(head: Token) -> Iterator[Token]:
             yield from _parts(part)
 
 
-def _conjunction(part: Token) -> set[int]:
-    """The conjunction before a part."""
-    others = [c.i for c in part.head.children if c.dep_ == "conj" and c.i < part.i]
-    start = max(others, default=0)
-    return {c.i for c in part.head.children if c.dep_ == "cc" and start < c.i < part.i}
-
-
 @dataclass(slots=True)
 class _Reader:
     parsed: Parsed
@@ -132,16 +115,17 @@ class _Reader:
 
     def read(
         self, head: Token, inherited: str, helpers: str = "", tail: str = "",
-        swap: dict[int, str] | None = None,
+        swap: dict[int, str] | None = None, behind: Set[int] = frozenset(),
     ) -> list[str]:  # fmt: skip
         """Facts of the clause of a verb. `inherited`: its subject, unless it has its own;
         `helpers`: auxiliaries that it shares with the clause before it; `tail`: words to add;
-        `swap`: token index -> another text."""
-        whole, own = below(head), _subject(head)
+        `swap`: token index -> another text; `behind`: tokens that belong to it against the
+        parse."""
+        whole, own = below(head) | behind, own_subject(head)
         if child(head, "expl"):
             return [self.parsed.text(whole)]
         before = below(own) if own else set()
-        if own and (own.i > head.i or own.dep_[0] == "c" or not _is_whole(before)):
+        if own and (own.i > head.i or own.dep_[0] == "c" or not is_whole(before)):
             raise UnclearParse
         subject = self._noun_phrase(own) if own else inherited
         if 0 in before and self.parsed.tokens[0].tag_ == "VBN":
@@ -151,7 +135,7 @@ class _Reader:
         self._remember(head, own, subject)
         cut, more = self._split_off_all(head, subject, whole)
         drop = {c.i for c in head.children if c.dep_ in {"mark", "cc", "preconj"} and c.i < head.i}
-        drop |= {c.i for c in head.children if c.dep_ in _SUBJECTS and c.tag_ in _WH}
+        drop |= {c.i for c in head.children if c.dep_ in SUBJECTS and c.tag_ in WH}
         kept = whole - cut - before - drop
         lead = self._lead(head, own, kept)
         stated = self._stated(head, kept - lead, f"{subject} {helpers}".strip(),
@@ -229,7 +213,7 @@ class _Reader:
         while waiting:
             part = waiting.pop(0)
             if found := self._split_off(part, head, subject):
-                cut |= below(part) | _conjunction(part)
+                cut |= below(part) | conjunction(part) | self._behind(part)
                 facts += found
                 ends.append(part)
             elif part.dep_ == "conj":  # "wrote and produced songs, releasing two albums"
@@ -238,9 +222,18 @@ class _Reader:
             self._check_end(part, whole - cut)
         return cut, facts
 
+    def _behind(self, part: Token) -> set[int]:
+        """The phrase behind a relative clause at the end of a sentence, which the parser gives to
+        the clause before: "a lawyer who was born in May, in Lyon"."""
+        tokens, end = self.parsed.tokens, part.right_edge.i + 1
+        if part.dep_ != "relcl" or end + 1 >= len(tokens) or tokens[end].text != ",":
+            return set()
+        phrase = tokens[end + 1]
+        last = phrase.dep_ == "prep" and phrase.right_edge.i == len(tokens) - 1
+        return {end, *below(phrase)} if last else set()
+
     def _check_end(self, part: Token, kept: set[int]) -> None:
-        """Raise UnclearParse where words behind a part belong to the clause before it: "a lawyer
-        who was born in May, in Lyon"."""
+        """Raise UnclearParse where words behind a part belong to the clause before it."""
         if part.dep_ == "appos" or part.i < part.head.i:
             return
         tokens, end, comma, joint = self.parsed.tokens, part.right_edge.i + 1, False, False
@@ -270,7 +263,7 @@ class _Reader:
         top = noun = part.head
         while top.dep_ == "conj" and top.head.pos_ in {"NOUN", "PROPN"}:
             top = top.head
-        if top.dep_ in ROLES | _SUBJECTS and top.head == head:
+        if top.dep_ in ROLES | SUBJECTS and top.head == head:
             return subject
         if top.dep_ == "pobj" and top.head.lower_ == "as" and top.head.head == head:
             return subject  # "is remembered as a poet who"
@@ -300,15 +293,15 @@ class _Reader:
 
     def _coordinate(self, part: Token, subject: str) -> list[str]:
         first = part.head
-        if own := _subject(part):
+        if own := own_subject(part):
             if own.pos_ == "NUM":
                 raise UnclearParse  # "7 losses, and 0 draws"
+            return self.read(part, subject)
+        if part.pos_ == "AUX" or part.lower_ == "has" or child(part, "aux", "auxpass"):
             return self.read(part, subject)
         between = self.parsed.tokens[first.i + 1 : part.i]
         if all(t.dep_ in {"cc", "advmod", "punct"} for t in between):
             return []  # "wrote and directed a film"
-        if part.pos_ == "AUX" or child(part, "aux", "auxpass"):
-            return self.read(part, subject)
         if part.tag_ == "VBZ" and first.tag_ in {"VBD", "VBN"}:
             raise UnclearParse  # "acted in films and television shows"
         shared = [
@@ -321,15 +314,16 @@ class _Reader:
         return [] if part.tag_ in {"VB", "VBG"} else self.read(part, subject)
 
     def _relative(self, part: Token, head: Token, subject: str) -> list[str]:
-        pronoun = next((c for c in part.children if c.tag_ in _WH), None)
+        pronoun = next((c for c in part.children if c.tag_ in WH), None)
         if pronoun is None or pronoun.tag_ == "WP$":
             return []
         about, comma = self._about(part, head, subject), self._comma_before(part)
-        if pronoun.dep_ in _SUBJECTS:
+        if pronoun.dep_ in SUBJECTS:
             if comma and not about:
                 raise UnclearParse  # "joined in 1963, which led"
-            return self.read(part, about) if comma or about == subject else []
-        if not comma or not _subject(part):
+            behind = self._behind(part)
+            return self.read(part, about, behind=behind) if comma or about == subject else []
+        if not comma or not own_subject(part):
             return []
         if pronoun.lower_ == "where":
             placed = any(c.dep_ == "prep" and c.lower_ in {"in", "at"} for c in part.subtree)
@@ -348,25 +342,25 @@ class _Reader:
         if not about or noun.pos_ != "PROPN" and noun.i not in self.parsed.shown:
             return []
         cut, more = self._split_off_all(part, about, below(part))
-        be = "was" if _is_past(head) else "is"
+        be = "was" if is_past_clause(head) else "is"
         return self._stated(part, below(part) - cut, f"{about} {be}", "", "", {}) + more
 
     def _participle(self, part: Token, head: Token, subject: str) -> list[str]:
         """A participle becomes a finite verb: "appearing in" -> "appeared in"."""
         first, after = self.parsed.tokens[part.left_edge.i], part.i + 1
         following = self.parsed.tokens[after].lower_ if after < len(self.parsed.tokens) else ""
-        mark = next((c for c in part.children if c.dep_ == "mark" or c.tag_ in _WH), None)
+        mark = next((c for c in part.children if c.dep_ == "mark" or c.tag_ in WH), None)
         comma = self._comma_before(part)
         if mark is not None:
-            own = _subject(part) and part.dep_ == "advcl"
+            own = own_subject(part) and part.dep_ == "advcl"
             if own and (mark.lower_ in _OWN_CLAUSE or mark.lower_ == "where" and comma):
                 return self.read(part, subject, swap={mark.i: ""})
             return []
         if part.lower_ in _NO_PARTICIPLES or (part.lower_, following) in _FIXED:
             return []
-        if first.tag_ == "IN" or _subject(part) or any(c.lower_ == "to" for c in part.lefts):
+        if first.tag_ == "IN" or own_subject(part) or any(c.lower_ == "to" for c in part.lefts):
             return []
-        was = _is_past(head)
+        was = is_past_clause(head)
         fronted = part.dep_ == "advcl" and part.i < head.i and part.head == head
         about = subject
         if part.dep_ == "acl" and not (part.tag_ == "VBG" and comma):

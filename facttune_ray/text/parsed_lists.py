@@ -8,20 +8,22 @@ rules of `clauses.py`, or raises UnclearParse.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 from facttune_ray.text.clauses import ARTICLES, POSSESSIVES
-from facttune_ray.text.quantities import MONTHS
+from facttune_ray.text.parsed_tree import (
+    NOUNS,
+    ROLES,
+    VERBS,
+    Parsed,
+    Token,
+    UnclearParse,
+    below,
+    child,
+    is_time,
+)
 from facttune_ray.text.verbs import base
 
-Token = Any  # spacy.tokens.Token; spaCy is imported where a pipeline is loaded
-
-VERBS = {"VERB", "AUX"}
-NOUNS = {"NOUN", "PROPN", "NUM"}
-ROLES = {"attr", "oprd"}
-COMMAS = {",", "-", "--", "\u2013", "\u2014"}
 # A list may be split where its first item has one of these labels.
 _LISTED = {"dobj", "attr", "pobj", "oprd", "acomp", "xcomp", "pcomp", "prep", "dative", "agent"}
 # The items of these belong together.
@@ -35,64 +37,6 @@ _TIMES_PLACES = {"in", "on", "at", "during"}
 NATION = re.compile(r"[A-Z][a-z]+(?:an|ese|ish|nch|lsh|wiss|[^n]i|eek|ndic|egian)|Dutch|Thai|Czech")
 # "is an American football player" and "is an English teacher" name no nationality.
 _NONATION = set("football language literature history law teacher professor lecturer".split())
-_SPACES = re.compile(r"\s(?=,\s)")
-_CONSONANT_VOWEL = re.compile(r"uni|us[eu]|eu|one\b|once", re.I)
-
-
-class UnclearParse(Exception):
-    """The parse cannot be right, or could mean two things."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A parsed sentence. `shown`: token index -> the text that the token stands for."""
-
-    tokens: list[Token]
-    shown: Mapping[int, str]
-
-    def text(self, kept: Iterable[int], swap: Mapping[int, str] | None = None) -> str:
-        """The text of the tokens with these indices, without commas beside a gap. `swap`: token
-        index -> another text."""
-        order = sorted(kept)
-        out: list[str] = []
-        for at, i in enumerate(order):
-            token = self.tokens[i]
-            word = (swap or {}).get(i, self.shown.get(i, token.text))
-            gap = at + 1 == len(order) or order[at + 1] != i + 1
-            # A comma stays behind a gap that no other comma opens: "law [and art], a new subject".
-            paired = at == 0 or (
-                order[at - 1] != i - 1 and self.tokens[order[at - 1]].text in COMMAS
-            )
-            if token.text in COMMAS and (gap or paired):
-                out.append(" ")
-                continue
-            if gap and token.lower_ in {"a", "an"} and at + 1 < len(order):
-                word = _article(word, self.tokens[order[at + 1]].text)
-            out.append(word + (" " if gap else token.whitespace_))
-        return _SPACES.sub("", " ".join("".join(out).split())).strip(" ,;:")
-
-
-def _article(word: str, before: str) -> str:
-    """The form of "a" before a word, with the case of `word`."""
-    vowel = before[:1].lower() in "aeiou" and not _CONSONANT_VOWEL.match(before)
-    return word[0] + "n" * vowel
-
-
-def below(token: Token) -> set[int]:
-    """The indices of a token and of all tokens that depend on it."""
-    return {t.i for t in token.subtree}
-
-
-def is_time(noun: Token) -> bool:
-    """Whether a noun is a year, a date or a number."""
-    return noun.text[0].isdigit() or any(
-        t.lower_ in MONTHS or t.lower_[:-1].isdigit() for t in (noun, *noun.children)
-    )
-
-
-def child(token: Token, *labels: str) -> Token | None:
-    """The first child of a token with one of these labels."""
-    return next((c for c in token.children if c.dep_ in labels), None)
 
 
 # ---------------------------------------------------------------- the facts of a predicate
