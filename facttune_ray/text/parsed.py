@@ -67,12 +67,15 @@ def _bare(topic: str) -> str:
 def _facts(parts: list[_Part], docs: Iterator, name: str, thing: str) -> tuple[list[str], str]:
     """(facts, what "it" means next) of the parts of a sentence; no facts where one is unclear."""
     facts: list[str] = []
-    clear = True
+    clear = bool(parts)
     for part in parts:
         found, thing = read_sentence(Parsed(list(next(docs)), part.shown), name, thing)
+        thing = unmask(thing, part.masked)
         clear = clear and bool(found)
         facts += [finish(unmask(text, part.masked), name) for text in [*part.life, *found]]
-    return [f for f in dict.fromkeys(facts) if f and not is_fragment(f)] if clear else [], thing
+    if not clear:
+        return [], ""
+    return [f for f in dict.fromkeys(facts) if f and not is_fragment(f)], thing
 
 
 def _parts(nlp: Any, sentence: str, name: str) -> Iterator[_Part]:
