@@ -228,6 +228,8 @@ class _Reader:
         tokens, end = self.parsed.tokens, part.right_edge.i + 1
         if part.dep_ != "relcl" or end + 1 >= len(tokens) or tokens[end].text != ",":
             return set()
+        if self._comma_before(part):
+            return set()  # "She met Tom, who sang, in Lyon"
         phrase = tokens[end + 1]
         last = phrase.dep_ == "prep" and phrase.right_edge.i == len(tokens) - 1
         return {end, *below(phrase)} if last else set()
