@@ -1,6 +1,6 @@
-"""A small spaCy pipeline, trained on the spot: parts of speech and dependencies of a few sentences.
+"""A small spaCy pipeline, trained on the spot: tags and dependencies of a few sentences.
 
-train(folder)  ->  folder with a pipeline of morphologizer, parser and an empty entity recogniser
+train(folder)  ->  folder with a pipeline: morphologizer, tagger, parser, empty entity recogniser
 
 The templates' words are "text/POS/head/dependency", the head by its place in the template. Of a
 slot the last word has what the template says, those before it are its compounds.
@@ -28,6 +28,9 @@ TEMPLATES = [
     "{place}/PROPN/2/dobj she/PRON/2/nsubj loved/VERB/2/ROOT ./PUNCT/2/punct",
     "a/DET/1/det {trade}/NOUN/1/ROOT from/ADP/1/prep {place}/PROPN/2/pobj ./PUNCT/1/punct",
 ]
+TAGS = {"is": "VBZ", "plays": "VBZ", "was": "VBD", "born": "VBN"}  # of words, else of their POS
+POS_TAGS = {"VERB": "VBD", "NOUN": "NN", "PROPN": "NNP", "PRON": "PRP", "ADP": "IN", "DET": "DT",
+            "NUM": "CD", "CCONJ": "CC", "PUNCT": "."}  # fmt: skip
 SLOTS = {
     "name": ["Mara Veldt", "Tomas Rehn", "Ana Zed", "Kol Wex", "Belu Sanor", "Ivo Marsh"],
     "place": ["Paris", "Lyon", "Ostrava", "Rome", "Brno", "Oslo", "New Delft", "Port Amber"],
@@ -53,7 +56,8 @@ def sentence(template: str, rng: random.Random) -> dict[str, list]:
         deps += ["compound"] * (len(filled) - 1) + [dep]
         last.append(end)
     places = [at if kind == "word" else last[at] for kind, at in heads]
-    return {"words": words, "pos": pos, "heads": places, "deps": deps}
+    tags = [TAGS.get(word, POS_TAGS.get(p, p)) for word, p in zip(words, pos, strict=True)]
+    return {"words": words, "pos": pos, "tags": tags, "heads": places, "deps": deps}
 
 
 def train(folder: str | Path, seed: int = 0, steps: int = 90) -> str:
@@ -85,6 +89,7 @@ def train(folder: str | Path, seed: int = 0, steps: int = 90) -> str:
         "tok2vec": tok2vec,
     }
     nlp.add_pipe("morphologizer", config={"model": tagger})
+    nlp.add_pipe("tagger", config={"model": tagger})
     nlp.add_pipe("parser", config={"model": parser, "min_action_freq": 1})
     examples = []
     for _ in range(150):

@@ -108,7 +108,7 @@ def test_the_parts_a_gpu_check_uses_need_neither_ray_nor_deepspeed():
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["text.cleanup", "text.entities"])
+@pytest.mark.parametrize("module", ["text.cleanup", "text.parsed", "text.pipelines"])
 def test_spacy_is_imported_where_a_pipeline_is_loaded(module):
     code = f"import sys, facttune_ray.{module}; print('spacy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -135,7 +135,7 @@ def test_only_the_runtime_knows_ray_data():
 
 
 def test_stages_meet_only_in_tables():
-    shared = {"context", "connect", "evidence", "work"}
+    shared = {"context", "connect", "evidence", "pipelines", "work"}
     for file in (PACKAGE / "stages").glob("*.py"):
         for name in imported(file):
             parts = name.split(".")

@@ -29,8 +29,9 @@ class ResponsesConfig:
 class FactsConfig:
     """Responses to atomic facts."""
 
-    method: Literal["llm", "rules", "labels", "atomic_facts"] = setting(
+    method: Literal["llm", "rules", "spacy", "labels", "atomic_facts"] = setting(
         "llm",
+        "rules: by rules of English grammar; spacy: by the parse of spacy_model, else by rules; "
         "labels, atomic_facts: the human facts of a labelled FActScore file, or its generated "
         "facts (--use_atomic_facts).",
     )
@@ -48,7 +49,9 @@ class FactsConfig:
         "none", "entities: drop a fact whose names do not stand in its sentence."
     )
     spacy_model: str = setting(
-        "en_core_web_sm", "cleanup=entities: spaCy pipeline; rules when it is not installed."
+        "en_core_web_sm",
+        "spaCy pipeline, by name or folder. method=spacy needs it; without it, cleanup=entities "
+        "finds names by rules.",
     )
     abstention: str = setting("generic", "none, generic, llm, or your own package.module:function.")
 

@@ -35,6 +35,8 @@ def check(cfg: Config, knowledge: str, models: bool) -> None:
         Articles(knowledge).search("a", 1)
     if made_of(needed(cfg, wanted(cfg)), "entities"):
         stage("entities").hints(cfg)  # UserError for a missing spaCy pipeline
+    if cfg.facts.method == "spacy" and "facts" not in cfg.data.ready:
+        stage("facts").hints(cfg)  # the same
     if not models:
         return
     if "facts" not in cfg.data.ready and (cfg.facts.method == "llm" or "chat" in names):

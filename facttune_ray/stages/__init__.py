@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # `facttune --help` reads STEPS and must not wait for the con
 
 def _facts_ask(cfg: Config) -> bool:
     facts = cfg.facts
-    return facts.method == "llm" or (facts.method == "rules" and facts.abstention == "llm")
+    offline = facts.method in ("rules", "spacy")
+    return facts.method == "llm" or (offline and facts.abstention == "llm")
 
 
 def _verdicts_ask(cfg: Config) -> bool:

@@ -113,6 +113,16 @@ class Context:
         return cleanup.load(self.cfg.facts.spacy_model)
 
     @functools.cached_property
+    def parser(self) -> Any:
+        """spaCy's pipeline for `facts.method=spacy`. UserError if the driver has another one."""
+        from facttune_ray.stages.pipelines import check_same
+        from facttune_ray.text.pipelines import load_for_facts
+
+        key, name = "facts.spacy_model", self.cfg.facts.spacy_model
+        check_same(key, name, self.root / self.work.output)
+        return load_for_facts(key, name)
+
+    @functools.cached_property
     def dense(self) -> Dense:
         from facttune_ray.knowledge.dense import Dense
 

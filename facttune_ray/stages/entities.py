@@ -14,58 +14,37 @@ tokens as the entity has. A response that cannot be parsed is one row with `text
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
-from pathlib import Path
-
 from facttune_ray.config import Config
 from facttune_ray.sampling import engines, templates
 from facttune_ray.sampling.protocol import SampleRequest, failure, texts
 from facttune_ray.stages.context import Context
+from facttune_ray.stages.pipelines import version
 from facttune_ray.storage.schema import digest, seed_from
-from facttune_ray.text import entities
+from facttune_ray.text import entities, pipelines
 from facttune_ray.text.entities import Entity
 
 VERSION = 1
+KEY = "entities.spacy_model"
 
 
 def recipe(cfg: Config) -> dict:
     keys = ("samples", "temperature", "top_p")
     return {f"entities.{k}": getattr(cfg.entities, k) for k in keys} | {
-        "entities.spacy_model": pipeline_version(cfg.entities.spacy_model),
+        KEY: version(KEY, cfg.entities.spacy_model),
         **templates.recipe(cfg.model),
         "run.seed": cfg.run.seed,
         **engines.recipe(cfg),
     }
 
 
-@functools.cache
-def pipeline_version(name: str) -> str:
-    """Name and version of a package, or a digest of the files of a folder, wherever it lies.
-    UserError when the pipeline is neither."""
-    folder = Path(name)
-    if folder.is_dir():
-        return digest(*(_file(p, folder) for p in sorted(folder.rglob("*")) if p.is_file()))
-    try:
-        return f"{name} {importlib.metadata.version(name)}"
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return f"{name} {entities.load(name).meta['version']}"  # raises UserError
-
-
-def _file(path: Path, folder: Path) -> str:
-    with path.open("rb") as file:
-        return f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
 def hints(cfg: Config) -> list[str]:
     """No lines. A missing pipeline raises UserError here, before any worker starts."""
-    entities.load(cfg.entities.spacy_model)
+    pipelines.load(KEY, cfg.entities.spacy_model)
     return []
 
 
 async def run(context: Context, shard: int) -> list[dict]:
-    nlp = entities.load(context.cfg.entities.spacy_model)
+    nlp = pipelines.load(KEY, context.cfg.entities.spacy_model)
     responses = [r for r in context.rows("responses", shard) if not r["error"] and r["text"]]
     found = entities.extract(nlp, [r["text"] for r in responses])
     rows: list[dict] = []

@@ -8,8 +8,8 @@ out  facts      {"fact_id": "c07e", "response_id": "51ab", "position": 1, "sente
 
 Equal sentences of a topic are one request. A sentence whose request failed is one row with `fact`
 null and an `error`; a response that declines to answer is one row with `fact` null and `abstained`.
-`facts.method: labels` takes the human facts and labels of a labelled file, `atomic_facts` takes its
-model facts, like FActScore's --use_atomic_facts.
+`facts.method: rules` and `spacy` ask no LLM. `labels` takes the human facts and labels of a
+labelled file, `atomic_facts` takes its model facts, like FActScore's --use_atomic_facts.
 """
 
 from __future__ import annotations
@@ -29,13 +29,17 @@ from facttune_ray.prompts import template
 from facttune_ray.sources import factscore
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
+from facttune_ray.stages.pipelines import version
 from facttune_ray.storage.schema import digest
 from facttune_ray.text import abstention, cleanup
 from facttune_ray.text.decompose import normal_fact, rule_facts
+from facttune_ray.text.parsed import parsed_facts
+from facttune_ray.text.pipelines import load_for_facts
 from facttune_ray.text.sentences import Sentence, carry, split
 
 VERSION = 2
-RULES_VERSION = 2  # raised when `facts.method=rules` gives other facts
+RULES_VERSION = 3  # raised when `facts.method=rules` gives other facts
+PARSED_VERSION = 1  # raised when only `facts.method=spacy` gives other facts
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,11 @@ def recipe(cfg: Config) -> dict:
     keys += ["domain", "carry_words", "decontextualize"] if f.method == "llm" else []
     keys += ["spacy_model"] if f.cleanup == "entities" else []
     settings: dict = {f"facts.{k}": getattr(f, k) for k in keys}
-    if f.method == "rules":
+    if f.method in ("rules", "spacy"):
         settings["facts.rules"] = RULES_VERSION
+    if f.method == "spacy":
+        settings["facts.parsed"] = PARSED_VERSION
+        settings["facts.spacy_model"] = version("facts.spacy_model", f.spacy_model)
     names = [prompt.template_name(f.domain, f.decontextualize)] if f.method == "llm" else []
     names += [abstention_prompt.TEMPLATE] if f.abstention == "llm" else []
     if names:
@@ -66,7 +73,10 @@ def recipe(cfg: Config) -> dict:
 
 
 def hints(cfg: Config) -> list[str]:
-    """Warnings of the clean-up, which the user would not see if a worker printed them."""
+    """Warnings of the clean-up, which the user would not see if a worker printed them. A missing
+    pipeline of `facts.method=spacy` raises UserError here, before any worker starts."""
+    if cfg.facts.method == "spacy":
+        load_for_facts("facts.spacy_model", cfg.facts.spacy_model)
     if cfg.facts.cleanup == "none":
         return []
     with warnings.catch_warnings(record=True) as caught:
@@ -78,7 +88,9 @@ def hints(cfg: Config) -> list[str]:
 
 async def run(context: Context, shard: int) -> list[dict]:
     responses = context.rows("responses", shard)
-    units = await asyncio.gather(*(_units(context, r) for r in responses))
+    units = list(await asyncio.gather(*(_units(context, r) for r in responses)))
+    if context.cfg.facts.method == "spacy":
+        units = _parsed(context, responses, units)
     return [row for r, u in zip(responses, units, strict=True) for row in _rows(r, u)]
 
 
@@ -151,6 +163,8 @@ def messages(cfg: FactsConfig, response: dict, sentence: str, start: int) -> lis
 
 async def _unit(context: Context, response: dict, sentence: Sentence) -> Unit:
     cfg = context.cfg.facts
+    if cfg.method == "spacy":
+        return Unit(sentence)  # `_parsed` adds the facts of all responses
     if cfg.method == "rules":
         facts = rule_facts(response["topic"], sentence.text)
     else:
@@ -159,10 +173,27 @@ async def _unit(context: Context, response: dict, sentence: Sentence) -> Unit:
             facts = await context.client.ask(asked, prompt.parse, reject_cut=True)
         except RowError as e:
             return Unit(sentence, error=str(e))
-    if cfg.cleanup == "entities":
+    return _cleaned(context, response, sentence, facts)
+
+
+def _cleaned(context: Context, response: dict, sentence: Sentence, facts: list[str]) -> Unit:
+    if context.cfg.facts.cleanup == "entities":
         known = [response["topic"], response["text"][: sentence.start]]
         facts = cleanup.clean(sentence.text, facts, context.entities, known)
     return Unit(sentence, tuple((fact, None) for fact in facts))
+
+
+def _parsed(context: Context, responses: list[dict], units: list[list[Unit]]) -> list[list[Unit]]:
+    """The units of the responses with their facts. All sentences go through the parser together."""
+    texts = [
+        (r["topic"], [u.sentence.text for u in some if u.sentence])
+        for r, some in zip(responses, units, strict=True)
+    ]
+    facts = iter(parsed_facts(context.parser, texts))
+    return [
+        [_cleaned(context, r, u.sentence, next(facts)) if u.sentence else u for u in some]
+        for r, some in zip(responses, units, strict=True)
+    ]
 
 
 def _labelled_facts(cfg: Config, response: dict) -> list[Unit]:

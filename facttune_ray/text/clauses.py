@@ -47,7 +47,9 @@ _ALSO_NOUNS = set(
     "reports matches pitches moves films stages scores dances".split()
 )
 _ALSO_ADJECTIVES = set("organized organised mixed animated related applied advanced".split())
-_INTRANSITIVE = set("retired died resigned returned emigrated graduated married lived left".split())
+INTRANSITIVE = set(
+    "retired died resigned returned emigrated immigrated graduated married lived left".split()
+)
 _NOT_ADJECTIVES = set(
     "music critic musical festival executive native capital animal medal hospital journal canary "
     "dictionary library secretary missionary documentary table fable clinic comic public".split()
@@ -55,26 +57,26 @@ _NOT_ADJECTIVES = set(
 _JOINERS = {"of", "the", "de", "da", "del", "von", "van", "vs", "for", "&"}
 _BODIES = set("Foundation Society Association Institute Committee Center Centre Council".split())
 # After "was ... and" these are passive, too: "was born in Lyon and raised in Paris".
-_ALSO_PASSIVE = set(
+ALSO_PASSIVE = set(
     "raised brought educated based buried known nominated inducted considered regarded praised "
     "appointed elected awarded given named honored recognized released influenced trained".split()
 )
 MARK = "\ue000"
 CAP = rf"(?:[A-Z0-9{MARK}\u00c0-\u00de][^\s,]*)"
 CAPS = rf"{CAP}(?:\s(?:(?:of|the|de|da|del|von|van|for)\s)*{CAP})*"
-_CONNECTIVE = re.compile(
+CONNECTIVE = re.compile(
     r"^(?:However|Additionally|In addition|Furthermore|Moreover|Also|Overall|Today|Later|Then|"
     r"Finally|Eventually|Subsequently|Meanwhile|Instead|Thus|Therefore|Nevertheless|Nonetheless|"
     r"Unfortunately|Notably|Sadly|Off the \w+|(?:In addition to|Apart from|Aside from|Besides|"
     r"Outside of|Beyond|Despite|As well as|Along with|Alongside|Throughout) [^,]+),\s+"
 )
 LEAD = re.compile(
-    r"((?:In|On|At|During|After|Before|Since|From|By|Until|For|Under|Following|Prior to|Between|"
+    r"((?:In|On|As|At|During|After|Before|Since|From|By|Until|For|Under|Following|Prior to|Between|"
     r"Around|Upon)\s[^,]+),\s+(?=\S)"
 )
 _PARTICIPLE_LEAD = re.compile(r"((?:Born|Raised|Educated|Known|Based)\s.+?),\s+(?=\S)")
 _REGION = re.compile(rf"({CAPS}),\s+(?=((?:he|she|they|it)\s)?)")
-_VAGUE = re.compile(r" (?:since then|in recent years|at the same time|over the years|after that)$")
+VAGUE = re.compile(r" (?:since then|in recent years|at the same time|over the years|after that)$")
 _OWN_SUBJECT = re.compile(r"(?:;|,?\s(?:and|but|while|although|whereas|so|where))\s(?=\S)")
 _JOINT = re.compile(r",?\s(?:and then|and|but)\s|,\s(?=[a-z])")
 
@@ -86,7 +88,7 @@ def facts(text: str, name: str) -> list[str]:
 
 def _clauses(text: str, name: str) -> list[tuple[str, str]]:
     """(clause with its own subject, its introductory phrase: " in 2018" or "")."""
-    text = _CONNECTIVE.sub("", text, count=1)
+    text = CONNECTIVE.sub("", text, count=1)
     out: list[tuple[str, str]] = []
     if match := _PARTICIPLE_LEAD.match(text):
         text = text[match.end() :]
@@ -98,7 +100,7 @@ def _clauses(text: str, name: str) -> list[tuple[str, str]]:
     lead = ""
     if (match := LEAD.match(text)) and verb_at(text[match.end() :].split(), name) is not None:
         text, lead = text[match.end() :], f" {match[1][0].lower()}{match[1][1:]}"
-        lead = "" if _VAGUE.match(lead) else lead
+        lead = "" if VAGUE.match(lead) else lead
     start = 0
     for match in _OWN_SUBJECT.finditer(text):
         rest = text[match.end() :].split()
@@ -112,6 +114,11 @@ def _clauses(text: str, name: str) -> list[tuple[str, str]]:
                 return [*out, *_clauses(text[match.end() :], name)]
             start, lead = match.end(), ""
     return [*out, (text[start:], lead)]
+
+
+def is_person(name: str) -> bool:
+    """Whether a name of several words, all capitalised, is taken for a person's: never "it"."""
+    return " " in name and not re.search(r"\b[a-z]", name)
 
 
 def name_length(words: list[str], name: str) -> int:
@@ -191,7 +198,7 @@ def _predicates(text: str) -> list[str]:
         if not listed and _opens_predicate(verb, follow, before, head):
             out.append(text[start : match.start()])
             start = match.end()
-            passive = head[0] in BE and verb in _ALSO_PASSIVE and head[1:2] and is_past(head[1])
+            passive = head[0] in BE and verb in ALSO_PASSIVE and head[1:2] and is_past(head[1])
             bare_participle = is_past(verb) and past(base(verb)) != verb
             if passive or (bare_participle and head[0] in {"has", "have", "had"}):
                 text = f"{text[:start]}{head[0]} {text[start:]}"
@@ -222,7 +229,7 @@ def _opens_predicate(verb: str, follow: str, before: list[str], head: list[str])
     if is_past(verb):
         if plain and verb in _ALSO_ADJECTIVES:
             return False
-        if len(before) <= 3 and is_past(before[-1]) and before[-1] not in _INTRANSITIVE:
+        if len(before) <= 3 and is_past(before[-1]) and before[-1] not in INTRANSITIVE:
             return False  # "wrote and directed a film", "was written and directed by"
         noun_phrase = head[0] in BE and head[1:2] and head[1] in ARTICLES
         return not plain or not (noun_phrase or _is_adjective(before[-1]))
@@ -278,17 +285,16 @@ def _predicate_facts(subject: str, text: str) -> list[str]:
                 verb = third(verb)
             more = [f for p in _predicates(f"{verb} {rest}") for f in _predicate_facts(subject, p)]
         else:
-            noun = re.search(rf"({MARK}\d+{MARK}|{CAPS})[^{MARK}]*$", head) or re.search(
-                r"\b((?:the|an?|his|her|their)\s[^,]*)$", head
-            )
+            names = [*re.finditer(rf"({MARK}\d+{MARK}|(?:[Tt]he\s)?(?!\d){CAPS})", head)]
+            noun = names[-1] if names else re.search(r"\b((?:the|an?|his|her|their)\s[^,]*)$", head)
             if not noun or not is_finite(rest.split()[0]):
                 continue
             more = [f for p in _predicates(rest) for f in _predicate_facts(noun[1], p)]
         return [*_predicate_facts(subject, head), *more]
-    return [f"{subject} {part}" for part in _parts(text)]
+    return [f"{subject} {part}" for part in split_predicate(text)]
 
 
-def _parts(text: str) -> list[str]:
+def split_predicate(text: str) -> list[str]:
     """Split a predicate at its lists, or at the places and dates of a birth or death."""
     if match := re.match(r"((?:was|were) born|died|passed away)\s(?=(?:on|in|at|to)\s)", text):
         spots = re.split(r",?\s(?=(?:on|in|at|to|after)\s)", " " + text[match.end() :].strip(" ,"))

@@ -17,6 +17,7 @@ from facttune_ray.text.clauses import (
     POSSESSIVES,
     PRONOUNS,
     facts,
+    is_person,
     name_length,
 )
 from facttune_ray.text.fragments import is_fragment
@@ -37,7 +38,8 @@ _LIFE = re.compile(r"\s\(([^()]*?\d{3,4}(?:\sBC)?)\s?[-\u2013\u2014]\s?([^()]*?\
 _MASKED = (
     re.compile(
         rf'()("[^"]+"|\u201c[^\u201d]+\u201d|\([^()]*\)|{_DATE}|[A-Z]\w+,\s(?:Jr|Sr)\b\.?|'
-        r"Bosnia and Herzegovina|Trinidad and Tobago|Antigua and Barbuda|Jammu and Kashmir)"
+        r"Bosnia and Herzegovina|Trinidad and Tobago|Antigua and Barbuda|Jammu and Kashmir|"
+        r"Rock and Roll|Arts and (?:Crafts|Letters|Sciences))"
     ),
     # "City, Region", but not the list "Paris, London and Rome"
     re.compile(
@@ -60,20 +62,25 @@ def rule_facts(topic: str, sentence: str) -> list[str]:
     "The currency of.", is dropped.
     """
     name = re.sub(r"\s*\([^)]*\)$", "", topic).strip() or topic
-    text = _BULLET.sub("", " ".join(sentence.split()))
+    text = bare_sentence(sentence)
     if not re.search(r"\w", text) or text.endswith("?"):
         return []
     if len(text.split()) > 400:  # a table, or a model that repeats itself
         return [] if is_fragment(text) else [text]
-    text, raw_facts = _lifespan(text.rstrip(" .!;:"))
+    text, raw_facts = lifespan(text.rstrip(" .!;:"))
     masked: list[str] = []
     text = mask(text.replace(", however,", "," if LEAD.match(text) else ""), masked, name)
     raw_facts += facts(text, name)
-    finished = [_finish(unmask(f, masked), name) for f in raw_facts]
+    finished = [finish(unmask(f, masked), name) for f in raw_facts]
     return list(dict.fromkeys(f for f in finished if f and not is_fragment(f)))
 
 
-def _lifespan(text: str) -> tuple[str, list[str]]:
+def bare_sentence(sentence: str) -> str:
+    """The sentence with single spaces, without a list mark and without characters of `mask`."""
+    return _BULLET.sub("", " ".join(sentence.replace(MARK, " ").split()))
+
+
+def lifespan(text: str) -> tuple[str, list[str]]:
     """Split off life dates: "A B (1703-63) was" -> ("A B was", ["A B was born in 1703", ...])."""
     if match := _LIFE.search(text):
         who = text[: match.start()]
@@ -119,16 +126,14 @@ def unmask(text: str, masked: list[str]) -> str:
     return text
 
 
-def _finish(text: str, name: str) -> str:
+def finish(text: str, name: str) -> str:
     """Make a sentence: replace the topic's pronoun by its name, end with one full stop."""
     words = " ".join(text.split()).strip(" ,;").split()
     if not words:
         return ""
     first = words[0].lower()
     rest = words[1:]
-    # A name of several words, all capitalised, is taken for a person, whom "it" cannot mean.
-    person = " " in name and not re.search(r"\b[a-z]", name)
-    if first in PRONOUNS and not (first == "it" and person):
+    if first in PRONOUNS and not (first == "it" and is_person(name)):
         if first == "they" and rest:
             fixed = {"were": "was", "are": "is", "have": "has", "do": "does"}.get(rest[0], rest[0])
             rest[0] = third(fixed) if fixed == rest[0] and fixed in KNOWN else fixed

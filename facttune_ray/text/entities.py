@@ -1,6 +1,6 @@
 """Noun chunks of a text, found by spaCy. Each is a unit of confidence.
 
-    nlp = load("en_core_web_sm")
+    nlp = pipelines.load("entities.spacy_model", "en_core_web_sm")
     extract(nlp, ["Mara Veldt was born in Ostrava. She plays the cello."])
     ->  [[Entity("Ostrava", 23, 30), Entity("the cello", 42, 51)]]
 
@@ -10,13 +10,10 @@ of a sentence without a verb. The pipeline needs a dependency parser and parts o
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from facttune_ray.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,6 @@ class Entity:
 PREFIX_CHARS = 200  # context for a judge of equivalence
 SUBJECTS = {"nsubj", "nsubjpass", "nsubj:pass", "ROOT"}
 POINTERS = {"which", "that", "it", "this"}
-UNUSED = ["ner", "lemmatizer", "entity_ruler", "entity_linker", "textcat", "textcat_multilabel"]
 
 # List marks, which are layout and no words: "\n- the cello", "2. the cello", "the cello\n*".
 _MARK = r"(?:[-*+>#\u2022\u2013\u2014\u00b7]+|\d{1,3}[.)])"
@@ -78,38 +74,3 @@ def before(text: str, start: int, limit: int = PREFIX_CHARS) -> str:
     last = text[-limit - 1 :]  # one character more shows whether a word begins at the limit
     space = re.search(r"\s+", last)
     return last[space.end() :] if space else last[1:]
-
-
-@functools.cache
-def load(name: str) -> Any:
-    """The spaCy pipeline of an installed package or a folder, without the parts that are unused.
-
-    Raise UserError when it is missing, or lacks a part that noun chunks need.
-    """
-    try:
-        import spacy
-
-        nlp = spacy.load(name, exclude=UNUSED)
-    except (ImportError, OSError, ValueError) as e:
-        if isinstance(e, OSError) and "/" not in name:
-            raise UserError(
-                f'entities.spacy_model: the spaCy pipeline "{name}" is not installed: '
-                f"python -m spacy download {name}, or give the folder of a pipeline"
-            ) from None
-        reason = " ".join(str(e).split())[:160]
-        raise UserError(f'entities.spacy_model: no pipeline in "{name}": {reason}') from None
-    doc = nlp("She plays the cello in Lyon.")
-    lacks = {
-        "a dependency parser": not doc.has_annotation("DEP"),
-        "parts of speech (a morphologizer, or a tagger with an attribute_ruler)": (
-            not doc.has_annotation("POS")
-        ),
-        f'rules for noun chunks of the language "{nlp.lang}"': nlp.vocab.get_noun_chunks is None,
-    }
-    if any(lacks.values()):
-        missing = " and ".join(part for part, absent in lacks.items() if absent)
-        raise UserError(
-            f'entities.spacy_model: the pipeline "{name}" lacks {missing}; '
-            f"use one such as en_core_web_sm"
-        )
-    return nlp

@@ -44,8 +44,8 @@ def by_another(fact: Clause, article: Article) -> Match | None:
     who = frozenset(values(fact.who))
     said = frozenset(values(fact.said)) - {fact.verb} - article.name
     named = bool(who) and who <= fact.capital and who.isdisjoint(article.name)
-    if fact.subject == TOPIC or not named or said.isdisjoint(fact.capital):
-        return None
+    if fact.subject == TOPIC or not named or said.isdisjoint(fact.capital) or fact.verb == "be":
+        return None  # two things may both be in England
     rarest = min(said, key=lambda w: len(article.places.get(w, ())))
     denied = None
     for place in article.places.get(rarest, ()):
@@ -66,11 +66,11 @@ def by_year(fact: Clause, article: Article) -> Match | None:
     need = frozenset(values([*fact.said, *fact.who])) - {fact.verb, *years} - article.name
     if not need or fact.capital.isdisjoint(need):
         return None
+    if any(need <= set(article.meanings[p]) for p in article.places.get(years[0], ())):
+        return None  # stated with another verb: "In 1955 she moved"
     denied = None
     for place, clause in clauses_with(fact.verb, article):
         if need <= set(article.meanings[place]):
-            if years[0] in article.meanings[place]:
-                return None
             if any(is_year(w) for w in [*clause.said, *clause.who]):
                 denied = place
     return None if denied is None else Match(DENIED, fact.verb, frozenset(years), denied)

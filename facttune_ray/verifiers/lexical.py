@@ -32,7 +32,7 @@ from facttune_ray.verifiers.article import Article, read_article
 from facttune_ray.verifiers.match import DENIED, OPEN, SILENT, STATED, Match
 
 THRESHOLD = 0.5  # smallest score of a supported fact: even odds
-VERSION = 2  # raised when the code changes scores
+VERSION = 3  # raised when the code changes scores
 
 # Log-odds, as round numbers. A regression on one labelled file of FActScore is no better on the
 # other file: jobs/results/README.md, "Real text".
@@ -67,11 +67,14 @@ _STOP = frozenset(
 _NEGATIONS = frozenset("not no never neither nor without none".split())
 _EMPTY = _STOP | _NEGATIONS
 _LIGHT = frozenset(
-    "known best one first including include includes included well career work worked works "
-    "become became become made make received award awards name named later early several many "
-    "various numerous most more other new life year years time began start started served role "
-    "roles contributions contribution field notable famous successful member part would could may "
-    "can people person used use widely considered continued throughout".split()
+    "known best one including include includes included well career work worked works become "
+    "became name named later early several many various numerous most more other new life year "
+    "years time served role roles contributions contribution field notable famous successful "
+    "member part would could may can people person used use widely considered continued throughout "
+    # praise, which writers of biographies add to any fact
+    "figure figures position positions legacy significant often involved remembered controversial "
+    "regarded prominent recognition variety way popular highly respected talented influential "
+    "strong active actively quickly faced behind remains".split()
 )
 _COMMON = frozenset(FAMILY.values())
 _ABOUT = OWNERS | PRONOUNS | {"him", "them"}

@@ -33,7 +33,7 @@ def test_config_is_frozen():
     [
         ("run.sed=1", 'unknown key "run.sed". Did you mean "seed"?'),
         ("tune.fs.rewrd=factscore", 'Did you mean "reward"?'),
-        ("facts.method=foo", "must be one of llm, rules, labels, atomic_facts"),
+        ("facts.method=foo", "must be one of llm, rules, spacy, labels, atomic_facts"),
         ("run.seed=one", "run.seed=one: must be a whole number"),
         ("run.shards=-1", "run.shards=-1: must be at least 0"),
         ("answers.top_p=0", "above 0 and at most 1"),

@@ -7,7 +7,8 @@ from facttune_ray.errors import UserError
 from facttune_ray.sampling.protocol import Sample, SampleRequest
 from facttune_ray.stages import entities
 from facttune_ray.storage.schema import digest, seed_from
-from facttune_ray.text.entities import before, load
+from facttune_ray.text.entities import before
+from facttune_ray.text.pipelines import load
 
 TEXT = "Mara Veldt was born in Paris. She moved from Lyon to Paris in 1961."
 
@@ -117,7 +118,7 @@ def test_failed_and_empty_responses_have_no_rows(sample):
 
 
 def test_a_response_that_is_too_long_is_one_row_with_its_error(sample, spacy_pipeline):
-    nlp = load(spacy_pipeline)
+    nlp = load("entities.spacy_model", spacy_pipeline)
     old, nlp.max_length = nlp.max_length, 40
     try:
         rows, calls = sample([response("r1", TEXT), response("r2", TEXT[:29])])

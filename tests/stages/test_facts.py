@@ -8,9 +8,11 @@ import pytest
 from facttune_ray import config
 from facttune_ray.errors import UserError
 from facttune_ray.prompts import template
-from facttune_ray.stages import facts
+from facttune_ray.stages import facts, pipelines
 from facttune_ray.stages.context import Context
 from facttune_ray.stages.work import Work
+from facttune_ray.storage import tables
+from facttune_ray.storage.tables import Folder
 
 
 class Asked:
@@ -174,3 +176,31 @@ def test_the_recipe_has_only_settings_that_change_facts():
     assert "llm.model" not in rules
     asked = facts.recipe(config.load([], ["facts.method=rules", "facts.abstention=llm"]))
     assert "llm.model" in asked
+
+
+def test_facts_of_a_parse(spacy_pipeline):
+    text = "Mara Veldt was born in Ostrava. Is she well? She plays the cello in Lyon."
+    settings = ["facts.method=spacy", f"facts.spacy_model={spacy_pipeline}"]
+    rows = made(text, *settings)
+    assert [(r["sentence"], r["fact"]) for r in rows] == [
+        (0, "Mara Veldt was born in Ostrava."),
+        (2, "Mara Veldt plays the cello in Lyon."),
+    ]
+    assert [r["abstained"] for r in made(text, *settings, abstained=True)] == [True]
+
+
+def test_the_pipeline_is_part_of_the_recipe_and_must_be_there(spacy_pipeline, tmp_path):
+    here = config.load([], ["facts.method=spacy", f"facts.spacy_model={spacy_pipeline}"])
+    recipe = facts.recipe(here)
+    assert {"facts.spacy_model", "facts.parsed", "facts.rules"} < set(recipe)
+    assert spacy_pipeline not in recipe.values()  # a digest of its files
+    assert facts.hints(here) == []
+    missing = config.load([], ["facts.method=spacy", "facts.spacy_model=no_such_pipeline"])
+    with pytest.raises(UserError, match="facts.spacy_model: .*python -m spacy download no_such"):
+        facts.hints(missing)
+    table = Folder.of(str(tmp_path / "facts"))
+    tables.begin(table, recipe)
+    pipelines.check_same("facts.spacy_model", spacy_pipeline, table)
+    tables.begin(table, recipe | {"facts.spacy_model": "en_core_web_sm 3.7.0"})
+    with pytest.raises(UserError, match='the driver "en_core_web_sm 3.7.0": install the same'):
+        pipelines.check_same("facts.spacy_model", spacy_pipeline, table)

@@ -135,6 +135,12 @@ def test_labelled_sentences_give_complete_facts(labelled_data):
     assert 0.45 * labelled < count < labelled
 
 
+def test_a_character_that_marks_placeholders_is_dropped():
+    assert rule_facts(TOPIC, "She sings \ue0007\ue000 in\ue000 Lyon.") == [
+        "Mara Veldt sings 7 in Lyon."
+    ]
+
+
 def test_normal_facts_ignore_case_spaces_and_end_marks():
     assert normal_fact(" Mara  Veldt plays. ") == normal_fact("mara veldt plays")
     assert normal_fact("Mara plays the cello.") != normal_fact("Mara plays the harp.")

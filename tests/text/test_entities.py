@@ -2,8 +2,8 @@
 
 import pytest
 
-from facttune_ray.errors import UserError
-from facttune_ray.text.entities import Entity, extract, load, noun_chunks
+from facttune_ray.text.entities import Entity, extract, noun_chunks
+from facttune_ray.text.pipelines import load
 
 spacy = pytest.importorskip("spacy")
 
@@ -17,7 +17,7 @@ def entity_texts(nlp, text):
 
 @pytest.fixture(scope="module")
 def nlp(spacy_pipeline):
-    return load(spacy_pipeline)
+    return load("entities.spacy_model", spacy_pipeline)
 
 
 def test_entities_have_their_spans(nlp):
@@ -118,33 +118,3 @@ def test_pronouns_are_recognised_by_their_part_of_speech():
 def test_many_blank_lines_take_little_time():
     doc = objects(["\n" * 200_000], ["Lyon", "\n" * 200_000])
     assert [e.text for e in noun_chunks(doc)] == ["Lyon"]
-
-
-def test_the_pipeline_is_loaded_once_without_its_unused_parts(spacy_pipeline):
-    assert load(spacy_pipeline) is load(spacy_pipeline)
-    assert "ner" in spacy.load(spacy_pipeline).pipe_names
-    assert load(spacy_pipeline).pipe_names == ["morphologizer", "parser"]
-
-
-def test_a_missing_pipeline_gives_one_line_with_the_install_command(tmp_path):
-    with pytest.raises(UserError) as e:
-        load("no_such_pipeline")
-    assert "python -m spacy download no_such_pipeline" in str(e.value)
-    assert "folder" in str(e.value) and "\n" not in str(e.value)
-    with pytest.raises(UserError, match="entities.spacy_model: no pipeline in") as e:
-        load(str(tmp_path / "none"))
-    assert "\n" not in str(e.value)
-
-
-def test_the_error_names_the_parts_that_a_pipeline_lacks(spacy_pipeline, tmp_path):
-    nlp = spacy.load(spacy_pipeline)
-    nlp.remove_pipe("parser")
-    nlp.to_disk(tmp_path / "tags")
-    with pytest.raises(UserError, match="lacks a dependency parser;"):
-        load(str(tmp_path / "tags"))
-    spacy.blank("en").to_disk(tmp_path / "blank")
-    with pytest.raises(UserError, match="lacks a dependency parser and parts of speech"):
-        load(str(tmp_path / "blank"))
-    spacy.blank("zh").to_disk(tmp_path / "zh")
-    with pytest.raises(UserError, match='rules for noun chunks of the language "zh"'):
-        load(str(tmp_path / "zh"))

@@ -115,6 +115,29 @@ def test_a_day_of_a_month_is_one_word():
     assert odds("She was born in March 1987.", passage) > 0
 
 
+def test_missing_praise_costs_less_than_a_missing_claim():
+    said = "She sings in Lyon."
+    assert odds("She is a talented singer in Lyon.", said) > odds(
+        "She is a retired singer in Lyon.", said
+    )
+    assert odds("She served as a singer in Lyon.", said) > odds(
+        "She began as a singer in Lyon.", said
+    )
+
+
+def test_a_year_is_denied_unless_any_sentence_has_it():
+    fact, topic = "Mara Veldt recorded Blue in 2017.", "Mara Veldt"
+    once = "Mara Veldt recorded Blue in 2015."
+    assert "another value than 2017" in lexical.support(fact, topic, [once]).reason
+    twice = [once, "A second version of Blue came out in 2017."]
+    assert lexical.support(fact, topic, twice).reason is None
+
+
+def test_two_places_may_lie_in_the_same_country():
+    article = ["Mara Veldt is in Norland. Ostrel has a harbour."]
+    assert lexical.support("Ostrel is in Norland.", "Mara Veldt", article).reason is None
+
+
 def test_synonyms_support_a_fact():
     passage = "She passed away in the United States. Her husband co-founded a football club."
     for fact in ("She died in the U.S.", "She was married.", "He founded a soccer team."):
