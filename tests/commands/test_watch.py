@@ -245,7 +245,9 @@ def test_a_finished_run_shows_its_report(cfg, root):
     (root / "report.html").write_bytes(b"<p>of a finished run</p>")
     assert Watched.of_folder(cfg.run.out).page() == "<p>of a finished run</p>"
     assert 'data-version="finished"' in Watched.of_folder(cfg.run.out).fragment()
-    assert "of a finished run" not in Watched.of_config(cfg).page()  # other tables are still to come
+    assert (
+        "of a finished run" not in Watched.of_config(cfg).page()
+    )  # other tables are still to come
 
 
 def test_it_writes_nothing(cfg, root):
