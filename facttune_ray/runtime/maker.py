@@ -25,7 +25,7 @@ from facttune_ray.evaluation.rewards import moments
 from facttune_ray.loop.models import Snapshot
 from facttune_ray.loop.nodes import Artifact, DriverTable, Node, StageTable, Training
 from facttune_ray.loop.start import knowledge_file
-from facttune_ray.runtime import pipeline, worker
+from facttune_ray.runtime import pipeline, settings, worker
 from facttune_ray.runtime.pipeline import Planned
 from facttune_ray.runtime.remarks import remarks
 from facttune_ray.runtime.run_lock import locked
@@ -89,6 +89,7 @@ class Maker:
             if not self._locked:  # another driver may have made this very table while we wait
                 self._held.enter_context(locked(self.root))
                 self._locked = True
+                settings.keep(self.root, self.cfg)
                 manifest = tables.matching_manifest(folder, recipe)
         if manifest is not None:
             pass

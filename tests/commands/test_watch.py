@@ -19,6 +19,7 @@ from facttune_ray import cli, config
 from facttune_ray.commands import watched as watched_file
 from facttune_ray.commands.watch import Server
 from facttune_ray.commands.watched import Watched
+from facttune_ray.runtime import settings
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 
@@ -236,6 +237,17 @@ def test_half_written_and_damaged_files(cfg, root):
     (root / "base/tune/verdicts/part-00000.parquet").delete_file()  # a table that is withdrawn
     assert "50.0%" in watched.page() and "50.0%" in good
     assert headline(watched.fragment()).startswith("Not running on this machine: 3 of ")
+
+
+def test_a_folder_alone_says_by_whom_its_facts_are_judged(cfg, root):
+    respond(root, "base/tune", "val")
+    assert "judged by chat" in Watched.of_folder(cfg.run.out).page()  # the default: no settings
+    (root / settings.FILE).write_bytes(b"{")  # damaged
+    assert "judged by chat" in Watched.of_folder(cfg.run.out).page()
+    words = [f"run.out={cfg.run.out}", "verdicts.estimator=lexical", "run.name=mine"]
+    settings.keep(root, config.load(["quickstart"], words))
+    page = Watched.of_folder(cfg.run.out).page()
+    assert "judged by lexical" in page and "<h1>mine</h1>" in page
 
 
 def test_a_finished_run_shows_its_report(cfg, root):

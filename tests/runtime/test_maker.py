@@ -6,12 +6,25 @@ from facttune_ray import config
 from facttune_ray.errors import UserError
 from facttune_ray.loop.models import model_digest
 from facttune_ray.quickstart.annotator import embedded
-from facttune_ray.runtime import pipeline
+from facttune_ray.runtime import pipeline, settings
 from facttune_ray.runtime.maker import Maker
 from facttune_ray.runtime.pipeline import Planned
 from facttune_ray.sampling import engines
 from facttune_ray.stages import STAGES, stage
 from facttune_ray.stages.work import Work
+from facttune_ray.storage.folders import Folder
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in config.conf_dir().glob("*.yaml")))
+def test_the_settings_of_a_run_are_kept_in_its_folder(tmp_path, name):
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    out.mkdir()
+    cfg = config.load([name], [f"run.out={out}"])
+    settings.keep(Folder.of(str(out)), cfg)
+    assert settings.kept(Folder.of(str(out))) == cfg
+    out.rename(moved)
+    assert settings.kept(Folder.of(str(moved))).run.out == str(moved)
+    assert settings.kept(Folder.of(str(out))) is None
 
 
 @pytest.mark.parametrize(

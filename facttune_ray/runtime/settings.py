@@ -1,0 +1,33 @@
+"""The settings of a run, kept in its folder, so that the folder alone says what the run is.
+
+keep(root, cfg)         runs/bio/config.json: the settings of the last command that made a table
+kept(root)  ->  Config, or None if the folder has none that this version reads
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from facttune_ray.config import Config
+from facttune_ray.config.layers import Layer, validated
+from facttune_ray.errors import UserError
+from facttune_ray.storage.folders import Folder
+
+FILE = "config.json"
+
+
+def keep(root: Folder, cfg: Config) -> None:
+    (root / FILE).write_json(dataclasses.asdict(cfg))
+
+
+def kept(root: Folder) -> Config | None:
+    """The settings, with `run.out` as the folder's place today."""
+    file = root / FILE
+    try:
+        values = file.read_json()
+        cfg = None if values is None else validated(Config, [Layer(str(file), values)])
+    except (UserError, OSError):  # damaged, away, or of another version
+        return None
+    if cfg is None:
+        return None
+    return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, out=root.uri))
