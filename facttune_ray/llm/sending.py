@@ -33,9 +33,10 @@ from facttune_ray.llm.permits import Gate, permit
 from facttune_ray.llm.refusals import Refusals, Throttled
 from facttune_ray.llm.replies import Completion, Meaning
 
-# A request that has waited this long for its permit gives its funds back and takes them anew: by
-# then its cost and the rest of the budget are known better.
-FUNDED_S = 5.0
+# A request that has waited this long for its permit, or whose estimated cost has grown by this
+# factor meanwhile, gives its funds back and takes them anew: its cost and the rest of the budget
+# are known better by then.
+FUNDED_S, GROWN = 5.0, 1.1
 
 
 @dataclass
@@ -121,17 +122,22 @@ class Sender:
 
     async def _admit(self, request: Request) -> tuple[float, Gate, float]:
         """Wait for funds and a permit. Return (dollars taken, gate of the permit, its tokens)."""
-        held_s = None if self.cfg.budget_usd is None else FUNDED_S
+        limited = self.cfg.budget_usd is not None
         while True:
             usd = await self._funds.take(lambda: self.estimated_usd(request))
             try:
                 tokens = sum(self._tokens(request))
-                async with asyncio.timeout(held_s):
-                    return usd, await permit(self._gates, tokens, request.ticket), tokens
+                async with asyncio.timeout(FUNDED_S if limited else None):
+                    gate = await permit(self._gates, tokens, request.ticket)
             except BaseException as e:
                 self._funds.done(usd)
                 if not isinstance(e, TimeoutError):
                     raise
+                continue
+            if not limited or self.estimated_usd(request) <= GROWN * usd:
+                return usd, gate, tokens
+            self._funds.done(usd)
+            gate.return_permit()
 
     async def _attempt(self, request: Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
         """Send the request once. Return (endpoint, meaning of the reply, paid completions, number

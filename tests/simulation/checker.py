@@ -335,7 +335,8 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
         if told is None or told > min(values):
             if not s["tells_limits"] or told is not None:
                 continue  # unknown, or wrong in the config
-            since_s = max(e.h.crashes, default=0.0)  # a crash loses what was known
+            restarts = [at for at in s["limiter_restarts"] if not _is_remembered(e, at)]
+            since_s = max([0.0, *e.h.crashes, *restarts])  # what was known is lost
             first = [
                 a.ended_s
                 for a in e.attempts
@@ -370,6 +371,15 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
                         f"the limit is {rate:g} a minute (slack {slack:.1f})"
                     )
                     return
+
+
+def _is_remembered(e: Evidence, at: float) -> bool:
+    """Whether a process that had an answer, and so knew the limit, outlived the limiter's restart."""
+    until_s = e.h.ends | e.death_s
+    return any(
+        a.status == 200 and e.had(a) and a.ended_s < at < until_s.get(a.process, at + 2.0) - 1.0
+        for a in e.attempts
+    )
 
 
 def _peak_tokens(e: Evidence) -> float:
@@ -444,6 +454,12 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
     # a failing server gets fewer requests than the limit allows
     failed = [a for a in e.attempts if a.failed or (a.status or 0) >= 500]
     excused += [(_end(e, a), _end(e, a) + 30.0 + s["timeout_s"]) for a in failed] + _full(e)
+    if s["budget_usd"] is not None:  # until the first answer a process sends one request at a time
+        firsts: dict[str, float] = {}
+        for a in e.attempts:
+            if a.status == 200 and e.had(a):
+                firsts[a.process] = min(firsts.get(a.process, e.h.ended_s), a.ended_s)
+        excused += [(at, firsts.get(p, e.h.ended_s) + 1.0) for p, at in e.h.openings]
     rate = 0.99 * rpm / 60
     if high > 0.1:  # permits come once per round trip, which limits a worker with few places
         places = s["workers"] * max(1, min(s["concurrency"], 8 // s["workers"]))
