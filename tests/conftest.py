@@ -10,6 +10,7 @@ import bench  # noqa: F401  Ray's workers find it, too: it puts jobs/ on their p
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and tests run side by side
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow the other processes
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")  # of tests/object_store.py; workers need it, too

@@ -25,7 +25,7 @@ from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.storage.tables import Folder, rows
 
 REPO = Path(__file__).resolve().parents[2]
-COUNT, WORKERS, SHARDS, IN_FLIGHT = 2500, 2, 16, 64
+COUNT, WORKERS, SHARDS, IN_FLIGHT = 1500, 2, 16, 64
 COLUMNS = ["key", "created_s", "latency_s"]
 DRIVER = f"""
 import sys
@@ -79,13 +79,13 @@ def kill(driver: subprocess.Popen, kind: str) -> bool:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
-def test_killed_at_six_random_moments(tmp_path):
+def test_killed_at_three_random_moments(tmp_path):
     options = AnnotatorOptions(latency_min_ms=50, latency_max_ms=250, requests_per_minute=9000)
     chance = random.Random(3)
     with running(options) as url:
         calm = start(tmp_path / "calm", url)
         assert calm.wait(timeout=300) == 0, calm.communicate()[1][-2000:]
-    kinds = ["worker", "limiter", "driver"] * 2
+    kinds = ["worker", "limiter", "driver"]
     chance.shuffle(kinds)
     killed = []
     with running(options) as url:
