@@ -374,7 +374,7 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
 
 
 def _is_remembered(e: Evidence, at: float) -> bool:
-    """Whether a process that had an answer, and so knew the limit, outlived the limiter's restart."""
+    """Whether a process that knew the limit from an answer outlived the limiter's restart."""
     until_s = e.h.ends | e.death_s
     return any(
         a.status == 200 and e.had(a) and a.ended_s < at < until_s.get(a.process, at + 2.0) - 1.0
