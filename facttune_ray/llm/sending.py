@@ -36,7 +36,7 @@ from facttune_ray.llm.replies import Completion, Meaning
 # A request that has waited this long for its permit, or whose estimated cost has grown by this
 # factor meanwhile, gives its funds back and takes them anew: its cost and the rest of the budget
 # are known better by then.
-FUNDED_S, GROWN = 5.0, 1.1
+FUNDED_S, GROWN = 5.0, 1.5
 
 
 @dataclass
