@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from facttune_ray import cli
+from facttune_ray.runtime import settings
+from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.schema import REWARD_COLUMNS, TABLES
 
 FIGURES = ("correct", "incorrect", "error_rate", "no_facts", "repeated", "length")
@@ -223,8 +225,10 @@ def test_train_trains_from_the_runs_rewards(run, tmp_path, capsys):
     assert found == ["train: nothing to do, every table matches its recipe", *rounds]
     for x in ("fs", "mc"):
         shutil.rmtree(here / f"facttune_{x}")
+    (here / settings.FILE).unlink()  # it is written again with train.max_steps=1
     before = {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file()}
     assert cli.main([*command, "train.max_steps=1"]) == 0
+    assert settings.kept(Folder.of(str(here))).train.max_steps == 1
     assert capsys.readouterr().out.splitlines() == [rounds[0], rounds[2]]
     assert {p: p.stat().st_mtime_ns for p in before} == before
     made = sorted(str(p.parent.relative_to(here)) for p in here.rglob("_MANIFEST.json"))
