@@ -193,8 +193,13 @@ class Gate:
             self._paused_s = now + min(10.0, 0.25 * 2**self._down)
         self.return_permit()
 
+    def unsent(self, reserved: float) -> None:
+        """A request that had a permit was not sent; its tokens are not used."""
+        self._owed -= reserved
+        self.return_permit()
+
     def return_permit(self) -> None:
-        """A request has ended, or was not sent."""
+        """A request has ended."""
         self.in_flight -= 1
         self.send()
 
@@ -347,7 +352,7 @@ async def permit(gates: Sequence[Gate], tokens: float, ticket: int) -> Gate:
     except asyncio.CancelledError:
         gates[0]._queue.drop(admitted)
         if admitted.done() and not admitted.cancelled() and admitted.exception() is None:
-            admitted.result().return_permit()
+            admitted.result().unsent(tokens)
         raise
 
 

@@ -137,7 +137,7 @@ class Sender:
             if not limited or self.estimated_usd(request) <= GROWN * usd:
                 return usd, gate, tokens
             self._funds.done(usd)
-            gate.return_permit()
+            gate.unsent(tokens)
 
     async def _attempt(self, request: Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
         """Send the request once. Return (endpoint, meaning of the reply, paid completions, number
@@ -148,7 +148,7 @@ class Sender:
             try:
                 number = await self.ledger.journal.begin(request.name, usd)
             except BaseException:
-                gate.return_permit()
+                gate.unsent(tokens)
                 raise
             endpoint, sent_s = self.endpoints[self._gates.index(gate)], clock()
             request.attempts += 1

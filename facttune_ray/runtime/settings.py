@@ -22,12 +22,11 @@ def keep(root: Folder, cfg: Config) -> None:
 
 def kept(root: Folder) -> Config | None:
     """The settings, with `run.out` as the folder's place today."""
-    file = root / FILE
     try:
-        values = file.read_json()
-        cfg = None if values is None else validated(Config, [Layer(str(file), values)])
+        values = (root / FILE).read_json()
+        if values is None:
+            return None
+        cfg = validated(Config, [Layer(FILE, values)])
     except (UserError, OSError):  # damaged, away, or of another version
-        return None
-    if cfg is None:
         return None
     return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, out=root.uri))

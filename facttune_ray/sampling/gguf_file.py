@@ -63,7 +63,7 @@ def _convert(file: Path, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
             **named,
         )
-    except (ValueError, KeyError, IndexError, NotImplementedError, struct.error) as e:
+    except (ValueError, KeyError, IndexError, RuntimeError, struct.error) as e:
         raise UserError(
             f"{file}: transformers cannot read it ({type(e).__name__}: {one_line(e)[:200]}): "
             f"download it again, or use the model's folder with safetensors"

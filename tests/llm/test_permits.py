@@ -166,18 +166,19 @@ def test_a_cancelled_request_leaves_the_queue():
     assert run(work()) == (1, 0)
 
 
-def test_a_request_cancelled_in_the_step_that_admits_it_returns_its_permit():
+def test_a_request_cancelled_in_the_step_that_admits_it_returns_its_permit_and_tokens():
     async def work():
-        gate, _ = gate_with(free(in_flight=1))
+        gate, reports = gate_with(free(in_flight=1))
         await gate.acquire(1, 0)
-        first = asyncio.create_task(gate.acquire(1, 1))
+        first = asyncio.create_task(gate.acquire(500, 1))
         await asyncio.sleep(0.01)
         gate.answered(1, 1, 0.01, {})  # admits the next request
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        return gate.in_flight
+        await gate.pause()
+        return gate.in_flight, sum(report.owed for report in reports)
 
-    assert run(work()) == 0
+    assert run(work()) == (0, 1)  # the answered request's token
 
 
 @pytest.mark.parametrize("lull_s", [0.0, 0.2, 0.5, 0.9, 1.05, 1.1, 1.15, 1.2, 1.5, 2.0, 60.0])
