@@ -11,13 +11,14 @@ from facttune_ray.errors import Missing, UserError
 from facttune_ray.evaluation import measure
 from facttune_ray.loop.facttune import Outcome, facttune
 from facttune_ray.loop.run import Run
-from facttune_ray.loop.start import IMPORTED, knowledge_file
+from facttune_ray.loop.start import knowledge_file
 from facttune_ray.quickstart.annotator import embedded
 from facttune_ray.runtime import preflight
 from facttune_ray.runtime.maker import Maker
 from facttune_ray.stages.traces import Traces
 from facttune_ray.storage import tables
 from facttune_ray.storage.memory import release_memory
+from facttune_ray.storage.scopes import IMPORTED
 
 
 def run(cfg: Config, only: str | None = None) -> tuple[dict, list[str]]:

@@ -24,7 +24,7 @@ from facttune_ray.commands.status import age, money, progress
 from facttune_ray.config import Config, RunConfig
 from facttune_ray.errors import UserError, one_line
 from facttune_ray.evaluation.partial import partial
-from facttune_ray.evaluation.report.live import Live, State, TableRow, render
+from facttune_ray.evaluation.report.live import State, TableRow, render
 from facttune_ray.evaluation.report.text import duration
 from facttune_ray.llm.spending import Spending, Spent
 from facttune_ray.runtime.run_lock import driver
@@ -69,7 +69,7 @@ class Watched:
     def fragment(self) -> str:
         """The element #live, at most some seconds old."""
         with self._lock:
-            return render(self._current()).html
+            return render(self._current())
 
     def page(self) -> str:
         """The report of the finished run, or that of the tables that are finished so far."""
@@ -79,9 +79,9 @@ class Watched:
                 return report
             if self._report.value is None or state.version != self._version:
                 self._version = state.version
-                self._report.make(lambda: self._partial(state))
+                self._report.make(self._partial)
             shown = dataclasses.replace(self._current(), version=self._version)
-            return self._report.value.replace(PLACE, render(shown).html, 1)
+            return self._report.value.replace(PLACE, render(shown), 1)
 
     # -- the state ---------------------------------------------------------------------------
 
@@ -234,16 +234,15 @@ class Watched:
         except (OSError, UserError, ValueError):
             return ""
 
-    def _partial(self, state: State) -> str:
-        """The report so far. If a table goes away meanwhile, the last one stays."""
-        live = Live(PLACE, render(state).script)
+    def _partial(self) -> str:
+        """The report so far. If a table goes away meanwhile, the last report stays."""
         names = [t.name for t in self._found if t.state == FINISHED]
         trainings = [t.name for t in self._found if t.table == "train" and t.state != WAITING]
         trained = dict.fromkeys(n.partition("/round_")[0] for n in trainings if "/round_" in n)
         try:
-            return partial(self.root, self.cfg, live, names, list(trained))
+            return partial(self.root, self.cfg, PLACE, names, list(trained))
         except AWAY:
-            return self._report.value or partial(self.root, self.cfg, live, [])
+            return self._report.value or partial(self.root, self.cfg, PLACE, [])
 
 
 PLACE = "<!-- the state of the run -->"

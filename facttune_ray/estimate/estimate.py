@@ -21,7 +21,6 @@ from facttune_ray.config import Config
 from facttune_ray.estimate import gpu_hours
 from facttune_ray.estimate.topic_sample import TopicSample, topic_sample
 from facttune_ray.estimate.trial import CountingClient, RequestCounts, TrialContext
-from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.llm.cost import price_of
 from facttune_ray.llm.ledger import Ledger
 from facttune_ray.llm.ledger_tools import stats
@@ -40,6 +39,7 @@ from facttune_ray.stages.verdicts import estimators
 from facttune_ray.stages.work import Work
 from facttune_ray.storage import tables
 from facttune_ray.storage.schema import SPLITS
+from facttune_ray.storage.scopes import SECOND
 from facttune_ray.storage.tables import Folder
 from facttune_ray.text.tokens import estimated_tokens
 

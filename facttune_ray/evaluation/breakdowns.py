@@ -23,7 +23,7 @@ from facttune_ray.evaluation.agreement import kappa, of_facts, spearman
 from facttune_ray.evaluation.comparisons import compare, corrected, tally
 from facttune_ray.evaluation.resampling import holm
 from facttune_ray.storage import tables
-from facttune_ray.storage.scopes import SECOND as SECOND
+from facttune_ray.storage.scopes import SECOND
 from facttune_ray.storage.tables import Folder
 from facttune_ray.text.kinds import kind_of
 
@@ -65,12 +65,12 @@ def shards_of(root: Folder, *scopes: Scope) -> range:
 
 
 def parts(
-    root: Folder, scope: Scope, verdicts: str = "verdicts", split: str | None = None
+    root: Folder, scope: Scope, verdicts: str = "verdicts"
 ) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:
     """(responses, facts, verdicts) of the scope's model, shard by shard."""
     for shard in shards_of(root, scope):
         responses = tables.read_part(root / scope.name / "responses", shard)
-        for column, value in (("split", split or scope.only), ("model", scope.model)):
+        for column, value in (("split", scope.only), ("model", scope.model)):
             if value:
                 responses = responses.filter(pc.equal(responses[column], value))
         ids = responses["response_id"].combine_chunks()
@@ -79,13 +79,9 @@ def parts(
         yield responses, facts, judged
 
 
-def counts(
-    root: Folder, scope: Scope, verdicts: str = "verdicts", split: str | None = None
-) -> pa.Table:
+def counts(root: Folder, scope: Scope, verdicts: str = "verdicts") -> pa.Table:
     """`metrics.response_counts` of a scope."""
-    return pa.concat_tables(
-        metrics.response_counts(*part) for part in parts(root, scope, verdicts, split)
-    )
+    return pa.concat_tables(metrics.response_counts(*part) for part in parts(root, scope, verdicts))
 
 
 def against_base(scopes: Mapping[str, Scope]) -> list[str]:

@@ -8,7 +8,7 @@ show(comparison)               ->  the tables for a terminal
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -61,15 +61,14 @@ def compare(runs: Sequence[str]) -> dict[str, Any]:
         for run, s in zip(names, summaries, strict=True)
         for model, m in s["models"].items()
     ]
-    paired = _paired(runs, names, summaries)
-    alone = [n for n in names[1:] if n not in {row["run"] for row in paired}]
+    counts = [counts_of(run) for run in runs]
+    paired = _paired(names, summaries, counts)
     return {
         "runs": [{"run": n} | s["run"] for n, s in zip(names, summaries, strict=True)],
         "rows": rows,
         "paired": paired,
         "settings": _differing(names, summaries),
-        "warnings": _warnings(names, summaries)
-        + [f"{n} and {names[0]} share no topic under a model of the same name" for n in alone],
+        "warnings": [*_warnings(names, summaries), *_unpaired(names, counts, paired)],
     }
 
 
@@ -128,13 +127,12 @@ def counts_of(run: str) -> pa.Table | None:
 
 
 def _paired(
-    runs: Sequence[str], names: Sequence[str], summaries: Sequence[dict]
+    names: Sequence[str], summaries: Sequence[dict], counts: Sequence[pa.Table | None]
 ) -> list[dict[str, Any]]:
-    first, out = counts_of(runs[0]), []
+    first, out = counts[0], []
     run_1 = summaries[0]["run"]
     resamples, seed = run_1["config"]["evaluation"]["resamples"], run_1["seed"]
-    for run, name in zip(runs[1:], names[1:], strict=True):
-        other = counts_of(run)
+    for name, other in zip(names[1:], counts[1:], strict=True):
         if first is None or other is None:
             continue
         for model in pc.unique(first["model"]).to_pylist():
@@ -145,6 +143,17 @@ def _paired(
                     out.append({"run": name, "model": model} | change)
     adjusted = holm({str(i): row["p"]["error_rate"] for i, row in enumerate(out)})
     return [row | {"p_holm": adjusted[str(i)]} for i, row in enumerate(out)]
+
+
+def _unpaired(
+    names: Sequence[str], counts: Sequence[pa.Table | None], paired: Sequence[dict]
+) -> Iterator[str]:
+    """Why a run is in no paired comparison."""
+    for name, table in zip(names, counts, strict=True):
+        if table is None:
+            yield f"{name}: csv/responses.csv is missing or empty, so nothing is paired: {AGAIN}"
+        elif name not in (names[0], *(row["run"] for row in paired)) and counts[0] is not None:
+            yield f"{name} and {names[0]} share no topic under a model of the same name"
 
 
 def _differing(names: Sequence[str], summaries: Sequence[dict]) -> dict[str, list[Any]]:

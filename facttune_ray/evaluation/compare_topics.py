@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from facttune_ray.errors import UserError
 from facttune_ray.evaluation import comparisons, metrics
 from facttune_ray.evaluation.breakdowns import Scope
-from facttune_ray.evaluation.compare_runs import AGAIN, compare, counts_of, summary_of
+from facttune_ray.evaluation.compare_runs import AGAIN, compare, counts_of
 from facttune_ray.evaluation.report import browser, compare_page
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
@@ -37,8 +36,8 @@ class Shared:
     """Models that the first run and another run measure, by topics that both measure."""
 
     models: dict[str, list[dict[str, Any]]]  # model -> rows: topic, runs, the changes of each run
-    topics: int  # that are shared, of which some are left out of `models`
-    opened: list[str]  # the topics whose responses the page has, the most changed first
+    topics: int  # number of shared topics; `models` may leave some of them out
+    opened: list[str]  # topics whose responses are on the page, in order of falling change
 
 
 def write(runs: Sequence[str], out: str) -> Folder:
@@ -49,7 +48,9 @@ def write(runs: Sequence[str], out: str) -> Folder:
         raise UserError(f"--html {out} is a folder: name a file")
     found = compare(runs)
     shared = changes(runs, [r["run"] for r in found["runs"]])
-    page = compare_page.page(found, shared.models, shared.topics, _cards(runs, shared))
+    page = compare_page.page(
+        found, shared.models, shared.topics, _cards(runs, found["runs"], shared)
+    )
     file.write_bytes(page.encode())
     return file
 
@@ -143,13 +144,13 @@ def _known(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _cards(runs: Sequence[str], shared: Shared) -> list[dict]:
+def _cards(runs: Sequence[str], about: Sequence[Mapping], shared: Shared) -> list[dict]:
     """The prompts of the opened topics with the responses of every run; a response has the number
     of its run. UserError if a run does not have the tables."""
     by_prompt: dict[tuple[str, str], dict[str, Any]] = {}
-    for number, run in enumerate(runs):
+    for number, (run, of_run) in enumerate(zip(runs, about, strict=True)):
         root = Folder.of(run)
-        scopes = {m: s for m, s in _scopes(run).items() if m in shared.models}
+        scopes = {m: s for m, s in _scopes(run, of_run).items() if m in shared.models}
         _check(run, root, scopes)
         shown = browser.cards(root, scopes, {}, MOST_RESPONSES, topics=set(shared.opened))
         for card in shown.cards:
@@ -160,10 +161,10 @@ def _cards(runs: Sequence[str], shared: Shared) -> list[dict]:
     return sorted(by_prompt.values(), key=lambda c: place[c["topic"]])
 
 
-def _scopes(run: str) -> dict[str, Scope]:
-    """model -> the folder of its measured responses, as the summary names it."""
+def _scopes(run: str, of_run: Mapping) -> dict[str, Scope]:
+    """model -> the folder of its measured responses; `of_run`: `run` of the run's summary."""
     try:
-        return {m: Scope(**s) for m, s in summary_of(run)["run"]["scopes"].items()}
+        return {m: Scope(**s) for m, s in of_run["scopes"].items()}
     except (KeyError, TypeError, AttributeError):
         raise UserError(
             f"{run}/summary.json: summary.run.scopes is not as this version writes it: {AGAIN}"
@@ -176,8 +177,7 @@ def _check(run: str, root: Folder, scopes: Mapping[str, Scope]) -> None:
         for table in SHOWN:
             folder = root / scope.name / table
             tables.manifest(folder)
-            file = folder / tables.part(0)
-            columns = set(pq.read_schema(file.path, filesystem=file.fs).names)
+            columns = tables.columns(folder)
             if missing := [c for c in TABLES[table].names if c not in columns]:
                 raise UserError(
                     f"{run}: {scope.name}/{table} has no column {missing[0]}: another version of "

@@ -13,10 +13,9 @@ import textwrap
 from collections.abc import Iterator
 
 from facttune_ray.errors import UserError
-from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
-from facttune_ray.storage.scopes import finished, run_folder, scored
+from facttune_ray.storage.scopes import SECOND, finished, run_folder, scored
 
 MARKS = {True: "✓", False: "✗", None: "?"}
 KINDS = {True: "correct", False: "incorrect", None: "unjudged"}  # verdict -> kind of fact

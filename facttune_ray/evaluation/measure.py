@@ -50,7 +50,7 @@ def select(root: Folder, rounds: list[Any], by: str) -> dict:
     label, figure = SELECT[by]
     candidates = []
     for snapshot in rounds:
-        of_val = counts(root, Scope(f"{snapshot.name}/tune"), split="val")
+        of_val = counts(root, Scope(f"{snapshot.name}/tune", only="val"))
         summary = metrics.summarise(of_val, resamples=0)
         figures = {k: summary[k]["value"] for k in ("error_rate", "correct", "incorrect")}
         value = figure(summary) if figures["error_rate"] is not None else None

@@ -2,8 +2,8 @@
 
     page = partial(root, cfg, live, names)    the page of report.html, with `live` at its top
 
-Its cost does not grow with the run: it reads at most MOST responses of a model, draws RESAMPLES
-resamples, and shows EXAMPLES responses.
+It reads whole shards until a model has about MOST responses, at least one shard; it draws RESAMPLES
+resamples and shows EXAMPLES responses.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from facttune_ray.config import Config
 from facttune_ray.evaluation import measure
 from facttune_ray.evaluation.breakdowns import Scope
 from facttune_ray.evaluation.report import files, page, parts
-from facttune_ray.evaluation.report.live import Live
 from facttune_ray.storage import tables
+from facttune_ray.storage.scopes import IMPORTED
 from facttune_ray.storage.tables import Folder
 
 MOST, RESAMPLES, EXAMPLES = 2048, 200, 200
-IMPORTED = "imported/all"
 JUDGED = {"responses", "facts", "verdicts"}
 
 
 def partial(
-    root: Folder, cfg: Config, live: Live, names: Sequence[str], trained: Sequence[str] = ()
+    root: Folder, cfg: Config, live: str, names: Sequence[str], trained: Sequence[str] = ()
 ) -> str:
     """The page. `names`: the finished tables, in the order of the pipeline; `trained`: names of the
     tuned models whose training has begun. A table that goes away meanwhile raises UserError,
@@ -55,8 +54,7 @@ def partial(
         manifests={name: tables.manifest(root / name) for name in names},
     )
     packed = parts.packed(made.cards.cards)
-    left_out = max(0, made.cards.responses - packed.facets["responses"])
-    return page.page(files.finite(made.summary), packed, left_out, live)
+    return page.page(files.finite(made.summary), packed, made.cards.responses, live)
 
 
 def measured(root: Folder, found: Mapping[str, Set[str]]) -> dict[str, Scope]:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from facttune_ray.config import Config
-from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.loop.models import Snapshot
 from facttune_ray.loop.nodes import Node, StageTable, Training
 from facttune_ray.sources.shards import with_shards
 from facttune_ray.stages import STAGES
 from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.schema import SPLITS
+from facttune_ray.storage.scopes import SECOND
 from facttune_ray.storage.tables import Recipe
 
 

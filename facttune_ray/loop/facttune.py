@@ -17,9 +17,10 @@ from facttune_ray.loop.contenders import contend
 from facttune_ray.loop.models import Snapshot
 from facttune_ray.loop.run import Run
 from facttune_ray.loop.score import answer_test_topics, judge, respond, rewards, second_judge
-from facttune_ray.loop.start import IMPORTED, base, imported, knowledge, prompts
+from facttune_ray.loop.start import base, imported, knowledge, prompts
 from facttune_ray.loop.tune import tune_all
 from facttune_ray.stages.prompts import IMPORTED as SOURCES_WITH_RESPONSES
+from facttune_ray.storage.scopes import IMPORTED
 
 
 @dataclass(frozen=True)

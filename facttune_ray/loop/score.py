@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from facttune_ray.config.wanted import needed
-from facttune_ray.evaluation.breakdowns import SECOND
 from facttune_ray.loop.models import Snapshot
 from facttune_ray.loop.run import Run
 from facttune_ray.stages import stage
 from facttune_ray.storage.schema import made_of
+from facttune_ray.storage.scopes import SECOND
 
 TRAIN = ("train",)
 

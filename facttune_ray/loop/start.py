@@ -27,8 +27,7 @@ from facttune_ray.sources import topics as topic_files
 from facttune_ray.stages import prompts as prompts_stage
 from facttune_ray.storage.folders import Folder, join
 from facttune_ray.storage.schema import made_of
-
-IMPORTED = "imported/all"  # scope of responses that come from files
+from facttune_ray.storage.scopes import IMPORTED
 
 
 def knowledge(run: Run) -> None:

@@ -13,6 +13,7 @@ from facttune_ray.errors import UserError
 from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.tables import MANIFEST
 
+IMPORTED = "imported/all"  # scope of responses that come from files
 SECOND = "second_opinion"  # folder of the second judge's verdicts, within a scope
 SCORES = {"verdicts", "questions", "entities", "rewards"}
 

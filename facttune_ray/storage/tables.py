@@ -51,6 +51,12 @@ def read_part(folder: Folder, shard: int, columns: list[str] | None = None) -> p
     )
 
 
+def columns(folder: Folder, shard: int = 0) -> set[str]:
+    """The names of the columns of one shard."""
+    file = folder / part(shard)
+    return file.again(lambda: set(pq.read_schema(file.path, filesystem=file.fs).names))
+
+
 def rows(
     folder: Folder, shard: int | None = None, topics: Set[str] | None = None
 ) -> Iterator[dict]:

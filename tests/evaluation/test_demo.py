@@ -1,4 +1,4 @@
-"""The recorded report of `facttune demo`: has today's report another form, record it again, as
+"""The recorded report of `facttune demo`. If today's report has another form, record it again, as
 commands/demo.py says."""
 
 import base64

@@ -8,7 +8,7 @@ function fragment(fields) { // "#topic=Mara+Veldt"; "#" without fields
   return `#${new URLSearchParams(kept)}`;
 }
 
-function missing(line) { // the line that says what the address names in vain; "": nothing
+function missing(line) { // the line that says what the address names and the page does not have; "" hides the line
   const said = byId("missing");
   said.textContent = line;
   said.hidden = !line;

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from facttune_ray.evaluation.breakdowns import SECOND, Scope, limited, shards_of
+from facttune_ray.evaluation.breakdowns import Scope, limited, shards_of
 from facttune_ray.scoring.units import by_id, of_question
 from facttune_ray.storage import tables
+from facttune_ray.storage.scopes import SECOND
 from facttune_ray.storage.tables import Folder
 
 # rows of one shard by table -> fact_id -> steps of the fact's trace (stages/traces.py)
@@ -49,11 +50,11 @@ def cards(
     while the cards are. Facts have a trace if `traces` is given. `topics`: only responses about
     these topics."""
     names = {s.name for s in scopes.values()}
-    sources = [_by_prompt(root, scopes, group_of, traces, topics=topics)]
+    sources = [_by_prompt(root, scopes, group_of, traces, topics)]
     if train:
         names.add(train)
-        of_train = limited(root, {"base": Scope(train)}, 4 * most)  # holds val topics, too
-        sources.append(_by_prompt(root, of_train, group_of, traces, "train", topics))
+        of_train = limited(root, {"base": Scope(train, only="train")}, 4 * most)
+        sources.append(_by_prompt(root, of_train, group_of, traces, topics))
     total = sum(tables.manifest(root / name / "responses")["rows"] for name in names)
     return Cards(_fitting(itertools.chain(*sources), most), total)
 
@@ -74,7 +75,6 @@ def _by_prompt(
     scopes: Mapping[str, Scope],
     group_of: Mapping[str, str],
     traces: Traces | None,
-    split: str | None = None,
     topics: Set[str] | None = None,
 ) -> Iterator[dict[str, dict]]:
     """Shard by shard: prompt_id -> card with the responses of every scope, in order of samples."""
@@ -88,7 +88,7 @@ def _by_prompt(
                 loaded[scope.name] = responses, facts
             responses, facts = loaded[scope.name]
             for r in sorted(responses, key=lambda r: r["sample"]):
-                if scope.model not in (None, r["model"]) or split not in (None, r["split"]):
+                if scope.model not in (None, r["model"]) or scope.only not in (None, r["split"]):
                     continue
                 head = {k: r[k] for k in ("topic", "prompt", "split")}
                 card = out.setdefault(

@@ -24,6 +24,7 @@ function start(data, names) {
   const rows = () => [...section().querySelector("tbody").rows];
   const links = () => rows().filter((r) => !r.hidden).flatMap((r) => [...r.querySelectorAll("a")]);
   const topicOf = (row) => row.cells[0].textContent;
+  const first = () => links().map((a) => topicOf(a.closest("tr")))[0] || "";
   const address = (topic, model) =>
     `#topic=${encodeURIComponent(topic)}&model=${encodeURIComponent(model)}`;
 
@@ -80,7 +81,8 @@ function start(data, names) {
     if (row) row.setAttribute("aria-current", "true");
     const all = views();
     if (!all.length) {
-      const why = row ? "Its responses are not on this page." : "This page has no such topic.";
+      const why = !state.topic ? "This page has no responses of this model."
+        : row ? "Its responses are not on this page." : "This page has no such topic.";
       place.replaceChildren(el("p", { role: "status" }, el("strong", {}, state.topic), ` ${why}`));
       return;
     }
@@ -114,7 +116,7 @@ function start(data, names) {
   }
 
   function follow() { // the address of the page
-    const wanted = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));
+    const wanted = new URLSearchParams(location.hash.slice(1));
     if (!wanted.has("topic")) return false;
     show(wanted.get("topic"), wanted.get("model"));
     byId("responses").scrollIntoView();
@@ -172,6 +174,7 @@ function start(data, names) {
   search.addEventListener("input", filter);
   select.addEventListener("change", () => {
     if (state.topic) location.hash = address(state.topic, select.value);
+    else show(first(), select.value);
   });
   addEventListener("hashchange", follow);
   document.addEventListener("keydown", (event) => {
@@ -188,7 +191,7 @@ function start(data, names) {
       keys[event.key]();
     }
   });
-  if (!follow()) show(links().length ? topicOf(links()[0].closest("tr")) : "", "");
+  if (!follow()) show(first(), "");
   place.setAttribute("aria-busy", "false");
 }
 

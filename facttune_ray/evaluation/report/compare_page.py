@@ -46,15 +46,17 @@ def page(
 
 
 def _packed(cards: list[dict]) -> tuple[str, list[dict]]:
-    """(base64 of gzipped JSON {strings, cards}, the cards in it). The last cards are left out if it
-    would exceed the limit of the report."""
+    """(base64 of gzipped JSON {strings, cards}, the cards in it). The last topics are left out if
+    it would exceed the limit of the report."""
     while True:
         data = parts.shared(cards)
         named = [c | {"topic": of["topic"]} for c, of in zip(data["cards"], cards, strict=True)]
         packed = parts.compressed(data | {"cards": named})
-        if len(packed) <= parts.INLINE_BYTES or len(cards) <= 1:
+        topics = list(dict.fromkeys(c["topic"] for c in cards))
+        if len(packed) <= parts.INLINE_BYTES or len(topics) <= 1:
             return packed, cards
-        cards = cards[: max(1, int(0.9 * len(cards) * parts.INLINE_BYTES / len(packed)))]
+        most = max(1, int(0.9 * len(topics) * parts.INLINE_BYTES / len(packed)))
+        cards = [c for c in cards if c["topic"] in set(topics[:most])]
 
 
 def headline(found: Comparison) -> list[str]:
@@ -82,8 +84,8 @@ def headline(found: Comparison) -> list[str]:
 
 
 def _chart(found: Comparison) -> str:
-    """Error rates of every model of every run, as the report draws them; "" if two have one label,
-    which holds the end of a long name."""
+    """Draw the error rates of every model of every run. A label holds the last LABEL characters of
+    the model's name and of the run's name. Return "" if two models have the same label."""
     rows: Sequence[dict] = found["rows"]
     models = {
         f"{text.display_name(r['model'])[-LABEL:]}\n{r['run'][-LABEL:]}": {

@@ -31,11 +31,10 @@ def contents(summary: Summary, counts: Mapping[str, pa.Table], cards: Cards) -> 
     summary = finite(summary)
     facts = io.StringIO()
     packed = parts.packed(_with_facts(cards.cards, facts))
-    left_out = max(0, cards.responses - packed.facets["responses"])
     out = packed.files | {
         "summary.json": json.dumps(summary, indent=1, sort_keys=True).encode() + b"\n",
         "summary.md": text.markdown(summary).encode(),
-        "report.html": page.page(summary, packed, left_out).encode(),
+        "report.html": page.page(summary, packed, cards.responses).encode(),
         "headline.png": pictures.headline(summary),
         "csv/responses.csv": _responses(counts),
         "csv/facts.csv": facts.getvalue().encode(),

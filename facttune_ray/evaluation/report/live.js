@@ -41,7 +41,7 @@
       if (!answer.ok) throw new Error(String(answer.status));
       if (replace(await answer.text()) !== first.version) {
         if (!inUse) return location.reload();
-        note("Later figures are there.", "Show them");
+        note("The server has later figures.", "Show them");
       }
     } catch {
       note("The server of this page does not answer: `facttune watch` may have ended.");

@@ -1,21 +1,17 @@
 """The part of the live page that changes while a run is made: progress, money, errors, responses.
 
-    render(state)  ->  Live(html, script): `html` for the page's top or for a later refresh of it
+    render(state)  ->  "<section id=live>...", for the top of the page or for a later refresh of it
 
-Every text is escaped. The script asks the page's server for `live` and replaces the elements; it
-never runs a script of the answer.
+Every text is escaped. The script `live.js` asks the page's server for `live` and replaces the
+elements; it never runs a script of the answer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Live(NamedTuple):
-    html: str
-    script: str
+from facttune_ray.evaluation.report.page import environment
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,8 @@ class State:
 
     headline: str  # "Running: 12 of 34 tables are finished"
     finished: bool
-    version: str  # of the figures below; another one means that later figures can be shown
-    every_s: float  # between two refreshes
+    version: str  # of the figures below; when it changes, the page can show later figures
+    every_s: float  # seconds between two refreshes
     facts: list[tuple[str, str]] = field(default_factory=list)  # name -> figure
     scopes: list[tuple[str, list[TableRow]]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)  # {"table", "rows", "why"}
@@ -49,15 +45,6 @@ class State:
     problem: str = ""  # why the state cannot be read just now
 
 
-def render(state: State) -> Live:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("facttune_ray", "evaluation/report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = (files("facttune_ray.evaluation.report") / "live.js").read_text(encoding="utf-8")
-    return Live(environment.get_template("live.html").render(s=state), script)
+def render(state: State) -> str:
+    """The HTML of the element #live."""
+    return environment().get_template("live.html").render(s=state)

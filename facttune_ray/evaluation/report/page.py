@@ -12,12 +12,13 @@ as text. Without the script the page shows everything but the browser of respons
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facttune_ray.evaluation.report import (
     charts,
@@ -26,9 +27,11 @@ from facttune_ray.evaluation.report import (
     drawing,
     text,
 )
-from facttune_ray.evaluation.report.live import Live
 from facttune_ray.evaluation.report.parts import FOLDER, Packed
 from facttune_ray.evaluation.report.text import Summary
+
+if TYPE_CHECKING:
+    import jinja2
 
 FILTERS = (
     text.percent,
@@ -45,25 +48,25 @@ SCRIPTS = ("elements.js", "parts.js", "address.js", "facts.js", "report.js")  # 
 STAGE_SUMS = ("rows", "errors", "wall_s", "calls", "cached", "tokens", "cost_usd")
 
 
-def page(
-    summary: Summary, packed: Packed | None = None, left_out: int = 0, live: Live | None = None
-) -> str:
-    """The whole page. Sections without data are left out. `left_out`: the number of the run's
-    responses that are not packed; `live`: the state of a run that is being made, at the top, with
-    a script that asks the page's server for later states."""
+def page(summary: Summary, packed: Packed | None = None, responses: int = 0, live: str = "") -> str:
+    """The whole page. Sections without data are left out. `responses`: the number of the run's
+    responses, of which some may not be packed; `live`: the HTML of `live.render`, for the top of
+    the page, which then has a script that asks the page's server for later states."""
     looks = drawing.looks(summary)
+    live_script = _file("live.js") if live else ""
     return rendered(
         "report.html",
         SCRIPTS,
-        (live.script,) if live else (),
+        (live_script,) if live else (),
         s=summary,
         headline=text.headline(summary),
         notes=text.notes(summary),
         alone=[n for n in summary["comparisons"] if text.not_independent(summary, n)],
         looks={n: (c, drawing.MARKERS[m]) for n, (c, m) in looks.items()},
         live=live,
+        live_script=live_script,
         packed=packed if packed and packed.facets["responses"] else None,
-        left_out=left_out,
+        left_out=max(0, responses - packed.facets["responses"]) if packed else 0,
         folder=FOLDER,
         looks_json=inert(_looks(summary, looks)),
         paper=charts.PAPER,
@@ -84,23 +87,29 @@ def rendered(
 ) -> str:
     """A page from a template of this folder, with the style sheet and the scripts as one script.
     `others`: texts of further scripts that the page allows."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("facttune_ray", "evaluation/report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {f.__name__: f for f in FILTERS}
     script = "\n".join(map(_file, scripts))
     page = {
         "style": _style(),
         "script": script,
         "allowed": [_digest(text) for text in (script, *others)],
     }
-    return environment.get_template(template).render(page | values)
+    return environment().get_template(template).render(page | values)
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """The templates of this folder; a template is compiled once."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("facttune_ray", "evaluation/report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {f.__name__: f for f in FILTERS}
+    return made
 
 
 def _file(name: str) -> str:

@@ -78,12 +78,14 @@ function start(index, looks) {
   const ofPart = new Map(); // name of a part -> its cards
   for (const card of cards) ofPart.set(card.name, [...(ofPart.get(card.name) || []), card]);
 
+  let unreadable = ""; // why the last visit could not read a part
   async function visit(names, doing, look) { // read parts one by one, until `look` finds something
+    unreadable = "";
     for (const [i, name] of names.entries()) {
       const kept = ready.has(name);
       if (!kept) {
         count.textContent = `${doing}: part ${i + 1} of ${names.length}`;
-        await part(name).catch(() => {}); // a part that is missing has nothing
+        await part(name).catch((error) => { unreadable ||= error.message; });
       }
       const found = ready.has(name) ? look(ofPart.get(name)) : null;
       if (found) return found;
@@ -188,6 +190,7 @@ function start(index, looks) {
         return turn !== draws;
       });
       if (turn !== draws) return;
+      if (unreadable) missing(`The search is incomplete: ${unreadable}.`);
     }
     let kept = filtered();
     if (target && !shows(kept, target)) { // filters hide it
@@ -257,8 +260,9 @@ function start(index, looks) {
   }
 
   function known(field, value) { // whether a filter has this value
-    if (field === "verdict") return HAS.has(value);
-    if (field === "sort") return SORT.has(value);
+    if (field === "verdict" || field === "sort") {
+      return [...byId(`by-${field}`).options].some((option) => option.value === value);
+    }
     if (field === "page") return /^[1-9]\d{0,6}$/.test(value);
     if (field === "model") return models.includes(value);
     return field === "q" || cards.some((c) => c[field] === value);
@@ -287,7 +291,10 @@ function start(index, looks) {
       target = await found(wanted);
       if (address !== location.hash) return undefined;
       if (target) target.trace = Object.hasOwn(wanted, "trace");
-      else lines.push(`no ${field} "${wanted[field]}"`);
+      else {
+        const why = field === "fact" && unreadable ? ` that can be read: ${unreadable}` : "";
+        lines.push(`no ${field} "${wanted[field]}"${why}`);
+      }
     }
     mark(null);
     await draw(target);
