@@ -25,6 +25,7 @@ from facttune_ray.llm.limiter import HOLD_S, RENEW_S, Lease, Limiter, LimiterRep
 
 PAUSE_S = 1.0  # a worker that has no work waits this long for the limiter to know it
 Renew = Callable[[LimiterReport], Awaitable[Lease]]
+Outdated = Callable[[], bool]  # whether a waiting request must be prepared anew before it leaves
 
 
 class ActorLost(Exception):
@@ -35,23 +36,25 @@ class ActorLost(Exception):
 class Queue:
     """Waiting requests. Gates may share a queue: each takes requests from it at its own rate."""
 
-    # (ticket, arrival, tokens, future with the gate that admits the request)
-    heap: list[tuple[int, int, float, asyncio.Future[Gate]]] = field(default_factory=list)
+    # (ticket, arrival, tokens, future with the gate that admits the request, outdated)
+    heap: list[tuple[int, int, float, asyncio.Future[Gate | None], Outdated]] = field(
+        default_factory=list
+    )
     arrivals: int = 0
     tokens: float = 0.0  # mean tokens of a request
     moved_s: float = 0.0  # when a request last left, or came to the empty queue
 
-    def push(self, ticket: int, tokens: float) -> asyncio.Future[Gate]:
+    def push(self, ticket: int, tokens: float, outdated: Outdated) -> asyncio.Future[Gate | None]:
         loop = asyncio.get_running_loop()
-        admitted: asyncio.Future[Gate] = loop.create_future()
+        admitted: asyncio.Future[Gate | None] = loop.create_future()
         if not self.heap:
             self.moved_s = loop.time()
         self.tokens += (0.05 if self.arrivals else 1.0) * (tokens - self.tokens)
         self.arrivals += 1
-        heapq.heappush(self.heap, (ticket, self.arrivals, tokens, admitted))
+        heapq.heappush(self.heap, (ticket, self.arrivals, tokens, admitted, outdated))
         return admitted
 
-    def drop(self, admitted: asyncio.Future[Gate]) -> None:
+    def drop(self, admitted: asyncio.Future[Gate | None]) -> None:
         """Remove a request that was cancelled."""
         self.heap[:] = [entry for entry in self.heap if entry[3] is not admitted]
         heapq.heapify(self.heap)
@@ -129,7 +132,7 @@ class Gate:
     def shut(self, why: Exception) -> None:
         """Admit no more requests: every waiting request ends with this error."""
         self._shut = why
-        for _, _, _, admitted in self._queue.heap:
+        for _, _, _, admitted, _ in self._queue.heap:
             if not admitted.done():
                 admitted.set_exception(why)
         self._queue.heap.clear()
@@ -242,7 +245,7 @@ class Gate:
         loop, heap = asyncio.get_running_loop(), self._queue.heap
         now = loop.time()
         while heap:
-            _, _, tokens, admitted = heap[0]
+            _, _, tokens, admitted, outdated = heap[0]
             if admitted.done():  # its task was cancelled
                 heapq.heappop(heap)
                 continue
@@ -252,6 +255,9 @@ class Gate:
                     self._timer = loop.call_later(max(delay, 0.001), self.send)
                 break
             heapq.heappop(heap)
+            if outdated():
+                admitted.set_result(None)
+                continue
             self._take(tokens, now)
             admitted.set_result(self)
         self._keep_asking()
@@ -339,12 +345,15 @@ class Gate:
         self.send()
 
 
-async def permit(gates: Sequence[Gate], tokens: float, ticket: int) -> Gate:
-    """Wait for a permit and return its gate. Several gates must share one queue."""
+async def permit(
+    gates: Sequence[Gate], tokens: float, ticket: int, outdated: Outdated = lambda: False
+) -> Gate | None:
+    """Wait for a permit and return its gate. Several gates must share one queue. Return None, and
+    take no permit, if `outdated()` is true when the request could leave."""
     for gate in gates:
         if gate._shut is not None:
             raise gate._shut
-    admitted = gates[0]._queue.push(ticket, tokens)
+    admitted = gates[0]._queue.push(ticket, tokens, outdated)
     for gate in sorted(gates, key=lambda g: g.in_flight / max(1, g.lease.in_flight)):
         gate.send()
     try:
@@ -352,7 +361,8 @@ async def permit(gates: Sequence[Gate], tokens: float, ticket: int) -> Gate:
     except asyncio.CancelledError:
         gates[0]._queue.drop(admitted)
         if admitted.done() and not admitted.cancelled() and admitted.exception() is None:
-            admitted.result().unsent(tokens)
+            if (taken := admitted.result()) is not None:
+                taken.unsent(tokens)
         raise
 
 

@@ -33,10 +33,9 @@ from facttune_ray.llm.permits import Gate, permit
 from facttune_ray.llm.refusals import Refusals, Throttled
 from facttune_ray.llm.replies import Completion, Meaning
 
-# A request that has waited this long for its permit, or whose estimated cost has grown by this
-# factor meanwhile, gives its funds back and takes them anew: its cost and the rest of the budget
-# are known better by then.
-FUNDED_S, GROWN = 5.0, 1.5
+# A request whose estimated cost has grown by this factor while it waited for its permit gives its
+# funds back and takes them anew: its cost and the rest of the budget are known better by then.
+GROWN = 1.5
 
 
 @dataclass
@@ -77,7 +76,8 @@ class Sender:
         self._tickets = itertools.count()
         self._price, self._estimates = price_of(cfg), Estimates()
         # With a budget, the first request is sent alone: its answer shows what a request costs.
-        self._first = asyncio.Lock() if cfg.budget_usd is not None else None
+        self._limited = cfg.budget_usd is not None
+        self._first = asyncio.Lock() if self._limited else None
 
     def request(self, keys: list[bytes], prompt: Prompt, params: dict[str, Any]) -> Request:
         """One request for as many completions as there are keys."""
@@ -122,22 +122,21 @@ class Sender:
 
     async def _admit(self, request: Request) -> tuple[float, Gate, float]:
         """Wait for funds and a permit. Return (dollars taken, gate of the permit, its tokens)."""
-        limited = self.cfg.budget_usd is not None
         while True:
             usd = await self._funds.take(lambda: self.estimated_usd(request))
+            tokens = sum(self._tokens(request))
+
+            def outdated(usd: float = usd) -> bool:
+                return self._limited and self.estimated_usd(request) > GROWN * usd
+
+            gate = None
             try:
-                tokens = sum(self._tokens(request))
-                async with asyncio.timeout(FUNDED_S if limited else None):
-                    gate = await permit(self._gates, tokens, request.ticket)
-            except BaseException as e:
-                self._funds.done(usd)
-                if not isinstance(e, TimeoutError):
-                    raise
-                continue
-            if not limited or self.estimated_usd(request) <= GROWN * usd:
+                gate = await permit(self._gates, tokens, request.ticket, outdated)
+            finally:
+                if gate is None:
+                    self._funds.done(usd)
+            if gate is not None:
                 return usd, gate, tokens
-            self._funds.done(usd)
-            gate.unsent(tokens)
 
     async def _attempt(self, request: Request) -> tuple[Endpoint, Meaning, list[Completion], int]:
         """Send the request once. Return (endpoint, meaning of the reply, paid completions, number

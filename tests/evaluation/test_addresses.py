@@ -236,6 +236,11 @@ def test_a_page_without_the_folder_beside_it_says_what_is_missing(opened, large,
     assert "is not beside this page: copy its folder with the page" in line.inner_text()
     go(page, "#topic=Topic+0000")
     assert page.locator("#cards .topic[open] ul.facts > li").count() > 0
+    page.fill("#search", "1902")
+    said = page.locator("#missing", has_text="The search is incomplete: report_data/")
+    said.wait_for()
+    go(page, "#topic=Topic+0044&fact=c07e")
+    page.locator("#missing", has_text='no fact "c07e" that can be read: report_data/').wait_for()
 
 
 def parts_of(file):

@@ -7,7 +7,7 @@ import pytest
 from facttune_ray import cli, config
 from facttune_ray.evaluation import breakdowns, inspect_run
 from facttune_ray.evaluation.breakdowns import Scope
-from facttune_ray.evaluation.report import text
+from facttune_ray.evaluation.report import browser, text
 from facttune_ray.stages import verdicts
 from facttune_ray.storage.tables import Folder
 
@@ -211,6 +211,14 @@ def test_a_damaged_csv_is_one_line(folder, damage, tmp_path, capsys):
     assert "csv/responses.csv cannot be read: " in said and said.count("\n") == 1
 
 
+def test_a_run_without_its_csv_is_said_to_be_unpaired(folder, tmp_path, capsys):
+    (tmp_path / "summary.json").write_bytes((folder / "summary.json").read_bytes())
+    assert cli.main(["compare", str(folder), str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (line,) = found["warnings"]
+    assert f"{tmp_path.name}: csv/responses.csv is missing" in line and found["paired"] == []
+
+
 def test_inspect_in_a_narrow_terminal(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "5")
     assert cli.main(["inspect", str(folder), "topic 0003"]) == 0
@@ -282,5 +290,7 @@ def test_auto_takes_a_free_second_estimator():
 
 
 def test_only_the_models_of_a_scope_are_counted(folder):
-    none = breakdowns.counts(Folder.of(str(folder)), Scope("base/test", "other"))
-    assert none.num_rows == 0
+    root = Folder.of(str(folder))
+    for scope in (Scope("base/test", "other"), Scope("base/test", only="val")):
+        assert breakdowns.counts(root, scope).num_rows == 0
+        assert list(browser.cards(root, {"base": scope}, {}, 100).cards) == []
