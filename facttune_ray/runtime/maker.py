@@ -62,7 +62,7 @@ class Maker:
         self.made: list[str] = []
         self._services = Services(self.cfg, self.root, embedded)
         self._held = contextlib.ExitStack()  # the lock
-        self._locked = False
+        self._locked = self._kept = False
         self._asked: list[tuple[StageTable, Recipe]] = []  # tables of one scope, not made yet
         telemetry.ids.update(run=cfg.run.name, run_id=schema.digest(self.root.path))
 
@@ -89,7 +89,6 @@ class Maker:
             if not self._locked:  # another driver may have made this very table while we wait
                 self._held.enter_context(locked(self.root))
                 self._locked = True
-                settings.keep(self.root, self.cfg)
                 manifest = tables.matching_manifest(folder, recipe)
         if manifest is not None:
             pass
@@ -113,6 +112,7 @@ class Maker:
         """Make the tables that were asked for, which are of one scope, by one pipeline."""
         asked, self._asked = self._asked, []
         if asked:
+            self._keep_settings()
             plan = [Planned(self._work(node), recipe) for node, recipe in asked]
             for name in pipeline.make(plan, self._services):
                 self.manifests[name] = self._tell(name)
@@ -127,8 +127,15 @@ class Maker:
 
     # -- making --------------------------------------------------------------------------------
 
+    def _keep_settings(self) -> None:
+        """Once: not before there is a table, so that a refused input leaves no folder behind."""
+        if not self._kept:
+            settings.keep(self.root, self.cfg)
+            self._kept = True
+
     def _tell(self, name: str) -> dict:
         """Print a line about a folder that was made. -> its manifest"""
+        self._keep_settings()
         manifest = tables.manifest(self.root / name)
         self.made.append(name)
         keys = (

@@ -259,14 +259,11 @@ def test_every_part_of_the_index_is_in_the_page_or_beside_it(large):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_serious_fault_in_an_open_trace(opened, report, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe")
+def test_axe_finds_no_serious_fault_in_an_open_trace(opened, report, serious_faults, scheme):
     narrow = {"color_scheme": scheme, "viewport": {"width": 390, "height": 900}}
     page = opened(report, "#topic=Topic+0002&fact=base/test/2/0/1&trace=1", **narrow)
     page.locator(".target .trace h5").first.wait_for()
-    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
-    found = axe.Axe().run(page).response["violations"]
-    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    assert serious_faults(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.emulate_media(media="print")
     assert page.locator(".link:visible, .tools:visible, #missing:visible").count() == 0

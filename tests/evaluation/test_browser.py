@@ -115,17 +115,9 @@ def test_filters_and_order(opened, report):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_no_serious_fault(opened, report, scheme, width):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe")
+def test_axe_finds_no_serious_fault(opened, report, serious_faults, scheme, width):
     page = opened(report, color_scheme=scheme, viewport={"width": width, "height": 900})
-    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
-    found = axe.Axe().run(page).response["violations"]
-    serious = [
-        (v["id"], v["nodes"][0]["html"], v["nodes"][0]["failureSummary"])
-        for v in found
-        if v["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    assert serious_faults(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 

@@ -1,18 +1,8 @@
 // The comparison of runs: topics in any order, and a topic's responses side by side.
-function tally(response) {
-  const n = { true: 0, false: 0, unknown: 0, failed: 0 };
-  for (const f of response.facts) {
-    if (f.fact === undefined) n.failed += 1;
-    else if (!f.repeated) n[kind(f)] += 1;
-  }
-  return n;
-}
-
 function start(data, names) {
   const { cards, strings } = data;
   const byTopic = new Map();
   for (const card of cards) {
-    for (const r of card.responses) r.n = tally(r);
     byTopic.set(card.topic, [...(byTopic.get(card.topic) || []), card]);
   }
   const sections = [...document.querySelectorAll("section.model")];
@@ -28,30 +18,11 @@ function start(data, names) {
   const address = (topic, model) =>
     `#topic=${encodeURIComponent(topic)}&model=${encodeURIComponent(model)}`;
 
-  function fact(f) {
-    const k = kind(f);
-    const line = [
-      el("span", { className: "mark", "aria-hidden": "true" }, MARK[k]),
-      el("span", { className: "hidden" }, `${SAID[k]}: `),
-      f.fact,
-    ];
-    if (f.repeated) line.push(" ", el("span", { className: "chip soft" }, "repeated"));
-    const why = reasons(f, strings);
-    if (!why) return el("li", { className: k }, ...line);
-    return el("li", { className: k }, el("details", {}, el("summary", {}, ...line), why));
-  }
-
   function response(run, r) {
     const head = el("h4", {}, names.runs[run]);
     if (!r) return el("section", {}, head, el("p", { className: "soft" }, "no such response"));
     head.append(el("span", { className: "tally" }, ...counts(r.n)));
-    const facts = r.facts.filter((f) => f.fact !== undefined);
-    const failed = r.n.failed ? `${r.n.failed} of its sentences could not be split into facts.` : "";
-    const remark = r.abstained ? "It declines to answer: no facts." : failed;
-    return el(
-      "section", {}, head, markedText(r), remark && el("p", { className: "soft" }, remark),
-      el("ul", { className: "facts" }, ...facts.map(fact)),
-    );
+    return section(head, r, (f) => el("li", { className: kind(f) }, statement(f, strings, {})));
   }
 
   function views() { // a prompt and the number of a sample, of the topic and model shown
@@ -60,17 +31,6 @@ function start(data, names) {
       const samples = [...new Set(own.map((r) => r.sample))].sort((a, b) => a - b);
       return samples.map((sample) => ({ card, own, sample }));
     });
-  }
-
-  function step(by, words, off) {
-    const go = () => {
-      state.at += by;
-      draw();
-      const next = place.querySelector(`button[aria-label="${words}"]`);
-      (next.disabled ? place.querySelector("button:enabled") : next).focus();
-    };
-    const props = { type: "button", disabled: off, "aria-label": words, onclick: go };
-    return el("button", props, by < 0 ? "‹" : "›");
   }
 
   function draw() {
@@ -94,11 +54,8 @@ function start(data, names) {
       el("p", { className: "soft text" }, card.prompt),
     ];
     if (all.length > 1) {
-      parts.push(el(
-        "p", { className: "pager" }, step(-1, "previous response", state.at === 0),
-        el("span", { "aria-live": "polite" }, `response ${state.at + 1} of ${all.length}`),
-        step(1, "next response", state.at === all.length - 1),
-      ));
+      const go = (by) => { state.at += by; draw(); };
+      parts.push(pager(place, state.at, all.length, "response", go));
     }
     const sides = names.runs.map((_, run) =>
       response(run, own.find((r) => r.run === run && r.sample === sample)));

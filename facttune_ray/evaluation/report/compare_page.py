@@ -48,6 +48,7 @@ def page(
 def _packed(cards: list[dict]) -> tuple[str, list[dict]]:
     """(base64 of gzipped JSON {strings, cards}, the cards in it). The last topics are left out if
     it would exceed the limit of the report."""
+    cards = [c | {"responses": [r | {"n": _n(r)} for r in c["responses"]]} for c in cards]
     while True:
         data = parts.shared(cards)
         named = [c | {"topic": of["topic"]} for c, of in zip(data["cards"], cards, strict=True)]
@@ -57,6 +58,11 @@ def _packed(cards: list[dict]) -> tuple[str, list[dict]]:
             return packed, cards
         most = max(1, int(0.9 * len(topics) * parts.INLINE_BYTES / len(packed)))
         cards = [c for c in cards if c["topic"] in set(topics[:most])]
+
+
+def _n(response: dict) -> dict[str, int]:
+    _, _, _, true, false, unknown, failed, _ = parts.counted(response)
+    return {"true": true, "false": false, "unknown": unknown, "failed": failed}
 
 
 def headline(found: Comparison) -> list[str]:

@@ -71,7 +71,7 @@ function reasons(f, strings) { // the list below an opened fact; null: nothing i
   return why.length ? el("dl", { className: "why" }, ...why) : null;
 }
 
-function fact(f, card, data, looks) {
+function statement(f, strings, looks) { // a fact with its verdict, and what is known of the reasons
   const k = kind(f);
   const line = f.fact === undefined
     ? ["This sentence could not be split into facts."]
@@ -90,11 +90,45 @@ function fact(f, card, data, looks) {
   if (apart(f)) {
     chip(`${f.second ? "✓" : "✗"} ${looks[" second"] || "second"}`, f.second ? "good" : "bad");
   }
-  const why = reasons(f, data.strings);
-  const shown = why ? el("details", {}, el("summary", {}, ...line), why) : el("div", {}, ...line);
+  const why = reasons(f, strings);
+  return why ? el("details", {}, el("summary", {}, ...line), why) : el("div", {}, ...line);
+}
+
+// A response with its facts: `items` makes the element of a fact.
+function section(heading, r, items) {
+  const facts = r.facts.filter((f) => f.fact !== undefined || f.error !== undefined);
+  const failed = r.n.failed ? `${r.n.failed} of its sentences could not be split into facts.` : "";
+  const remark = r.abstained ? "It declines to answer: no facts." : failed;
+  return el(
+    "section", { tabindex: "-1" }, heading, markedText(r),
+    remark && el("p", { className: "soft" }, remark),
+    el("ul", { className: "facts" }, ...facts.map(items)),
+  );
+}
+
+// "‹ response 2 of 5 ›"; `go(by)` draws the list anew inside `place`.
+function pager(place, at, of, what, go) {
+  const step = (by, words, off) =>
+    el("button", {
+      type: "button", disabled: off, "aria-label": words,
+      onclick: () => {
+        go(by);
+        const next = place.querySelector(`button[aria-label="${words}"]`);
+        (next.disabled ? place.querySelector(".pager button:enabled") : next).focus();
+      },
+    }, by < 0 ? "‹" : "›");
+  return el(
+    "p", { className: "pager" }, step(-1, `previous ${what}`, at === 0),
+    el("span", { "aria-live": "polite" }, `${what} ${at + 1} of ${of}`),
+    step(1, `next ${what}`, at === of - 1),
+  );
+}
+
+function fact(f, card, data, looks) {
   const tools = el("span", { className: "tools" });
   const address = { topic: card.topic, fact: f.id };
-  const node = el("li", { className: k, tabindex: "-1" }, tools, shown);
+  const shown = statement(f, data.strings, looks);
+  const node = el("li", { className: kind(f), tabindex: "-1" }, tools, shown);
   if (f.id === undefined) return node;
   const name = f.fact || "this sentence";
   if (card.traces) {
@@ -194,14 +228,7 @@ function response(r, card, data, looks) {
   const heading = el("h4", {}, ...badge(looks, r.model),
     el("span", { className: "tally" }, ...counts(r.n)));
   const name = `the response of ${(looks[r.model] || { name: r.model }).name}`;
-  const facts = r.facts.filter((f) => f.fact !== undefined || f.error !== undefined);
-  const failed = r.n.failed ? `${r.n.failed} of its sentences could not be split into facts.` : "";
-  const remark = r.abstained ? "It declines to answer: no facts." : failed;
-  const node = el(
-    "section", { tabindex: "-1" }, heading, markedText(r),
-    remark && el("p", { className: "soft" }, remark),
-    el("ul", { className: "facts" }, ...facts.map((f) => fact(f, card, data, looks))),
-  );
+  const node = section(heading, r, (f) => fact(f, card, data, looks));
   node.response = r.id;
   if (r.id) node.prepend(linkTo(fragment({ topic: card.topic, response: r.id }), name, node));
   return node;

@@ -86,13 +86,13 @@ def _batches(cards: Iterable[dict]) -> Iterator[list[dict]]:
 
 
 def _line(card: dict, part: int) -> list:
-    """A card in the index. A response: [model, sample, id, supported, not supported, without
-    verdict, failed, marks]."""
+    """A card in the index, with a line of `counted` for each response."""
     head = [card["topic"], card["split"], card["group"], part]
-    return [*head, [_response(r) for r in card["responses"]]]
+    return [*head, [counted(r) for r in card["responses"]]]
 
 
-def _response(r: dict) -> list:
+def counted(r: dict) -> list:
+    """[model, sample, id, supported, not supported, without verdict, failed, marks]."""
     stated = [f for f in r["facts"] if "fact" in f]
     distinct = [f.get("supported") for f in stated if not f.get("repeated")]
     counts = [distinct.count(True), distinct.count(False), distinct.count(None)]

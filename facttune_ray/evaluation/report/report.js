@@ -126,22 +126,8 @@ function start(index, looks) {
       const link = linkTo(fragment({ topic: card.topic }), card.topic, node);
       const parts = [el("p", { className: "soft text prompt" }, link, data.prompt)];
       if (card.samples.length > 1) {
-        const step = (by, words, off) =>
-          el("button", {
-            type: "button", disabled: off, "aria-label": words,
-            onclick: () => {
-              at += by;
-              draw();
-              const next = inside.querySelector(`button[aria-label="${words}"]`);
-              (next.disabled ? inside.querySelector(".pager button:enabled") : next).focus();
-            },
-          }, by < 0 ? "‹" : "›");
-        parts.push(el(
-          "p", { className: "pager" },
-          step(-1, "previous sample", at === 0),
-          el("span", { "aria-live": "polite" }, `sample ${at + 1} of ${card.samples.length}`),
-          step(1, "next sample", at === card.samples.length - 1),
-        ));
+        const go = (by) => { at += by; draw(); };
+        parts.push(pager(inside, at, card.samples.length, "sample", go));
       }
       const sides = shown.map((r) => response(r, card, data, looks));
       parts.push(el("div", { className: "side" }, ...sides));
