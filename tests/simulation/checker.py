@@ -134,10 +134,14 @@ class Evidence:
 
     def delivered(self, a: Attempt) -> bool:
         """Whether the client got a complete answer."""
-        return a.billed and not a.garbled and a.failed == "" and self.had(a)
+        return a.billed and not a.garbled and self.told(a)
+
+    def told(self, a: Attempt) -> bool:
+        """Whether the client got a reply."""
+        return a.failed == "" and self.had(a)
 
     def had(self, a: Attempt) -> bool:
-        """Whether the reply came before the process died."""
+        """Whether the attempt ended before the process died."""
         return a.ended_s is not None and a.ended_s < self.death_s.get(a.process, float("inf"))
 
     def doubtful(self, a: Attempt) -> bool:
@@ -340,7 +344,7 @@ def the_limit_holds(e: Evidence) -> Iterator[str]:
             first = [
                 a.ended_s
                 for a in e.attempts
-                if a.status == 200 and e.had(a) and a.departed_s >= since_s
+                if a.status == 200 and e.told(a) and a.departed_s >= since_s
             ]
             known_s = min(first, default=e.h.ended_s) + 11.0 + 2 * high
         if len(limits) > 1 and told is None:
@@ -377,7 +381,7 @@ def _is_remembered(e: Evidence, at: float) -> bool:
     """Whether a process that knew the limit from an answer outlived the limiter's restart."""
     until_s = e.h.ends | e.death_s
     return any(
-        a.status == 200 and e.had(a) and a.ended_s < at < until_s.get(a.process, at + 2.0) - 1.0
+        a.status == 200 and e.told(a) and a.ended_s < at < until_s.get(a.process, at + 2.0) - 1.0
         for a in e.attempts
     )
 
@@ -457,7 +461,7 @@ def permits_are_used(e: Evidence) -> Iterator[str]:
     if s["budget_usd"] is not None:  # until the first answer a process sends one request at a time
         firsts: dict[str, float] = {}
         for a in e.attempts:
-            if a.status == 200 and e.had(a):
+            if a.status == 200 and e.told(a):
                 firsts[a.process] = min(firsts.get(a.process, e.h.ended_s), a.ended_s)
         excused += [(at, firsts.get(p, e.h.ended_s) + 1.0) for p, at in e.h.openings]
     rate = 0.99 * rpm / 60
@@ -570,7 +574,7 @@ def rows_end_as_they_should(e: Evidence) -> Iterator[str]:
         if row.kind in ASKED_ONCE and answers > 1 and not s["choices"][row.row]:
             yield f"row {row.row} ({row.kind}) was answered {answers} times"
             return
-        refusals = sum(a.status in (400, 403) and e.had(a) and a.failed == "" for a in mine)
+        refusals = sum(a.status in (400, 403) and e.told(a) for a in mine)
         if row.kind in REFUSED and refusals > 2 * max(1, s["choices"][row.row]):
             yield f"row {row.row} ({row.kind}) was refused {refusals} times"
             return

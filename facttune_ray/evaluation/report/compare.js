@@ -22,7 +22,7 @@ function start(data, names) {
     const head = el("h4", {}, names.runs[run]);
     if (!r) return el("section", {}, head, el("p", { className: "soft" }, "no such response"));
     head.append(el("span", { className: "tally" }, ...counts(r.n)));
-    return section(head, r, (f) => el("li", { className: kind(f) }, statement(f, strings, {})));
+    return responseView(head, r, (f) => el("li", { className: kind(f) }, statement(f, strings, {})));
   }
 
   function views() { // a prompt and the number of a sample, of the topic and model shown

@@ -95,7 +95,7 @@ function statement(f, strings, looks) { // a fact with its verdict, and what is 
 }
 
 // A response with its facts: `items` makes the element of a fact.
-function section(heading, r, items) {
+function responseView(heading, r, items) {
   const facts = r.facts.filter((f) => f.fact !== undefined || f.error !== undefined);
   const failed = r.n.failed ? `${r.n.failed} of its sentences could not be split into facts.` : "";
   const remark = r.abstained ? "It declines to answer: no facts." : failed;
@@ -228,7 +228,7 @@ function response(r, card, data, looks) {
   const heading = el("h4", {}, ...badge(looks, r.model),
     el("span", { className: "tally" }, ...counts(r.n)));
   const name = `the response of ${(looks[r.model] || { name: r.model }).name}`;
-  const node = section(heading, r, (f) => fact(f, card, data, looks));
+  const node = responseView(heading, r, (f) => fact(f, card, data, looks));
   node.response = r.id;
   if (r.id) node.prepend(linkTo(fragment({ topic: card.topic, response: r.id }), name, node));
   return node;
