@@ -85,6 +85,7 @@ class Lease:
     horizon_s: float = MAX_HORIZON_S  # permits are issued at most this long before their time
     epoch: str = ""
     known: Limits = Limits()  # in headers; workers report them to the limiter's successor
+    alone: bool = True  # no other worker has requests
 
 
 @dataclass
@@ -278,9 +279,16 @@ class Limiter:
             needs = {n: w.need for n, w in self.workers.items()}
             rate = shares(needs, 1 / cost_s)[report.worker]
         worker.heard_s = now_s
-        pause_s = max(0.0, self.pause_until_s - now_s)
         return Lease(
-            rate, worker.leased, pause_s, permits, now_s, horizon_s, self.epoch, self.known
+            rate,
+            worker.leased,
+            max(0.0, self.pause_until_s - now_s),
+            permits,
+            now_s,
+            horizon_s,
+            self.epoch,
+            self.known,
+            alone=len(self.workers) == 1,
         )
 
     def _issue(

@@ -73,6 +73,7 @@ class Gate:
         self.lease = Lease(0.0, 0)  # the limiter's last answer; before it, nothing may be sent
         self._permits: deque[tuple[float, float]] = deque()  # (valid from on our clock, tokens)
         self.in_flight = 0
+        self.alone_since_s = -math.inf  # no other worker has had requests since
         self._clock_s = math.inf  # upper bound of the limiter's clock minus ours
         self._trip_s: float | None = None
         self._asked_s = math.inf  # first report since the last answer
@@ -315,6 +316,8 @@ class Gate:
         except ActorLost:
             return  # the next report goes to its successor
         now, self._asked_s = time_s(), math.inf
+        if not lease.alone:
+            self.alone_since_s = now
         self._reported_busy = report.waiting + report.in_flight > 0
         self._answered -= report.answered
         self._latency_s -= report.latency_s * report.answered

@@ -95,8 +95,9 @@ class Refusals:
         if not refused.decided.done():
             refused.decided.set_result(error)
 
-    def throttled(self, request: Throttled, now_s: float) -> bool:
-        """Record a 429 of this request. Return whether it concerns the cluster's limit."""
+    def throttled(self, request: Throttled, now_s: float, alone_since_s: float) -> bool:
+        """Record a 429 of this request. Return whether it concerns the cluster's limit.
+        `alone_since_s`: no other worker has had requests since then."""
         first = request.times == 0
         alone = not first and self._throttled == request.throttled  # no other request got a 429
         answered = self._answered.total()
@@ -104,6 +105,7 @@ class Refusals:
         request.strikes = request.strikes + too_large if alone else 0
         if first or self.sent > request.sent + 1:
             request.alone_since_s = now_s
+        request.alone_since_s = max(request.alone_since_s, alone_since_s)
         self._throttled += first
         request.times += 1
         request.answered, request.throttled, request.sent = answered, self._throttled, self.sent

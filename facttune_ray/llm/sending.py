@@ -178,7 +178,7 @@ class Sender:
                 gate.answered(tokens, used, seen_s, meaning.headers)
                 self._refusals.answered(endpoint)
             elif meaning.kind == "limit":
-                pauses = self._refusals.throttled(request.throttled, clock())
+                pauses = self._refusals.throttled(request.throttled, clock(), gate.alone_since_s)
                 # A pause of days stops the run instead (`_before_retry`).
                 pauses &= (meaning.retry_after_s or 0.0) <= self.cfg.max_elapsed_s
                 gate.refused(tokens, meaning.headers, meaning.retry_after_s, pauses)
