@@ -75,15 +75,25 @@ class Progress:
         self._every_s = every_s or (TERMINAL_S if self._terminal else LOG_S)
         self._began_s = time.monotonic()
         self._stages = {work.stage for operator in operators for work in operator.works}
-        self._last = self._look(Look(self._began_s, moved_s=self._began_s, heard_s=self._began_s))
+        self._last = Look(
+            self._began_s,
+            parts=sum(table.parts for table in tables),
+            moved_s=self._began_s,
+            heard_s=self._began_s,
+        )
+        # read at the first line: the meter's process takes half a second to start
+        self._first = self._asked()
         self._bars: dict[str, Any] = {}
 
     def show(self) -> None:
         """Print the state, if it is time to."""
         if time.monotonic() - self._last.at_s < self._every_s:
             return
-        now, last = self._look(self._last), self._last
-        self._last = now
+        last = self._last
+        if self._first is not None:
+            last = replace(self._look(last, self._first), at_s=last.at_s)
+            self._first = None
+        now = self._last = self._look(last, self._asked())
         stands_s = now.at_s - now.moved_s
         lacking = lacks(self.operators) if stands_s > WAITS_S and not now.workers else ""
         notes = [f"ends: {self.ends}"] if self.ends else []
@@ -131,11 +141,15 @@ class Progress:
         while self._bars:
             self._bars.popitem()[1].close()
 
-    def _look(self, last: Look) -> Look:
+    def _asked(self) -> Any:
+        """The meter's snapshot, as an object reference."""
+        return self.meter.snapshot.remote() if self.meter is not None else None
+
+    def _look(self, last: Look, snapshot: Any) -> Look:
         """The state now. What cannot be read stays as it was."""
         parts = sum(table.parts for table in self.tables)
         now = replace(last, at_s=time.monotonic(), parts=parts, workers=0, waits={})
-        if self.meter is not None and (found := _ask(self.meter)):
+        if snapshot is not None and (found := _read(snapshot)):
             now.heard_s = time.monotonic()
             # The meter counts all tables of a stage together: rates are differences.
             used = [found["stages"][s] for s in self._stages if s in found["stages"]]
@@ -165,12 +179,12 @@ def time_left(made: int, missing: int, elapsed_s: float) -> str:
     return f", about {left_s / 3600:.1f} h left"
 
 
-def _ask(meter: Any) -> dict | None:
-    """The meter's snapshot; None if it does not answer."""
+def _read(snapshot: Any) -> dict | None:
+    """The meter's snapshot; None if the meter does not answer."""
     import ray
 
     try:
-        return ray.get(meter.snapshot.remote(), timeout=ANSWER_S)
+        return ray.get(snapshot, timeout=ANSWER_S)
     except ray.exceptions.RayError:
         return None
 
