@@ -77,7 +77,8 @@ def test_tables_are_made_when_the_loop_needs_one_of_them(tmp_path, ray_cluster):
 
 def test_a_table_with_too_many_failed_rows_goes_with_what_was_made_from_it(tmp_path, ray_cluster):
     broken = AnnotatorOptions(malformed_share=1.0)
-    with asked(tmp_path, broken, "run.shards=2", "llm.reasks=0") as (run, _):
+    words = ["run.shards=2", "llm.reasks=0", "llm.max_attempts=2"]
+    with asked(tmp_path, broken, *words) as (run, _):
         with pytest.raises(UserError, match=r"a/facts: 4 of 4 rows failed.* the first: "):
             run.finish()
     assert not (run.root / "a/facts").exists() and not (run.root / "a/questions").exists()
