@@ -20,7 +20,6 @@ import threading
 import time
 import uuid
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
@@ -47,9 +46,6 @@ from facttune_ray.storage.folders import Folder, writing
 T = TypeVar("T")
 # a writer merges so many small segments, up to so many rows, which a worker holds in memory
 MERGE, MERGED_ROWS = 16, 2**14
-# On an object store a merged segment stays for so long: a listing there may lag, and show that it
-# is gone before it shows the segment that has its rows.
-LISTED_S = 5.0
 SUMMED_ROWS = 2**18  # rows whose dollars are summed at a time
 
 
@@ -83,7 +79,6 @@ class Ledger:
         self.writer, self._written = uuid.uuid4().hex, 0
         self.journal = Journal(folder, run, self.writer)
         self._mine: list[tuple[str, int]] = []  # this writer's segments and their rows
-        self._merged: deque[tuple[float, str]] = deque()  # (when, segment): not removed yet
         self._unwritten: dict[bytes, dict] = {}
         self._flushing: asyncio.Task[None] | None = None
         self._full, self._lock = asyncio.Event(), asyncio.Lock()
@@ -177,10 +172,8 @@ class Ledger:
                     break
                 self._mine = [m for m in self._mine if m not in small]
                 self._mine.append((self.add(merged.sort_by("key")), merged.num_rows))
-                self._merged += [(time.monotonic(), name) for name, _ in small]
-            until_s = time.monotonic() - (0.0 if self.folder.local else LISTED_S)
-            while self._merged and self._merged[0][0] <= until_s:
-                self.remove(self._merged.popleft()[1])
+                for name, _ in small:
+                    self.remove(name)
 
     def add(self, table: pa.Table) -> str:
         """Write one segment of rows sorted by key."""

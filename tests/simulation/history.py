@@ -65,6 +65,7 @@ class History:
     openings: list[tuple[str, float]] = field(default_factory=list)  # of a ledger: (process, when)
     files: dict[str, bytes] = field(default_factory=dict)  # at the end
     written: dict[str, float] = field(default_factory=dict)  # when each file appeared
+    removed: list[float] = field(default_factory=list)  # when a segment of the ledger was removed
     stuck: str = ""  # why the run was given up; "": it was not
     ended_s: float = 0.0
     stops: list[str] = field(default_factory=list)  # errors that stopped the run
