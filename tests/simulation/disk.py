@@ -50,10 +50,13 @@ class Disk:
         self.listed: list[tuple[float, str, bool]] = []
         self.operations = 0
         self.written: dict[str, float] = {}  # when a name appeared
+        self.removed: list[float] = []  # when a segment of the ledger was removed
 
     def name(self, path: str, file: File | None) -> None:
         if file is None:
             self.files.pop(path, None)
+            if path.endswith(".arrow"):
+                self.removed.append(self.world.now)
         else:
             self.files[path] = file
             self.written[path] = self.world.now

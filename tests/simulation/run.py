@@ -161,6 +161,7 @@ class Run:
         history.errors = world.errors
         history.files = {p: f.data for p, f in self.disk.files.items()}
         history.written = self.disk.written
+        history.removed = self.disk.removed
         return history
 
     def _watch(self) -> None:
