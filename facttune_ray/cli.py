@@ -51,8 +51,11 @@ def _failed(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("facttune_ray"):
-        return _fail(f"{error.name} is not installed; a dependency: `pip install facttune_ray`")
+    if isinstance(error, ModuleNotFoundError):
+        missing = error.name or getattr(getattr(error, "cause", None), "name", None)
+        if missing and not missing.startswith("facttune_ray"):  # `cause`: of a worker's error
+            hint = "install facttune_ray again with its dependencies"
+            return _fail(f"the Python package {missing} is not installed: {hint}")
     if isinstance(error, OSError):
         from facttune_ray.storage.folders import outage
 
@@ -105,7 +108,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     path = demo.demo(args.out)
     print(path)
-    if args.no_browser or not demo.opened(path):
+    if args.no_browser or not demo.opened(path.as_uri()):
         print("open this page in a browser", file=sys.stderr)
     return 0
 
@@ -161,7 +164,7 @@ def _status(args: argparse.Namespace) -> int:
     cfg, folder = _config_or_folder(args)
     found = status.status(cfg, folder)
     name = folder or (cfg.run.out if cfg else "")
-    ledger = (cfg.llm.ledger if cfg else "") or f"{name}/ledger"
+    ledger = status.ledger_of(cfg, folder)
     value = {"run": name, "tables": [t.as_dict() for t in found]}
     _print(args, value, lambda: status.show(name, found, ledger, _paints()))
     return 0
@@ -298,7 +301,7 @@ def _annotator(args: argparse.Namespace) -> int:
 def _completion(args: argparse.Namespace) -> int:
     from facttune_ray.commands import completion
 
-    print(completion.script(args.shell, *parser.parser()))
+    print(completion.script(args.shell, parser.parser()[1]))
     return 0
 
 

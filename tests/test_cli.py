@@ -138,10 +138,16 @@ def test_a_quickstart_is_recorded_and_nothing_else(tmp_path, monkeypatch):
 
 
 def test_without_its_dependencies_the_package_names_the_missing_one(capsys, monkeypatch):
+    class OfAWorker(ModuleNotFoundError):  # as RayTaskError(ModuleNotFoundError)
+        cause = ModuleNotFoundError("No module named 'peft'", name="peft")
+
     def absent(args):
-        raise ModuleNotFoundError("No module named 'pyarrow'", name=name)
+        raise OfAWorker() if name == "" else ModuleNotFoundError(name=name)
 
     monkeypatch.setitem(cli.COMMANDS, "compare", absent)
+    name = ""
+    assert cli.main(["compare", "a", "b"]) == 2
+    assert "the Python package peft is not installed" in capsys.readouterr().err
     name = "pyarrow"
     assert cli.main(["compare", "a", "b"]) == 2
     said = capsys.readouterr().err
@@ -219,8 +225,8 @@ def test_bash_completes_commands_options_presets_settings_and_files(complete, li
 
 
 def test_the_scripts_of_all_shells_hold_every_command_and_option():
-    whole, commands = parser.parser()
-    scripts = {s: completion.script(s, whole, commands) for s in ("bash", "zsh", "fish")}
+    _, commands = parser.parser()
+    scripts = {s: completion.script(s, commands) for s in ("bash", "zsh", "fish")}
     assert "bashcompinit" in scripts["zsh"] and "complete -F _facttune" in scripts["bash"]
     for script in scripts.values():
         assert all(f"{name}" in script for name in (*commands, "train.lora.rank=", "countries"))

@@ -54,6 +54,17 @@ SAME = (  # settings of Python, and the words of the command line
 )
 
 
+def test_local_places_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    words = ["run.out=~/runs/x", "llm.ledger=ledger", "data.folder=s3://b/d", "model.path=some/id"]
+    cfg = from_python._absolute(config.load(["quickstart"], words))
+    assert (cfg.run.out, cfg.llm.ledger) == (f"{tmp_path}/home/runs/x", f"{tmp_path}/ledger")
+    assert (cfg.data.folder, cfg.model.path) == ("s3://b/d", "some/id")
+    (tmp_path / "some" / "id").mkdir(parents=True)
+    assert from_python._absolute(cfg).model.path == f"{tmp_path}/some/id"
+
+
 @pytest.mark.parametrize(("settings", "words"), SAME)
 def test_settings_are_those_of_the_command_line(settings, words):
     given = list(from_python.overrides(settings))

@@ -12,8 +12,6 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-CONFIG = "CONFIG|key=value"  # the metavar of presets and settings
-
 
 class Words(NamedTuple):
     """What may follow a command."""
@@ -23,9 +21,7 @@ class Words(NamedTuple):
     values: list[str]  # positional words: actions, presets, settings; the shell adds files
 
 
-def script(
-    shell: str, whole: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser]
-) -> str:
+def script(shell: str, commands: Mapping[str, argparse.ArgumentParser]) -> str:
     """The script for a shell: "bash", "zsh" or "fish". `commands`: name -> its parser."""
     found = {name: _words(name, p, p.description or "") for name, p in commands.items()}
     return _fish(found) if shell == "fish" else _bash(found, shell == "zsh")
@@ -43,7 +39,7 @@ def _words(name: str, parser: argparse.ArgumentParser, help: str) -> Words:
                 options |= _words("", inner, "").options
         elif not action.option_strings:
             values += action.choices or []
-            if action.metavar == CONFIG:
+            if action.dest == "config":
                 values += [*presets(), *(f"{key}=" for key in settings())]
     if name == "stage":
         from facttune_ray.stages import STEPS

@@ -1,6 +1,6 @@
 """`facttune demo`: the report of a recorded quickstart, before anything is computed.
 
-    opened(demo("runs/demo.html"))  write the page, and open a browser where there is one
+    opened(demo("runs/demo.html").as_uri())  write the page, and open a browser where there is one
     record("runs/quickstart")       write demo.html.gz beside this file
 
 The page is the report that a quickstart wrote, with one paragraph that says so. To record it again,
@@ -46,13 +46,13 @@ def demo(out: str) -> Path:
     return path
 
 
-def opened(page: Path) -> bool:
-    """Show the page in a browser. False without a browser, or without a screen, where `webbrowser`
-    would start a browser for terminals."""
+def opened(address: str) -> bool:
+    """Show the page of this address in a browser. False without a browser, or without a screen,
+    where `webbrowser` would start a browser for terminals."""
     screen = os.name == "nt" or sys.platform == "darwin"
     screen = screen or any(os.environ.get(k) for k in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
     try:
-        return screen and webbrowser.open(page.as_uri())
+        return screen and webbrowser.open(address)
     except (webbrowser.Error, OSError):
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pyarrow as pa
@@ -13,15 +14,15 @@ from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 
 RESPONSES, TEXT, FACTS = 4, 1200, 12  # responses shown, characters of each, facts of each
-ERROR_PARTS, ERROR = 50, 300  # parts in which an error is looked for, characters of it
+PARTS, ERROR = 50, 300  # parts that are looked into, characters of an error
 
 
 def first_error(table: Folder, shards: int) -> str:
     """The first error in the finished parts of a table; "-" if the first parts have none."""
-    for shard in sorted(tables.present(table, shards))[:ERROR_PARTS]:
+    for shard in sorted(tables.present(table, shards))[:PARTS]:
         found = tables.read_part(table, shard, ["error"])["error"]
         if known := pc.drop_null(found).slice(0, 1).to_pylist():
-            return redact(known[0][:ERROR])
+            return redact(known[0])[:ERROR]
     return "-"
 
 
@@ -30,12 +31,16 @@ def first_responses(root: Folder, scope: str) -> list[dict[str, Any]]:
     [{"scope", "topic", "text", "facts": [{"fact", "supported"}]}]"""
     folder = root / scope / "responses"
     parts = (n for n in folder.names() if n.startswith("part-") and n.endswith(".parquet"))
-    if (part := next(parts, None)) is None:
-        return []
     columns = ["response_id", "topic", "text", "error"]
-    with folder.fs.open_input_file((folder / part).path) as file:
-        batches = pq.ParquetFile(file).iter_batches(batch_size=64, columns=columns)
-        rows = next(batches, pa.RecordBatch.from_pylist([])).to_pylist()
+    rows: list[dict[str, Any]] = []
+    for part in itertools.islice(parts, PARTS):
+        with folder.fs.open_input_file((folder / part).path) as file:
+            batches = pq.ParquetFile(file).iter_batches(batch_size=64, columns=columns)
+            rows = next(batches, pa.RecordBatch.from_pylist([])).to_pylist()
+        if rows:
+            break
+    if not rows:
+        return []
     by_topic = {r["topic"]: r for r in reversed(rows)}  # the first response to each topic
     shown = list(reversed(by_topic.values()))[:RESPONSES]
     facts = _facts(root / scope, part, [r["response_id"] for r in shown])
@@ -43,7 +48,7 @@ def first_responses(root: Folder, scope: str) -> list[dict[str, Any]]:
         {
             "scope": scope,
             "topic": r["topic"],
-            "text": redact((r["text"] or r["error"] or "(no text)")[:TEXT]),
+            "text": redact(r["text"] or r["error"] or "(no text)")[:TEXT],
             "facts": facts.get(r["response_id"], []),
         }
         for r in shown

@@ -42,10 +42,20 @@ def run(words: Sequence[str], settings: Mapping[str, Any]) -> SavedRun:
 def _absolute(cfg: Config) -> Config:
     """The config with absolute local folders: a notebook may change its folder after it has started
     Ray, whose workers stay in the first one."""
-    out, folder = cfg.run.out, cfg.data.folder
-    out, folder = (p if "://" in p or not p else os.path.abspath(p) for p in (out, folder))
-    run, data = replace(cfg.run, out=out), replace(cfg.data, folder=folder)
-    return replace(cfg, run=run, data=data)
+    path = cfg.model.path
+    local = os.path.exists(os.path.expanduser(path))  # else it is the name of a model on the hub
+    return replace(
+        cfg,
+        run=replace(cfg.run, out=_place(cfg.run.out)),
+        data=replace(cfg.data, folder=_place(cfg.data.folder)),
+        llm=replace(cfg.llm, ledger=_place(cfg.llm.ledger)),
+        train=replace(cfg.train, checkpoints=_place(cfg.train.checkpoints)),
+        model=replace(cfg.model, path=_place(path) if local else path),
+    )
+
+
+def _place(path: str) -> str:
+    return path if "://" in path or not path else os.path.abspath(os.path.expanduser(path))
 
 
 def overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

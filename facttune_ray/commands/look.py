@@ -84,7 +84,8 @@ class Look:
                 found.setdefault(name, []).append(path)
             elif file == "train.jsonl" and name.endswith("/train"):
                 found.setdefault(name, []).append(path)
-        self._read = {k: v for k, v in self._read.items() if k[0] in infos}
+        there = {(path, info.size, info.mtime_ns) for path, info in infos.items()}
+        self._read = {k: v for k, v in self._read.items() if k in there}
         known = [self._state(name, files, infos) for name, files in found.items()]
         shards = self.shards or max((t.shards for t in known if t.state == FINISHED), default=0)
         states = {t.name: _with_shards(t, shards) for t in known}
@@ -123,7 +124,9 @@ class Look:
             return None
         key = (path, infos[path].size, infos[path].mtime_ns)
         if key not in self._read:
-            self._read[key] = read(self.root / path)
+            if (says := read(self.root / path)) is None:  # away just now: ask again
+                return None
+            self._read[key] = says
         return self._read[key]
 
 
@@ -185,13 +188,16 @@ def plan(cfg: Config) -> tuple[list[str], int]:
 
 def ordered(planned: Sequence[str], there: Iterable[str]) -> list[str]:
     """Planned names and those that are there, in the order of the pipeline. The plan measures each
-    model's last round; if another round was chosen, the tables of that round replace them."""
+    model's last round; if another round alone was measured, the tables of that round replace
+    them."""
+    there = list(there)
     names = dict.fromkeys([*planned, *there])
+    measured = {n.partition("/test/")[0] for n in there if "/test/" in n}
     chosen = {_owner(n): n.partition("/test/")[0] for n in there if "/test/" in n}
     by_plan: dict[str, tuple] = {}
     for i, name in enumerate(planned):
         scope, test, table = name.partition("/test/")
-        if test and (other := chosen.get(_owner(name), scope)) != scope:
+        if test and scope not in measured and (other := chosen.get(_owner(name))):
             del names[name]
             name = f"{other}/test/{table}"
             names[name] = None

@@ -16,13 +16,19 @@ import hmac
 import http.server
 import re
 import secrets
+import sys
+import threading
+import traceback
 from collections.abc import Callable
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
+from facttune_ray.commands.demo import opened
 from facttune_ray.commands.watched import Watched
 from facttune_ray.errors import UserError
+from facttune_ray.evaluation.report.parts import FOLDER
+from facttune_ray.secrets import redact
 from facttune_ray.storage.folders import outage
 from facttune_ray.telemetry import say
 
@@ -31,6 +37,7 @@ NAMES = (HOST, "localhost")
 NEED_TOKEN = "Open the URL that `facttune watch` printed: it holds the token.\n"
 POLICY = re.compile(r'http-equiv="Content-Security-Policy" content="([^"]*)"')
 FORBIDDEN = "default-src 'none'"
+PART = re.compile(rf"/{FOLDER}/[0-9a-f]+\.js")  # a part of a large report
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -56,6 +63,11 @@ class Server(http.server.ThreadingHTTPServer):
     def permits(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(), self.token.encode())
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print the traceback of a bug without secrets. A browser that goes away is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            print(redact(traceback.format_exc()), file=sys.stderr)
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
@@ -65,8 +77,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path)
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if host not in NAMES:  # at any port: a tunnel may have another one
+        # at any port: a tunnel may have another one
+        if _host(self.headers.get("Host", "")) not in NAMES:
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, "Unknown host name.\n")
         elif (token := parse_qs(path.query).get("token", [""])[0]) and self.server.permits(token):
             # a cookie from here on: the address of the page, and its history, hold no token
@@ -79,6 +91,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._show(self.server.watched.page)
         elif path.path == "/live":
             self._show(self.server.watched.fragment)
+        elif PART.fullmatch(path.path):
+            self._show(lambda: self.server.watched.part(path.path[1:]), "text/javascript")
         else:
             self._answer(HTTPStatus.NOT_FOUND, "No such page.\n")
 
@@ -91,17 +105,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return ""
         return found.value if found else ""
 
-    def _show(self, make: Callable[[], str]) -> None:
+    def _show(self, make: Callable[[], str | None], kind: str = "text/html") -> None:
         try:
-            html = make()
+            text = make()
         except Exception as e:
             line = outage(e) if isinstance(e, OSError) else None
             why = f"storage: {line}" if line else "The page could not be made: a bug."
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n")
             if not line:
-                raise  # the server prints the traceback
+                raise  # `handle_error` prints the traceback
             return
-        self._answer(HTTPStatus.OK, html, kind="text/html")
+        if text is None:
+            self._answer(HTTPStatus.NOT_FOUND, "No such page.\n")
+        else:
+            self._answer(HTTPStatus.OK, text, kind=kind)
 
     def _answer(
         self,
@@ -132,15 +149,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Print no line a request: the line would hold the token."""
 
 
+def _host(given: str) -> str | None:
+    try:
+        return urlsplit(f"//{given}").hostname
+    except ValueError:
+        return None
+
+
 def watch(watched: Watched, port: int, open_browser: bool = False) -> int:
     """Serve until Ctrl-C. Return the exit code."""
     with Server(watched, port) as server:
         print(server.url, flush=True)
         say("Ctrl-C ends this page, not the run")
-        if open_browser:
-            import webbrowser
-
-            webbrowser.open(server.url)
+        if open_browser:  # in a thread: some browsers end only when they are closed
+            threading.Thread(target=opened, args=(server.url,), daemon=True).start()
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -83,6 +83,11 @@ class Watched:
             shown = dataclasses.replace(self._current(), version=self._version)
             return self._report.value.replace(PLACE, render(shown), 1)
 
+    def part(self, path: str) -> str | None:
+        """A file beside the report, such as report_data/9b2e.js; None without it."""
+        file = self.root / path
+        return file.read_bytes().decode() if file.exists() else None
+
     # -- the state ---------------------------------------------------------------------------
 
     def _current(self) -> State:
@@ -135,8 +140,8 @@ class Watched:
         if held is None:
             return False, count
         return False, (
-            f"Not running on this machine: {count}. A command that has failed says why in its last "
-            f"line, and goes on when it is run again"
+            f"No command that makes this run was found on this machine: {count}. A command that "
+            f"has failed says why in its last line, and goes on when it is run again"
         )
 
     def _next_version(self, found: Sequence[TableState]) -> str:

@@ -108,6 +108,17 @@ def validated(kind: type[T], layers: Sequence[Layer], base: T | None = None) -> 
         raise UserError(_line(layers, *_explained(kind, values, error))) from None
 
 
+def stored(kind: type[T], values: dict) -> T | None:
+    """`kind` from values as they were validated before, in which "${" is text. None if they are not
+    those of this version."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_python(values)  # type: ignore[arg-type]
+    except ValidationError:
+        return None
+
+
 @functools.cache
 def _adapter(kind: type) -> Any:
     from pydantic import TypeAdapter

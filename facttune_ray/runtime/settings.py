@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from facttune_ray.config import Config
-from facttune_ray.config.layers import Layer, validated
+from facttune_ray.config.layers import stored
 from facttune_ray.errors import UserError
 from facttune_ray.storage.folders import Folder
 
@@ -24,9 +24,8 @@ def kept(root: Folder) -> Config | None:
     """The settings, with `run.out` as the folder's place today."""
     try:
         values = (root / FILE).read_json()
-        if values is None:
-            return None
-        cfg = validated(Config, [Layer(FILE, values)])
-    except (UserError, OSError):  # damaged, away, or of another version
+    except (UserError, OSError):  # damaged, or away
+        return None
+    if values is None or (cfg := stored(Config, values)) is None:
         return None
     return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, out=root.uri))

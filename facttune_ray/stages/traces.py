@@ -197,7 +197,8 @@ class Asked:
 
     def step(self, stage: str, request: Request, optional: bool = False) -> Step:
         """The step of a request. `optional`: the request may not have been sent."""
-        key = stage, *(content for _, content in _messages(request.prompt))
+        # two topics may have the same question: the seeds of its sampled answers tell them apart
+        key = stage, repr(request.samples), *(text for _, text in _messages(request.prompt))
         if key not in self.steps:
             step = {"stage": stage, "by": self.cfg.llm.model, "optional": optional}
             self.steps[key] = step, request

@@ -52,6 +52,10 @@ def reading() -> Iterator[None]:
         raise UserError(f"storage: {line}") from None
 
 
+class NoTable(UserError, AttributeError):
+    """The run has no such table: `hasattr` is False, and the command line prints one line."""
+
+
 class Rows:
     """The rows of one table: `dataset` (a `pyarrow.dataset.Dataset`) with its methods (`to_table`,
     `to_batches`, `head`, `count_rows`, `schema`, ...), and `filter` and `to_pandas`. Nothing is
@@ -155,7 +159,7 @@ class SavedRun:
     def _rows(self, name: str) -> Rows:
         if name not in self._parts:
             has = f"it has {', '.join(sorted(self._parts))}" if self._parts else "it has no rows"
-            raise UserError(f"{self.root}: no part of a table {name} is finished: {has}")
+            raise NoTable(f"{self.root}: no part of a table {name} is finished: {has}")
         return Rows(_dataset(self.root, name, self._parts[name]))
 
     def __repr__(self) -> str:
@@ -199,6 +203,8 @@ def _dataset(root: Folder, name: str, parts: Sequence[tuple[str, str]]) -> ds.Da
 
 
 def _check(names: Iterable[str] | Mapping[str, Any], schema: pa.Schema) -> None:
+    if isinstance(names, str):
+        raise UserError(f'columns="{names}": give a list of columns, such as ["{names}"]')
     for name in names:
         if name not in schema.names:
             raise UserError(f'no column "{name}".{did_you_mean(name, schema.names)}')

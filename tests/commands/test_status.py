@@ -11,6 +11,7 @@ from facttune_ray import cli, config
 from facttune_ray.commands import look as look_file
 from facttune_ray.commands import status
 from facttune_ray.commands.look import FINISHED, MAKING, WAITING, Look
+from facttune_ray.runtime import settings
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 
@@ -157,3 +158,46 @@ def test_a_folder_takes_no_config_and_must_hold_a_table(cfg, root, tmp_path, cap
     (tmp_path / "empty").mkdir()
     assert cli.main(["status", str(tmp_path / "empty")]) == 2
     assert "no table there" in capsys.readouterr().err
+
+
+def test_no_word_is_no_folder_of_a_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not status.is_run("") and status.is_run(str(tmp_path))
+    for command in ("status", "watch"):
+        assert cli.main([command]) == 2
+        assert "name a preset" in capsys.readouterr().err
+    assert cli.main(["status", str(tmp_path)]) == 2
+    assert "no table there: name the folder of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("planned", "there", "shown"),
+    [
+        ("f/round_2", ["f/round_1"], ["f/round_1"]),  # round 1 was chosen
+        ("f/round_2", ["f/round_2", "f/round_1"], ["f/round_2", "f/round_1"]),
+        ("f/round_2", ["f/round_1", "f/round_2"], ["f/round_2", "f/round_1"]),
+        ("f/round_2", [], ["f/round_2"]),
+    ],
+)
+def test_every_measured_round_is_shown(planned, there, shown):
+    names = [f"{scope}/test/responses" for scope in there]
+    found = look_file.ordered([f"{planned}/test/responses"], names)
+    assert found == [f"{scope}/test/responses" for scope in shown]
+
+
+def test_a_part_that_was_away_is_read_again_and_old_versions_are_forgotten(cfg, root, monkeypatch):
+    look = Look.of_config(cfg)
+    with monkeypatch.context() as away:
+        away.setattr(look_file, "_part_stats", lambda file: None)
+        assert states(look)["base/tune/facts"].rows == 0
+    assert states(look)["base/tune/facts"].rows == 30
+    for step in range(3):
+        (root / "facttune_fs/round_1/train/train.jsonl").write_bytes(b'{"step": 1}\n' * (step + 1))
+        states(look)
+    assert sum(path.endswith("train.jsonl") for path, *_ in look._read) == 1
+
+
+def test_the_ledger_of_a_folder_is_that_of_its_settings(cfg, root, tmp_path):
+    assert status.ledger_of(None, str(tmp_path / "out")) == str(tmp_path / "out/ledger")
+    settings.keep(root, config.load(["quickstart"], [f"llm.ledger={tmp_path}/shared"]))
+    assert status.ledger_of(None, str(tmp_path / "out")) == f"{tmp_path}/shared"

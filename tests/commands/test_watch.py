@@ -24,6 +24,7 @@ from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 
 CHROMIUM = os.environ.get("FACTTUNE_CHROMIUM") or shutil.which("chromium")
+IDLE = "No command that makes this run was found on this machine"
 ODD = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
 
 
@@ -129,7 +130,9 @@ def test_only_who_has_the_token_sees_a_page(cfg, served):
     assert (status, text) == (200, "") and int(headers["Content-Length"]) > 0
 
 
-@pytest.mark.parametrize("host", ("evil.example", "evil.example:80", "", "127.0.0.1.evil.example"))
+@pytest.mark.parametrize(
+    "host", ("[", "evil.example", "evil.example:80", "", "127.0.0.1.evil.example")
+)
 def test_a_request_by_another_host_name_is_refused(cfg, served, host):
     server = served(Watched.of_config(cfg))
     assert ask(server, "/live", server.token, Host=host)[0] == 421
@@ -185,7 +188,7 @@ def test_a_run_that_begins_grows_and_stops(cfg, root):
         assert headline(shown).startswith("Running: 4 of ")
     finally:
         os.close(folder)
-    assert headline(watched.fragment()).startswith("Not running on this machine: 4 of ")
+    assert headline(watched.fragment()).startswith(f"{IDLE}: 4 of ")
     assert re.search(r'data-version="(\w*)"', shown)[1] != before
     assert "3 of about 6 rows, 1/2 parts" in shown and 'value="0.500"' in shown
     assert "base/tune/rewards: <b" in shown and "no &lt;script&gt;" in shown
@@ -236,7 +239,7 @@ def test_half_written_and_damaged_files(cfg, root):
     manifest.write_bytes(whole)
     (root / "base/tune/verdicts/part-00000.parquet").delete_file()  # a table that is withdrawn
     assert "50.0%" in watched.page() and "50.0%" in good
-    assert headline(watched.fragment()).startswith("Not running on this machine: 3 of ")
+    assert headline(watched.fragment()).startswith(f"{IDLE}: 3 of ")
 
 
 def test_a_folder_alone_says_by_whom_its_facts_are_judged(cfg, root):
@@ -248,6 +251,38 @@ def test_a_folder_alone_says_by_whom_its_facts_are_judged(cfg, root):
     settings.keep(root, config.load(["quickstart"], words))
     page = Watched.of_folder(cfg.run.out).page()
     assert "judged by lexical" in page and "<h1>mine</h1>" in page
+
+
+def test_a_page_that_is_closed_is_no_error_and_a_bug_is_told_without_keys(
+    cfg, served, monkeypatch, capfd
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789abcdef0123456789abcdef")
+    watched = Watched.of_config(cfg)
+    server = served(watched)
+    error = [BrokenPipeError("closed"), RuntimeError("no sk-0123456789abcdef0123456789abcdef")]
+
+    def fail():
+        raise error.pop(0)
+
+    monkeypatch.setattr(watched, "fragment", fail)
+    assert ask(server, "/live", server.token)[0] == 503
+    assert ask(server, "/live", server.token)[0] == 503
+    told = capfd.readouterr().err
+    while "RuntimeError" not in told:
+        told += capfd.readouterr().err
+    assert "BrokenPipeError" not in told and "sk-0123" not in told
+
+
+def test_a_large_report_has_its_parts(cfg, root, served):
+    (root / "report_data/9b2e.js").write_bytes(b"facttune_part()")
+    (root / "ledger/9b2e.js").write_bytes(b"no part")
+    server = served(Watched.of_config(cfg))
+    status, headers, text = ask(server, "/report_data/9b2e.js", server.token)
+    assert (status, text) == (200, "facttune_part()")
+    assert headers["Content-Type"].startswith("text/javascript")
+    assert ask(server, "/report_data/9b2e.js")[0] == 403
+    for other in ("/report_data/aa.js", "/ledger/9b2e.js", "/report_data/../ledger/9b2e.js"):
+        assert ask(server, other, server.token)[0] == 404
 
 
 def test_a_finished_run_shows_its_report(cfg, root):

@@ -27,6 +27,14 @@ def test_the_settings_of_a_run_are_kept_in_its_folder(tmp_path, name):
     assert settings.kept(Folder.of(str(out))) is None
 
 
+def test_a_text_that_looks_like_a_variable_is_kept_as_it_is(tmp_path):
+    (tmp_path / "prompt.txt").write_text("Say {topic} and ${HOME}.")
+    words = [f"prompts.template={tmp_path}/prompt.txt", f"run.out={tmp_path}"]
+    cfg = config.load(["quickstart"], words)
+    settings.keep(Folder.of(str(tmp_path)), cfg)
+    assert settings.kept(Folder.of(str(tmp_path))) == cfg and "${HOME}" in str(cfg.prompts)
+
+
 @pytest.mark.parametrize(
     ("stage", "setting"), [("answers", "sampling"), ("reference", "train"), ("classes", "classes")]
 )

@@ -9,13 +9,14 @@ import pytest
 
 from facttune_ray import config
 from facttune_ray.knowledge import build
+from facttune_ray.llm.recorded import Request
 from facttune_ray.prompts import facts as facts_prompt
 from facttune_ray.prompts import verdicts as verdicts_prompt
 from facttune_ray.quickstart.annotator import AnnotatorOptions, running
 from facttune_ray.sampling import engines
 from facttune_ray.stages import answers, facts, questions, verdicts
 from facttune_ray.stages.context import Context
-from facttune_ray.stages.traces import Traces
+from facttune_ray.stages.traces import Asked, Traces
 from facttune_ray.stages.work import Work
 
 ARTICLE = {
@@ -144,6 +145,13 @@ def test_equal_facts_share_a_step_and_no_request_is_sent(made, knowledge, url):
     first, _, again = Traces(cfg, knowledge).of_shard(rows).values()
     assert by_stage(first)["verdicts"] is by_stage(again)["verdicts"]
     assert annotator_client.stats(url) == sent
+
+
+def test_equal_questions_about_two_topics_have_their_own_sampled_answers():
+    asked = Asked(config.load([], []))
+    one, two = (Request("When was she born?", samples=[{"seed": seed}]) for seed in (1, 2))
+    assert asked.step("answers", one) is asked.step("answers", one)
+    assert asked.step("answers", one) is not asked.step("answers", two)
 
 
 def test_a_request_that_was_not_paid_has_no_answer(made, knowledge):

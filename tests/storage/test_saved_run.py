@@ -92,6 +92,16 @@ def test_finished_parts_of_a_table_that_is_being_made(folder):
     assert "1 unfinished" in repr(run) and "facts" in dir(run)
 
 
+def test_python_asks_for_a_table_that_is_not_there(folder):
+    run = facttune_ray.load(folder)
+    assert hasattr(run, "facts") and not hasattr(run, "mixes")
+    assert getattr(run, "mixes", None) is None
+    with pytest.raises(UserError, match="no part of a table mixes"):
+        run.mixes  # noqa: B018
+    with pytest.raises(UserError, match='give a list of columns, such as \\["topic"\\]'):
+        run.facts.to_pandas(columns="topic")
+
+
 def test_arrow_streams(folder):
     run = facttune_ray.load(str(folder))
     assert pa.table(run.facts.filter(scope="base/test")).num_rows == 3
