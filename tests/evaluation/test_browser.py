@@ -113,6 +113,20 @@ def test_filters_and_order(opened, report):
     assert "Topic 0000" in page.inner_text("#cards summary >> nth=0")
 
 
+def test_the_worst_response_is_shown_first(opened, report):
+    page = opened(report)
+
+    def wrong():
+        return int(page.inner_text("#cards section h4 .tally >> nth=0").split("✗")[0].split()[-1])
+
+    page.select_option("#by-model", "base")
+    first = wrong()
+    page.select_option("#by-sort", "response")
+    page.locator("#cards[aria-busy=false]").wait_for()
+    assert wrong() == 4 > first  # every fact of a response is wrong
+    assert "0✓" in page.inner_text("#cards section h4 .tally >> nth=0")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_no_serious_fault(opened, report, serious_faults, scheme, width):

@@ -40,6 +40,9 @@ function start(index, looks) {
   let state = { ...NONE };
   const models = [...new Set(cards.flatMap((c) => c.responses.map((r) => r.model)))];
 
+  const chosen = (card) => card.responses.filter((r) => !state.model || r.model === state.model);
+  const worst = (card) => // the response with the most wrong facts, of these the fewest right ones
+    chosen(card).reduce((a, b) => (b.n.false - a.n.false || a.n.true - b.n.true) > 0 ? b : a);
   const rate = (card, wanted) => { // share of wrong facts of the models that `wanted` accepts
     let right = 0, wrong = 0;
     for (const r of card.responses) {
@@ -54,8 +57,9 @@ function start(index, looks) {
   const SORT = new Map(Object.entries({
     none: (c) => c.number,
     topic: (c) => c.number,
-    wrong: (c) => -c.responses.reduce((sum, r) => sum + r.n.false, 0),
-    rate: (c) => last(-rate(c, () => true)),
+    response: (c) => { const { n } = worst(c); return n.true / 1e6 - n.false; },
+    wrong: (c) => -chosen(c).reduce((sum, r) => sum + r.n.false, 0),
+    rate: (c) => last(-rate(c, (m) => !state.model || m === state.model)),
     better: (c) => last(change(c)),
     worse: (c) => last(-change(c)),
   }));
@@ -100,8 +104,7 @@ function start(index, looks) {
     const kept = cards.filter((card) => {
       if (state.split && card.split !== state.split) return false;
       if (state.group && card.group !== state.group) return false;
-      const responses = card.responses.filter((r) => !state.model || r.model === state.model);
-      if (!responses.some(has)) return false;
+      if (!chosen(card).some(has)) return false;
       return query.every((word) => words(card).includes(word));
     });
     if (state.sort === "topic") return kept.sort((a, b) => a.topic.localeCompare(b.topic));
@@ -118,7 +121,8 @@ function start(index, looks) {
   function body(card, node, sample) {
     const data = full(card);
     const inside = el("div");
-    let at = Math.max(0, card.samples.indexOf(sample));
+    const first = state.sort === "response" ? worst(card).sample : card.samples[0];
+    let at = Math.max(0, card.samples.indexOf(sample ?? first));
     const draw = () => {
       const shown = models
         .map((m) => data.responses.find((r) => r.model === m && r.sample === card.samples[at]))
