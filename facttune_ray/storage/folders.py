@@ -135,18 +135,19 @@ class Folder:
 
         return self.again(read)
 
-    def again(self, read: Callable[[], T]) -> T:
-        """Call `read`, and retry it while the store refuses or stalls. Arrow's own retries do not
-        cover a refused read of a few bytes: Arrow reports a broken stream instead of the 503."""
+    def again(self, work: Callable[[], T]) -> T:
+        """Call `work`, and retry it while the store refuses or stalls. Arrow's own retries do not
+        cover a refused read of a few bytes, of which Arrow reports a broken stream instead of the
+        503, and they end early when a client has used up its quota of retries."""
         if self.local:
-            return read()
+            return work()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
             stop=tenacity.stop_after_attempt(ATTEMPTS),
             wait=tenacity.wait_random_exponential(0.1, max=10),
             reraise=True,
         )
-        return retrying(read)
+        return retrying(work)
 
     def read_json(self) -> Any | None:
         """The file's JSON, or None when the file is absent. Raise UserError for invalid JSON."""
@@ -174,8 +175,7 @@ class Folder:
         mix their bytes. `durable` syncs to disk, so the file survives a power loss."""
         with writing(self):
             if self.fs.type_name in OBJECT_STORES:
-                with self.fs.open_output_stream(self.path) as f:
-                    f.write(data)
+                self.again(lambda: self._put(data))
                 return
             parent = self.path.rsplit("/", 1)[0]
             self.fs.create_dir(parent, recursive=True)
@@ -192,6 +192,10 @@ class Folder:
                 if self.fs.get_file_info(temporary).is_file:  # free its space: the disk may be full
                     self.fs.delete_file(temporary)
                 raise
+
+    def _put(self, data: bytes) -> None:
+        with self.fs.open_output_stream(self.path) as f:
+            f.write(data)
 
     def write_json(self, value: Any) -> None:
         self.write_bytes(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")

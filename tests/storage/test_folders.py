@@ -148,6 +148,20 @@ def test_a_table_is_finished_when_its_manifest_exists(object_store):
     assert tables.present(folder, 2) == set()
 
 
+def test_a_write_goes_on_when_arrow_has_no_retries_left(object_store, monkeypatch):
+    file, refused = Folder.of(object_store.uri("file")), [1, 1]
+    put = Folder._put
+
+    def refuses(folder, data):
+        if refused:
+            raise OSError(f"AWS Error SLOW_DOWN during PutObject operation: {refused.pop()}")
+        put(folder, data)
+
+    monkeypatch.setattr(Folder, "_put", refuses)
+    file.write_bytes(b"kept")
+    assert file.read_bytes() == b"kept" and not refused
+
+
 async def put(ledger: Ledger, count: int) -> None:
     from facttune_ray.llm.replies import Completion
 
