@@ -118,12 +118,15 @@ def assert_equal(one: dict[str, object], other: dict[str, object]) -> None:
 def test_a_run_on_a_faulty_s3_store_has_the_tables_of_a_local_run(
     object_store, undisturbed, presets
 ):
-    chance = random.Random(7)
+    chance, happened = random.Random(7), {"stalls": 0, "refusals": 0}
 
     def faults(number: int, method: str, path: str) -> bool:
-        if chance.random() < 0.01:
+        if chance.random() < 0.003:
+            happened["stalls"] += 1
             time.sleep(4.0)  # longer than Arrow's default time-out of 3 s
-        return chance.random() < 0.02
+        refused = chance.random() < 0.01
+        happened["refusals"] += refused
+        return refused
 
     object_store.refuses = faults
     root = Folder.of(object_store.uri("weather-run"))
@@ -132,6 +135,7 @@ def test_a_run_on_a_faulty_s3_store_has_the_tables_of_a_local_run(
         assert cli.main(words) == 0
     finally:
         object_store.refuses = lambda number, method, path: False
+    assert min(happened.values()) >= 3, happened
     assert_equal(contents(root), contents(Folder.of(str(undisturbed))))
     names = set(root.files())
     log = "facttune_mc/round_1/train/train.jsonl"
