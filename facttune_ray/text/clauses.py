@@ -17,7 +17,6 @@ from facttune_ray.text.verbs import (
     AUXILIARIES,
     BE,
     KNOWN,
-    MODALS,
     base,
     is_finite,
     is_past,
@@ -280,9 +279,7 @@ def _predicate_facts(subject: str, text: str) -> list[str]:
                     continue
             if verb == "have":  # "having taught"
                 verb = "has"
-            elif first in MODALS:
-                continue  # "can relieve pain, reducing fever"
-            elif is_past(first) or first in {"was", "were", "had", "did", "has", "have"}:
+            elif is_past(first) or first in AUXILIARIES - {"is"}:
                 verb = past(verb)
             else:
                 verb = third(verb)
