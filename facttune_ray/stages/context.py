@@ -107,10 +107,14 @@ class Context:
 
     @functools.cached_property
     def entities(self) -> Callable[[str], Entities]:
-        """Names, dates and numbers of a sentence, for the clean-up of its facts."""
+        """Names, dates and numbers of a sentence, for the clean-up of its facts. UserError if the
+        driver finds them by another pipeline, or by rules."""
+        from facttune_ray.stages.pipelines import check_same, version_or_rules
         from facttune_ray.text import cleanup
 
-        return cleanup.load(self.cfg.facts.spacy_model)
+        key, name = "facts.spacy_model", self.cfg.facts.spacy_model
+        check_same(key, name, self.root / self.work.output, version_or_rules)
+        return cleanup.load(name)
 
     @functools.cached_property
     def parser(self) -> Any:

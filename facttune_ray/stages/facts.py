@@ -29,7 +29,7 @@ from facttune_ray.prompts import template
 from facttune_ray.sources import factscore
 from facttune_ray.stages import connect
 from facttune_ray.stages.context import Context
-from facttune_ray.stages.pipelines import version
+from facttune_ray.stages.pipelines import version, version_or_rules
 from facttune_ray.storage.schema import digest
 from facttune_ray.text import abstention, cleanup
 from facttune_ray.text.decompose import normal_fact, rule_facts
@@ -39,7 +39,8 @@ from facttune_ray.text.sentences import Sentence, carry, split
 
 VERSION = 2
 RULES_VERSION = 3  # raised when `facts.method=rules` gives other facts
-PARSED_VERSION = 1  # raised when only `facts.method=spacy` gives other facts
+PARSED_VERSION = 2  # raised when only `facts.method=spacy` gives other facts
+MODEL = "facts.spacy_model"
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ def recipe(cfg: Config) -> dict:
         return {"facts.method": f.method}
     keys = ["method", "abstention", "cleanup"]
     keys += ["domain", "carry_words", "decontextualize"] if f.method == "llm" else []
-    keys += ["spacy_model"] if f.cleanup == "entities" else []
     settings: dict = {f"facts.{k}": getattr(f, k) for k in keys}
+    if f.cleanup == "entities":
+        settings[MODEL] = version_or_rules(MODEL, f.spacy_model)
     if f.method in ("rules", "spacy"):
         settings["facts.rules"] = RULES_VERSION
     if f.method == "spacy":
         settings["facts.parsed"] = PARSED_VERSION
-        settings["facts.spacy_model"] = version("facts.spacy_model", f.spacy_model)
+        settings[MODEL] = version(MODEL, f.spacy_model)
     names = [prompt.template_name(f.domain, f.decontextualize)] if f.method == "llm" else []
     names += [abstention_prompt.TEMPLATE] if f.abstention == "llm" else []
     if names:
@@ -76,7 +78,7 @@ def hints(cfg: Config) -> list[str]:
     """Warnings of the clean-up, which the user would not see if a worker printed them. A missing
     pipeline of `facts.method=spacy` raises UserError here, before any worker starts."""
     if cfg.facts.method == "spacy":
-        load_for_facts("facts.spacy_model", cfg.facts.spacy_model)
+        load_for_facts(MODEL, cfg.facts.spacy_model)
     if cfg.facts.cleanup == "none":
         return []
     with warnings.catch_warnings(record=True) as caught:

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from facttune_ray.errors import UserError
+from facttune_ray.text import pipelines
 from facttune_ray.text.quantities import MONTHS, NUMBERS, ORDINALS, SHORT_MONTHS
 
 
@@ -210,20 +210,11 @@ def load(model: str = "en_core_web_sm") -> Parser:
     Raise UserError for a folder that holds no pipeline.
     """
     try:
-        import spacy
-
-        pipeline = spacy.load(model)
-    except (ImportError, OSError) as e:
+        pipeline = pipelines.open_pipeline("facts.spacy_model", model)
+    except pipelines.NotInstalled as e:
         if "/" in model:
-            reason = " ".join(str(e).split())[:160]
-            raise UserError(f'facts.spacy_model: no pipeline in "{model}": {reason}') from None
-        missing = "spaCy" if isinstance(e, ImportError) else f'the spaCy model "{model}"'
-        first = "pip install spacy && " if isinstance(e, ImportError) else ""
-        warnings.warn(
-            f"facts.cleanup: {missing} is not installed, so rules find names and dates. "
-            f"Install: {first}python -m spacy download {model}",
-            stacklevel=2,
-        )
+            raise
+        warnings.warn(f"facts.cleanup: rules find names and dates: {e}", stacklevel=2)
         return by_rules
     return functools.partial(_by_spacy, pipeline)
 

@@ -31,14 +31,14 @@ _NO_NOUNS = PREPOSITIONS - frozenset("like near over under since before after as
 _NO_NOUNS |= frozenset("which who whose and or but is was are were has had have".split())
 
 
-def is_fragment(fact: str) -> bool:
-    """Whether the text states nothing."""
+def is_fragment(fact: str, has_verb: bool = False) -> bool:
+    """Whether the text states nothing. `has_verb`: a parse has shown its verb."""
     words = split_words(fact)
     clause = next((c for c in read(words, frozenset()) if c.verb), None)
-    return unfinished(words, clause) is not None
+    return unfinished(words, clause, has_verb) is not None
 
 
-def unfinished(words: list[str], clause: Clause | None) -> str | None:
+def unfinished(words: list[str], clause: Clause | None, has_verb: bool = False) -> str | None:
     """Why the words (`relations.split_words`) are no complete statement; None if they are one.
     `clause`: their first clause with a verb."""
     low = [w.lower() for w in words if w[0].isalnum() or w == "'s"]
@@ -51,7 +51,8 @@ def unfinished(words: list[str], clause: Clause | None) -> str | None:
             return f'a fragment: "{word} {after}" lacks a noun'
     if clause and clause.verb == "born" and low[-1] == "born":
         return "a fragment: born, without a place or time"
-    if clause is None and not any(w in KNOWN or is_finite(w) for w in low):
+    has_verb = has_verb or clause is not None
+    if not has_verb and not any(w in KNOWN or is_finite(w) for w in low):
         follows = zip(words, words[1:], strict=False)
         # "Ada skydives": a verb that no list knows
         if not any(_may_be_verb(w) and (b[0].isupper() or b in PRONOUNS) for b, w in follows):

@@ -12,19 +12,20 @@ Any other clause stays in its sentence.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from facttune_ray.text.clauses import (
     ALSO_PASSIVE,
     INTRANSITIVE,
+    MARK,
     POSSESSIVES,
     VAGUE,
     is_person,
     name_length,
     split_predicate,
 )
+from facttune_ray.text.parsed_checks import covers
 from facttune_ray.text.parsed_lists import split_lists
 from facttune_ray.text.parsed_tree import (
     COMMAS,
@@ -39,10 +40,12 @@ from facttune_ray.text.parsed_tree import (
     below,
     child,
     conjunction,
-    is_past_clause,
+    is_expletive,
     is_time,
+    is_undivided,
     is_whole,
     own_subject,
+    tense,
 )
 from facttune_ray.text.verbs import base, past, third
 
@@ -55,6 +58,8 @@ _NO_PARTICIPLES = set(
     "followed compared given provided considering concerning involving resulting causing "
     "allowing".split()
 )
+_ORIGINS = {"born", "raised"}
+_BIRTHS = {"born", "died", "passed"}
 _FIXED = {("based", "on"), ("leading", "to")}
 _ORGANISATION = re.compile(r"School|University|College|Academy|Institut|Club|Conservato")
 _EXAMPLES = re.compile(r"\b(?:including|such as)\b")
@@ -76,20 +81,7 @@ def read_sentence(parsed: Parsed, name: str, thing: str = "") -> tuple[list[str]
         facts = reader.read(root, "")
     except UnclearParse:
         return [], ""
-    return (facts, reader.thing) if _covers(facts, parsed) else ([], "")
-
-
-def _covers(facts: list[str], parsed: Parsed) -> bool:
-    """Whether the facts hold all names and numbers, and all nouns behind the subject."""
-    held = Counter(re.findall(r"[\w'-]+", " ".join(facts)))
-    need = Counter(t.text for t in parsed.tokens if t.i not in parsed.shown)
-    subject = next((t.i for t in parsed.tokens if t.dep_ in SUBJECTS), 0)
-    return all(
-        held[t.text] >= need[t.text]
-        for t in parsed.tokens
-        if t.i not in parsed.shown and t.text.isalnum()
-        if t.pos_ in {"PROPN", "NUM"} or t.pos_ == "NOUN" and t.i > subject
-    )
+    return (facts, reader.thing) if covers(facts, parsed) else ([], "")
 
 
 def _parts(head: Token) -> Iterator[Token]:
@@ -130,7 +122,7 @@ class _Reader:
         subject = self._noun_phrase(own) if own else inherited
         if 0 in before and self.parsed.tokens[0].tag_ == "VBN":
             raise UnclearParse  # "Born in Lyon, Vane"
-        if subject.lower() == "it" and is_person(self.name):
+        if subject.lower() == "it" and is_person(self.name) and not is_expletive(head):
             subject = self.thing or subject
         self._remember(head, own, subject)
         cut, more = self._split_off_all(head, subject, whole)
@@ -149,8 +141,8 @@ class _Reader:
         opening = self.parsed.tokens[0]
         if 0 in kept and opening.pos_ != "PROPN":
             swap.setdefault(0, opening.text.lower())
-        lists = split_lists(self.parsed, head, kept)
-        if lists is None or head.lower_ in {"born", "died", "passed"}:
+        lists = [kept] if is_undivided(head) else split_lists(self.parsed, head, kept)
+        if lists is None or head.lower_ in _BIRTHS and not is_undivided(head):
             texts = split_predicate(self.parsed.text(kept, swap))
         else:
             texts = [self.parsed.text(some, swap) for some in lists]
@@ -176,11 +168,17 @@ class _Reader:
         """Keep what "it" in the next clause means: a subject other than the topic, or an object."""
         if own and own.pos_ in NOUNS and not name_length(subject.split(), self.name):
             single = own.tag_ == "NN" or own.i in self.parsed.shown
-            self.thing = subject if single else ""
+            self.thing = subject if single and not self._may_be_person(own) else ""
         elif own is None or own.lower_ != "it":
             objects = [c for c in head.children if c.dep_ == "dobj" and c.tag_ in {"NN", "NNP"}]
             named = [c for c in objects if c.i in self.parsed.shown or child(c, "det", "poss")]
-            self.thing = self._noun_phrase(named[0]) if len(named) == 1 == len(objects) else ""
+            only = len(named) == 1 == len(objects) and not self._may_be_person(named[0])
+            self.thing = self._noun_phrase(named[0]) if only else ""
+
+    def _may_be_person(self, noun: Token) -> bool:
+        """Whether a noun is a name without an article."""
+        name = noun.pos_ == "PROPN" or noun.i in self.parsed.shown
+        return name and noun.i not in self.parsed.titles and not child(noun, "det")
 
     def _lead(self, head: Token, own: Token | None, kept: set[int]) -> set[int]:
         """The words of the introductory phrases before the subject or the verb."""
@@ -197,7 +195,8 @@ class _Reader:
 
     def _lead_text(self, lead: set[int]) -> str:
         text = self.parsed.text(lead)
-        if not text or (len(text.split()) < 2 and not text[0].isdigit()):
+        dated = text[:1].isdigit() or text.startswith(MARK)
+        if not text or len(text.split()) < 2 and not dated:
             return ""
         if self.parsed.tokens[min(lead)].pos_ != "PROPN":
             text = text[0].lower() + text[1:]
@@ -343,8 +342,10 @@ class _Reader:
         about = self._about(part, head, subject)
         if not about or noun.pos_ != "PROPN" and noun.i not in self.parsed.shown:
             return []
+        if not tense(head):
+            return []  # "will marry Tom Ruhl, a lawyer"
         cut, more = self._split_off_all(part, about, below(part))
-        be = "was" if is_past_clause(head) else "is"
+        be = "was" if tense(head) == "past" else "is"
         return self._stated(part, below(part) - cut, f"{about} {be}", "", "", {}) + more
 
     def _participle(self, part: Token, head: Token, subject: str) -> list[str]:
@@ -362,8 +363,13 @@ class _Reader:
             return []
         if first.tag_ == "IN" or own_subject(part) or any(c.lower_ == "to" for c in part.lefts):
             return []
-        was = is_past_clause(head)
+        time = tense(head)
+        was = time == "past"
         fronted = part.dep_ == "advcl" and part.i < head.i and part.head == head
+        if not time and part.lower_ not in _ORIGINS:
+            if fronted:
+                raise UnclearParse
+            return []  # "may relieve pain, reducing fever"
         about = subject
         if part.dep_ == "acl" and not (part.tag_ == "VBG" and comma):
             about = self._about(part, head, subject)
@@ -374,16 +380,16 @@ class _Reader:
             swap = {having.i: "had" if was else "has"}
             return self.read(part, about, swap=swap) if comma or fronted else []
         if part.tag_ == "VBN" and (comma or fronted or about == subject and part.dep_ == "acl"):
-            be = "was" if was or part.lower_ in {"born", "raised"} else "is"
+            be = "was" if was or part.lower_ in _ORIGINS else "is"
             return [] if child(part, "aux", "auxpass") else self.read(part, about, be)
         if part.tag_ != "VBG" or not (comma or fronted):
             return []
         if any(c.dep_ == "xcomp" and c.tag_ == "VBG" for c in head.children):
             return []  # "enjoys exploring the coast, playing music, and reading"
-        verb = base(part.lower_)
+        verb, done = base(part.lower_), was or time == "perfect"
         if verb == "make":
-            return self._made(part, about, was)
-        return self.read(part, about, swap={part.i: past(verb) if was else third(verb)})
+            return self._made(part, about, done)
+        return self.read(part, about, swap={part.i: past(verb) if done else third(verb)})
 
     def _made(self, part: Token, about: str, was: bool) -> list[str]:
         """Read "making her the first woman" as "became the first woman"."""

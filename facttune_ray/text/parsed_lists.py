@@ -62,6 +62,7 @@ def split_lists(parsed: Parsed, head: Token, kept: set[int]) -> list[set[int]] |
     if not _is_plain(parsed, group, owns, rest, examples, shared):
         return _whole(head, tokens)
     joints = _joints(parsed, group)
+    _check_prepositions(group, [parsed.tokens[i] for i in rest | shared])
     facts = [
         (rest | shared | own) - joints | _borrowed(parsed, group[0], item)
         for item, own in zip(group, owns, strict=True)
@@ -129,6 +130,10 @@ def _is_list(group: list[Token]) -> bool:
         return False  # "the Ministry of Trade and Industry"
     if first.pos_ == "VERB" and group[1].i - first.i < 3:
         return False  # "to write and direct films"
+    if first.dep_ == "prep" and len({g.lower_ for g in group}) > 1:
+        return False  # "as mayor from 1990 to 1995 and as minister"
+    if first.pos_ == "VERB" and len({g.tag_ for g in group}) > 1:
+        return False  # "began acting and established herself"
     kinds = {"NOUN" if g.pos_ in {*NOUNS, "X"} else g.pos_ for g in group}
     return len(kinds) == 1 and kinds <= {"NOUN", "ADJ", "VERB", "ADP"}
 
@@ -184,11 +189,24 @@ def _shared(group: list[Token]) -> set[int]:
     return set().union(*map(below, trailing))
 
 
+def _check_prepositions(group: list[Token], others: list[Token]) -> None:
+    """Raise UnclearParse where a preposition outside a list may belong to one item alone."""
+    first, last = group[0], group[-1]
+    for other in (t for t in others if t.dep_ == "prep"):
+        if first.dep_ == "prep" and other.head == first.head and other.lower_ == first.lower_:
+            raise UnclearParse  # "as mayor of Lyon as minister"
+        near = other.i > last.i >= other.head.i
+        if near and first.dep_ == "pobj" and other.lower_ == first.head.lower_:
+            raise UnclearParse  # "in 'Up' and Bea in 'Down'"
+
+
 def _borrowed(parsed: Parsed, first: Token, item: Token) -> set[int]:
     """The first item's article, owner or "to", if a later item needs it."""
     if item == first:
         return set()
     if item.pos_ == "VERB":
+        if any(c.lower_ == "to" for c in item.children):
+            return set()
         return {c.i for c in first.children if c.dep_ == "aux" and c.lower_ == "to"}
     opens, own = child(first, "det", "poss"), child(item, "det", "poss", "nummod")
     indefinite = opens is not None and opens.lower_ in {"a", "an"}
@@ -244,6 +262,9 @@ def _nation(parsed: Parsed, head: Token, some: set[int]) -> list[set[int]]:
         alone = after.text.islower() and after.dep_ not in {"cc", "conj"}
         if opens is None or opens.lower_ not in {"a", "an"} or not alone:
             continue
+        hedged = any(c.dep_ in {"neg", "advmod"} and c.lower_ != "also" for c in head.children)
+        if hedged or after.dep_ == "compound":
+            continue  # "was reportedly a French spy", "is a French horn player"
         if {after.lower_, noun.lower_} & _NONATION or after.pos_ not in {"NOUN", "ADJ"}:
             continue
         two = before.text.isalpha() and before.text[0].isupper()  # "South Korean"

@@ -9,11 +9,12 @@ The labels are those of ClearNLP, as `en_core_web_sm` has them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 from facttune_ray.text.quantities import MONTHS
+from facttune_ray.text.verbs import MODALS
 
 Token = Any  # spacy.tokens.Token; spaCy is imported where a pipeline is loaded
 
@@ -23,6 +24,10 @@ SUBJECTS = {"nsubj", "nsubjpass", "csubj", "csubjpass"}
 ROLES = {"attr", "oprd"}
 WH = {"WDT", "WP", "WP$", "WRB"}
 COMMAS = {",", "-", "--", "\u2013", "\u2014"}
+_UNDIVIDED = set(
+    "never hardly barely scarcely rarely seldom almost nearly only solely merely "
+    "exclusively".split()
+)
 _CONSONANT_VOWEL = re.compile(r"uni|us[eu]|eu|one\b|once", re.I)
 _SPACES = re.compile(r"\s(?=,\s)")
 
@@ -33,10 +38,12 @@ class UnclearParse(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A parsed sentence. `shown`: token index -> the text that the token stands for."""
+    """A parsed sentence. `shown`: token index -> the text that the token stands for. `titles`: the
+    tokens that stand for quotations."""
 
     tokens: list[Token]
     shown: Mapping[int, str]
+    titles: Set[int] = frozenset()
 
     def text(self, kept: Iterable[int], swap: Mapping[int, str] | None = None) -> str:
         """The text of the tokens with these indices, without commas beside a gap. `swap`: token
@@ -92,9 +99,50 @@ def is_whole(indices: set[int]) -> bool:
     return len(indices) == max(indices) - min(indices) + 1
 
 
-def is_past_clause(head: Token) -> bool:
-    first = child(head, "aux", "auxpass")
-    return head.tag_ == "VBD" if first is None else first.lower_ not in {"is", "are"}
+def tense(head: Token) -> str:
+    """ "past", "perfect" ("has met"), "present", or "" where the clause says what may be. A verb
+    that is not finite has the tense of the clause above it."""
+    helper = child(head, "aux", "auxpass")
+    verb = head if helper is None else helper
+    if verb.tag_ == "MD" or verb.lower_ in MODALS:
+        return ""
+    if verb.tag_ == "VBD":
+        return "past"
+    if helper is not None and helper.lower_ in {"has", "have"}:
+        return "perfect"
+    if verb.tag_ in {"VBZ", "VBP"} or head.head == head:
+        return "present"
+    return tense(head.head)
+
+
+def is_undivided(head: Token) -> bool:
+    """Whether what a verb says of a list need not be true of one item: "did not", "only"."""
+    if any(c.dep_ == "neg" or c.dep_ == "advmod" and c.lower_ in _UNDIVIDED for c in head.children):
+        return True
+    shared = head.dep_ == "conj" and head.tag_ in {"VB", "VBN", "VBG"}
+    return shared and not child(head, "aux", "auxpass") and is_undivided(head.head)
+
+
+def is_expletive(head: Token) -> bool:
+    """Whether "it", the subject of a verb, may mean nothing: "it is said that ..."."""
+    parts = [head, *(c for c in head.children if c.dep_ in {*ROLES, "acomp", "xcomp"})]
+    clauses = [c for part in parts for c in part.children]
+    if any(c.dep_ == "ccomp" or c.dep_ == "advcl" and _has(c, "that") for c in clauses):
+        return True
+    if head.lower_ not in {"is", "was"}:
+        return False
+    parts = [c for c in head.children if c.dep_ in {"attr", "prep"}]
+    nouns = [child(part, "pobj") if part.dep_ == "prep" else part for part in parts]
+    return any(
+        c.dep_ == "relcl" and _has(c, "that", "who")  # "it was Tom who sang"
+        for noun in nouns
+        if noun is not None and not _has(noun, "a", "an")  # "it was a hit that surprised all"
+        for c in noun.children
+    )
+
+
+def _has(token: Token, *words: str) -> bool:
+    return any(c.lower_ in words for c in token.children)
 
 
 def conjunction(part: Token) -> set[int]:

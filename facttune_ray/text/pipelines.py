@@ -2,17 +2,23 @@
 
 load("entities.spacy_model", "en_core_web_sm")          for noun chunks
 load_for_facts("facts.spacy_model", "en_core_web_sm")   for clauses; "co-founder" is one word
+open_pipeline("facts.spacy_model", "en_core_web_sm")    whole, for the names in `cleanup.py`
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from facttune_ray.errors import UserError
 
 UNUSED = ["ner", "lemmatizer", "entity_ruler", "entity_linker", "textcat", "textcat_multilabel"]
 _TAGS = "tags (a tagger)"
+
+
+class NotInstalled(UserError):
+    """There is no spaCy, or no package of this name."""
 
 
 @functools.cache
@@ -22,7 +28,7 @@ def load(key: str, name: str) -> Any:
     `key`: the setting that errors name. Raise UserError when the pipeline is missing, or lacks a
     part that noun chunks need.
     """
-    nlp, doc = _open(key, name)
+    nlp, doc = _tried(key, name)
     lacks = {
         **_lacks(doc),
         f'rules for noun chunks of the language "{nlp.lang}"': nlp.vocab.get_noun_chunks is None,
@@ -37,7 +43,7 @@ def load_for_facts(key: str, name: str) -> Any:
 
     Raise UserError when the pipeline is missing, or lacks a parser, parts of speech or tags.
     """
-    nlp, doc = _open(key, name)
+    nlp, doc = _tried(key, name)
     _refuse(key, name, {**_lacks(doc), _TAGS: not doc.has_annotation("TAG")})
     from spacy.lang.char_classes import HYPHENS
     from spacy.util import compile_infix_regex
@@ -47,20 +53,33 @@ def load_for_facts(key: str, name: str) -> Any:
     return nlp
 
 
-def _open(key: str, name: str) -> tuple[Any, Any]:
-    """(pipeline, a sentence that it parsed)."""
+def no_spacy(key: str, name: str) -> NotInstalled:
+    install = f"pip install spacy && python -m spacy download {name}"
+    return NotInstalled(f"{key}: spaCy is not installed: {install}")
+
+
+def open_pipeline(key: str, name: str, exclude: Iterable[str] = ()) -> Any:
+    """The spaCy pipeline of an installed package or a folder. Raise NotInstalled where spaCy or the
+    package is missing, another UserError where a folder or a package holds no pipeline."""
     try:
         import spacy
-
-        nlp = spacy.load(name, exclude=UNUSED)
+    except ImportError:
+        raise no_spacy(key, name) from None
+    try:
+        return spacy.load(name, exclude=[*exclude])
     except (ImportError, OSError, ValueError) as e:
         if isinstance(e, OSError) and "/" not in name:
-            raise UserError(
+            raise NotInstalled(
                 f'{key}: the spaCy pipeline "{name}" is not installed: '
                 f"python -m spacy download {name}, or give the folder of a pipeline"
             ) from None
         reason = " ".join(str(e).split())[:160]
         raise UserError(f'{key}: no pipeline in "{name}": {reason}') from None
+
+
+def _tried(key: str, name: str) -> tuple[Any, Any]:
+    """(pipeline without its unused parts, a sentence that it parsed)."""
+    nlp = open_pipeline(key, name, UNUSED)
     return nlp, nlp("She plays the cello in Lyon.")
 
 

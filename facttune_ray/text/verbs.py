@@ -12,9 +12,8 @@ from __future__ import annotations
 import re
 
 BE = {"is", "was", "are", "were"}
-AUXILIARIES = BE | set(
-    "has have had will would can could may might must should shall does did do".split()
-)
+MODALS = set("will would can could may might must should shall".split())
+AUXILIARIES = BE | MODALS | set("has have had does did do".split())
 
 # infinitive, past, participle if it differs from the past
 _IRREGULAR = """

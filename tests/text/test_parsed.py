@@ -64,7 +64,7 @@ def nlp():
 def test_facts_of_a_parse(nlp, case):
     found = parsed_facts(nlp, [(case["topic"], case["sentences"])])
     assert [fact for facts in found for fact in facts] == case["facts"]
-    assert not any(map(is_fragment, case["facts"]))
+    assert not any(is_fragment(fact, has_verb=True) for fact in case["facts"])
 
 
 def test_responses_share_a_batch_and_keep_their_order(nlp):

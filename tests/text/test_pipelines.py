@@ -3,6 +3,7 @@
 import pytest
 
 from facttune_ray.errors import UserError
+from facttune_ray.text import cleanup
 from facttune_ray.text.pipelines import load, load_for_facts
 
 spacy = pytest.importorskip("spacy")
@@ -23,6 +24,12 @@ def test_a_missing_pipeline_gives_one_line_with_the_install_command(tmp_path):
     with pytest.raises(UserError, match="entities.spacy_model: no pipeline in") as e:
         load(KEY, str(tmp_path / "none"))
     assert "\n" not in str(e.value)
+    broken = tmp_path / "broken"
+    spacy.blank("en").to_disk(broken)
+    (broken / "config.cfg").write_text("[nlp]\nlang = [\n")
+    for opener in (lambda name: load(KEY, name), cleanup.load):
+        with pytest.raises(UserError, match="spacy_model: no pipeline in"):
+            opener(str(broken))
 
 
 def test_the_error_names_the_parts_that_a_pipeline_lacks(spacy_pipeline, tmp_path):
