@@ -38,7 +38,7 @@ from facttune_ray.text.pipelines import load_for_facts
 from facttune_ray.text.sentences import Sentence, carry, split
 
 VERSION = 2
-RULES_VERSION = 3  # raised when `facts.method=rules` gives other facts
+RULES_VERSION = 4  # raised when `facts.method=rules` gives other facts
 PARSED_VERSION = 2  # raised when only `facts.method=spacy` gives other facts
 MODEL = "facts.spacy_model"
 

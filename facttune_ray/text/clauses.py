@@ -17,6 +17,7 @@ from facttune_ray.text.verbs import (
     AUXILIARIES,
     BE,
     KNOWN,
+    MODALS,
     base,
     is_finite,
     is_past,
@@ -279,7 +280,9 @@ def _predicate_facts(subject: str, text: str) -> list[str]:
                     continue
             if verb == "have":  # "having taught"
                 verb = "has"
-            elif is_past(first) or first in AUXILIARIES - {"is"}:
+            elif first in MODALS:
+                continue  # "can relieve pain, reducing fever"
+            elif is_past(first) or first in {"was", "were", "had", "did", "has", "have"}:
                 verb = past(verb)
             else:
                 verb = third(verb)

@@ -35,6 +35,8 @@ TOPIC = "Mara Veldt"
             ["was born in Ostrel.", "was born in 1950.", "died in Lyon."],
         ),
         ("She studied law and physics.", ["studied law.", "studied physics."]),
+        ("She can relieve pain, reducing fever.", ["can relieve pain, reducing fever."]),
+        ("They are used as a drug, easing pain.", ["is used as a drug.", "eases pain."]),
         ("He is an English singer and actor.", ["is an English singer.", "is an actor."]),
         (
             "Mara Veldt (1703-1763) was a painter known for her portraits.",
