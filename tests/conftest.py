@@ -1,9 +1,10 @@
-"""Shared fixtures: one local Ray cluster a session, and the labelled data where it is at hand."""
+"""Shared fixtures: a local Ray cluster, a browser, an object store, the labelled data."""
 
 from __future__ import annotations
 
 import os
 import runpy
+import shutil
 from pathlib import Path
 
 import bench  # noqa: F401  Ray's workers find it, too: it puts jobs/ on their path
@@ -18,6 +19,11 @@ os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no role to ask for
 
 REPO = Path(__file__).resolve().parents[1]
+CHROMIUM = os.environ.get("FACTTUNE_CHROMIUM") or shutil.which("chromium")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,6 +62,17 @@ def object_store():
     made = runpy.run_path(str(REPO / "tests" / "object_store.py"))
     with made["running"]() as store:
         yield store
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if not CHROMIUM:
+        pytest.skip("no chromium: apt-get install chromium, or name it in FACTTUNE_CHROMIUM")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

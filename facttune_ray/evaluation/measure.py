@@ -127,7 +127,8 @@ def collect(
     """Compute a summary from finished tables, and write nothing. `human` and `errors` are empty.
 
     `scopes`: model -> its measured responses; `rewards`: scope of a table of rewards, or "";
-    `train`: scope whose train responses the report shows, or ""; `trained`: names of tuned models.
+    `train`: scope whose train responses the report shows, or ""; `trained`: names of tuned models;
+    `traces`: finds what the judges of a fact were asked and answered; None: without traces.
     """
     all_shards = shards_of(root, *scopes.values())
     scopes = breakdowns.limited(root, scopes, cfg.evaluation.most)

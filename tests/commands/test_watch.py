@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import threading
 
 import pytest
@@ -23,7 +22,6 @@ from facttune_ray.runtime import settings
 from facttune_ray.storage import tables
 from facttune_ray.storage.folders import Folder
 
-CHROMIUM = os.environ.get("FACTTUNE_CHROMIUM") or shutil.which("chromium")
 IDLE = "No command that makes this run was found on this machine"
 ODD = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
 
@@ -335,30 +333,24 @@ def test_a_run_in_an_object_store(object_store, cfg):
 # --- in a browser
 
 
-def test_the_page_follows_the_run_and_markup_stays_text(cfg, root, served, monkeypatch):
-    if not CHROMIUM:
-        pytest.skip("no chromium: apt-get install chromium, or name it in FACTTUNE_CHROMIUM")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+def test_the_page_follows_the_run_and_markup_stays_text(cfg, root, served, monkeypatch, chromium):
     monkeypatch.setattr(watched_file, "STATE_S", {True: 0.2, False: 0.2})
     write(root, "prompts", [{"topic": "Ada"}])
     server = served(Watched.of_config(cfg))
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        said = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(server.url)
-        assert "token" not in page.url and "machine: 1 of" in page.inner_text("#live")
-        respond(root)
-        page.wait_for_selector("#result", timeout=60_000)  # later figures load the page again
-        page.wait_for_selector("details.topic[open]")
-        page.click("details.topic > summary")  # closes it: the page is in use from now on
-        page.wait_for_selector("#live .facts")
-        respond(root, "base/test", "test")
-        page.wait_for_selector("#newer a", timeout=60_000)
-        assert page.locator("details.topic[open]").count() == 0
-        assert "window.ran" in page.inner_text("#live .text")
-        assert page.evaluate("window.ran") is None and said == []
-        server.shutdown()
-        browser.close()
+    page = chromium.new_page()
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(server.url)
+    assert "token" not in page.url and "machine: 1 of" in page.inner_text("#live")
+    respond(root)
+    page.wait_for_selector("#result", timeout=60_000)  # later figures load the page again
+    page.wait_for_selector("details.topic[open]")
+    page.click("details.topic > summary")  # closes it: the page is in use from now on
+    page.wait_for_selector("#live .facts")
+    respond(root, "base/test", "test")
+    page.wait_for_selector("#newer a", timeout=60_000)
+    assert page.locator("details.topic[open]").count() == 0
+    assert "window.ran" in page.inner_text("#live .text")
+    assert page.evaluate("window.ran") is None and said == []
+    page.close()

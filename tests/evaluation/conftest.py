@@ -1,29 +1,11 @@
 import itertools
-import os
 import random
-import shutil
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
-CHROMIUM = os.environ.get("FACTTUNE_CHROMIUM") or shutil.which("chromium")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
 READY = "#cards[aria-busy=false], #topic[aria-busy=false]"  # of the report, of a comparison
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if not CHROMIUM:
-        pytest.skip("no chromium: apt-get install chromium, or name it in FACTTUNE_CHROMIUM")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
