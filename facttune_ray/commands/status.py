@@ -24,7 +24,7 @@ def status(cfg: Config | None, folder: str = "") -> list[TableState]:
     run_folder(look.root.uri)
     found = look.tables()
     if not any(t.state != WAITING for t in found):
-        advice = "run.out names no run that has begun" if cfg else "name the folder of a run"
+        advice = "name a run's folder in run.out" if cfg else "name the folder of a run"
         raise UserError(f"{look.root}: no table there: {advice}")
     return found
 
