@@ -75,6 +75,22 @@ def chromium():
         browser.close()
 
 
+@pytest.fixture
+def serious_faults():
+    """serious_faults(page): what axe finds while every box of the page is open."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe")
+
+    def find(page):
+        page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+        return [
+            (v["id"], v["nodes"][0]["html"], v["nodes"][0]["failureSummary"])
+            for v in axe.Axe().run(page).response["violations"]
+            if v["impact"] in ("serious", "critical")
+        ]
+
+    return find
+
+
 @pytest.fixture(scope="session")
 def labelled_data() -> Path:
     """Folder with ChatGPT.jsonl, InstructGPT.jsonl and knowledge.jsonl (FActScore's release)."""

@@ -333,6 +333,19 @@ def test_a_run_in_an_object_store(object_store, cfg):
 # --- in a browser
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(cfg, root, served, chromium, serious_faults, scheme):
+    write(root, "prompts", [{"topic": "Ada"}])
+    respond(root)
+    write(root, "base/tune/rewards", [], parts=1, finished=False)
+    page = chromium.new_page(color_scheme=scheme, viewport={"width": 390, "height": 900})
+    page.goto(served(Watched.of_config(cfg)).url)
+    page.wait_for_selector("#live .facts")
+    assert serious_faults(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()
+
+
 def test_the_page_follows_the_run_and_markup_stays_text(cfg, root, served, monkeypatch, chromium):
     monkeypatch.setattr(watched_file, "STATE_S", {True: 0.2, False: 0.2})
     write(root, "prompts", [{"topic": "Ada"}])

@@ -31,22 +31,6 @@ def opened(chromium):
         context.close()
 
 
-@pytest.fixture
-def serious_faults():
-    """serious_faults(page): what axe finds while every box of the page is open."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe")
-
-    def find(page):
-        page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
-        return [
-            (v["id"], v["nodes"][0]["html"], v["nodes"][0]["failureSummary"])
-            for v in axe.Axe().run(page).response["violations"]
-            if v["impact"] in ("serious", "critical")
-        ]
-
-    return find
-
-
 @pytest.fixture(scope="session")
 def counts_of():
     """counts_of({topic: [(correct, incorrect) or (correct, incorrect, words, prompt), ...]});
