@@ -49,6 +49,7 @@ def attempts(given: str) -> int:
 
 
 ATTEMPTS = attempts(os.environ.get("FACTTUNE_STORAGE_ATTEMPTS") or "8")  # per request
+AGAIN_S = 60.0  # after this time a request that failed is not repeated
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,10 @@ class Folder:
         return isinstance(self.fs, pafs.LocalFileSystem)
 
     def exists(self) -> bool:
-        return self.fs.get_file_info(self.path).type != pafs.FileType.NotFound
+        return self.again(lambda: self.fs.get_file_info(self.path)).type != pafs.FileType.NotFound
 
     def is_file(self) -> bool:
-        return self.fs.get_file_info(self.path).is_file
+        return self.again(lambda: self.fs.get_file_info(self.path)).is_file
 
     def names(self) -> list[str]:
         """Sorted names directly inside; [] when the folder is absent."""
@@ -119,9 +120,9 @@ class Folder:
     def _inside(self, recursive: bool = False) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
         try:
-            return self.fs.get_file_info(selector)
+            return self.again(lambda: self.fs.get_file_info(selector))
         except FileNotFoundError:  # a folder appeared or disappeared during the listing
-            return self.fs.get_file_info(selector)
+            return self.again(lambda: self.fs.get_file_info(selector))
 
     def read_bytes(self) -> bytes:
         """The bytes of one version of the file, even if a writer replaces it meanwhile."""
@@ -136,18 +137,17 @@ class Folder:
         return self.again(read)
 
     def again(self, work: Callable[[], T]) -> T:
-        """Call `work`, and retry it while the store refuses or stalls. Arrow's own retries do not
-        cover a refused read of a few bytes, of which Arrow reports a broken stream instead of the
-        503, and they end early when a client has used up its quota of retries."""
+        """Call `work`, and retry it for AGAIN_S while the store refuses or stalls. Arrow's own
+        retries end early when a client has used up its quota of retries. They do not cover a
+        refused read of a few bytes: Arrow reports a broken stream instead of the 503."""
         if self.local:
             return work()
-        retrying = tenacity.Retrying(
+        return tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(AGAIN_S),
             wait=tenacity.wait_random_exponential(0.1, max=10),
             reraise=True,
-        )
-        return retrying(work)
+        )(work)
 
     def read_json(self) -> Any | None:
         """The file's JSON, or None when the file is absent. Raise UserError for invalid JSON."""
@@ -175,8 +175,7 @@ class Folder:
         mix their bytes. `durable` syncs to disk, so the file survives a power loss."""
         with writing(self):
             if self.fs.type_name in OBJECT_STORES:
-                self.again(lambda: self._put(data))
-                return
+                return self.again(lambda: self._put(data))
             parent = self.path.rsplit("/", 1)[0]
             self.fs.create_dir(parent, recursive=True)
             temporary = f"{self.path}.{uuid.uuid4().hex[:8]}.tmp"
@@ -202,12 +201,12 @@ class Folder:
 
     def delete(self) -> None:
         if self.exists():
-            self.fs.delete_dir(self.path)
+            self.again(lambda: self.fs.delete_dir(self.path))
 
     def delete_file(self) -> None:
         """Remove the file if it exists."""
         if self.exists():
-            self.fs.delete_file(self.path)
+            self.again(lambda: self.fs.delete_file(self.path))
 
     def upload(self, here: Path) -> None:
         """Copy a local file, or the files of a local folder, to this place."""
@@ -216,9 +215,8 @@ class Folder:
                 for name in sorted(p.name for p in here.iterdir()):
                     (self / name).upload(here / name)
             else:
-                pafs.copy_files(
-                    str(here), self.path, pafs.LocalFileSystem(), self.fs, chunk_size=2**23
-                )
+                way = str(here), self.path, pafs.LocalFileSystem(), self.fs
+                self.again(lambda: pafs.copy_files(*way, chunk_size=2**23))
 
 
 def sync(fs: pafs.FileSystem, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import random
@@ -148,18 +149,47 @@ def test_a_table_is_finished_when_its_manifest_exists(object_store):
     assert tables.present(folder, 2) == set()
 
 
-def test_a_write_goes_on_when_arrow_has_no_retries_left(object_store, monkeypatch):
-    file, refused = Folder.of(object_store.uri("file")), [1, 1]
-    put = Folder._put
+class Refusing:
+    """A file system of which every request is refused twice, as when Arrow has no retries left."""
 
-    def refuses(folder, data):
-        if refused:
-            raise OSError(f"AWS Error SLOW_DOWN during PutObject operation: {refused.pop()}")
-        put(folder, data)
+    def __init__(self, fs):
+        self._fs, self._refused = fs, {}
 
-    monkeypatch.setattr(Folder, "_put", refuses)
+    def __getattr__(self, name):
+        found = getattr(self._fs, name)
+        if not callable(found):
+            return found
+
+        def request(*args):
+            self._refused[name] = self._refused.get(name, 0) + 1
+            if self._refused[name] <= 2:
+                raise OSError("AWS Error SLOW_DOWN during an operation: reduce your request rate")
+            return found(*args)
+
+        return request
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda f: f.exists() and f.is_file(),
+        lambda f: dataclasses.replace(f, path=f.path.rpartition("/")[0]).names() == ["file"],
+        lambda f: f.write_bytes(b"new") or f.read_bytes() == b"new",
+        lambda f: f.delete_file() or not f.exists(),
+    ],
+    ids=["exists", "names", "write", "delete"],
+)
+def test_each_request_goes_on_when_arrow_has_no_retries_left(object_store, work):
+    file = Folder.of(object_store.uri("refusing/file"))
     file.write_bytes(b"kept")
-    assert file.read_bytes() == b"kept" and not refused
+    assert work(dataclasses.replace(file, fs=Refusing(file.fs)))
+
+
+def test_a_store_that_stays_away_is_asked_for_a_minute(object_store, monkeypatch):
+    monkeypatch.setattr("facttune_ray.storage.folders.AGAIN_S", 0.0)
+    file = Folder.of(object_store.uri("file"))
+    with pytest.raises(UserError, match="cannot write .*file: the store does not answer"):
+        dataclasses.replace(file, fs=Refusing(file.fs)).write_bytes(b"kept")
 
 
 async def put(ledger: Ledger, count: int) -> None:
