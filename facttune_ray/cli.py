@@ -54,8 +54,10 @@ def _failed(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError):
         missing = error.name or getattr(getattr(error, "cause", None), "name", None)
         if missing and not missing.startswith("facttune_ray"):  # `cause`: of a worker's error
-            hint = "install facttune_ray again with its dependencies"
-            return _fail(f"the Python package {missing} is not installed: {hint}")
+            return _fail(
+                f"the Python package {missing} is not installed: install facttune_ray again with "
+                f"its dependencies"
+            )
     if isinstance(error, OSError):
         from facttune_ray.storage.folders import outage
 
@@ -104,11 +106,11 @@ def _close(args: argparse.Namespace, cfg: Config, summary: dict) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from facttune_ray.commands import demo
+    from facttune_ray.commands import browser, demo
 
     path = demo.demo(args.out)
     print(path)
-    if args.no_browser or not demo.opened(path.as_uri()):
+    if args.no_browser or not browser.opened(path.as_uri()):
         print("open this page in a browser", file=sys.stderr)
     return 0
 
@@ -160,11 +162,14 @@ def _measure(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     from facttune_ray.commands import status
+    from facttune_ray.runtime import settings
+    from facttune_ray.stages.connect import ledger_folder
+    from facttune_ray.storage.folders import Folder
 
     cfg, folder = _config_or_folder(args)
     found = status.status(cfg, folder)
     name = folder or (cfg.run.out if cfg else "")
-    ledger = status.ledger_of(cfg, folder)
+    ledger = str(ledger_folder(cfg or settings.of_folder(Folder.of(folder))))
     value = {"run": name, "tables": [t.as_dict() for t in found]}
     _print(args, value, lambda: status.show(name, found, ledger, _paints()))
     return 0

@@ -1,7 +1,7 @@
 """`facttune demo`: the report of a recorded quickstart, before anything is computed.
 
-    opened(demo("runs/demo.html").as_uri())  write the page, and open a browser where there is one
-    record("runs/quickstart")       write demo.html.gz beside this file
+    demo("runs/demo.html")      write the page
+    record("runs/quickstart")   write demo.html.gz beside this file
 
 The page is the report that a quickstart wrote, with one paragraph that says so. To record it again,
 after a change of the report or of the version:
@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import sys
-import webbrowser
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -44,17 +42,6 @@ def demo(out: str) -> Path:
             f"cannot write {path}: {e.strerror}: name another file with --out"
         ) from None
     return path
-
-
-def opened(address: str) -> bool:
-    """Show the page of this address in a browser. False without a browser, or without a screen,
-    where `webbrowser` would start a browser for terminals."""
-    screen = os.name == "nt" or sys.platform == "darwin"
-    screen = screen or any(os.environ.get(k) for k in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
-    try:
-        return screen and webbrowser.open(address)
-    except (webbrowser.Error, OSError):
-        return False
 
 
 def record(run: str) -> Path:

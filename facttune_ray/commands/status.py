@@ -11,10 +11,7 @@ from facttune_ray.commands.look import FINISHED, MAKING, WAITING, Look, TableSta
 from facttune_ray.config import Config
 from facttune_ray.errors import UserError
 from facttune_ray.runtime.remarks import remarks
-from facttune_ray.runtime.settings import kept
-from facttune_ray.stages.connect import ledger_folder
 from facttune_ray.storage import tables
-from facttune_ray.storage.folders import Folder
 from facttune_ray.storage.scopes import run_folder
 
 
@@ -27,13 +24,6 @@ def status(cfg: Config | None, folder: str = "") -> list[TableState]:
         advice = "name a run's folder in run.out" if cfg else "name the folder of a run"
         raise UserError(f"{look.root}: no table there: {advice}")
     return found
-
-
-def ledger_of(cfg: Config | None, folder: str = "") -> str:
-    """The folder of the run's ledger, by its config or by the config in its folder."""
-    root = Folder.of(folder) if cfg is None else None
-    known = cfg if root is None else kept(root)
-    return str(ledger_folder(known) if known else Folder.of(folder) / "ledger")
 
 
 MARKS = {FINISHED: "✓", MAKING: "▸", WAITING: "·"}

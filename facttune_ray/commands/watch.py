@@ -24,7 +24,7 @@ from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
-from facttune_ray.commands.demo import opened
+from facttune_ray.commands.browser import opened
 from facttune_ray.commands.watched import Watched
 from facttune_ray.errors import UserError
 from facttune_ray.evaluation.report.parts import FOLDER

@@ -21,14 +21,14 @@ import pyarrow as pa
 from facttune_ray.commands.excerpts import first_error, first_responses
 from facttune_ray.commands.look import FINISHED, MAKING, WAITING, Look, TableState, last_line
 from facttune_ray.commands.status import age, money, progress
-from facttune_ray.config import Config, RunConfig
+from facttune_ray.config import Config
 from facttune_ray.errors import UserError, one_line
 from facttune_ray.evaluation.partial import partial
 from facttune_ray.evaluation.report.live import State, TableRow, render
 from facttune_ray.evaluation.report.text import duration
 from facttune_ray.llm.spending import Spending, Spent
+from facttune_ray.runtime import settings
 from facttune_ray.runtime.run_lock import driver
-from facttune_ray.runtime.settings import kept
 from facttune_ray.secrets import redact
 from facttune_ray.stages import connect
 from facttune_ray.storage.schema import digest
@@ -61,10 +61,7 @@ class Watched:
     def of_folder(run: str) -> Watched:
         """UserError if there is no such folder."""
         look = Look.of_folder(run)
-        if (cfg := kept(look.root)) is None:  # a run of an earlier version
-            name = look.root.path.rpartition("/")[2]
-            cfg = Config(run=RunConfig(name=name, out=look.root.uri))
-        return Watched(look, cfg)
+        return Watched(look, settings.of_folder(look.root))
 
     def fragment(self) -> str:
         """The element #live, at most some seconds old."""

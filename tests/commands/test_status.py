@@ -197,7 +197,10 @@ def test_a_part_that_was_away_is_read_again_and_old_versions_are_forgotten(cfg, 
     assert sum(path.endswith("train.jsonl") for path, *_ in look._read) == 1
 
 
-def test_the_ledger_of_a_folder_is_that_of_its_settings(cfg, root, tmp_path):
-    assert status.ledger_of(None, str(tmp_path / "out")) == str(tmp_path / "out/ledger")
-    settings.keep(root, config.load(["quickstart"], [f"llm.ledger={tmp_path}/shared"]))
-    assert status.ledger_of(None, str(tmp_path / "out")) == f"{tmp_path}/shared"
+def test_the_ledger_of_a_folder_is_that_of_its_settings(cfg, root, tmp_path, capsys):
+    tables.write_part(root / "base/tune/facts", "facts", 3, [], {"unknown": 1, "unknown_usd": 0.1})
+    tables.write_manifest(root / "base/tune/facts", "facts", {}, SHARDS, 1.0)
+    for ledger in (f"{root.path}/ledger", f"{tmp_path}/shared"):
+        assert cli.main(["status", root.path]) == 0
+        assert f"`facttune ledger verify {ledger}`" in capsys.readouterr().out
+        settings.keep(root, config.load(["quickstart"], [f"llm.ledger={tmp_path}/shared"]))

@@ -126,6 +126,19 @@ def test_the_worst_response_is_shown_first(opened, report):
     assert wrong() == 4 > first  # every fact of a response is wrong
     assert "0✓" in page.inner_text("#cards section h4 .tally >> nth=0")
 
+    def wrong_facts(model):
+        tallies = page.locator(f"#cards summary > .tally:has-text('{model}')").all_inner_texts()
+        return [int(t.split("✗")[0].split()[-1]) for t in tallies]
+
+    for model, name in (("facttune_fs", "FactTune-FS"), ("base", "base")):
+        page.select_option("#by-model", model)
+        page.select_option("#by-sort", "none")
+        most = max(wrong_facts(name))
+        page.select_option("#by-sort", "wrong")  # of the chosen model alone
+        page.locator("#cards[aria-busy=false]").wait_for()
+        assert wrong_facts(name) == sorted(wrong_facts(name), reverse=True)
+        assert wrong_facts(name)[0] >= most
+
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +92,18 @@ def test_a_line_has_the_tables_that_have_begun_and_are_not_finished(tmp_path, ca
     text = capsys.readouterr().err.splitlines()[0]
     assert text.startswith("base/tune/facts ") and "4/8 parts, 1,204 rows, about 2 min left" in text
     assert "responses" not in text and "verdicts" not in text
+
+
+def test_a_pipeline_does_not_wait_for_its_meter_to_start(tmp_path, ray_cluster):
+    import ray
+
+    starting = ray.remote(num_cpus=0)(lambda: time.sleep(20)).remote()
+    meter = SimpleNamespace(snapshot=SimpleNamespace(remote=lambda: starting))
+    work = Work("facts", "tune/facts", {}, Config(run=RunConfig(out=str(tmp_path))))
+    began_s = time.monotonic()
+    of(work, Table(work.output, 8), meter=meter, every_s=60.0)
+    assert time.monotonic() - began_s < 5.0
+    ray.cancel(starting, force=True)
 
 
 def test_a_pipeline_is_watched_while_it_moves_while_it_waits_and_without_its_meter(

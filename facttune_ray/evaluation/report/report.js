@@ -40,13 +40,14 @@ function start(index, looks) {
   let state = { ...NONE };
   const models = [...new Set(cards.flatMap((c) => c.responses.map((r) => r.model)))];
 
-  const chosen = (card) => card.responses.filter((r) => !state.model || r.model === state.model);
-  const worst = (card) => // the response with the most wrong facts, of these the fewest right ones
-    chosen(card).reduce((a, b) => (b.n.false - a.n.false || a.n.true - b.n.true) > 0 ? b : a);
-  const rate = (card, wanted) => { // share of wrong facts of the models that `wanted` accepts
+  const isModel = (model) => !state.model || model === state.model;
+  const chosen = (card) => card.responses.filter((r) => isModel(r.model));
+  const badness = (r) => r.n.false - r.n.true / 1e6; // wrong facts; among equals, few right ones
+  const worst = (card) => chosen(card).reduce((a, b) => (badness(b) > badness(a) ? b : a));
+  const rate = (card, of) => { // share of wrong facts of the models that `of` accepts
     let right = 0, wrong = 0;
     for (const r of card.responses) {
-      if (!wanted(r.model)) continue;
+      if (!of(r.model)) continue;
       right += r.n.true;
       wrong += r.n.false;
     }
@@ -57,9 +58,9 @@ function start(index, looks) {
   const SORT = new Map(Object.entries({
     none: (c) => c.number,
     topic: (c) => c.number,
-    response: (c) => { const { n } = worst(c); return n.true / 1e6 - n.false; },
+    response: (c) => -badness(worst(c)),
     wrong: (c) => -chosen(c).reduce((sum, r) => sum + r.n.false, 0),
-    rate: (c) => last(-rate(c, (m) => !state.model || m === state.model)),
+    rate: (c) => last(-rate(c, isModel)),
     better: (c) => last(change(c)),
     worse: (c) => last(-change(c)),
   }));
@@ -126,7 +127,7 @@ function start(index, looks) {
     const draw = () => {
       const shown = models
         .map((m) => data.responses.find((r) => r.model === m && r.sample === card.samples[at]))
-        .filter((r) => r && (!state.model || r.model === state.model));
+        .filter((r) => r && isModel(r.model));
       const link = linkTo(fragment({ topic: card.topic }), card.topic, node);
       const parts = [el("p", { className: "soft text prompt" }, link, data.prompt)];
       if (card.samples.length > 1) {
