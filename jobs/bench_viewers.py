@@ -24,11 +24,13 @@ def main() -> None:
     found = viewers.responses(args.run)
     with tempfile.TemporaryDirectory() as here:
         data = viewers.write(found, Path(here))
-        with viewers.inspect(data, args.inspect) as inspect_url:
-            with viewers.promptfoo(data, args.promptfoo) as promptfoo_url:
-                worst = viewers.worst(found["base"])
-                tasks = viewers.tasks(args.run, inspect_url, promptfoo_url, worst)
-                result = viewers.measure(tasks, args.repeats)
+        with (
+            viewers.inspect(data, args.inspect) as inspect,
+            viewers.promptfoo(data, args.promptfoo) as promptfoo,
+        ):
+            report = (Path(args.run).absolute() / "report.html").as_uri()
+            addresses = {"report": report, "inspect": inspect, "promptfoo": promptfoo}
+            result = viewers.measure(addresses, viewers.worst(found["base"]), args.repeats)
     machine.write(args.out, {"responses": len(found["base"]), "tasks": result}, "tasks")
 
 

@@ -40,8 +40,8 @@ def run(words: Sequence[str], settings: Mapping[str, Any]) -> SavedRun:
 
 
 def _absolute(cfg: Config) -> Config:
-    """The config with absolute local folders: a notebook may change its folder after it has started
-    Ray, whose workers stay in the first one."""
+    """The config with absolute places of the run, its data, ledger, checkpoints and model: a
+    notebook may change its folder after it has started Ray, whose workers stay in the first one."""
     path = cfg.model.path
     local = os.path.exists(os.path.expanduser(path))  # else it is the name of a model on the hub
     return replace(

@@ -73,7 +73,7 @@ class Gate:
         self.lease = Lease(0.0, 0)  # the limiter's last answer; before it, nothing may be sent
         self._permits: deque[tuple[float, float]] = deque()  # (valid from on our clock, tokens)
         self.in_flight = 0
-        self.alone_since_s = -math.inf  # no other worker has had requests since
+        self.alone_since_s = -math.inf  # no other worker has had requests since this time
         self._clock_s = math.inf  # upper bound of the limiter's clock minus ours
         self._trip_s: float | None = None
         self._asked_s = math.inf  # first report since the last answer

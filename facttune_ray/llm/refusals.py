@@ -6,8 +6,9 @@ It stops the run when IN_A_ROW different requests were refused without an answer
 when nothing else runs and no request was ever answered. Answers in the ledger count, because a
 worker may begin anew in the middle of a run.
 
-A 429 usually concerns the whole cluster. A request that gets one 429 after another while other
-requests are answered is larger than the limit, and fails alone.
+A 429 usually concerns the whole cluster. A request that gets one 429 after another is larger than the
+limit, and fails alone, if other requests are answered meanwhile, or if for over a minute neither this
+worker nor another one has sent any other request.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Refusals:
 
     def throttled(self, request: Throttled, now_s: float, alone_since_s: float) -> bool:
         """Record a 429 of this request. Return whether it concerns the cluster's limit.
-        `alone_since_s`: no other worker has had requests since then."""
+        `alone_since_s`: no other worker has had requests since this time."""
         first = request.times == 0
         alone = not first and self._throttled == request.throttled  # no other request got a 429
         answered = self._answered.total()

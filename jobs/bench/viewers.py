@@ -1,7 +1,7 @@
 """Tasks of a reader in three viewers of the same responses, driven in Chromium.
 
-The seconds of a task end when what the reader looks for is on the page. Clicks are those of the
-shortest way that the viewer offers. A task that a viewer cannot do has no entry.
+The seconds of a task end when what the reader looks for is on the page. A task that a viewer does
+not offer has no entry.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ import facttune_ray
 MODELS = ("base", "facttune_fs")
 WAIT_S = 60.0  # for a server to listen, or for something to be on a page
 Responses = dict[str, list[dict[str, Any]]]
-# (what is done, clicks, steps on a page of playwright)
-Task = tuple[str, int, Callable[[Any], Any]]
 
 
 def responses(run: str) -> Responses:
-    """The test responses of two models, each with its judged facts."""
+    """The test responses of two models, each with its judged facts and its score."""
     opened, found = facttune_ray.load(run), {}
     for model in MODELS:
         scope = next(s for s in opened.tables["responses"] if s.startswith(model) and "test" in s)
@@ -43,28 +41,21 @@ def responses(run: str) -> Responses:
         rows = opened.responses.filter(scope=scope).to_table().to_pylist()
         found[model] = [
             {k: r[k] for k in ("topic", "sample", "prompt", "text")}
-            | {"facts": facts.get(r["response_id"], [])}
+            | {"facts": some, "score": sum(f["supported"] for f in some) / max(1, len(some))}
             for r in rows
+            for some in [facts.get(r["response_id"], [])]
         ]
     return found
 
 
-def score(response: Mapping[str, Any]) -> float:
-    facts = response["facts"]
-    return sum(f["supported"] for f in facts) / max(1, len(facts))
-
-
 def worst(rows: Sequence[Mapping[str, Any]]) -> str:
     """The first response, by name, of those with the lowest score: as Inspect sorts them."""
-    name = min(rows, key=lambda r: (score(r), r["topic"], r["sample"]))
+    name = min(rows, key=lambda r: (r["score"], r["topic"], r["sample"]))
     return f"{name['topic']} {name['sample']}"
 
 
 def write(found: Responses, folder: Path) -> Path:
     """Write the responses for both other viewers. -> data.json"""
-    for rows in found.values():
-        for r in rows:
-            r["score"] = score(r)
     data = folder / "data.json"
     data.write_text(json.dumps(found))
     tests = [
@@ -153,88 +144,101 @@ def _served(command: list[str], port: int, environment: dict[str, str]) -> Itera
             os.killpg(server.pid, 15)
 
 
-def tasks(run: str, inspect_url: str, promptfoo_url: str, name: str) -> dict[str, list[Task]]:
-    """Viewer -> its tasks, which follow one another on one page. `name`: the worst response."""
-    page = (Path(run).absolute() / "report.html").as_uri()
-    wrong = "#cards li.false"
-    details = "View output and test details"
-    return {
-        "report": [
-            ("open", 0, lambda p: (p.goto(page), p.wait_for_selector("#cards[aria-busy=false]"))),
-            ("worst response", 1, lambda p: (_sort(p), p.wait_for_selector(wrong))),
-            ("evidence", 1, lambda p: (_click(p, f"{wrong} summary"), _see(p, f"{wrong} dl.why"))),
-            ("judge", 1, lambda p: (_click(p, f"{wrong} .tools button"), _see(p, "#cards .trace"))),
-            ("link", 1, lambda p: (_click(p, f"{wrong} .tools a"), _named(p, "fact="))),
-            ("print", 1, lambda p: p.pdf()),
-        ],
-        "inspect": [
-            ("open", 0, lambda p: (p.goto(inspect_url), _see(p, "text=local/base"))),
-            (
-                "worst response",
-                2,
-                lambda p: (
-                    _click(p, "text=local/base"),
-                    p.get_by_text("Score", exact=True).last.click(),
-                    _see(p, f"text={name}"),
-                ),
-            ),
-            (
-                "evidence",
-                2,
-                lambda p: (
-                    _click(p, f"text={name}"),
-                    p.get_by_text("Scoring", exact=True).first.click(),
-                    _see(p, "text=Explanation"),
-                ),
-            ),
-            (
-                "judge",
-                1,
-                lambda p: (
-                    p.get_by_text("Transcript", exact=True).first.click(),
-                    _see(p, "text=Is this fact supported?"),
-                ),
-            ),
-            ("link", 0, lambda p: _named(p, "samples/sample/")),
-            ("print", 1, lambda p: p.pdf()),
-        ],
-        "promptfoo": [
-            ("open", 0, lambda p: (p.goto(promptfoo_url), _see(p, f"[aria-label='{details}']"))),
-            (
-                "evidence",
-                2,
-                lambda p: (
-                    _click(p, f"[aria-label='{details}']"),
-                    p.get_by_text("Evaluation", exact=True).first.click(),
-                    _see(p, "text=Reason"),
-                ),
-            ),
-            ("link", 0, lambda p: _named(p, "rowId=")),
-            ("print", 1, lambda p: p.pdf()),
-        ],
-    }
+class Reader:
+    """A reader of one page of Chromium, whose clicks are counted."""
+
+    def __init__(self, page: Any) -> None:
+        page.set_default_timeout(1000 * WAIT_S)
+        self.page, self.clicks = page, 0
+
+    def click(self, what: str | Any) -> None:
+        """`what`: a selector, of which the first match counts, or a locator."""
+        (self.page.locator(what).first if isinstance(what, str) else what).click()
+        self.clicks += 1
+
+    def choose(self, selector: str, value: str) -> None:
+        self.page.select_option(selector, value)
+        self.clicks += 1
+
+    def see(self, selector: str) -> None:
+        self.page.locator(selector).first.wait_for()
+
+    def address_has(self, part: str) -> None:
+        self.page.wait_for_function("part => location.href.includes(part)", arg=part)
 
 
-def _sort(page: Any) -> Any:
-    page.select_option("#by-sort", "response")
-    return page.wait_for_selector("#cards[aria-busy=false]")
+# Each viewer yields the name of a task when its aim is on the page. All tasks follow on one page.
 
 
-def _click(page: Any, selector: str) -> Any:
-    return page.locator(selector).first.click()
+def read_report(r: Reader, address: str, worst: str) -> Iterator[str]:
+    ready, wrong = "#cards[aria-busy=false]", "#cards li.false"
+    r.page.goto(address)
+    r.see(ready)
+    yield "open"
+    r.choose("#by-sort", "response")
+    r.see(f"{ready} li.false")
+    yield "worst response"
+    r.click(f"{wrong} summary")
+    r.see(f"{wrong} dl.why")
+    yield "evidence"
+    r.click(f"{wrong} .tools button")
+    r.see("#cards .trace")
+    yield "judge"
+    r.click(f"{wrong} .tools a")
+    r.address_has("fact=")
+    yield "link"
+    r.page.pdf()
+    yield "print"
 
 
-def _see(page: Any, selector: str) -> Any:
-    return page.locator(selector).first.wait_for()
+def read_inspect(r: Reader, address: str, worst: str) -> Iterator[str]:
+    def named(text: str) -> Any:
+        return r.page.get_by_text(text, exact=True)
+
+    r.page.goto(address)
+    r.see("text=local/base")
+    yield "open"
+    r.click("text=local/base")
+    r.click(named("Score").last)
+    r.see(f"text={worst}")
+    yield "worst response"
+    r.click(f"text={worst}")
+    r.click(named("Scoring").first)
+    r.see("text=Explanation")
+    yield "evidence"
+    r.click(named("Transcript").first)
+    r.see("text=Is this fact supported?")
+    yield "judge"
+    r.address_has("samples/sample/")
+    yield "link"
+    r.page.pdf()
+    yield "print"
 
 
-def _named(page: Any, part: str) -> Any:
-    """Wait until the address names the item."""
-    return page.wait_for_function("part => location.href.includes(part)", arg=part)
+def read_promptfoo(r: Reader, address: str, worst: str) -> Iterator[str]:
+    details = "[aria-label='View output and test details']"
+    r.page.goto(address)
+    r.see(details)
+    yield "open"
+    r.click(details)
+    r.click(r.page.get_by_text("Evaluation", exact=True).first)
+    r.see("text=Reason")
+    yield "evidence"
+    r.address_has("rowId=")
+    yield "link"
+    r.page.pdf()
+    yield "print"
 
 
-def measure(viewers: Mapping[str, list[Task]], repeats: int) -> list[dict[str, Any]]:
-    """[{"viewer", "task", "clicks", "seconds": the median}]"""
+VIEWERS: dict[str, Callable[[Reader, str, str], Iterator[str]]] = {
+    "report": read_report,
+    "inspect": read_inspect,
+    "promptfoo": read_promptfoo,
+}
+
+
+def measure(addresses: Mapping[str, str], worst: str, repeats: int) -> list[dict[str, Any]]:
+    """[{"viewer", "task", "clicks", "seconds": the median}]. `addresses`: viewer -> its page."""
     from playwright.sync_api import sync_playwright
 
     took: dict[tuple[str, str, int], list[float]] = {}
@@ -243,13 +247,13 @@ def measure(viewers: Mapping[str, list[Task]], repeats: int) -> list[dict[str, A
         options = ["--no-sandbox", "--disable-gpu"]
         browser = playwright.chromium.launch(executable_path=binary, args=options)
         for _ in range(repeats):
-            for viewer, steps in viewers.items():
+            for viewer, read in VIEWERS.items():
                 page = browser.new_page(viewport={"width": 1280, "height": 900})
-                page.set_default_timeout(1000 * WAIT_S)
-                for task, clicks, step in steps:
-                    began_s = time.monotonic()
-                    step(page)
-                    took.setdefault((viewer, task, clicks), []).append(time.monotonic() - began_s)
+                reader, clicks, began_s = Reader(page), 0, time.monotonic()
+                for task in read(reader, addresses[viewer], worst):
+                    key = viewer, task, reader.clicks - clicks
+                    took.setdefault(key, []).append(time.monotonic() - began_s)
+                    clicks, began_s = reader.clicks, time.monotonic()
                 page.close()
         browser.close()
     return [
