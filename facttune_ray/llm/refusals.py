@@ -6,9 +6,9 @@ It stops the run when IN_A_ROW different requests were refused without an answer
 when nothing else runs and no request was ever answered. Answers in the ledger count, because a
 worker may begin anew in the middle of a run.
 
-A 429 usually concerns the whole cluster. A request that gets one 429 after another is larger than the
-limit, and fails alone, if other requests are answered meanwhile, or if for over a minute neither this
-worker nor another one has sent any other request.
+A 429 usually concerns the whole cluster. A request that gets one 429 after another is larger than
+the limit, and fails alone, if other requests are answered meanwhile, or if for over a minute
+neither this worker nor another one has sent any other request.
 """
 
 from __future__ import annotations
